@@ -1,505 +1,374 @@
 """Draw simulated H&E lung tissue in three classes, with exact ground truth.
 
-Haematoxylin and eosin concentration maps become light by Beer-Lambert (Ruifrok and Johnston 2001).
+Used as the embedded sample where no images are at hand, to pretrain the embedded base model, and
+to test what measures nuclei. `lungkit.tissue` lays a tile out; here it gets stain concentrations,
+and those become light by the Beer-Lambert law, I = I0 exp(-(H h + E e + R r)), with stain vectors,
+staining strength, light, focus and noise of the patient's slide (Ruifrok and Johnston 2001, Anal
+Quant Cytol Histol 23:291). So colour deconvolution means on these tiles what it means on slides.
+
+Writes <output>/
+  images/<class>/<patient>_<number>.png     RGB
+  groups.csv                                file_name, label, group (the patient)
+  truth/nuclei/<class>/<same>.png           uint16 labels, 0 background
+  truth/tissue/<class>/<same>.png           0 air, 255 tissue
+  truth/centroids.csv                       file_name, centroid_x_px, centroid_y_px
+  sample.json                               options and every file with its SHA-256
+
+A patient has one disease and gives tiles of it and of lung without tumour, as a resection does, so
+patients span classes and the stain of a patient tells nothing about the class. The directory
+appears complete or not at all; running the same command again finds it complete.
+
+Exit status: 0 complete, 1 bad data or failed run, 2 bad options.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
+import numpy as np  # OpenCV is imported where it is used: --help must not wait for it
+
+from lungkit import cli, files
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
-
-FIELD_UM = 180.0  # side of a tile, as LC25000's: its red cells (6 um when fixed) are 1/30 of a tile
-LAYOUT_PX = 224  # tissue is laid out on this grid, so the layout does not depend on image_size
-LAYOUT_UM = FIELD_UM / LAYOUT_PX
-PAD_PX = 24  # the layout reaches this far beyond the tile: structures are cut, never bent, at its border
-CANVAS_PX = 448  # the smallest raster drawn; smaller images are its area averages
-RED_CELL = np.array([0.08, 0.84, 0.54], np.float32)
+CANVAS_PX = 336  # the smallest raster drawn; smaller images are its area averages
+RED_CELL = np.array([0.05, 0.80, 0.60], np.float32)  # haemoglobin with eosin: redder than eosin alone
 
 
 @dataclass(frozen=True)
 class Tile:
-    image: np.ndarray
-    nuclei: np.ndarray
-    centroids: np.ndarray
-    tissue: np.ndarray
+    """One tile and its truth; H = W = image_size, covering 180 um."""
+
+    image: np.ndarray  # uint8 [H, W, 3], RGB
+    nuclei: np.ndarray  # int32 [H, W], 0 background, 1..N as visible
+    centroids: np.ndarray  # float32 [N, 2], (x, y) px of each nucleus as visible, row i is label i + 1
+    tissue: np.ndarray  # bool [H, W], false in air; blood and macrophages in air are tissue
     label: str
     patient: int
 
 
 @dataclass(frozen=True)
-class Patient:
-    stains: np.ndarray
-    strength: np.ndarray
-    light: np.ndarray
+class Slide:
+    """How one patient's slide was stained and scanned."""
+
+    stains: np.ndarray  # float32 [3, 3], rows haematoxylin, eosin, red cells; columns R, G, B
+    strength: np.ndarray  # float32 [3], factor on each concentration
+    light: np.ndarray  # float32 [3], bare glass, 0..1
     blur_um: float
-    noise: float
-    size: float
-    pleomorphism: float
-    nucleoli: float
-    vesicular: float
-    keratin: float
-    differentiation: float
-    inflammation: float
+    grain: float  # deviation of camera noise, 0..1
+    mottle: float  # uneven staining and lighting across a tile
 
 
-def draw_patient(patient, seed):
-    rng = np.random.default_rng([seed, patient, 101])
-    stains = np.array([[0.650, 0.704, 0.286], [0.092, 0.954, 0.283]])
-    stains = np.clip(stains + rng.normal(0, [[0.06], [0.05]], (2, 3)), 0.02, None)
-    stains /= np.linalg.norm(stains, axis=1, keepdims=True)
-    return Patient(
-        stains=stains.astype(np.float32),
-        strength=np.exp(rng.normal(0, [0.22, 0.3])).astype(np.float32),
-        light=(rng.uniform(0.86, 0.99) * np.clip(1 + rng.normal(0, 0.03, 3), 0.9, 1.02)).astype(np.float32),
-        blur_um=rng.uniform(0.3, 0.9),
-        noise=rng.uniform(0.004, 0.015),
-        size=np.exp(rng.normal(0, 0.12)),
-        pleomorphism=rng.uniform(0.08, 0.3),
-        nucleoli=rng.beta(1.5, 2),
-        vesicular=rng.uniform(0.1, 0.9),
-        keratin=rng.beta(1.2, 1.5),
-        differentiation=rng.beta(1.6, 1.2),
-        inflammation=rng.beta(1.2, 4),
-    )
+def draw_slide(rng):
+    """Draw one patient's slide: stain vectors around Ruifrok and Johnston's, ranges ours."""
+    haematoxylin = [rng.uniform(0.56, 0.70), 0, rng.uniform(0.20, 0.34)]  # published 0.650, 0.286
+    eosin = [rng.uniform(0.04, 0.20), 0, rng.uniform(0.08, 0.34)]  # published 0.072, 0.105
+    for vector in (haematoxylin, eosin):
+        vector[1] = np.sqrt(1 - vector[0] ** 2 - vector[2] ** 2)
+    light = rng.uniform(0.86, 0.99) * np.clip(rng.normal(1, 0.03, 3), 0.92, 1.01)
+    return Slide(stains=np.array([haematoxylin, eosin, RED_CELL], np.float32),
+                 strength=np.exp(rng.normal(0, [0.25, 0.30, 0.15])).astype(np.float32),
+                 light=light.astype(np.float32), blur_um=rng.uniform(0.25, 0.8),
+                 grain=rng.uniform(0.004, 0.015), mottle=rng.uniform(0.02, 0.12))
 
 
-# --- layout -------------------------------------------------------------------------------------
-
-def _noise(rng, scale_um, field_um=FIELD_UM, size=LAYOUT_PX, stretch=1.0):
-    """Smooth unit-variance noise float32 [size, size] with features of about scale_um."""
-    import cv2
-
-    rows, cols = (max(2, round(field_um / s)) + 3 for s in (scale_um, scale_um * stretch))
-    grid = rng.standard_normal((rows, cols)).astype(np.float32)
-    field = cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
-    return field / 0.75
-
-
-def _pad_noise(rng, scale_um):
-    return _noise(rng, scale_um, FIELD_UM + 2 * PAD_PX * LAYOUT_UM, LAYOUT_PX + 2 * PAD_PX)
-
-
-def _lattice(rng, spacing_um, jitter):
-    """Jittered hexagonal lattice float64 [N, 2] in um over the padded field."""
-    low, high = -PAD_PX * LAYOUT_UM, FIELD_UM + PAD_PX * LAYOUT_UM
-    step = spacing_um * np.sqrt(3) / 2
-    start = low + rng.uniform(-1, 0, 2) * spacing_um
-    ys = np.arange(start[1], high, step)
-    xs = np.arange(start[0], high, spacing_um)
-    grid = np.stack(np.meshgrid(xs, ys), -1)
-    grid[1::2, :, 0] += spacing_um / 2
-    points = grid.reshape(-1, 2) + rng.normal(0, jitter * spacing_um, (grid.size // 2, 2))
-    return rng.permutation(points)
-
-
-def _at(field, points_um):
-    """Values of a padded layout field at points in um."""
-    index = np.clip(np.round(points_um / LAYOUT_UM - 0.5).astype(int) + PAD_PX, 0, field.shape[0] - 1)
-    return field[index[:, 1], index[:, 0]]
-
-
-def _walls(rng, spacing_um, warp_um, merge):
-    """Distance in um to the walls between the cells of a warped, partly merged Voronoi diagram."""
-    import cv2
-
-    side = LAYOUT_PX + 2 * PAD_PX
-    seeds = _lattice(rng, spacing_um, 0.22)
-    index = np.round(seeds / LAYOUT_UM).astype(int) + PAD_PX
-    inside = ((index >= 0) & (index < side)).all(1)
-    index = index[inside]
-    canvas = np.full((side, side), 255, np.uint8)
-    canvas[index[:, 1], index[:, 0]] = 0
-    _, cells = cv2.distanceTransformWithLabels(canvas, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    group = np.arange(cells.max() + 1)
-    joined = rng.random(group.size) < merge
-    group[joined] = rng.permutation(group)[joined]
-    cells = group[cells].astype(np.float32)
-    y, x = np.mgrid[:side, :side].astype(np.float32)
-    dx, dy = (_pad_noise(rng, 45) * warp_um + _pad_noise(rng, 16) * warp_um * 0.3 for _ in range(2))
-    cells = cv2.remap(cells, x + dx / LAYOUT_UM, y + dy / LAYOUT_UM, cv2.INTER_NEAREST,
-                      borderMode=cv2.BORDER_REPLICATE)
-    wall = cv2.dilate(cells, np.ones((3, 3))) != cells
-    distance = cv2.distanceTransform((~wall).astype(np.uint8), cv2.DIST_L2, 5) * LAYOUT_UM
-    return cv2.GaussianBlur(np.minimum(distance, FIELD_UM), (0, 0), 2.5)  # no wall at all: far from one
-
-
-def _along(field, level, spacing_um, rng):
-    """Points [N, 2] in um at even steps along the level lines of a padded field."""
-    import cv2
-
-    lines, _ = cv2.findContours((field > level).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    points = []
-    for line in lines:
-        line = line[:, 0].astype(float)
-        if len(line) < 8:
-            continue
-        line = np.vstack([line, line[:1]])
-        arc = np.r_[0, np.cumsum(np.hypot(*np.diff(line, axis=0).T))] * LAYOUT_UM
-        at = np.arange(rng.uniform(0, spacing_um), arc[-1], spacing_um)
-        at = at + rng.normal(0, 0.12 * spacing_um, at.size)
-        points.append(np.stack([np.interp(at, arc, line[:, k]) for k in (0, 1)], 1))
-    if not points:
-        return np.zeros((0, 2))
-    return (np.concatenate(points) - PAD_PX + 0.5) * LAYOUT_UM
-
-
-NUCLEUS = np.dtype([(n, np.float32) for n in
-                    ("x", "y", "a", "b", "angle", "density", "vesicle", "nucleolus", "cell")])
-
-
-def _nuclei(rng, points, a, b, angle, density, vesicle=0.0, nucleolus=0.0, cell=0.0, spread=0.12):
-    """Nuclei at points: semi-axes a >= b in um, spread is the log deviation of their size."""
-    out = np.zeros(len(points), NUCLEUS)
-    out["x"], out["y"] = points.T if len(points) else (0, 0)
-    size = np.exp(rng.normal(0, spread, len(points)))
-    shape = np.exp(rng.normal(0, 0.1, len(points)))
-    out["a"], out["b"] = a * size * shape, b * size / shape
-    out["angle"] = angle
-    out["density"] = density * np.exp(rng.normal(0, 0.14, len(points)))
-    out["vesicle"] = np.clip(vesicle + rng.normal(0, 0.15, len(points)), 0, 1)
-    out["nucleolus"] = rng.random(len(points)) < nucleolus
-    out["cell"] = cell
-    return out
-
-
-def _tangent(field):
-    """Direction in radians along the level lines of a padded field."""
-    import cv2
-
-    smooth = cv2.GaussianBlur(field, (0, 0), 3)
-    gx, gy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
-    return np.arctan2(gx, -gy)
-
-
-@dataclass
-class Scene:
-    air: np.ndarray
-    epithelium: np.ndarray
-    nuclei: np.ndarray
-    red_cells: np.ndarray
-    pearls: np.ndarray
-    flow: np.ndarray
-    cyto_eosin: float = 0.4
-    cyto_haem: float = 0.3
-    border: float = 0.0
-    stroma_eosin: float = 0.5
-    keratin: float = 0.0
-    vacuoles: float = 0.0
-    debris: float = 0.0
-
-
-def _stroma_nuclei(rng, where, flow, person, lymphocytes):
-    """Fibroblasts along the fibres and clustered lymphocytes where the padded mask is true."""
-    spots = _lattice(rng, 13, 0.25)
-    spots = spots[_at(where, spots) & (rng.random(len(spots)) < 0.5)]
-    spindle = _nuclei(rng, spots, 5.0, 1.4, _at(flow, spots) + rng.normal(0, 0.25, len(spots)), 1.5, 0.1,
-                      spread=0.2)
-    spots = _lattice(rng, 7.6, 0.12)
-    crowd = _at(_pad_noise(rng, 40), spots)
-    spots = spots[_at(where, spots) & (crowd > 1.6 - 2.2 * lymphocytes) & (rng.random(len(spots)) < 0.8)]
-    small = _nuclei(rng, spots, 3.0, 2.7, rng.uniform(0, np.pi, len(spots)), 2.0, 0.05, spread=0.08)
-    return np.concatenate([small, spindle])
-
-
-def _blood(rng, where, share, spacing=6.5):
-    """Red cells, clustered where the padded mask is true; share is about the covered part."""
-    spots = _lattice(rng, spacing, 0.17)
-    crowd = _at(_pad_noise(rng, 35), spots)
-    spots = spots[_at(where, spots) & (crowd > 1.9 - 3.2 * share) & (rng.random(len(spots)) < 0.75)]
-    return _nuclei(rng, spots, 3.1, 2.4, rng.uniform(0, np.pi, len(spots)), 1.0, spread=0.12)
-
-
-def _benign(rng, person):
-    kind = rng.choice(4, p=[0.55, 0.15, 0.18, 0.12])  # alveolar, fibrosis, inflamed, collapsed
-    spacing = [rng.uniform(60, 110), rng.uniform(60, 95), rng.uniform(60, 100), rng.uniform(32, 50)][kind]
-    wall = _walls(rng, spacing, rng.uniform(5, 11), rng.uniform(0.15, 0.5))
-    thick = [rng.uniform(3.0, 5.5), rng.uniform(9, 18), rng.uniform(5, 10), rng.uniform(4.5, 7)][kind]
-    field = wall - thick * np.clip(1 + 0.45 * _pad_noise(rng, 28), 0.05, 2.5)
-    tissue, flow = field < 0, _tangent(wall)
-    spots = _lattice(rng, 8.2, 0.2)
-    keep = _at(tissue, spots) & (rng.random(len(spots)) < [0.62, 0.35, 0.5, 0.6][kind])
-    spots = spots[keep]
-    lining = _nuclei(rng, spots, 3.7, 2.3, _at(flow, spots) + rng.normal(0, 0.3, len(spots)), 1.7, 0.2,
-                     nucleolus=0.05, spread=0.2)
-    groups = [lining]
-    if kind in (1, 2):
-        groups.append(_stroma_nuclei(rng, tissue, flow, person, [0.2, 0.2, 0.75, 0][kind]))
-    macro = _lattice(rng, 26, 0.3)
-    macro = macro[(_at(field, macro) > 5) & (rng.random(len(macro)) < rng.beta(1, 5))]
-    groups.append(_nuclei(rng, macro, 3.8, 3.3, 0.0, 1.4, 0.4, cell=2))
-    blood = _blood(rng, field > 3, rng.beta(1, 3.5))
-    capillaries = _blood(rng, (field < 0) & (field > -thick), rng.uniform(0.3, 0.75), 5.5)
-    return Scene(field, np.zeros_like(tissue), np.concatenate(groups), np.concatenate([blood, capillaries]),
-                 np.zeros((0, 3)), flow, stroma_eosin=rng.uniform(0.4, 0.65), debris=rng.beta(1, 6))
-
-
-def _adeno(rng, person):
-    weights = np.array([0.5, 0.25, 0.5 * (1.4 - person.differentiation)]) * [1, 1, 1]
-    kind = rng.choice(3, p=weights / weights.sum())  # acinar, lepidic or papillary, solid
-    size = 5.6 * person.size * np.exp(rng.normal(0, 0.06))
-    spacing = [rng.uniform(55, 95), rng.uniform(70, 120), rng.uniform(90, 170)][kind]
-    wall = _walls(rng, spacing, rng.uniform(4, 10), rng.uniform(0.1, 0.4))
-    stroma = [rng.uniform(4, 14), rng.uniform(2.5, 7), rng.uniform(3, 10)][kind] * np.clip(
-        1 + 0.5 * _pad_noise(rng, 40), 0.1, 3)
-    depth = wall - stroma
-    height = [rng.uniform(2.6, 4.2), rng.uniform(2.0, 3.2), 40][kind] * size * np.clip(
-        1 + 0.25 * _pad_noise(rng, 30), 0.4, 2)
-    air = depth - height
-    if kind == 2:
-        air = (_pad_noise(rng, 22) - rng.uniform(1.5, 3.2)) * 8 - 6 * (depth < 4)
-    epithelium, flow = (depth > 0) & (air < 0), _tangent(wall)
-    rows = []
-    if kind < 2:
-        row = 0.75 * size
-        while row < 5 * size:
-            ring = _along(depth, row, 1.75 * size, rng)
-            ring = ring + rng.normal(0, 0.16 * size, ring.shape)
-            fit = _at(air, ring) < -0.8 * size
-            first = row < size
-            rows.append(ring[fit & (rng.random(len(ring)) < (0.95 if first else 0.6))])
-            row += 2.0 * size
-    else:
-        spots = _lattice(rng, 2.55 * size, 0.13)
-        rows.append(spots[(_at(depth, spots) > 0.5 * size) & (_at(air, spots) < -2) & (
-            rng.random(len(spots)) < 0.93)])
-    spots = np.concatenate(rows)
-    upright = _at(flow, spots) + np.pi / 2 + rng.normal(0, 0.35, len(spots))
-    ratio = rng.uniform(1.05, 1.5) if kind < 2 else rng.uniform(1.05, 1.25)
-    tumour = _nuclei(rng, spots, size * ratio ** 0.5, size / ratio ** 0.5, upright, 1.25,
-                     person.vesicular, 0.2 + 0.7 * person.nucleoli, 1, person.pleomorphism)
-    other = _stroma_nuclei(rng, depth < -1, flow, person, person.inflammation + 0.15)
-    blood = np.concatenate([_blood(rng, depth < -2, rng.beta(1.2, 4)), _blood(rng, air > 3, rng.beta(1, 7))])
-    return Scene(air, epithelium, np.concatenate([tumour, other]), blood, np.zeros((0, 3)), flow,
-                 cyto_eosin=rng.uniform(0.3, 0.55), cyto_haem=rng.uniform(0.15, 0.4),
-                 border=rng.normal(0, 0.04), stroma_eosin=rng.uniform(0.4, 0.65),
-                 keratin=0.02, vacuoles=rng.beta(1.3, 3), debris=rng.beta(1, 3))
-
-
-def _squamous(rng, person):
-    size = 5.4 * person.size * np.exp(rng.normal(0, 0.06))
-    spacing = rng.uniform(80, 190)
-    wall = _walls(rng, spacing, rng.uniform(5, 12), rng.uniform(0.1, 0.5))
-    stroma = rng.uniform(2, 12) * np.clip(1 + 0.6 * _pad_noise(rng, 45), 0.0, 3)
-    depth, flow = wall - stroma, _tangent(wall)
-    air = (_pad_noise(rng, 30) - rng.uniform(1.8, 3.5)) * 8
-    air = np.where(depth > 0, np.minimum(air, 6 - depth), air)  # clefts
-    epithelium = (depth > 0) & (air < 0)
-    keratin = person.keratin * rng.uniform(0.4, 1.2)
-    pearls = _lattice(rng, rng.uniform(60, 95), 0.2)
-    pearls = pearls[(_at(depth, pearls) > 12) & (rng.random(len(pearls)) < keratin)]
-    pearls = np.c_[pearls, rng.uniform(14, 30, len(pearls))]
-    spots = _lattice(rng, size * rng.uniform(2.5, 3.4), 0.13)
-    spots = spots[(_at(depth, spots) > 0.4 * size) & (_at(air, spots) < -2) & (rng.random(len(spots)) < 0.95)]
-    stream = _at(flow, spots) * rng.integers(0, 2) + _at(_pad_noise(rng, 90), spots)
-    ratio = rng.uniform(1.1, 2.0)
-    tumour = _nuclei(rng, spots, size * ratio ** 0.5, size / ratio ** 0.5, stream + rng.normal(0, 0.3, len(spots)),
-                     1.25, person.vesicular, 0.1 + 0.5 * person.nucleoli, 1, person.pleomorphism)
-    for x, y, radius in pearls:
-        gap = np.hypot(tumour["x"] - x, tumour["y"] - y)
-        tumour = tumour[gap > 0.62 * radius]
-        gap = np.hypot(tumour["x"] - x, tumour["y"] - y)
-        near = gap < 1.5 * radius
-        around = np.arctan2(tumour["y"] - y, tumour["x"] - x) + np.pi / 2
-        tumour["angle"][near] = around[near]
-        tumour["a"][near] *= 1.1
-        tumour["b"][near] *= 0.6
-    other = _stroma_nuclei(rng, depth < -1, flow, person, person.inflammation + 0.15)
-    blood = np.concatenate([_blood(rng, depth < -2, rng.beta(1.2, 4)), _blood(rng, air > 3, rng.beta(1, 7))])
-    return Scene(air, epithelium, np.concatenate([tumour, other]), blood, pearls, flow,
-                 cyto_eosin=rng.uniform(0.4, 0.65), cyto_haem=rng.uniform(0.15, 0.4),
-                 border=rng.normal(0.06, 0.06) - 0.1, stroma_eosin=rng.uniform(0.4, 0.65),
-                 keratin=0.02 + 0.15 * keratin, vacuoles=rng.beta(1, 6), debris=rng.beta(1, 4))
-
-
-# --- rendering ----------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 def _outlines(rng, cells, scale):
-    """Polygons int32 [N, 24, 2] in 1/16 px: ellipses bent by low harmonics."""
+    """Polygons int32 [N, 24, 2] in 1/16 px: ellipses bent by low harmonics. scale is px per um."""
     turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    bend = 1 + sum(rng.normal(0, 0.09 / k, (len(cells), 1)) * np.cos(k * turn + rng.uniform(0, 7, (len(cells), 1)))
-                   for k in (2, 3, 4))
-    u, v = cells["a"][:, None] * np.cos(turn) * bend, cells["b"][:, None] * np.sin(turn) * bend
+    bend = np.ones((len(cells), 24))
+    for order in (2, 3, 4):
+        phase = rng.uniform(0, 2 * np.pi, (len(cells), 1))
+        bend += rng.normal(0, 0.1 / order, (len(cells), 1)) * np.cos(order * turn + phase)
+    u, v = cells["a"][:, None] * bend * np.cos(turn), cells["b"][:, None] * bend * np.sin(turn)
     c, s = np.cos(cells["angle"])[:, None], np.sin(cells["angle"])[:, None]
-    xy = np.stack([cells["x"][:, None] + c * u - s * v, cells["y"][:, None] + s * u + c * v], -1)
-    return np.round((xy * scale - 0.5) * 16).astype(np.int32)
+    outline = np.stack([cells["x"][:, None] + c * u - s * v, cells["y"][:, None] + s * u + c * v], -1)
+    return np.round((outline * scale - 0.5) * 16).astype(np.int32)
 
 
-def _prune(cells):
-    """Drop nuclei far outside the tile, and of two that overlap much the later one."""
+def _separate(cells, field_um):
+    """Drop cells outside the tile and, of two that overlap much, the later one."""
     from scipy.spatial import cKDTree
 
-    reach = np.maximum(cells["a"], cells["b"])
-    seen = ((cells["x"] > -reach) & (cells["x"] < FIELD_UM + reach)
-            & (cells["y"] > -reach) & (cells["y"] < FIELD_UM + reach))
-    cells = cells[seen]
-    if not len(cells):
-        return cells
     points = np.stack([cells["x"], cells["y"]], 1)
-    pairs = cKDTree(points).query_pairs(2 * float(reach.max()), output_type="ndarray")
+    seen = ((points > -cells["a"][:, None]) & (points < field_um + cells["a"][:, None])).all(1)
+    cells, points = cells[seen], points[seen]
+    if len(cells) < 2:
+        return cells
     radius = np.sqrt(cells["a"] * cells["b"])
+    pairs = cKDTree(points).query_pairs(2 * float(radius.max()), output_type="ndarray")
     gap = np.hypot(*(points[pairs[:, 0]] - points[pairs[:, 1]]).T)
-    pairs = np.sort(pairs[gap < 0.82 * (radius[pairs[:, 0]] + radius[pairs[:, 1]])], axis=1)
-    dropped = np.zeros(len(cells), bool)
-    for first, second in pairs[np.argsort(pairs[:, 0], kind="stable")]:
-        if not dropped[first]:
-            dropped[second] = True
-    return cells[~dropped]
+    pairs = np.sort(pairs[gap < 0.85 * radius[pairs].sum(1)], axis=1)
+    kept = np.ones(len(cells), bool)
+    for first, second in pairs[np.lexsort(pairs.T[::-1])]:
+        kept[second] &= not kept[first]
+    return cells[kept]
 
 
-def _label_map(polygons, size):
+def _label_map(outlines, size):
+    """Fill outlines into int32 [size, size] with labels 1..N; earlier cells lie on top."""
     import cv2
 
     labels = np.zeros((size, size), np.int32)
-    for i in range(len(polygons), 0, -1):  # earlier nuclei lie on top
-        cv2.fillPoly(labels, [polygons[i - 1]], i, cv2.LINE_8, 4)
+    for label in range(len(outlines), 0, -1):
+        cv2.fillPoly(labels, [outlines[label - 1]], label, cv2.LINE_8, 4)
     return labels
 
 
 def _centroids(labels, count):
-    """Centroids float64 [count, 2] (x, y) and areas [count] of labels 1..count."""
-    ys, xs = np.nonzero(labels)
-    ids = labels[ys, xs]
+    """Mean pixel position float64 [count, 2] (x, y) and area [count] of labels 1..count."""
+    y, x = np.nonzero(labels)
+    ids = labels[y, x]
     area = np.bincount(ids, minlength=count + 1)[1:]
-    sums = np.stack([np.bincount(ids, v, count + 1)[1:] for v in (xs, ys)], 1)
-    return sums / np.maximum(area, 1)[:, None], area
+    total = np.stack([np.bincount(ids, axis, count + 1)[1:] for axis in (x, y)], 1)
+    return total / np.maximum(area, 1)[:, None], area
 
 
-def _soft(mask_field, size, width_um):
-    """Crop a padded signed field (um) to the tile, enlarge it, and turn it into a soft mask in 0..1."""
+def _visible(labels, count, least_area):
+    """Keep labels of at least least_area px that hold their own centroid; number them 1..N anew.
+
+    Returns the new labels, their centroids and a bool [count] telling which were kept.
+    """
+    centre, area = _centroids(labels, count)
+    x, y = np.round(centre).astype(int).T
+    kept = (area >= max(least_area, 1)) & (labels[y, x] == np.arange(1, count + 1))
+    return np.r_[0, np.cumsum(kept) * kept].astype(np.int32)[labels], centre[kept], kept
+
+
+class _Texture(NamedTuple):
+    """Noise of three scales and pixel coordinates in um, all float32 [size, size]."""
+
+    fine: np.ndarray
+    medium: np.ndarray
+    coarse: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+
+def _enlarged(padded, size, blur, width):
+    """Crop a padded field to the tile and turn it into a soft mask float32 [size, size], 0..1."""
     import cv2
 
-    tile = np.ascontiguousarray(mask_field[PAD_PX:-PAD_PX, PAD_PX:-PAD_PX], np.float32)
-    tile = cv2.resize(tile, (size, size), interpolation=cv2.INTER_LINEAR)
-    return np.clip(tile / width_um + 0.5, 0, 1)
+    from lungkit.tissue import PAD_PX
+
+    tile = cv2.GaussianBlur(np.float32(padded), (0, 0), blur)[PAD_PX:-PAD_PX, PAD_PX:-PAD_PX]
+    return np.clip(cv2.resize(tile, (size, size), interpolation=cv2.INTER_LINEAR) / width + 0.5, 0, 1)
 
 
-def _render(scene, person, rng, size):
-    """Concentration maps and truth of a scene on a raster of size px."""
+def _stroma(scene, rng, texture, size, scale):
+    """Haematoxylin and eosin of connective tissue: wavy fibres."""
     import cv2
 
-    scale = size / FIELD_UM
-    cells = _prune(scene.nuclei)
+    from lungkit import tissue
+
+    fibres = tissue.noise(rng, 2.6, size, stretch=9)
+    turn, wave = rng.uniform(0, np.pi), tissue.noise(rng, 50, size) * 9
+    c, s = float(np.cos(turn)), float(np.sin(turn))
+    fibres = cv2.remap(fibres, (c * texture.x - s * texture.y + wave) * scale,
+                       (s * texture.x + c * texture.y + wave) * scale, cv2.INTER_LINEAR,
+                       borderMode=cv2.BORDER_REFLECT)
+    eosin = scene.stroma_eosin * (1 + 0.15 * fibres + 0.10 * texture.medium + 0.16 * texture.coarse)
+    return 0.12 * (1 + 0.25 * texture.medium + 0.3 * texture.coarse), eosin
+
+
+def _cytoplasm(scene, rng, texture, cells, size, scale):
+    """Haematoxylin and eosin of epithelium: one territory per tumour cell, with a border."""
+    import cv2
+
+    own = np.stack([cells["x"], cells["y"]], 1)[cells["owner"] == 1]
+    at = np.clip(np.round(own * scale - 0.5).astype(int), 0, size - 1)
+    seeds = np.ones((size, size), np.uint8)
+    seeds[at[:, 1], at[:, 0]] = 0
+    _, nearest = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    owner = np.zeros(nearest.max() + 1, int)  # OpenCV numbers the seeds by row, we by cell
+    owner[nearest[at[:, 1], at[:, 0]]] = np.arange(len(own))
+    tone = np.exp(rng.normal(0, 0.13, len(own))).astype(np.float32)
+    keratinised = rng.random(len(own)) < scene.keratinised
+    tone[keratinised] *= 1.6
+    border = cv2.morphologyEx(nearest.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
+    border = cv2.GaussianBlur(border.astype(np.float32), (0, 0), 0.45 * scale)
+    vacuoles = np.clip(2 * (texture.medium + 0.5 * texture.coarse - 2.6 + 1.6 * scene.vacuoles), 0, 1)
+    clear = 1 - 0.7 * vacuoles - (0.3 * border if scene.border_eosin < 0 else 0)
+    eosin = scene.cytoplasm_eosin * tone[owner][nearest] * (1 + 0.12 * texture.fine + 0.12 * texture.medium)
+    haematoxylin = scene.cytoplasm_haematoxylin * (
+        1 + 0.12 * texture.fine + 0.2 * texture.medium + 0.2 * texture.coarse)
+    haematoxylin *= np.where(keratinised, 0.6, 1).astype(np.float32)[owner][nearest]
+    return haematoxylin * clear, (eosin + 2 * scene.border_eosin * border) * clear
+
+
+def _chromatin(texture, labels, cells, centre, scale):
+    """Haematoxylin of nuclei [size, size]: rim, clumps, nucleoli; and where the nucleoli are."""
+    import cv2
+
+    one_label = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) == 0
+    depth = cv2.distanceTransform(((labels > 0) & one_label).astype(np.uint8), cv2.DIST_L2, 3)
+    rim = np.exp(depth * (-1 / (0.7 * scale)))
+    density, vesicle = (np.r_[0, cells[name]].astype(np.float32)[labels] for name in ("density", "vesicle"))
+    clumps = np.clip(0.6 * texture.fine + 0.55 * texture.medium, -1.2, 1.5)
+    density *= 1 + vesicle * (0.55 * rim - 0.5) + (0.1 + 0.22 * vesicle) * clumps
+    nucleoli = np.zeros(labels.shape, np.float32)
+    for cell, (x, y) in zip(cells, centre):
+        if cell["nucleolus"]:
+            shift = 0.35 * cell["b"] * scale * np.array([np.cos(9 * cell["x"]), np.sin(9 * cell["y"])])
+            radius = (0.35 + 0.085 * (cell["a"] + cell["b"])) * scale  # grows with the nucleus
+            where = np.round((np.array([x, y]) + shift) * 16).astype(int).tolist()
+            cv2.circle(nucleoli, where, round(radius * 16), 1.0, -1, cv2.LINE_8, 4)
+    nucleoli *= labels > 0
+    return density + nucleoli * 0.8 * np.clip(1.8 - density, 0, None), nucleoli
+
+
+def _paint(scene, rng, size):
+    """Paint a scene: concentrations float32 [size, size, 3] (haematoxylin, eosin, red cells),
+
+    nuclei labels int32 [size, size] and tissue bool [size, size].
+    """
+    import cv2
+
+    from lungkit import tissue
+
+    scale = size / tissue.FIELD_UM
+    y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / scale
+    texture = _Texture(*(tissue.noise(rng, step, size) for step in (1.3, 3.5, 18)), x, y)
+    air, epithelium = _enlarged(scene.air, size, 1.0, 1.4), _enlarged(scene.epithelium - 0.5, size, 1.0, 0.5)
+    cells = _separate(scene.nuclei, tissue.FIELD_UM)
     labels = _label_map(_outlines(rng, cells, scale), size)
-    centre, area = _centroids(labels, len(cells))
-    air = _soft(cv2.GaussianBlur(scene.air, (0, 0), 1.2), size, 1.2)
-    epi = _soft(cv2.GaussianBlur(scene.epithelium.astype(np.float32), (0, 0), 1.0) - 0.5, size, 0.5)
-    fine, mid, coarse = (_noise(rng, s, size=size) for s in (1.3, 3.5, 18))
+    labels, centre, kept = _visible(labels, len(cells), 4 * scale ** 2)  # 4 um2: a sliver at the border
+    cells = cells[kept]
 
-    # connective tissue: fibres along one direction, bent
-    fibre = _noise(rng, 2.6, size=size, stretch=9)
-    y, x = np.mgrid[:size, :size].astype(np.float32)
-    turn, wave = rng.uniform(0, np.pi), _noise(rng, 50, size=size) * 9 * scale
-    c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    fibre = cv2.remap(fibre, c * x - s * y + wave, s * x + c * y + wave, cv2.INTER_LINEAR,
-                      borderMode=cv2.BORDER_REFLECT)
-    eosin = scene.stroma_eosin * (1 + 0.22 * fibre + 0.12 * mid + 0.15 * coarse)
-    haem = 0.13 * (1 + 0.25 * mid + 0.3 * coarse)
+    haematoxylin, eosin = _stroma(scene, rng, texture, size, scale)
+    if (cells["owner"] == tissue.TUMOUR).any() and scene.epithelium.any():
+        inner = _cytoplasm(scene, rng, texture, cells, size, scale)
+        haematoxylin += epithelium * (inner[0] - haematoxylin)
+        eosin += epithelium * (inner[1] - eosin)
+    for pearl_x, pearl_y, radius in scene.pearls:  # concentric keratin
+        ring = np.hypot(x - pearl_x, y - pearl_y) + 2.2 * texture.coarse + 0.8 * texture.medium
+        inside = np.clip((radius - ring) / 5, 0, 1) * epithelium
+        lamella = np.sin(ring * (2 * np.pi / 4.5) + texture.coarse)
+        eosin += inside * (scene.cytoplasm_eosin + 0.3 + 0.16 * lamella + 0.06 * texture.fine - eosin)
+        haematoxylin += inside * (0.10 + 0.05 * lamella - haematoxylin)
+    ooze = 0.22 * air * np.clip(texture.coarse + 0.5 * texture.medium + 2 * scene.debris - 1.6, 0, 1)
+    haematoxylin = haematoxylin * (1 - air) + 0.3 * ooze
+    eosin = eosin * (1 - air) + ooze * (1 + 0.4 * texture.fine)
 
-    # epithelium: one territory per cell
-    own = np.flatnonzero(cells["cell"] == 1)
-    if len(own):
-        seeds = np.full((size, size), 255, np.uint8)
-        at = np.clip(np.round(np.stack([cells["x"], cells["y"]], 1)[own] * scale).astype(int), 0, size - 1)
-        seeds[at[:, 1], at[:, 0]] = 0
-        _, cell = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-        count = cell.max() + 1
-        tone = np.exp(rng.normal(0, 0.14, len(own) + 1)).astype(np.float32)[:count]
-        keratin = (rng.random(len(own) + 1) < scene.keratin)[:count]
-        tone[keratin] *= 1.7
-        edge = cv2.morphologyEx(cell.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
-        edge = cv2.GaussianBlur(edge.astype(np.float32), (0, 0), 0.45 * scale)
-        vacuole = np.clip((mid + 0.5 * coarse - 2.6 + 1.6 * scene.vacuoles) * 2, 0, 1)
-        cyto_e = scene.cyto_eosin * tone[cell] * (1 + 0.12 * fine + 0.12 * mid) + scene.border * edge * 2
-        cyto_h = scene.cyto_haem * (1 + 0.12 * fine + 0.2 * mid + 0.2 * coarse) * (1 - 0.3 * keratin[cell])
-        clear = 1 - 0.75 * vacuole - 0.25 * edge * (scene.border < 0)
-        eosin += epi * (cyto_e * clear - eosin)
-        haem += epi * (cyto_h * clear - haem)
+    bodies = cells[cells["owner"] == tissue.MACROPHAGE]
+    bodies["a"], bodies["b"] = 2.1 * bodies["a"], 2.1 * bodies["b"]
+    body = _label_map(_outlines(rng, bodies, scale), size) > 0
+    foam = cv2.GaussianBlur(body.astype(np.float32), (0, 0), 0.5 * scale)
+    eosin += foam * (0.42 * (1 + 0.3 * texture.fine + 0.2 * texture.medium) - eosin)
+    haematoxylin += foam * (0.22 * (1 + 0.3 * texture.medium) - haematoxylin)
+    discs = _separate(scene.red_cells, tissue.FIELD_UM)
+    discs_at = _label_map(_outlines(rng, discs, scale), size)
+    red = np.r_[0, discs["density"]].astype(np.float32)[discs_at]
+    red = cv2.GaussianBlur(red, (0, 0), 0.35 * scale)
 
-    for px, py, radius in scene.pearls:
-        gap = np.hypot(x / scale - px, y / scale - py) + 1.6 * coarse + 0.8 * mid
-        inside = np.clip((radius - gap) / 4, 0, 1) * epi
-        rings = np.sin(gap * 2 * np.pi / 4.2 + coarse)
-        eosin += inside * (0.95 + 0.2 * rings - eosin)
-        haem += inside * (0.12 + 0.04 * rings - haem)
-
-    keep = 1 - air
-    ooze = np.clip(coarse + 0.5 * mid + 2 * scene.debris - 1.6, 0, 1) * air * 0.25
-    eosin, haem = eosin * keep + ooze * (1 + 0.4 * fine), haem * keep + 0.3 * ooze
-
-    # macrophages float in air: foamy cytoplasm
-    foam = cells[cells["cell"] == 2].copy()
-    if len(foam):
-        foam["a"], foam["b"] = foam["a"] * 2.1, foam["b"] * 2.1
-        body = (_label_map(_outlines(rng, foam, scale), size) > 0).astype(np.float32)
-        body = cv2.GaussianBlur(body, (0, 0), 0.5 * scale)
-        eosin += body * (0.42 * (1 + 0.3 * fine + 0.2 * mid) - eosin)
-        haem += body * (0.22 * (1 + 0.3 * mid) - haem)
-
-    # red cells lie beneath nuclei
-    disc = _prune(scene.red_cells)
-    reds = _label_map(_outlines(rng, disc, scale), size)
-    tone = np.r_[0, np.exp(rng.normal(0, 0.15, len(disc)))].astype(np.float32)
-    red = cv2.GaussianBlur(tone[reds], (0, 0), 0.35 * scale)
-    pale = np.clip(red, 0, 1)
-    eosin, haem = eosin * (1 - pale), haem * (1 - pale)
-
-    # nuclei: dark rim, vesicular or dense inside, chromatin clumps, nucleoli
-    centre_ok = labels[tuple(np.round(np.where(area[:, None] > 0, centre, 0)).astype(int).T[::-1])] == np.arange(
-        1, len(cells) + 1)
-    visible = centre_ok & (area >= 4 * scale * scale * 0.8)
-    lut = np.r_[0, np.where(visible, np.cumsum(visible), 0)].astype(np.int32)
-    labels = lut[labels]
-    cells, centre = cells[visible], centre[visible]
-    look = np.zeros((4, len(cells) + 1), np.float32)
-    look[0, 1:], look[1, 1:] = cells["density"], cells["vesicle"]
-    solid = (labels > 0).astype(np.uint8)
-    step = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
-    inner = cv2.distanceTransform(solid * (~step).astype(np.uint8), cv2.DIST_L2, 3) / scale
-    vesicle = look[1][labels]
-    rim = np.exp(-inner / 0.7)
-    clump = np.clip(0.6 * fine + 0.55 * mid, -1.2, 1.5)
-    density = look[0][labels] * (1 - vesicle * 0.5 + vesicle * 0.55 * rim + (0.1 + 0.22 * vesicle) * clump)
-    spots = np.zeros((size, size), np.float32)
-    for one, (cx, cy) in zip(cells[cells["nucleolus"] > 0], centre[cells["nucleolus"] > 0]):
-        shift = 0.35 * one["b"] * scale
-        where = (int((cx + np.cos(one["x"] * 9) * shift) * 16), int((cy + np.sin(one["y"] * 9) * shift) * 16))
-        cv2.circle(spots, where, int(0.16 * (one["a"] + one["b"]) * 0.75 * scale * 16), 1.0, -1, cv2.LINE_8, 4)
-    spots *= solid
-    density += spots * (1.9 - density) * 0.8
-    cover = cv2.GaussianBlur(solid.astype(np.float32), (0, 0), 0.25 * scale)
-    density = cv2.GaussianBlur(density, (0, 0), 0.25 * scale)
-    haem = haem * (1 - cover) + density
-    eosin = eosin * (1 - 0.55 * cover) + 0.25 * spots
-    red = red * (1 - cover)
-    tissue = (air < 0.5) | (solid > 0)
-    return np.maximum(haem, 0), np.maximum(eosin, 0), red, labels, tissue
+    dark, nucleoli = _chromatin(texture, labels, cells, centre, scale)
+    nucleus = cv2.GaussianBlur((labels > 0).astype(np.float32), (0, 0), 0.25 * scale)
+    bare = np.clip(1 - red, 0, 1)
+    haematoxylin = haematoxylin * bare * (1 - nucleus) + cv2.GaussianBlur(dark, (0, 0), 0.25 * scale)
+    eosin = eosin * bare * (1 - 0.55 * nucleus) + 0.25 * nucleoli
+    painted = cv2.merge([haematoxylin, eosin, red * (1 - nucleus)])
+    return np.maximum(painted, 0), labels, (air < 0.5) | (labels > 0) | body | (discs_at > 0)
 
 
-def draw_tile(label, *, patient, index, seed=0, image_size=224):
+def draw_tile(label: str, *, patient: int, index: int, seed: int = 0, image_size: int = 224) -> Tile:
+    """Draw tile `index` of a class and patient; it depends on (seed, patient, label, index) alone.
+
+    The field of view is 180 um at any image_size: the same tissue, drawn at max(336, image_size) px.
+    """
     import cv2
 
-    person = draw_patient(patient, seed)
+    from lungkit import tissue
+
+    draw_scene = {"lung_aca": tissue.adenocarcinoma, "lung_n": tissue.benign, "lung_scc": tissue.squamous}
+    of_patient = np.random.default_rng([seed, patient])
+    person, slide = tissue.draw_biology(of_patient), draw_slide(of_patient)
     rng = np.random.default_rng([seed, patient, CLASSES.index(label), index])
-    scene = {"lung_n": _benign, "lung_aca": _adeno, "lung_scc": _squamous}[label](rng, person)
+    strength = slide.strength * np.exp(rng.normal(0, 0.07, 3))  # sections differ in thickness
     size = max(CANVAS_PX, image_size)
-    haem, eosin, red, labels, tissue = _render(scene, person, rng, size)
-    strength = person.strength * np.exp(rng.normal(0, [0.06, 0.08])).astype(np.float32)
-    density = (haem[..., None] * (strength[0] * person.stains[0])
-               + eosin[..., None] * (strength[1] * person.stains[1]) + red[..., None] * RED_CELL * 0.9)
-    density = cv2.GaussianBlur(density, (0, 0), person.blur_um * size / FIELD_UM)
-    light = person.light * (1 + 0.02 * _noise(rng, 120, size=size))[..., None]
-    image = light * np.exp(-density)
-    image = cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_AREA)
-    grain = np.random.default_rng([seed, patient, CLASSES.index(label), index, 1])
-    image = image + person.noise * grain.standard_normal(image.shape, np.float32)
-    pick = ((np.arange(image_size) + 0.5) * size / image_size).astype(int)
-    labels = labels[np.ix_(pick, pick)]
-    present = np.bincount(labels.ravel()) > 0
-    present[0] = False
-    labels = np.where(present, np.cumsum(present), 0).astype(np.int32)[labels]
-    centre, _ = _centroids(labels, int(present.sum()))
-    return Tile(np.clip(np.round(image * 255), 0, 255).astype(np.uint8), labels, centre.astype(np.float32),
-                tissue[np.ix_(pick, pick)], label, patient)
+    concentration, nuclei, tissue_mask = _paint(draw_scene[label](rng, person), rng, size)
+    mottle = 1 + slide.mottle * tissue.noise(rng, 70, size)
+    density = cv2.transform(concentration, np.float32(slide.stains.T * strength)) * mottle[..., None]
+    density = cv2.GaussianBlur(density, (0, 0), slide.blur_um * size / tissue.FIELD_UM)
+    light = cv2.resize(cv2.exp(-density), (image_size, image_size), interpolation=cv2.INTER_AREA)
+    light *= slide.light * (1 + 0.02 * tissue.noise(rng, 120, image_size)[..., None])
+    light += slide.grain * rng.standard_normal(light.shape, np.float32)  # last: its draw depends on size
+    middle = ((np.arange(image_size) + 0.5) * size / image_size).astype(int)
+    nuclei, centroids, _ = _visible(nuclei[np.ix_(middle, middle)], int(nuclei.max()), 1)
+    return Tile(np.uint8(np.clip(np.round(255 * light), 0, 255)), nuclei, centroids.astype(np.float32),
+                tissue_mask[np.ix_(middle, middle)], label, patient)
+
+
+# --- the sample on disk -----------------------------------------------------------------------------
+
+def plan_sample(num_patients, tiles_per_patient):
+    """List (label, patient, index) of a sample: a third of a patient's tiles are without tumour."""
+    without = max(1, tiles_per_patient // 3)
+    plan = []
+    for patient in range(num_patients):
+        disease = "lung_scc" if patient % 2 else "lung_aca"
+        plan += [("lung_n", patient, index) for index in range(without)]
+        plan += [(disease, patient, index) for index in range(tiles_per_patient - without)]
+    return plan
+
+
+def write_sample(output_dir: Path, *, num_patients: int = 20, tiles_per_patient: int = 15,
+                 image_size: int = 224, seed: int = 0) -> None:
+    """Write a sample to output_dir (see the module's text), or find it complete.
+
+    Raises cli.BadOptions if output_dir was made with other options.
+    """
+    import cv2
+
+    options = dict(num_patients=num_patients, tiles_per_patient=tiles_per_patient,
+                   image_size=image_size, seed=seed)
+    output = files.Output(output_dir, "sample.json", options)
+    if output.is_complete():
+        print(f"{output_dir}: already complete", file=sys.stderr)
+        return
+    plan = plan_sample(num_patients, tiles_per_patient)
+    with output.writing() as work_dir:
+        groups, centroids, hashes = ["file_name,label,group"], ["file_name,centroid_x_px,centroid_y_px"], {}
+        for label, patient, index in plan:
+            cli.check_stop()
+            name = f"{label}/patient{patient:03d}_{index:04d}.png"
+            tile = draw_tile(label, patient=patient, index=index, seed=seed, image_size=image_size)
+            for path, pixels in ((f"images/{name}", tile.image[..., ::-1]),
+                                 (f"truth/nuclei/{name}", tile.nuclei.astype(np.uint16)),
+                                 (f"truth/tissue/{name}", tile.tissue.astype(np.uint8) * 255)):
+                content = cv2.imencode(".png", pixels)[1].tobytes()
+                files.write_bytes(work_dir / path, content)
+                hashes[path] = files.sha256(content)
+            groups.append(f"{name},{label},patient{patient:03d}")
+            centroids += [f"{name},{x:.3f},{y:.3f}" for x, y in tile.centroids]
+        for path, lines in (("groups.csv", groups), ("truth/centroids.csv", centroids)):
+            files.write_text(work_dir / path, "\n".join(lines) + "\n")
+            hashes[path] = files.sha256_file(work_dir / path)
+        output.publish({"name": "phantom", "num_images": len(plan), "files": hashes})
+    print(f"{output_dir}: {len(plan)} tiles of {num_patients} patients", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.stage_parser("lungkit.phantom", __doc__)
+    parser.add_argument("--output", type=cli.directory, required=True, metavar="DIR", dest="output_dir",
+                        help="directory to make")
+    parser.add_argument("--num-patients", type=cli.positive_int, default=20, metavar="INT",
+                        help="patients; even numbers have adenocarcinoma, odd ones squamous carcinoma")
+    parser.add_argument("--tiles-per-patient", type=cli.positive_int, default=15, metavar="INT",
+                        help="tiles of each, a third of them without tumour")
+    parser.add_argument("--image-size", type=cli.positive_int, default=224, metavar="PX",
+                        help="side of a tile, which always covers 180 um")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=0, metavar="INT",
+                        help="seed of every random draw")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(build_parser(), write_sample, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
