@@ -1,0 +1,562 @@
+#!/usr/bin/env python
+"""Train a CNN on a dataset, again and again, and test every training on real images.
+
+Reads   DATA, a dataset (train, val, test splits), and REAL, the real dataset it competes with
+        (`--data REAL --real REAL` is the real arm itself).
+Writes  RESULTS/<dataset>/replicate_000/repeat_0000.json   accuracy on DATA's own test split and
+                                                           on REAL's, metrics, provenance
+        RESULTS/<dataset>/replicate_000/repeat_0000.npz    probabilities of every test image
+Prints  mean, standard deviation and number of the accuracies.
+
+Repeat i is an independent training with seed SEED + i: its own initial weights, order of the
+images and augmentation, and, where DATA's train split holds more images of a class than REAL's,
+its own draw of as many as REAL has. Every repeat of every dataset takes the same number of
+optimiser steps. The val split is only reported: nothing is chosen by it.
+
+Running the same command again resumes: complete repeats are kept, missing ones are made. Any
+number of processes may run the same command at once; they share the repeats between them, and
+each ends when all are complete. On a CPU give each process one thread (OMP_NUM_THREADS=1).
+
+The loop keeps the images as bytes on the device and augments whole batches there, after
+Jordan 2024 (arXiv:2404.00498); one-cycle schedule: Smith and Topin 2018 (arXiv:1708.07120);
+AdamW: Loshchilov and Hutter 2019 (arXiv:1711.05101); label smoothing: Szegedy et al. 2016
+(arXiv:1512.00567); ResNet: He et al. 2016 (arXiv:1512.03385); ConvNeXt: Liu et al. 2022
+(arXiv:2201.03545).
+Exit statuses: 0 all repeats complete, 1 bad data or failed run, 2 bad options, 75 stopped, run
+it again.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lungkit import cli, files, records
+from lungkit.dataset import Dataset, check_same_task, open_dataset, read_manifest
+from lungkit.progress import Progress, say
+from lungkit.provenance import provenance
+
+RECIPE = 1  # raise it when the training below changes: results of two recipes must not be mixed
+PRESETS = {
+    "demo": {"model": "small", "steps": 300, "batch_size": 32},
+    "full": {"model": "resnet18", "steps": 2000, "batch_size": 128},
+}
+LEARNING_RATES = {"small": 4e-3, "resnet18": 1e-3, "convnext_tiny": 5e-4}  # peak of the cycle
+WEIGHT_DECAY = 0.05      # ConvNeXt's (Liu et al. 2022)
+LABEL_SMOOTHING = 0.1    # Szegedy et al. 2016
+WARMUP = 0.2             # share of the steps in which the learning rate rises
+BRIGHTNESS = 0.1         # an image is made up to so much brighter or darker; ours
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which --weights expect
+SYNC_STEPS = 25          # the host reads the loss so often; in between a GPU is never waited for
+CHECKPOINT_INTERVAL_SEC = 60
+POLL_INTERVAL_SEC = 0.5
+EVAL_BATCH_SIZE = 256
+
+
+# ------------------------------------------------------------------ the draw and the order
+
+def draw_images(labels: np.ndarray, wanted: list[int], rng: np.random.Generator) -> np.ndarray:
+    """Indices of the images to train on: of each class as many as wanted, or all if fewer.
+
+    labels: int [N]. wanted: images per class. Returns sorted int64 [M].
+    """
+    drawn = []
+    for label, num_wanted in enumerate(wanted):
+        pool = np.flatnonzero(labels == label)
+        if len(pool) > num_wanted:
+            pool = rng.choice(pool, num_wanted, replace=False)
+        drawn.append(pool)
+    return np.sort(np.concatenate(drawn))
+
+
+def plan_batches(drawn: np.ndarray, steps: int, batch_size: int,
+                 rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What every step sees, all of it drawn beforehand, so that a resumed step sees the same.
+
+    Returns index int64 [steps, batch]: epochs without replacement; symmetry uint8 [steps, batch]
+    in 0..7, one of the eight of a square; brightness float32 [steps, batch], a factor.
+    """
+    num_images = steps * batch_size
+    num_epochs = math.ceil(num_images / len(drawn))
+    order = np.concatenate([rng.permutation(drawn) for _ in range(num_epochs)])[:num_images]
+    shape = (steps, batch_size)
+    return {"index": order.reshape(shape),
+            "symmetry": rng.integers(0, 8, shape, dtype=np.uint8),
+            "brightness": rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS, shape).astype(np.float32)}
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """The learning rate of a step as a share of its peak: a linear rise, then a cosine to 0."""
+    done = (step + 1) / (steps + 1)
+    if done < WARMUP:
+        return done / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
+
+
+# ------------------------------------------------------------------ models
+
+def small_cnn(num_classes: int):
+    """Seven convolutions, 0.2 M weights; most of the work at a quarter of the side and below."""
+    from torch import nn
+
+    def block(num_in: int, num_out: int, stride: int, size: int = 3) -> list[nn.Module]:
+        return [nn.Conv2d(num_in, num_out, size, stride, size // 2, bias=False),
+                nn.BatchNorm2d(num_out), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(
+        *block(3, 24, 2, 5), *block(24, 32, 2), *block(32, 32, 1),
+        *block(32, 64, 2), *block(64, 64, 1), *block(64, 128, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, num_classes))
+
+
+def build_model(name: str, num_classes: int, weights_path: Path | None):
+    """An untrained model, or one that starts from local weights (its head is always new)."""
+    if name == "small":
+        model = small_cnn(num_classes)
+    else:
+        from torchvision import models
+
+        model = {"resnet18": models.resnet18, "convnext_tiny": models.convnext_tiny}[name](
+            num_classes=num_classes)
+    if weights_path is not None:
+        load_weights(model, weights_path, name)
+    return model
+
+
+def load_weights(model, path: Path, name: str) -> None:
+    """Fill `model` from a local state dict; only the last layer may be missing or of another shape."""
+    import pickle
+
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state.get("model", state))
+        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    except (pickle.UnpicklingError, RuntimeError, ValueError, AttributeError, EOFError) as error:
+        raise cli.BadOptions(f"--weights {path} is not a state dict ({cli.one_line(error)[:120]}): "
+                             "give a .safetensors file, or one that torch.save wrote of "
+                             "model.state_dict()") from None
+    except Exception as error:  # safetensors raises a class of its own, directly under Exception
+        raise cli.BadOptions(f"--weights {path} cannot be read ({cli.one_line(error)[:120]})") from None
+    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    head = list(own)[-1].rpartition(".")[0] + "."
+    kept = {key: tensor for key, tensor in state.items() if not key.startswith(head)}
+    wrong = [key for key in sorted(own | shapes) if not key.startswith(head)
+             and own.get(key) != shapes.get(key)]
+    if wrong:
+        raise cli.BadOptions(f"--weights {path} do not fit --model {name}: {len(wrong)} tensors "
+                             f"differ, the first is {wrong[0]} ({shapes.get(wrong[0])} in the "
+                             f"file, {own.get(wrong[0])} in the model)")
+    model.load_state_dict(kept, strict=False)
+
+
+# ------------------------------------------------------------------ training and testing
+
+def normalise(batch, brightness=None):
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in channels_last order; brightness: float [B]."""
+    import torch
+
+    scale = torch.tensor([1 / (255 * std) for std in STD], device=batch.device)
+    shift = torch.tensor([mean / std for mean, std in zip(MEAN, STD)], device=batch.device)
+    pixels = batch.float()
+    if brightness is not None:
+        scale = scale * brightness[:, None, None, None]
+    return (pixels * scale - shift).permute(0, 3, 1, 2)
+
+
+def turn(batch, symmetry):
+    """Apply one of the eight symmetries of a square (0..7) to each image, exactly. [B, H, W, C]"""
+    import torch
+
+    bits = symmetry[:, None, None, None]
+    batch = torch.where(bits & 1 > 0, batch.flip(1), batch)
+    batch = torch.where(bits & 2 > 0, batch.flip(2), batch)
+    return torch.where(bits & 4 > 0, batch.transpose(1, 2), batch)
+
+
+def train(model, images, labels, plan: dict, *, learning_rate: float, checkpoint: Checkpoint,
+          progress: Progress, compile_model: bool = False) -> float:
+    """Train `model` in place by `plan`; return the mean loss of the last tenth of the steps.
+
+    images: uint8 [N, S, S, 3], labels: int64 [N], both on the model's device. Raises Fault on a
+    loss that is not finite, Stopped (after saving) when a signal asks for it.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    device = images.device
+    steps = len(plan["index"])
+    plan = {name: torch.from_numpy(values).to(device) for name, values in plan.items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate,
+                                  weight_decay=WEIGHT_DECAY, fused=True)
+    losses = torch.zeros(steps, device=device)
+    first = checkpoint.load(model, optimizer, losses)
+    forward = torch.compile(model) if compile_model else model
+    model.train()
+    for step in range(first, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * one_cycle(step, steps)
+        index = plan["index"][step]
+        batch = normalise(turn(images[index], plan["symmetry"][step]), plan["brightness"][step])
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = cross_entropy(forward(batch), labels[index], label_smoothing=LABEL_SMOOTHING)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses[step] = loss.detach()
+        if (step + 1) % SYNC_STEPS == 0 or step + 1 == steps or cli.stop_requested():
+            value = float(losses[step])
+            if not math.isfinite(value):
+                raise cli.Fault(f"the loss is {value} at step {step + 1} of {steps}: lower "
+                                f"--learning-rate (now {learning_rate:g}) or look at the images")
+            progress.update(step + 1, loss=value)
+            if cli.stop_requested() or checkpoint.is_due():
+                checkpoint.save(model, optimizer, losses, step + 1)
+            cli.check_stop()
+    return float(losses[-max(1, steps // 10):].mean())
+
+
+def predict(model, images) -> np.ndarray:
+    """Class probabilities float32 [N, C] of uint8 [N, S, S, 3] images on the model's device."""
+    import torch
+
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for batch in images.split(EVAL_BATCH_SIZE):
+            with torch.autocast(images.device.type, torch.bfloat16,
+                                enabled=images.device.type == "cuda"):
+                logits = model(normalise(batch))
+            parts.append(logits.float().softmax(1))
+            cli.check_stop()
+    return torch.cat(parts).cpu().numpy()
+
+
+class Checkpoint:
+    """The state of one running repeat, saved now and then, so that a long one can go on."""
+
+    def __init__(self, path: Path, identity: dict) -> None:
+        self.path, self.identity = path, identity
+        self.last = time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.last >= CHECKPOINT_INTERVAL_SEC
+
+    def save(self, model, optimizer, losses, step: int) -> None:
+        import torch
+
+        with files.atomic_path(self.path) as hidden:
+            torch.save({"identity": self.identity, "step": step, "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(), "losses": losses,
+                        "rng": _rng_states(losses.device)}, hidden)
+        self.last = time.monotonic()
+
+    def load(self, model, optimizer, losses) -> int:
+        """Restore what was saved, if anything was; return the number of steps done."""
+        import torch
+
+        if not self.path.exists():
+            return 0
+        saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        changed = records.differences(saved["identity"], self.identity)
+        if changed:
+            raise cli.BadOptions(f"{self.path} was begun otherwise ({'; '.join(changed)}): use the "
+                                 "same options, another --results, or --overwrite")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        losses.copy_(saved["losses"])
+        torch.set_rng_state(saved["rng"][0])
+        if losses.device.type == "cuda" and len(saved["rng"]) > 1:
+            torch.cuda.set_rng_state(saved["rng"][1], losses.device)
+        return saved["step"]
+
+
+def _rng_states(device) -> list:
+    """torch's own generators: stochastic depth (ConvNeXt) draws from them."""
+    import torch
+
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+# ------------------------------------------------------------------ one repeat
+
+class Bench:
+    """Both datasets on the device, decoded once, and what all repeats share."""
+
+    def __init__(self, data: Dataset, real: Dataset, device) -> None:
+        self.data, self.real, self.device = data, real, device
+        self.images, self.labels = {}, {}
+        for name, dataset, split in (("train", data, "train"), ("val", data, "val"),
+                                     ("own", data, "test"), ("real", real, "test")):
+            if name == "real" and data is real:
+                self.images[name], self.labels[name] = self.images["own"], self.labels["own"]
+            else:
+                self.images[name], self.labels[name] = self._load(dataset, split)
+        self.wanted = list(real.counts["train"].values())
+
+    def _load(self, dataset: Dataset, split: str):
+        import torch
+
+        images, labels = dataset.load(split)
+        return torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device)
+
+    def run_repeat(self, identity: dict, directory: Path, *, weights_path: Path | None,
+                   compile_model: bool) -> None:
+        """Train, test and record the repeat that `identity` describes."""
+        import torch
+
+        start = time.monotonic()
+        settings, repeat = identity["settings"], identity["repeat"]
+        stream = [identity["seed"], identity["replicate"]]
+        train_labels = self.labels["train"].cpu().numpy()
+        drawn = draw_images(train_labels, self.wanted, np.random.default_rng([*stream, 0]))
+        plan = plan_batches(drawn, settings["steps"], settings["batch_size"],
+                            np.random.default_rng([*stream, 1]))
+        torch.manual_seed(int(np.random.SeedSequence([*stream, 2]).generate_state(1)[0]))
+        model = build_model(identity["model"], len(self.data.classes), weights_path)
+        model = model.to(self.device, memory_format=torch.channels_last)
+        path = records.checkpoint_path(directory, repeat)
+        checkpoint = Checkpoint(path, identity)
+        progress = Progress(f"{self.data.name} repeat {repeat}", settings["steps"],
+                            jsonl_path=directory / "progress.jsonl")
+        train_loss = train(model, self.images["train"], self.labels["train"], plan,
+                           learning_rate=settings["learning_rate"], checkpoint=checkpoint,
+                           progress=progress, compile_model=compile_model)
+        scores, arrays = self.test(model)
+        record = {**identity, **scores, "train_loss": train_loss,
+                  "num_train_images": len(drawn), "num_pool_images": len(train_labels),
+                  "warnings": warnings_of(self.data, self.real),
+                  "trained_on": self.data.trained_on(), "device": device_name(self.device),
+                  **provenance()}
+        records.write_record(directory, record, arrays, {
+            "elapsed_sec": round(time.monotonic() - start, 3), "threads": torch.get_num_threads()})
+        path.unlink(missing_ok=True)
+
+    def test(self, model) -> tuple[dict, dict[str, np.ndarray]]:
+        """Score a trained model on val and both test splits: the record's part, the .npz's part."""
+        classes = self.data.classes
+        arrays = {"classes": np.array(classes)}
+        scores = {}
+        for name, dataset in (("own", self.data), ("real", self.real)):
+            if name == "real" and self.data is self.real:
+                probabilities = arrays["own_probabilities"]
+            else:
+                probabilities = predict(model, self.images[name])
+            labels = self.labels[name].cpu().numpy()
+            scores[name] = records.split_metrics(probabilities, labels, classes)
+            scores[f"accuracy_{name}"] = scores[name]["accuracy"]
+            arrays |= {f"{name}_probabilities": probabilities, f"{name}_labels": labels,
+                       f"{name}_file_names": np.array([row.file_name
+                                                       for row in dataset.select("test")])}
+        predicted = predict(model, self.images["val"]).argmax(1)
+        scores["accuracy_val"] = float((predicted == self.labels["val"].cpu().numpy()).mean())
+        return scores, arrays
+
+
+def device_name(device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def warnings_of(data: Dataset, real: Dataset) -> list[str]:
+    """What the reader of these results must be told."""
+    found = [*data.warnings, *real.warnings]
+    have, wanted = data.counts["train"], real.counts["train"]
+    if all(have[label] <= wanted[label] for label in wanted):
+        found.append("the train pool is no larger than one draw: repeats differ by the CNN's seed "
+                     "only, not by the images drawn")
+    found += [f"class {label} has {have[label]} training images, real has {wanted[label]}"
+              for label in wanted if have[label] < wanted[label]]
+    return list(dict.fromkeys(found))
+
+
+# ------------------------------------------------------------------ the stage
+
+def run(*, data: Path, real: Path, results: Path, repeats: range, replicate: int, model: str | None,
+        weights: Path | None, steps: int | None, batch_size: int | None,
+        learning_rate: float | None, preset: str, seed: int, device: str, compile_model: bool,
+        overwrite: bool, dry_run: bool) -> None:
+    chosen = cli.fill_preset({"preset": preset, "model": model, "steps": steps,
+                              "batch_size": batch_size}, PRESETS)
+    settings = {"steps": chosen["steps"], "batch_size": chosen["batch_size"],
+                "learning_rate": learning_rate or LEARNING_RATES[chosen["model"]],
+                "recipe": RECIPE, "weights_sha256": weights_hash(weights)}
+    identities = identify(read_manifest(data), read_manifest(real), repeats, replicate=replicate,
+                          seed=seed, model=chosen["model"], settings=settings)
+    directory = records.replicate_dir(results, identities[0]["dataset"], replicate)
+    stale, pending = survey(directory, identities)
+    if stale and not overwrite:
+        raise cli.BadOptions(f"{directory} holds results of other options or datasets "
+                             f"({stale[min(stale)]}): use the same options, another --results or "
+                             "--replicate, or --overwrite")
+    if not pending and not stale:
+        return report(directory, identities, "already complete")
+    datasets = open_both(data, real, results)
+    torch_device = cli.use_device(device)
+    build_model(chosen["model"], len(datasets[0].classes), weights)  # bad weights end here
+    shown = "  ".join(f"{name} {value}" for name, value in settings.items())
+    say(f"{identities[0]['dataset']}: model {chosen['model']}  {shown}  device {torch_device}")
+    say(f"found {len(identities) - len(pending)}, pending {len(pending)} of {len(identities)} "
+        f"repeats in {directory}" + (f", discarding {len(stale)} of other options" * bool(stale)))
+    if dry_run:
+        return None
+    discard(directory, stale if overwrite else {})
+    if torch_device.type == "cuda":
+        import torch
+        torch.backends.cudnn.benchmark = True
+    bench = Bench(*datasets, torch_device)
+    share(directory, identities, lambda identity: bench.run_repeat(
+        identity, directory, weights_path=weights, compile_model=compile_model))
+    return report(directory, identities, "complete")
+
+
+def weights_hash(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise cli.BadOptions(f"--weights {path} is not a file")
+    return files.sha256_file(path)
+
+
+def identify(data: dict, real: dict, repeats: range, *, replicate: int, seed: int, model: str,
+             settings: dict) -> list[dict]:
+    """What decides each repeat asked for; data and real are manifests."""
+    return [{"dataset": data["name"], "dataset_fingerprint": data["fingerprint"],
+             "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
+             "seed": seed + repeat, "model": model,
+             "settings": {**settings, "image_size": data["image_size"]}} for repeat in repeats]
+
+
+def survey(directory: Path, identities: list[dict]) -> tuple[dict, list[dict]]:
+    """Look at what is there: {repeat: differences} of stale results, and the repeats missing.
+
+    Results outside the asked range count as well: a directory holds results of one kind.
+    """
+    there = records.read_records(directory)
+    base = identities[0]
+    seed = base["seed"] - base["repeat"]
+    stale = {}
+    for repeat, record in there.items():
+        wanted = {**base, "repeat": repeat, "seed": seed + repeat}
+        changed = records.differences(record, wanted)
+        if changed:
+            stale[repeat] = "; ".join(changed)
+    return stale, [each for each in identities
+                   if each["repeat"] not in there or each["repeat"] in stale]
+
+
+def discard(directory: Path, stale: dict) -> None:
+    """Remove results of other options, and checkpoints that cannot be told from them."""
+    for repeat in stale:
+        path = records.repeat_path(directory, repeat)
+        path.unlink(missing_ok=True)
+        path.with_suffix(".npz").unlink(missing_ok=True)
+        records.checkpoint_path(directory, repeat).unlink(missing_ok=True)
+
+
+def open_both(data: Path, real: Path, results: Path) -> tuple[Dataset, Dataset]:
+    """Open and check both datasets and where the results go. Raises Fault, BadOptions."""
+    for path in (data, real):
+        if path.resolve() in (results.resolve(), *results.resolve().parents):
+            raise cli.BadOptions(f"--results {results} lies in the dataset {path}: choose another")
+    if results.exists() and not results.is_dir():
+        raise cli.BadOptions(f"--results {results} is not a directory")
+    real_dataset = open_dataset(real)
+    data_dataset = real_dataset if data.resolve() == real.resolve() else open_dataset(data)
+    check_same_task(data_dataset, real_dataset)
+    return data_dataset, real_dataset
+
+
+def share(directory: Path, identities: list[dict], work) -> None:
+    """Do every repeat that is neither complete nor with another process; then wait for those."""
+    waiting = False
+    while True:
+        stale, pending = survey(directory, identities)
+        if stale:
+            raise cli.BadOptions(f"another process writes other results to {directory} "
+                                 f"({stale[min(stale)]})")
+        if not pending:
+            return
+        if not any(take(directory, identity, work) for identity in pending):
+            if not waiting:
+                say(f"{len(pending)} repeats are with other processes: waiting for them")
+            waiting = True
+            time.sleep(POLL_INTERVAL_SEC)
+        cli.check_stop()
+
+
+def take(directory: Path, identity: dict, work) -> bool:
+    """Do a repeat unless another process holds it or has done it meanwhile; whether we did."""
+    path = records.repeat_path(directory, identity["repeat"])
+    held = files.try_lock(path)
+    if held is None:
+        return False
+    try:
+        if path.exists():
+            return False
+        work(identity)
+        cli.check_stop()
+        return True
+    finally:
+        files.release(held, path)
+
+
+def report(directory: Path, identities: list[dict], state: str) -> None:
+    """Print mean, standard deviation and number of the accuracies of the repeats asked for."""
+    there = records.read_records(directory)
+    asked = [there[each["repeat"]] for each in identities]
+    parts = []
+    for name in ("accuracy_real", "accuracy_own"):
+        values = [record[name] for record in asked]
+        sd = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
+        parts.append(f"{name} mean {statistics.fmean(values):.4f} sd {sd}")
+    print(f"{identities[0]['dataset']} {state}: {'  '.join(parts)}  n {len(asked)}  {directory}")
+
+
+def build_parser():
+    parser = cli.stage_parser("cnn_classify.py", __doc__)
+    main_group = parser.add_argument_group("Main")
+    main_group.add_argument("--data", type=cli.directory, required=True, metavar="DIR",
+                            help="the dataset to train on")
+    main_group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
+                            help="the real dataset, whose test split is the common yardstick")
+    main_group.add_argument("--results", type=cli.directory, required=True, metavar="DIR",
+                            help="the root of all results, outside the datasets")
+    main_group.add_argument("--repeats", type=cli.repeat_range, default="10", metavar="N|A-B",
+                            help="repeats 0..N-1, or A..B")
+    main_group.add_argument("--replicate", type=cli.non_negative_int, default=0, metavar="K",
+                            help="number of the whole-pipeline replicate the datasets belong to")
+    group = parser.add_argument_group("Hyperparameters (no default shown: the preset decides)")
+    group.add_argument("--model", choices=list(LEARNING_RATES), help="architecture")
+    group.add_argument("--weights", type=Path, metavar="FILE",
+                       help="local weights to start from, .safetensors or a torch state dict; "
+                            "none are downloaded")
+    group.add_argument("--steps", type=cli.positive_int, metavar="INT", help="optimiser steps")
+    group.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES",
+                       help="images a step")
+    group.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
+                       help="peak of the schedule; by model: "
+                            + ", ".join(f"{k} {v:g}" for k, v in LEARNING_RATES.items()))
+    cli.add_common(parser, presets=PRESETS)
+    parser.add_argument("--compile", dest="compile_model", action="store_true",
+                        help="torch.compile the model: minutes of warm-up, for long GPU trainings")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
