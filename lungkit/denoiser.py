@@ -1,0 +1,125 @@
+"""Latent diffusion, as the three generators share it: latents, schedule, loss, sampler.
+
+Rombach et al. 2022, arXiv:2112.10752 (latent diffusion); Ho & Salimans 2022, arXiv:2207.12598
+(classifier-free guidance); Hang et al. 2023, arXiv:2303.09556 (min-SNR weighting);
+Lin et al. 2023, arXiv:2305.08891 (zero terminal SNR, v-prediction, trailing steps);
+Lu et al. 2022, arXiv:2211.01095 (DPM-Solver++).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+NUM_ORIENTATIONS = 8  # tissue has no up: four quarter turns, each mirrored or not
+
+
+def orient(images: torch.Tensor, which: int) -> torch.Tensor:
+    """Orientation `which` (0-7) of [N, C, S, S]: which % 4 quarter turns, mirrored from 4 on."""
+    images = torch.rot90(images, which % 4, (-2, -1))
+    return images.flip(-1) if which >= 4 else images
+
+
+def to_model_range(images: np.ndarray) -> torch.Tensor:
+    """uint8 [N, S, S, 3], 0-255 -> float32 [N, 3, S, S], -1..1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """float [N, 3, S, S], -1..1 -> uint8 [N, S, S, 3]."""
+    scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+
+
+class Latents:
+    """The autoencoder's posterior of every image in every orientation, to draw latents from.
+
+    The mean and deviation are kept, not one sample: a fixed sample would freeze its noise, and
+    one orientation would freeze the flips. Held as float16 [8, N, C, h, w] on the CPU.
+    """
+
+    def __init__(self, autoencoder, images: np.ndarray, *, batch_size: int = 32) -> None:
+        means, deviations = [], []
+        device = next(autoencoder.parameters()).device
+        with torch.no_grad():
+            for which in range(NUM_ORIENTATIONS):
+                parts = []
+                for first in range(0, len(images), batch_size):
+                    batch = orient(to_model_range(images[first:first + batch_size]), which)
+                    posterior = autoencoder.encode(batch.to(device)).latent_dist
+                    parts.append((posterior.mean.half().cpu(), posterior.std.half().cpu()))
+                means.append(torch.cat([mean for mean, _ in parts]))
+                deviations.append(torch.cat([std for _, std in parts]))
+        self.mean, self.std = torch.stack(means), torch.stack(deviations)
+
+    def __len__(self) -> int:
+        return self.mean.shape[1]
+
+    def deviation(self) -> float:
+        """Standard deviation of the latents over all images, positions and channels."""
+        mean, std = self.mean.float(), self.std.float()
+        return float((mean.var() + std.square().mean()).sqrt())
+
+    def draw(self, indices: torch.Tensor, orientations: torch.Tensor,
+             generator: torch.Generator) -> torch.Tensor:
+        """One posterior sample for each (image, orientation): float32 [B, C, h, w], unscaled."""
+        mean = self.mean[orientations, indices].float()
+        std = self.std[orientations, indices].float()
+        return mean + std * torch.randn(mean.shape, generator=generator)
+
+
+def min_snr_weight(scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Loss weight of each timestep, float32 [B] (Hang et al. 2023, eq. 8 and its v-form).
+
+    With zero terminal SNR the last step has SNR 0; for epsilon-prediction that step carries no
+    signal to weigh and gets weight 1, which is the limit of min(snr, gamma) / snr.
+    """
+    alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alphas / (1 - alphas)
+    clipped = snr.clamp(max=gamma)
+    if scheduler.config.prediction_type == "v_prediction":
+        return clipped / (snr + 1)
+    return torch.where(snr > 0, clipped / snr.clamp(min=1e-8), torch.ones_like(snr))
+
+
+def denoising_loss(predict, scheduler, latents: torch.Tensor, generator: torch.Generator, *,
+                   gamma: float = 5.0) -> torch.Tensor:
+    """Min-SNR weighted squared error of `predict(noisy, timesteps)` on scaled latents [B, C, h, w]."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),),
+                              generator=generator).to(latents.device)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    kind = scheduler.config.prediction_type
+    target = scheduler.get_velocity(latents, noise, timesteps) if kind == "v_prediction" else noise
+    error = (predict(noisy, timesteps).float() - target).square().mean((1, 2, 3))
+    return (min_snr_weight(scheduler, timesteps, gamma) * error).mean()
+
+
+def training_schedule():
+    """The noise schedule of models trained here: v-prediction with zero terminal SNR."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+                         prediction_type="v_prediction", rescale_betas_zero_snr=True,
+                         timestep_spacing="trailing", clip_sample=False)
+
+
+def sampler(name: str, config):
+    """The sampler `name` (dpm or ddim) for a schedule's config; latents are never clipped."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    zero_snr = bool(config.get("rescale_betas_zero_snr", False))
+    if name == "ddim":
+        return DDIMScheduler.from_config(config, clip_sample=False,
+                                         timestep_spacing="trailing" if zero_snr else "leading")
+    return DPMSolverMultistepScheduler.from_config(
+        config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero",
+        use_karras_sigmas=False, thresholding=False, timestep_spacing="trailing" if zero_snr else "linspace")
+
+
+SAMPLERS = ("dpm", "ddim")
+
+
+def autocast(device: torch.device):
+    """bfloat16 on a GPU; float32 on the CPU, where bfloat16 was measured 2.4 times slower."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -1,0 +1,94 @@
+"""Prompts as data: the versioned prompt file, its captions, and the tokenizer's limit."""
+
+from __future__ import annotations
+
+import random
+import string
+from pathlib import Path
+
+from lungkit.cli import Fault
+from lungkit.files import read_json, sha256
+
+PROMPTS_PATH = Path(__file__).resolve().parent.parent / "prompts.json"
+SCHEMA = "lungkit.prompts/1"
+SLOTS = ("architecture", "nuclei", "cytology")  # filled per class; stain, magnification for all
+
+
+class Prompts:
+    """The captions and negative prompts of every class, from one checked file."""
+
+    def __init__(self, path: Path = PROMPTS_PATH) -> None:
+        self.path = Path(path)
+        self.data = read_json(self.path)
+        self.fingerprint = sha256(self.path.read_bytes())
+        if self.data.get("schema") != SCHEMA:
+            raise Fault(f"{self.path} is not a {SCHEMA} file: see prompts.json for the format")
+        for name, entry in {**self.data.get("classes", {}),
+                            "other_classes": self.data.get("other_classes")}.items():
+            if not isinstance(entry, dict) or not entry.get("templates") or "negative" not in entry:
+                raise Fault(f"{self.path}: class {name!r} needs templates and a negative prompt")
+            for template in entry["templates"]:
+                for _, slot, _, _ in string.Formatter().parse(template):
+                    if slot is not None and slot != "name" and not (self.data.get(slot) or entry.get(slot)):
+                        raise Fault(f"{self.path}: class {name!r} uses {{{slot}}}, which no list fills")
+
+    def entry(self, label: str) -> dict:
+        """The file's entry for a class, or that for other classes under the class's own name."""
+        known = self.data["classes"].get(label)
+        return known or {"name": label.replace("_", " "), **self.data["other_classes"]}
+
+    def caption(self, label: str, draw: random.Random) -> str:
+        """One prompt of the class with every slot drawn by `draw`."""
+        entry = self.entry(label)
+        values = {slot: draw.choice(entry.get(slot) or self.data.get(slot) or [""])
+                  for slot in ("stain", "magnification", *SLOTS)}
+        return draw.choice(entry["templates"]).format(name=entry.get("name", label), **values)
+
+    def negative(self, label: str) -> str:
+        return self.entry(label)["negative"]
+
+    def context_caption(self, label: str, draw: random.Random, levels: dict[str, int]) -> str:
+        """A prompt completed from measurements: levels {count, size, spacing: 0..3}."""
+        context = self.data["context"]
+        words = {slot: context[slot][level] for slot, level in levels.items()}
+        return context["template"].format(prompt=self.caption(label, draw), **words)
+
+    def longest(self, label: str, *, context: bool = False) -> list[str]:
+        """Every template filled with the longest value of each slot, and the negative prompt."""
+        entry = self.entry(label)
+        values = {slot: max(entry.get(slot) or self.data.get(slot) or [""], key=len)
+                  for slot in ("stain", "magnification", *SLOTS)}
+        prompts = [template.format(name=entry.get("name", label), **values)
+                   for template in entry["templates"]]
+        if context:
+            words = {slot: max(self.data["context"][slot], key=len)
+                     for slot in ("count", "size", "spacing")}
+            prompts = [self.data["context"]["template"].format(prompt=p, **words) for p in prompts]
+        return [*prompts, entry["negative"]]
+
+    def check_token_limit(self, tokenizer, labels: list[str], *, context: bool = False) -> None:
+        """Raise Fault if a prompt the file can give would be cut by the text encoder."""
+        for label in labels:
+            for prompt in self.longest(label, context=context):
+                length = len(tokenizer(prompt).input_ids)
+                if length > tokenizer.model_max_length:
+                    raise Fault(f"{self.path}: a prompt of class {label!r} has {length} tokens, the "
+                                f"text encoder reads {tokenizer.model_max_length} and would cut the "
+                                f"rest: shorten {prompt[:60]!r}...")
+
+    def corpus(self) -> list[str]:
+        """Every text the file holds, for training a tokenizer on it."""
+        texts: list[str] = []
+
+        def collect(value: object) -> None:
+            if isinstance(value, str):
+                texts.append(value)
+            elif isinstance(value, list):
+                for item in value:
+                    collect(item)
+            elif isinstance(value, dict):
+                for item in value.values():
+                    collect(item)
+        for key in ("stain", "magnification", "classes", "other_classes", "context"):
+            collect(self.data[key])
+        return texts
