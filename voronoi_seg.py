@@ -1,0 +1,262 @@
+"""Make the dataset "voronoi": each real image as the Voronoi diagram of its nuclei.
+
+Nuclei are found by colour deconvolution (H&E) or intensity (fluorescence), distance transform,
+watershed and a solidity filter; each pixel goes to the nucleus whose centre is nearest; the cells
+are drawn at native resolution, clipped to the image. Splits, labels, groups and file names are
+those of the real dataset. No image is dropped: with one to three nuclei the cells are those of
+what there is, with none the whole image is one cell; both are counted in the manifest.
+
+Reads   --real    a dataset made by tumor_seg.py
+Writes  --output  a dataset with masks/nuclei/<class>/<name>.png (255: nucleus); metadata.csv has
+                  num_nuclei, dataset.json the counts of nuclei per class
+
+Sources: Ruifrok and Johnston, Anal Quant Cytol Histol 23(4), 2001 (colour deconvolution);
+Voronoi, J reine angew Math 134, 1908.
+
+Running the same command again resumes; a complete output is left as it is.
+Exit status: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from lungkit import cli
+from lungkit.dataset import (MANIFEST, SPLITS, Dataset, DatasetWriter, Row, open_dataset, parent_of,
+                             read_manifest)
+from lungkit.files import Output
+from lungkit.nuclei import (FIELD_UM, METHODS, SOLIDITY, detect_nuclei, guess_modality,
+                            voronoi_labels)
+from lungkit.progress import Progress, say
+
+PRESETS = {"demo": {}, "full": {}}  # nothing here depends on the size of the machine
+FEW_NUCLEI = 4  # fewer points than this span no diagram with a bounded cell
+WARN_SHARE = 0.1  # ours: above it a class's diagrams say little about its tissue
+MODALITY_IMAGES = 60
+BORDER = (0, 0, 0)
+PAPER = 255
+
+
+# ------------------------------------------------------------------ the drawing
+
+def cell_means(image: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """`image` uint8 [S, S, 3] with each of `cells` int32 [S, S] filled with its mean colour."""
+    flat = cells.ravel()
+    sizes = np.maximum(np.bincount(flat), 1)
+    means = np.stack([np.bincount(flat, image[..., c].ravel()) / sizes for c in range(3)], axis=1)
+    return np.round(means).astype(np.uint8)[cells]
+
+
+def borders(cells: np.ndarray) -> np.ndarray:
+    """Lines of one pixel between `cells` [S, S]: where the cell right of or below a pixel differs."""
+    line = np.zeros(cells.shape, bool)
+    line[:, :-1] = cells[:, 1:] != cells[:, :-1]
+    line[:-1] |= cells[1:] != cells[:-1]
+    return line
+
+
+def _paper(image: np.ndarray) -> np.ndarray:
+    return np.full_like(image, PAPER)
+
+
+def _ruled(picture: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    picture[borders(cells)] = BORDER
+    return picture
+
+
+def _dotted(picture: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    x, y = np.clip(np.round(centroids).astype(int), 0, len(picture) - 1).T
+    picture[y, x] = BORDER
+    return picture
+
+
+# name: (image, cells, centroids [N, 2]) -> picture uint8 [S, S, 3]
+RENDERS = {
+    "mean": lambda image, cells, points: cell_means(image, cells),
+    "borders": lambda image, cells, points: _ruled(_paper(image), cells),
+    "mean-borders": lambda image, cells, points: _ruled(cell_means(image, cells), cells),
+    "centroids": lambda image, cells, points: _dotted(_paper(image), points),
+    "borders-centroids": lambda image, cells, points: _dotted(_ruled(_paper(image), cells), points),
+}
+
+
+def draw(image: np.ndarray, *, render: str, modality: str, solidity: float,
+         field_um: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Draw the diagram of a uint8 [S, S, 3] image.
+
+    Returns the picture uint8 [S, S, 3], the nuclei mask uint8 [S, S] (0 or 255), and their number.
+    """
+    nuclei = detect_nuclei(image, modality=modality, solidity=solidity, field_um=field_um)
+    cells = voronoi_labels(nuclei.centroids, image.shape[0])
+    picture = RENDERS[render](image, cells, nuclei.centroids)
+    return picture, np.where(nuclei.labels > 0, 255, 0).astype(np.uint8), len(nuclei)
+
+
+# ------------------------------------------------------------------ reading and working
+
+def choose_modality(real: Dataset, asked: str) -> str:
+    """One modality for all images: as asked, as recorded in `real`, or as most training images look."""
+    if asked != "auto":
+        return asked
+    for recorded in (real.manifest.get("modality"), real.manifest.get("parameters", {}).get("modality")):
+        if recorded in METHODS:
+            return recorded
+    rows = real.select("train")
+    picked = np.unique(np.linspace(0, len(rows) - 1, MODALITY_IMAGES).astype(int))
+    votes = [guess_modality(real.image(rows[i])) for i in picked]
+    return max(sorted(METHODS, reverse=True), key=votes.count)  # a tie is H&E
+
+
+def draw_row(row: Row, *, real_dir: Path, **how: object) -> tuple[np.ndarray, np.ndarray, int]:
+    """`draw` the image of a row of the dataset in `real_dir`."""
+    from lungkit.dataset import decode_png
+
+    return draw(decode_png((real_dir / row.file_name).read_bytes()), **how)
+
+
+def _start_worker() -> None:
+    """Leave signals to the parent, and end with it however it ends."""
+    import multiprocessing
+    import os
+    import signal
+    import threading
+
+    import cv2
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@contextlib.contextmanager
+def mapper(workers: int, num_items: int) -> Iterator:
+    """A `map` over `workers` processes, in order; in this process if one is enough."""
+    if min(workers, num_items) <= 1:
+        yield map
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    # spawn: a forked child would hold the output's lock after this process was killed
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
+        try:
+            yield partial(pool.map, chunksize=8)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# ------------------------------------------------------------------ reporting
+
+def count_nuclei(records: Iterable[dict], classes: list[str]) -> dict[str, dict]:
+    """Per class: images, least, median and most nuclei, and images with fewer than FEW_NUCLEI."""
+    found: dict[str, list[int]] = {label: [] for label in classes}
+    for record in records:
+        found[record["label"]].append(int(record["num_nuclei"]))
+    return {label: {"images": len(counts), "min_count": min(counts), "median_count": median(counts),
+                    "max_count": max(counts), "fewer_than_four": sum(n < FEW_NUCLEI for n in counts),
+                    "without_nuclei": counts.count(0)}
+            for label, counts in found.items() if counts}
+
+
+def warn(nuclei: dict[str, dict]) -> list[str]:
+    """A warning for each class with too many images of fewer than FEW_NUCLEI nuclei."""
+    return [f"{label}: {seen['fewer_than_four']} of {seen['images']} images have fewer than "
+            f"{FEW_NUCLEI} nuclei; their Voronoi diagrams hold next to nothing of the tissue"
+            for label, seen in nuclei.items()
+            if seen["fewer_than_four"] > WARN_SHARE * seen["images"]]
+
+
+# ------------------------------------------------------------------ the stage
+
+def run(*, real: Path, output: Path, render: str, modality: str, solidity: float, field_um: float,
+        workers: int, preset: str, overwrite: bool, dry_run: bool) -> None:
+    real_dir, output_dir = Path(real).resolve(), Path(output).resolve()
+    if real_dir == output_dir or real_dir in output_dir.parents or output_dir in real_dir.parents:
+        raise cli.BadOptions(f"--output {output} and --real {real} lie in one another: "
+                             "choose an --output outside the real dataset")
+    options = {"real": read_manifest(real_dir)["fingerprint"], "render": render,
+               "modality": modality, "solidity": solidity, "field_um": field_um}
+    target = Output(output_dir, MANIFEST, options, overwrite=overwrite)
+    if target.is_complete():
+        print(f"{output_dir}: already complete")
+        return
+
+    data = open_dataset(real_dir)
+    how = {"render": render, "modality": choose_modality(data, modality), "solidity": solidity,
+           "field_um": field_um}
+    if dry_run:
+        done = sum((target.work_dir / row.file_name).exists() for row in data.rows)
+        done = 0 if overwrite else done
+        print(f"configuration: {how}, workers {workers}, preset {preset}")
+        print(f"plan: found {len(data.rows)} images in {len(data.classes)} classes, "
+              f"pending {len(data.rows) - done}, would write {output_dir}")
+        return
+
+    with DatasetWriter(target, stage="voronoi_seg", classes=data.classes,
+                       image_size=data.image_size) as writer:
+        pending = [row for row in data.rows if not writer.has(row.split, row.label, int(row.stem))]
+        done = len(data.rows) - len(pending)
+        say(f"found {len(data.rows)} images, processing {len(pending)} ({how['modality']})")
+        progress = Progress("voronoi", len(data.rows), done=done,
+                            jsonl_path=writer.work_dir / "progress.jsonl")
+        with mapper(workers, len(pending)) as mapped:
+            drawn = mapped(partial(draw_row, real_dir=real_dir, **how), pending)
+            for row, (picture, mask, num_nuclei) in zip(pending, drawn):
+                writer.add(row.split, row.label, int(row.stem), picture, masks={"nuclei": mask},
+                           group=row.group, source=row.file_name, num_nuclei=num_nuclei)
+                done += 1
+                progress.update(done)
+                cli.check_stop()
+        nuclei = count_nuclei(writer.records.values(), data.classes)
+        warnings = warn(nuclei)
+        made = writer.publish(parents=[parent_of(data, {split: [split] for split in SPLITS})],
+                              seed=data.manifest.get("seed", 0), warnings=warnings, nuclei=nuclei,
+                              modality=how["modality"])
+    for warning in warnings:
+        say(f"warning: {warning}")
+    shown = ", ".join(f"{label} {seen['median_count']:g} ({seen['fewer_than_four']} images with "
+                      f"fewer than {FEW_NUCLEI})" for label, seen in nuclei.items())
+    print(f"{made.path}: {len(made.rows)} images; median nuclei per image: {shown}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.stage_parser("voronoi_seg.py", __doc__)
+    group = parser.add_argument_group("Main")
+    group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
+                       help="the real dataset")
+    group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
+                       help="the dataset to make")
+    group = parser.add_argument_group("Hyperparameters")
+    group.add_argument("--render", choices=list(RENDERS), default="mean-borders",
+                       help="mean: each cell in its mean colour; borders: black lines on white; "
+                            "centroids: a black pixel per nucleus on white")
+    group.add_argument("--modality", choices=["auto", *METHODS], default="auto",
+                       help="auto: as the real dataset says, else as its training images look")
+    group.add_argument("--solidity", type=cli.fraction, default=SOLIDITY, metavar="FRACTION",
+                       help="least share of its convex hull that a nucleus fills")
+    group.add_argument("--field-um", type=cli.positive_float, default=FIELD_UM, metavar="UM",
+                       help="side of an image in micrometres, which sets the sizes searched for; "
+                            "the default is an LC25000 tile's, %(default)s")
+    group = parser.add_argument_group("Workers")
+    group.add_argument("--workers", type=cli.positive_int, default=1, metavar="N",
+                       help="processes; the result does not depend on it")
+    cli.add_common(parser, presets=PRESETS, seed=False, device=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
