@@ -1,0 +1,254 @@
+"""Where original images lie and which of them belong together: class folders, groups, splits.
+
+A group is what must not lie on both sides of a split: a patient, a slide, an original image with
+its augmented copies.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from lungkit.cli import Fault
+from lungkit.images import SUFFIXES
+
+SPLITS = ("train", "val", "test")
+SPLIT_SHARES = (0.6, 0.2, 0.2)
+RESTARTS = 20          # ours: seeded orders of the groups tried, the best split kept
+EMPTY_PENALTY = 100.0  # ours: beyond any sum of squared deviations, so an empty cell never wins
+
+
+@dataclass(frozen=True)
+class Source:
+    """One original image: `name` is relative to the folder of the class folders."""
+
+    path: Path
+    name: str
+    label: str
+
+
+def shown(names: list[str]) -> str:
+    """Up to five names, quoted, and how many more."""
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(repr(name) for name in names[:5]) + rest
+
+
+# ------------------------------------------------------------------ class folders
+
+def find_root(input_dir: Path) -> Path:
+    """The folder that holds the class folders: `input_dir`, its images/, or its only sub-folder."""
+    root = input_dir
+    while True:
+        folders = _folders(root)
+        inner = root / "images" if "images" in folders else root / folders[0] if len(folders) == 1 else None
+        if inner is None or len(_folders(inner)) < (1 if inner.name == "images" else 2) \
+                or any(_is_image(name) for name in os.listdir(inner)):
+            return root
+        root = inner
+
+
+def _folders(path: Path) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def find_sources(root: Path) -> tuple[list[Source], list[str]]:
+    """The images of every class folder, sorted by name, and the names of other files there.
+
+    Raises Fault: no class folders, one only, an empty one, a split's name, unreadable, line breaks.
+    """
+    labels = _folders(root)
+    if not labels:
+        raise Fault(f"{root} holds no class folders: expected one sub-folder of images per class")
+    if len(labels) == 1:
+        raise Fault(f"{root} holds one class only ({labels[0]!r}): at least two are needed")
+    reserved = [label for label in labels if label.lower() in SPLITS]
+    if reserved:
+        raise Fault(f"{root} holds {shown(reserved)}: class folders must not be named like a split; "
+                    "give the folder of the class folders, the splits are made here")
+    sources: list[Source] = []
+    others: list[str] = []
+    faults: list[str] = []
+    for label in labels:
+        found = _walk(root / label, faults)
+        names = [path.relative_to(root).as_posix() for path in found]
+        images = [(path, name) for path, name in zip(found, names) if _is_image(path.name)]
+        others += [name for name in names if not _is_image(Path(name).name)]
+        sources += [Source(path, name, label) for path, name in images]
+        if not images and not faults:
+            faults.append(f"class folder {label!r} holds no PNG, JPEG or TIFF image")
+    broken = [s.name for s in sources if any(c in s.name for c in "\n\r\0")]
+    if broken:
+        faults.append(f"names hold a line break: {shown(broken)}: rename them")
+    undecodable = [s.name for s in sources if not s.name.isprintable() and s.name not in broken]
+    if undecodable:
+        faults.append(f"names hold unprintable characters: {shown(undecodable)}: rename them")
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise Fault(f"{root}: {'; '.join(faults[:5])}{more}")
+    return sorted(sources, key=lambda s: (s.label, s.name)), sorted(others)
+
+
+def _walk(top: Path, faults: list[str]) -> list[Path]:
+    """Every visible file below `top`; links are followed, each folder is entered once."""
+    files, seen = [], set()
+
+    def unreadable(error: OSError) -> None:
+        faults.append(f"{error.filename!r} cannot be read ({error.strerror})")
+
+    for folder, inner, names in os.walk(top, onerror=unreadable, followlinks=True):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in seen:
+            inner[:] = []
+            continue
+        seen.add(real)
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def quick_fingerprint(sources: list[Source]) -> str:
+    """SHA-256 over names, sizes and three samples of each content: quick, whatever the size.
+
+    An edited image is noticed unless it keeps its size and these bytes; a copied tree, whose
+    times differ, is the same input.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        size = os.stat(source.path).st_size
+        digest.update(f"{source.name}\t{size}\n".encode("utf-8", "surrogateescape"))
+        with open(source.path, "rb") as file:
+            if size <= 16384:
+                digest.update(file.read())
+            else:
+                for start in (0, size // 2, size - 4096):
+                    file.seek(start)
+                    digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------ groups
+
+def read_groups(path: Path, sources: list[Source]) -> dict[str, str]:
+    """{source name: group} from a CSV with columns file_name, label, group. Raises Fault."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if not {"file_name", "label", "group"} <= set(columns):
+                raise Fault(f"{path} has columns {', '.join(map(str, columns)) or 'none'}: "
+                            "expected file_name,label,group")
+            records = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Fault(f"{path} is not a CSV in UTF-8 ({error})") from None
+    # one spelling for composed and decomposed letters, which file systems exchange at will
+    known = {unicodedata.normalize("NFC", s.name): s for s in sources}
+    groups: dict[str, str] = {}
+    unknown, wrong, empty, twice = [], [], [], []
+    for record in records:
+        name = record["file_name"] or ""
+        source = known.get(unicodedata.normalize("NFC", name.replace("\\", "/").removeprefix("./")))
+        group = (record["group"] or "").strip()
+        if source is None:
+            unknown.append(name)
+        elif record["label"] != source.label:
+            wrong.append(name)
+        elif not group:
+            empty.append(name)
+        elif groups.setdefault(source.name, group) != group:
+            twice.append(name)
+    missing = [s.name for s in sources if s.name not in groups] if not (wrong or empty) else []
+    faults = [f"{len(names)} {what}: {shown(names)}" for names, what in (
+        (unknown, "files listed that are not among the images"),
+        (missing, "images not listed"), (wrong, "labels that are not the image's class folder"),
+        (empty, "files without a group"), (twice, "files listed in two groups")) if names]
+    if faults:
+        raise Fault(f"{path}: {'; '.join(faults)}: file_name is relative to the folder of the class "
+                    "folders, and every image needs one line")
+    return groups
+
+
+def merge_identical(groups: dict[str, str], hashes: dict[str, str]) -> tuple[dict[str, str], int]:
+    """Join groups that share a byte-identical image. Returns the groups and how many were joined."""
+    parent = {group: group for group in groups.values()}
+
+    def find(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    first: dict[str, str] = {}
+    for name in sorted(groups):
+        a, b = sorted((find(groups[name]), find(first.setdefault(hashes[name], groups[name]))))
+        parent[b] = a
+    joined = sum(find(group) != group for group in parent)
+    return {name: find(group) for name, group in groups.items()}, joined
+
+
+# ------------------------------------------------------------------ splits
+
+def split_groups(items: list[tuple[str, str]], seed: int) -> dict[str, str]:
+    """Give each group to a split, near 60/20/20 in every class at once.
+
+    items: (group, label) of every image. Largest group first into the split that lacks most, then
+    moves of single groups while the summed squared deviation falls; best of seeded restarts.
+    Raises Fault unless every class can have images in every split.
+    """
+    import numpy as np
+
+    names = sorted({group for group, _ in items})
+    labels = sorted({label for _, label in items})
+    few = [(label, n) for label, n in Counter(label for _, label in set(items)).items()
+           if n < len(SPLITS)]
+    if few:
+        found = ", ".join(f"{label!r} has {n}" for label, n in sorted(few))
+        raise Fault(f"every class needs at least {len(SPLITS)} groups (patients, slides or original "
+                    f"images), one for each split, but {found}: add images of other patients")
+    table = np.zeros((len(names), len(labels)))
+    row = {name: i for i, name in enumerate(names)}
+    for group, label in items:
+        table[row[group], labels.index(label)] += 1
+    shares = table / table.sum(0)
+    target = np.array(SPLIT_SHARES)[:, None]
+
+    def cost(filled) -> float:
+        return float(((filled - target) ** 2).sum() + EMPTY_PENALTY * (filled < 1e-12).sum())
+
+    best, best_cost = None, np.inf
+    for restart in range(max(1, min(RESTARTS, 20_000 // len(names)))):
+        rng = np.random.default_rng([seed, restart])
+        order = np.lexsort((rng.random(len(names)), -table.sum(1)))
+        filled, chosen = np.zeros((3, len(labels))), np.zeros(len(names), int)
+        for group in order:
+            chosen[group] = np.argmax((target - filled) @ shares[group])
+            filled[chosen[group]] += shares[group]
+        moved = True
+        while moved:
+            moved = False
+            for group in order:
+                filled[chosen[group]] -= shares[group]
+                costs = []
+                for split in range(3):
+                    filled[split] += shares[group]
+                    costs.append(cost(filled))
+                    filled[split] -= shares[group]
+                better = int(np.argmin(costs))
+                if costs[better] < costs[chosen[group]] - 1e-12:
+                    chosen[group], moved = better, True
+                filled[chosen[group]] += shares[group]
+        if cost(filled) < best_cost - 1e-12:
+            best, best_cost = chosen, cost(filled)
+    if best_cost >= EMPTY_PENALTY:
+        raise Fault(f"no split of the {len(names)} groups gives every class images in train, val and "
+                    "test: groups span classes too much; add images of other patients")
+    return {name: SPLITS[split] for name, split in zip(names, best)}
