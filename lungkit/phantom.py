@@ -16,7 +16,8 @@ Writes <output>/
 
 A patient has one disease and gives tiles of it and of lung without tumour, as a resection does, so
 patients span classes and the stain of a patient tells nothing about the class. The directory
-appears complete or not at all; running the same command again finds it complete.
+appears complete or not at all. Running the same command again finds it complete, or begins a killed
+run anew: the sample is a matter of seconds.
 
 Exit status: 0 complete, 1 bad data or failed run, 2 bad options.
 """
@@ -35,7 +36,7 @@ from lungkit import cli, files
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
 CANVAS_PX = 336  # the smallest raster drawn; smaller images are its area averages
-RED_CELL = np.array([0.05, 0.80, 0.60], np.float32)  # haemoglobin with eosin: redder than eosin alone
+RED_CELL = np.array([0.05, 0.85, 0.52], np.float32)  # haemoglobin with eosin: redder than eosin alone
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Slide:
 
 def draw_slide(rng):
     """Draw one patient's slide: stain vectors around Ruifrok and Johnston's, ranges ours."""
-    haematoxylin = [rng.uniform(0.56, 0.70), 0, rng.uniform(0.20, 0.34)]  # published 0.650, 0.286
-    eosin = [rng.uniform(0.04, 0.20), 0, rng.uniform(0.08, 0.34)]  # published 0.072, 0.105
+    haematoxylin = [rng.uniform(0.55, 0.69), 0, rng.uniform(0.10, 0.28)]  # published 0.650, 0.286
+    eosin = [rng.uniform(0.04, 0.24), 0, rng.uniform(0.06, 0.28)]  # published 0.072, 0.105
     for vector in (haematoxylin, eosin):
         vector[1] = np.sqrt(1 - vector[0] ** 2 - vector[2] ** 2)
     light = rng.uniform(0.86, 0.99) * np.clip(rng.normal(1, 0.03, 3), 0.92, 1.01)
@@ -179,7 +180,9 @@ def _cytoplasm(scene, rng, texture, cells, size, scale):
     """Haematoxylin and eosin of epithelium: one territory per tumour cell, with a border."""
     import cv2
 
-    own = np.stack([cells["x"], cells["y"]], 1)[cells["owner"] == 1]
+    from lungkit import tissue
+
+    own = np.stack([cells["x"], cells["y"]], 1)[cells["owner"] == tissue.TUMOUR]
     at = np.clip(np.round(own * scale - 0.5).astype(int), 0, size - 1)
     seeds = np.ones((size, size), np.uint8)
     seeds[at[:, 1], at[:, 0]] = 0
@@ -222,9 +225,10 @@ def _chromatin(texture, labels, cells, centre, scale):
 
 
 def _paint(scene, rng, size):
-    """Paint a scene: concentrations float32 [size, size, 3] (haematoxylin, eosin, red cells),
+    """Paint a scene on a raster of size px.
 
-    nuclei labels int32 [size, size] and tissue bool [size, size].
+    Returns concentrations float32 [size, size, 3] (haematoxylin, eosin, red cells), nuclei labels
+    int32 [size, size] and tissue bool [size, size].
     """
     import cv2
 
@@ -331,6 +335,8 @@ def write_sample(output_dir: Path, *, num_patients: int = 20, tiles_per_patient:
         return
     plan = plan_sample(num_patients, tiles_per_patient)
     with output.writing() as work_dir:
+        for torn in work_dir.rglob(".*.tmp*"):  # a killed run leaves its last file half written
+            torn.unlink()
         groups, centroids, hashes = ["file_name,label,group"], ["file_name,centroid_x_px,centroid_y_px"], {}
         for label, patient, index in plan:
             cli.check_stop()

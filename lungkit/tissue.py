@@ -166,7 +166,7 @@ def _patchy(rng, where, spacing_um, share, patch_um=38):
     """Points of a dense lattice inside a padded mask, in patches that cover about a share of it."""
     points, chance = _lattice(rng, spacing_um), _padded_noise(rng, patch_um)
     luck = rng.random(len(points))
-    return points[_at(where, points) & (_at(chance, points) > 1.8 - 3.2 * share) & (luck < 0.8)]
+    return points[_at(where, points) & (_at(chance, points) > 2.2 - 3.8 * share) & (luck < 0.8)]
 
 
 def _inflammation(rng, where, share):
@@ -186,14 +186,14 @@ def _fibroblasts(rng, where, flow):
 def _blood(rng, where, share, spacing_um=6.6):
     """Red cells of about 6 um."""
     points = _patchy(rng, where, spacing_um, share)
-    return _cells(rng, points, 2.75, 1.25, rng.uniform(0, np.pi, len(points)), 1.0, spread=0.13)
+    return _cells(rng, points, 2.75, 1.3, rng.uniform(0, np.pi, len(points)), 1.6, spread=0.13)
 
 
 def _tumour_surroundings(rng, person, depth, air, flow):
     """Stroma nuclei and blood around tumour: (nuclei, red cells)."""
     stroma = depth < -1
     nuclei = [_inflammation(rng, stroma, 0.12 + 0.6 * person.inflammation), _fibroblasts(rng, stroma, flow)]
-    blood = [_blood(rng, depth < -2, rng.beta(1.2, 3.5)), _blood(rng, air > 3, rng.beta(1, 3.5))]
+    blood = [_blood(rng, depth < -2, rng.beta(1, 4)), _blood(rng, air > 3, rng.beta(1, 5))]
     return nuclei, np.concatenate(blood)
 
 
@@ -211,7 +211,7 @@ def benign(rng, person):
     """Lung without tumour: aerated, or scarred, inflamed or collapsed."""
     kind = rng.choice(["aerated", "scarred", "inflamed", "collapsed"], p=[0.45, 0.18, 0.19, 0.18])
     spacing = {"collapsed": rng.uniform(28, 46)}.get(kind, rng.uniform(55, 105))
-    thickness = {"aerated": rng.uniform(2.6, 5.5), "scarred": rng.uniform(10, 30),
+    thickness = {"aerated": rng.uniform(3, 7.5), "scarred": rng.uniform(10, 30),
                  "inflamed": rng.uniform(5, 14), "collapsed": rng.uniform(5, 9)}[kind]
     wall = _wall_distance(rng, spacing, rng.uniform(5, 12), rng.uniform(0.15, 0.5))
     air = wall - thickness * np.clip(1 + 0.45 * _padded_noise(rng, 28), 0.05, 2.5)
@@ -222,24 +222,24 @@ def benign(rng, person):
     angle = _at(flow, points) + rng.normal(0, 0.35, len(points))
     nuclei = [_cells(rng, points, 2.8, 1.6, angle, 1.6, spread=0.2, vesicle=0.2)]
     reactive = _along(air, -2.6, rng.uniform(8, 30), rng)  # type II pneumocytes, crowded when reactive
-    reactive = reactive[rng.random(len(reactive)) < rng.beta(0.8, 1.6)]
+    reactive = reactive[rng.random(len(reactive)) < rng.beta(0.6, 2.2)]
     nuclei.insert(0, _cells(rng, reactive, rng.uniform(3.2, 4.6), 1.2, 0.0, 1.4, vesicle=0.45, nucleolus=0.25,
                             owner=TUMOUR if rng.random() < 0.3 else FREE))
     if kind != "aerated":
-        nuclei += [_inflammation(rng, septa, {"inflamed": rng.uniform(0.45, 0.85)}.get(kind, 0.2)),
+        nuclei += [_inflammation(rng, septa, {"inflamed": rng.uniform(0.35, 0.7)}.get(kind, 0.15)),
                    _fibroblasts(rng, septa, flow)]
     points = _lattice(rng, 26, 0.3)
-    points = points[(_at(air, points) > 5) & (rng.random(len(points)) < rng.beta(0.8, 4))]
+    points = points[(_at(air, points) > 5) & (rng.random(len(points)) < rng.beta(0.7, 5))]
     nuclei.append(_cells(rng, points, 3.6, 1.2, 0.0, 1.3, vesicle=0.4, owner=MACROPHAGE))
     capillaries = _blood(rng, septa & (air > -9), rng.uniform(0.2, 0.65), 5.8)
     return Scene(air, np.zeros_like(septa), np.concatenate(nuclei),
-                 np.concatenate([_blood(rng, air > 3, rng.beta(1, 3)), capillaries]),
+                 np.concatenate([_blood(rng, air > 3, rng.beta(1, 4)), capillaries]),
                  stroma_eosin=rng.uniform(0.35, 0.7), debris=rng.beta(1, 5))
 
 
 def adenocarcinoma(rng, person):
     """Glands: acinar, lepidic or papillary (wide lumina on thin cores), or solid."""
-    share = np.array([1.0, 0.6, 2.0 * (1.1 - person.differentiation)])
+    share = np.array([1.0, 0.6, 1.5 * (1.1 - person.differentiation)])
     kind = rng.choice(["acinar", "lepidic", "solid"], p=share / share.sum())
     radius = 5.3 * person.nuclear_size * float(np.exp(rng.normal(0, 0.07)))
     spacing = {"acinar": rng.uniform(55, 100), "lepidic": rng.uniform(60, 120), "solid": rng.uniform(80, 190)}
@@ -251,7 +251,7 @@ def adenocarcinoma(rng, person):
     if kind == "solid":  # at most a few small lumina
         small = (_padded_noise(rng, 20) - rng.uniform(1.6, 3.5)) * 8
         air = np.where(depth > 6, small, -5).astype(np.float32)
-        points = [_lattice(rng, rng.uniform(2.35, 2.9) * radius, 0.17)]
+        points = [_lattice(rng, rng.uniform(2.3, 3.1) * radius, 0.24)]
     else:
         air = depth - height[kind] * radius * np.clip(1 + 0.28 * _padded_noise(rng, 24), 0.4, 2)
         rows = np.arange(0.8, 6, 1.8) * radius  # pseudostratified rows from the basement membrane
@@ -262,12 +262,12 @@ def adenocarcinoma(rng, person):
     points = points + rng.normal(0, 0.16 * radius, points.shape)
     points = points[(_at(depth, points) > 0.3 * radius) & (_at(air, points) < -0.6 * radius)]
     upright = _at(flow, points) + np.pi / 2 + rng.normal(0, 0.4, len(points))
-    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.5), upright, 1.2, spread=person.pleomorphism,
+    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.7), upright, 1.35, spread=person.pleomorphism,
                     vesicle=person.vesicular, nucleolus=0.15 + 0.7 * person.nucleoli, owner=TUMOUR)
     nuclei, blood = _tumour_surroundings(rng, person, depth, air, flow)
     return Scene(air, (depth > 0) & (air < 0), np.concatenate([tumour, *nuclei]), blood,
                  stroma_eosin=rng.uniform(0.35, 0.7), cytoplasm_eosin=rng.uniform(0.25, 0.55),
-                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38), border_eosin=rng.normal(-0.02, 0.05),
+                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38), border_eosin=min(rng.normal(-0.02, 0.05), 0.04),
                  keratinised=0.02, vacuoles=rng.beta(1.2, 3), debris=rng.beta(1, 3))
 
 
@@ -282,16 +282,16 @@ def squamous(rng, person):
         air = np.maximum(air, rng.uniform(1, 5) * np.clip(1 + _padded_noise(rng, 40), 0, 2) - np.abs(depth + 2))
     air = _torn(rng, air)
     nests = (depth > 0) & (air < 0)
-    keratin = person.keratin * rng.uniform(0, 1.1)
+    keratin = person.keratin * rng.uniform(0.3, 1.6)
     pearls = _lattice(rng, rng.uniform(55, 95), 0.2)
-    pearls = pearls[(_at(depth, pearls) > 12) & (rng.random(len(pearls)) < keratin - 0.1)]
+    pearls = pearls[(_at(depth, pearls) > 12) & (rng.random(len(pearls)) < keratin)]
     pearls = np.c_[pearls, rng.uniform(9, 26, len(pearls))]
 
-    points = _lattice(rng, radius * rng.uniform(2.35, 3.3), 0.17)
+    points = _lattice(rng, radius * rng.uniform(2.4, 3.7), 0.22)
     points = points[(_at(depth, points) > 0.4 * radius) & (_at(air, points) < -2)
                     & (rng.random(len(points)) < 0.95)]
     stream = rng.integers(0, 2) * _at(flow, points) + _at(_padded_noise(rng, 90), points)
-    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.8), stream + rng.normal(0, 0.35, len(points)), 1.25,
+    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.8), stream + rng.normal(0, 0.35, len(points)), 1.35,
                     spread=person.pleomorphism, vesicle=person.vesicular,
                     nucleolus=0.1 + 0.6 * person.nucleoli, owner=TUMOUR)
     for x, y, size in pearls:  # flattened around a pearl, lost within it
@@ -304,5 +304,5 @@ def squamous(rng, person):
     nuclei, blood = _tumour_surroundings(rng, person, depth, air, flow)
     return Scene(air, nests, np.concatenate([tumour, *nuclei]), blood, pearls,
                  stroma_eosin=rng.uniform(0.35, 0.7), cytoplasm_eosin=rng.uniform(0.28, 0.62),
-                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38), border_eosin=rng.normal(-0.05, 0.06),
+                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38), border_eosin=min(rng.normal(-0.05, 0.06), 0.04),
                  keratinised=0.02 + 0.15 * keratin, vacuoles=rng.beta(1, 4), debris=rng.beta(1, 3))
