@@ -184,6 +184,9 @@ class Output:
             if self.overwrite and begun.exists() and read_json(begun) != self.options:
                 shutil.rmtree(self.work_dir)
             self.work_dir.mkdir(exist_ok=True)
+            for left in self.work_dir.rglob(".*.tmp*"):  # what a kill left of atomic_path
+                if left.is_file():
+                    left.unlink()
             if not begun.exists():
                 write_json(begun, self.options)
             yield self.work_dir

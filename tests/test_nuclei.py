@@ -1,0 +1,171 @@
+"""Nuclei: found where they are, none where there are none, cells exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lungkit import phantom
+from lungkit.nuclei import Nuclei, detect_nuclei, guess_modality, measure_nuclei, voronoi_labels
+
+EOSIN, HAEMATOXYLIN = (225, 150, 190), (90, 60, 140)
+
+
+def discs(size: int, centres: list, radius: float, *, ground: tuple, colour: tuple) -> np.ndarray:
+    """Discs on an even ground, anti-aliased: uint8 [size, size, 3]."""
+    y, x = np.mgrid[:size, :size]
+    cover = np.zeros((size, size))
+    for cx, cy in centres:
+        cover = np.maximum(cover, np.clip(radius + 0.5 - np.hypot(x - cx, y - cy), 0, 1))
+    image = cover[..., None] * colour + (1 - cover[..., None]) * np.array(ground)
+    return np.round(image).astype(np.uint8)
+
+
+def matched(found: np.ndarray, truth: np.ndarray, reach_px: float) -> int:
+    """Pairs of a one-to-one assignment no farther apart than reach_px."""
+    from scipy.optimize import linear_sum_assignment
+
+    gap = np.hypot(*(found[:, None] - truth[None]).transpose(2, 0, 1))
+    cost = np.where(gap <= reach_px, gap, 1e6)
+    return int((cost[linear_sum_assignment(cost)] < 1e6).sum())
+
+
+# ------------------------------------------------------------------ detection
+
+@pytest.mark.parametrize(("size", "radius", "reach_px"), [(64, 2.2, 0.35), (224, 7.0, 0.7), (512, 16.0, 1.5)])
+def test_discs_are_found_at_their_centres(size, radius, reach_px):
+    at = (np.arange(5) + 0.5) / 5 * size
+    centres = [(x + 0.03 * size, y - 0.02 * size) for x in at for y in at]
+    nuclei = detect_nuclei(discs(size, centres, radius, ground=EOSIN, colour=HAEMATOXYLIN))
+    assert len(nuclei) == 25
+    assert matched(nuclei.centroids, np.array(centres), reach_px) == 25
+    assert np.all(np.abs(nuclei.areas_px / (np.pi * radius**2) - 1) < 0.5)
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_labels_number_the_nuclei_where_the_centroids_are(size):
+    image = phantom.draw_tile("lung_scc", patient=1, index=0, seed=3, image_size=size).image
+    nuclei = detect_nuclei(image)
+    assert nuclei.labels.shape == (size, size) and nuclei.labels.dtype == np.int32
+    assert nuclei.centroids.dtype == nuclei.areas_px.dtype == np.float32
+    assert nuclei.labels.max() <= len(nuclei) == len(nuclei.areas_px)
+    for label in np.unique(nuclei.labels)[1:]:
+        ys, xs = np.nonzero(nuclei.labels == label)
+        assert np.hypot(xs.mean() - nuclei.centroids[label - 1, 0],
+                        ys.mean() - nuclei.centroids[label - 1, 1]) < 1.0
+
+
+def test_touching_nuclei_are_parted_and_a_pale_centre_is_not():
+    pair = discs(224, [(100, 110), (114, 110)], 8, ground=EOSIN, colour=HAEMATOXYLIN)
+    assert len(detect_nuclei(pair)) == 2
+    vesicular = discs(224, [(110, 110)], 11, ground=EOSIN, colour=HAEMATOXYLIN)
+    y, x = np.mgrid[:224, :224]
+    vesicular[np.hypot(x - 110, y - 110) < 3] = EOSIN
+    assert len(detect_nuclei(vesicular)) == 1
+
+
+def test_a_shape_that_fills_little_of_its_hull_is_no_nucleus():
+    crescent = discs(224, [(110, 110)], 11, ground=EOSIN, colour=HAEMATOXYLIN)
+    crescent[discs(224, [(117, 110)], 10, ground=(0, 0, 0), colour=(1, 1, 1)) > 0] = 0
+    crescent[crescent == 0] = np.broadcast_to(EOSIN, crescent.shape)[crescent == 0]
+    strict, lax = (detect_nuclei(crescent, solidity=solidity) for solidity in (0.95, 0.0))
+    assert len(strict) < len(lax)
+
+
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("colour", [(250, 250, 250), EOSIN, (200, 90, 150), (190, 150, 200),
+                                    (180, 180, 180), (3, 3, 3), (40, 40, 40), (0, 0, 0)])
+@pytest.mark.parametrize("noise", [0, 6])
+def test_an_even_field_holds_no_nuclei(size, colour, noise):
+    grain = np.random.default_rng(0).normal(0, noise, (size, size, 3))
+    nuclei = detect_nuclei(np.clip(grain + colour, 0, 255).astype(np.uint8))
+    assert len(nuclei) == 0 and not nuclei.labels.any()
+    assert nuclei.centroids.shape == (0, 2)
+
+
+def test_red_cells_are_no_nuclei():
+    image = discs(224, [(60, 60), (120, 130), (170, 80)], 7, ground=(240, 235, 238), colour=(215, 50, 85))
+    assert len(detect_nuclei(image)) == 0
+
+
+def test_fluorescent_nuclei_are_bright_on_dark():
+    centres = [(40, 50), (120, 60), (90, 150), (190, 190)]
+    image = discs(224, centres, 8, ground=(10, 10, 10), colour=(160, 160, 160))
+    assert guess_modality(image) == "fluorescence"
+    nuclei = detect_nuclei(image)
+    assert matched(nuclei.centroids, np.array(centres), 1.0) == len(nuclei) == 4
+    assert len(detect_nuclei(image, modality="he")) != 4
+    assert guess_modality(255 - image) == "he"
+
+
+def test_more_than_255_nuclei():
+    at = np.arange(20) * 25 + 20.0
+    centres = [(x, y) for x in at for y in at]
+    nuclei = detect_nuclei(discs(512, centres, 9, ground=EOSIN, colour=HAEMATOXYLIN))
+    assert len(nuclei) == nuclei.labels.max() == 400
+
+
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("label", phantom.CLASSES)
+def test_simulated_tissue_is_found_again(label, size):
+    hits = found = true = 0
+    for patient in range(3):
+        tile = phantom.draw_tile(label, patient=patient, index=0, seed=5, image_size=size)
+        nuclei = detect_nuclei(tile.image)
+        hits += matched(nuclei.centroids, tile.centroids, 4 * size / 180)
+        found, true = found + len(nuclei), true + len(tile.centroids)
+    assert hits / found > 0.85, f"precision {hits / found:.2f}"
+    assert hits / true > 0.6, f"recall {hits / true:.2f}"
+
+
+# ------------------------------------------------------------------ layout
+
+coordinates = st.floats(-3, 36, allow_nan=False, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=40), st.integers(1, 33))
+def test_cells_are_those_of_the_nearest_centroid(points, size):
+    points = np.array(points)
+    cells = voronoi_labels(points, size)
+    y, x = np.mgrid[:size, :size]
+    gap = (x[..., None] - points[:, 0]) ** 2 + (y[..., None] - points[:, 1]) ** 2
+    own = np.take_along_axis(gap, cells[..., None], -1)[..., 0]
+    assert cells.shape == (size, size) and cells.dtype == np.int32
+    np.testing.assert_allclose(own, gap.min(-1), rtol=1e-12, atol=1e-12)
+
+
+def test_without_centroids_the_image_is_one_cell():
+    assert (voronoi_labels(np.zeros((0, 2), np.float32), 7) == 0).all()
+
+
+def lay(points: np.ndarray) -> Nuclei:
+    return Nuclei(np.zeros((100, 100), np.int32), points.astype(np.float32),
+                  np.linspace(10, 30, len(points)).astype(np.float32))
+
+
+def test_measures_of_a_square_lattice():
+    lattice = np.stack(np.meshgrid(*[np.arange(10) * 10 + 4.5] * 2), -1).reshape(-1, 2)
+    measured = measure_nuclei(lay(lattice), 100)
+    assert measured["count"] == 100 and measured["density_per_1e4_px"] == 100
+    assert measured["nearest_neighbour_px"] == pytest.approx(10)
+    assert measured["clark_evans"] == pytest.approx(2)  # 10 px; random would be 0.5 / sqrt(0.01) = 5
+    assert measured["mean_area_px"] == pytest.approx(20)
+    assert measured["area_cv"] == pytest.approx(np.linspace(10, 30, 100).std() / 20)
+
+
+def test_clark_evans_tells_clusters_from_chance():
+    rng = np.random.default_rng(1)
+    chance = rng.uniform(0, 100, (300, 2))
+    clusters = rng.uniform(10, 90, (12, 1, 2)) + rng.normal(0, 2, (12, 25, 2))
+    assert measure_nuclei(lay(chance), 100)["clark_evans"] == pytest.approx(1, abs=0.12)
+    assert measure_nuclei(lay(clusters.reshape(-1, 2)), 100)["clark_evans"] < 0.6
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_measures_of_hardly_any_nuclei_are_finite(count):
+    measured = measure_nuclei(lay(np.full((count, 2), 50.0)), 100)
+    assert measured["count"] == count and measured["nearest_neighbour_px"] == 0
+    assert all(np.isfinite(value) for value in measured.values())

@@ -1,0 +1,285 @@
+"""voronoi_seg.py: cells, colours, and the dataset contract on the way from real."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import voronoi_seg
+from lungkit import phantom
+from lungkit.dataset import DatasetWriter, MANIFEST, SPLITS, check_same_task, open_dataset
+from lungkit.files import Output
+from lungkit.nuclei import detect_nuclei
+
+SIZE = 64
+SCRIPT = Path(voronoi_seg.__file__)
+
+
+def write_real(path: Path, draw, per_class: int = 5) -> Path:
+    """A real dataset whose item i is draw(label, i), in 3 classes over the three splits."""
+    with DatasetWriter(Output(path, MANIFEST, {}), stage="test", classes=sorted(phantom.CLASSES),
+                       image_size=SIZE) as writer:
+        for index in range(per_class * 3):
+            label = writer.classes[index // per_class]
+            split = ("train", "val", "test", "train", "train")[index % 5]
+            writer.add(split, label, index, draw(label, index), group=f"{label}-{index % 5}", source="drawn")
+        writer.publish(parents=[], seed=0)
+    return path
+
+
+def tissue(label: str, index: int) -> np.ndarray:
+    return phantom.draw_tile(label, patient=index % 2, index=index, seed=2, image_size=SIZE).image
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> Path:
+    return write_real(tmp_path_factory.mktemp("voronoi") / "real", tissue)
+
+
+@pytest.fixture(scope="module")
+def made(real) -> Path:
+    output = real.parent / "voronoi"
+    assert voronoi_seg.main(["--real", str(real), "--output", str(output)]) == 0
+    return output
+
+
+def contents(dataset: Path) -> dict[str, str]:
+    """Hash of every file but the log of progress, which holds times."""
+    return {file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(dataset.rglob("*")) if file.is_file() and file.name != "progress.jsonl"}
+
+
+# ------------------------------------------------------------------ the drawing
+
+def test_each_cell_has_its_mean_colour():
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    cells = np.random.default_rng(1).integers(0, 300, (9, 9)).astype(np.int32)
+    cells[0] = 7
+    picture = voronoi_seg.cell_means(image, cells)
+    for cell in np.unique(cells):
+        expected = np.round(image[cells == cell].mean(axis=0))
+        assert (picture[cells == cell] == expected).all()
+
+
+def test_borders_are_one_pixel_wide_and_close():
+    cells = np.zeros((8, 8), np.int32)
+    cells[:, 4:] = 1
+    cells[5:] += 2
+    line = voronoi_seg.borders(cells)
+    assert line[:, 3].all() and line[4].all() and line.sum() == 15
+
+
+@pytest.mark.parametrize("render", sorted(voronoi_seg.RENDERS))
+def test_renders(real, render):
+    data = open_dataset(real)
+    image = data.image(data.rows[0])
+    picture, mask, count = voronoi_seg.draw(image, render=render, modality="he", solidity=0.75,
+                                            field_um=180.0)
+    assert picture.shape == image.shape and picture.dtype == np.uint8
+    assert set(np.unique(mask)) == {0, 255} and count > 10
+    colours = len(np.unique(picture.reshape(-1, 3), axis=0))
+    assert colours > 10 if "mean" in render else colours == 2
+    black = (picture == 0).all(-1).mean()
+    assert black == 0 if render == "mean" else 0 < black < 0.5
+
+
+# ------------------------------------------------------------------ the dataset
+
+def test_splits_labels_groups_and_names_are_those_of_real(real, made):
+    data, diagrams = open_dataset(real), open_dataset(made)
+    assert [(r.file_name, r.label, r.split, r.group) for r in diagrams.rows] == \
+        [(r.file_name, r.label, r.split, r.group) for r in data.rows]
+    assert all(row.source == row.file_name for row in diagrams.rows)
+    assert diagrams.name == "voronoi" and diagrams.image_size == SIZE
+    assert diagrams.manifest["parents"] == [{"name": "real", "fingerprint": data.fingerprint,
+                                             "splits": {split: [split] for split in SPLITS}}]
+    check_same_task(diagrams, data)
+    assert len({row.sha256 for row in diagrams.rows}) == len(diagrams.rows)
+
+
+def test_masks_and_counts_are_those_of_the_nuclei(real, made):
+    data, diagrams = open_dataset(real), open_dataset(made)
+    counts: dict[str, list[int]] = {}
+    for row, drawn in zip(data.rows, diagrams.rows):
+        nuclei = detect_nuclei(data.image(row))
+        assert int(drawn.extra["num_nuclei"]) == len(nuclei) > 0
+        assert ((diagrams.mask("nuclei", drawn) == 255) == (nuclei.labels > 0)).all()
+        counts.setdefault(row.label, []).append(len(nuclei))
+    for label, seen in diagrams.manifest["nuclei"].items():
+        assert seen["images"] == 5 and seen["median_count"] == np.median(counts[label])
+        assert (seen["min_count"], seen["max_count"]) == (min(counts[label]), max(counts[label]))
+    assert diagrams.warnings == [] and diagrams.manifest["modality"] == "he"
+
+
+def few(label: str, index: int) -> np.ndarray:
+    """lung_aca: 0 to 4 nuclei; the other classes: tissue."""
+    if label != "lung_aca":
+        return tissue(label, index)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    image = np.full((SIZE, SIZE, 3), (225, 150, 190), np.uint8)
+    for cx, cy in [(12, 12), (50, 20), (20, 50), (46, 48)][:index]:
+        image[np.hypot(x - cx, y - cy) < 3] = (90, 60, 140)
+    return image
+
+
+def test_images_of_few_nuclei_are_drawn_counted_and_reported(tmp_path, capsys):
+    write_real(tmp_path / "real", few)
+    assert voronoi_seg.main(["--real", str(tmp_path / "real"), "--output", str(tmp_path / "out"),
+                             "--render", "mean"]) == 0
+    diagrams = open_dataset(tmp_path / "out")
+    rows = sorted((row for row in diagrams.rows if row.label == "lung_aca"), key=lambda row: row.stem)
+    assert [int(row.extra["num_nuclei"]) for row in rows] == [0, 1, 2, 3, 4]
+    cells = [len(np.unique(diagrams.image(row).reshape(-1, 3), axis=0)) for row in rows]
+    assert cells[:2] == [1, 1] and cells[2] <= 2
+    seen = diagrams.manifest["nuclei"]
+    assert (seen["lung_aca"]["fewer_than_four"], seen["lung_aca"]["without_nuclei"]) == (4, 1)
+    assert seen["lung_scc"]["fewer_than_four"] == 0
+    assert len(diagrams.warnings) == 1 and diagrams.warnings[0].startswith("lung_aca: 4 of 5")
+    shown = capsys.readouterr()
+    assert "lung_aca" in shown.out and "4 images with fewer than 4" in shown.out
+    assert "warning: lung_aca: 4 of 5" in shown.err
+
+
+def test_one_modality_for_all_images(tmp_path):
+    write_real(tmp_path / "real", lambda label, index: 255 - tissue(label, index))
+    assert voronoi_seg.main(["--real", str(tmp_path / "real"), "--output", str(tmp_path / "a")]) == 0
+    assert open_dataset(tmp_path / "a").manifest["modality"] == "fluorescence"
+    assert voronoi_seg.main(["--real", str(tmp_path / "real"), "--output", str(tmp_path / "b"),
+                             "--modality", "he"]) == 0
+    a, b = open_dataset(tmp_path / "a"), open_dataset(tmp_path / "b")
+    assert b.manifest["modality"] == "he" and a.fingerprint != b.fingerprint
+
+
+# ------------------------------------------------------------------ the stage
+
+def test_complete_and_other_options(real, made, capsys):
+    before = contents(made)
+    assert voronoi_seg.main(["--real", str(real), "--output", str(made), "--workers", "2"]) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert voronoi_seg.main(["--real", str(real), "--output", str(made), "--render", "mean"]) == 2
+    assert "render: 'mean-borders' there, 'mean' now" in capsys.readouterr().err
+    assert contents(made) == before
+
+
+def test_overwrite_makes_it_anew(real, tmp_path):
+    argv = ["--real", str(real), "--output", str(tmp_path / "out")]
+    assert voronoi_seg.main(argv) == 0
+    first = open_dataset(tmp_path / "out").fingerprint
+    assert voronoi_seg.main([*argv, "--render", "borders", "--overwrite"]) == 0
+    assert open_dataset(tmp_path / "out").fingerprint != first
+
+
+def test_dry_run_writes_nothing(real, tmp_path, capsys):
+    assert voronoi_seg.main(["--real", str(real), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "found 15 images in 3 classes, pending 15" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_workers_make_the_same_bytes(real, made, tmp_path):
+    output = tmp_path / "voronoi"
+    assert voronoi_seg.main(["--real", str(real), "--output", str(output), "--workers", "2"]) == 0
+    assert contents(output) == contents(made)
+
+
+def test_what_a_kill_left_half_written_is_not_published(real, made, tmp_path):
+    left = tmp_path / ".voronoi.partial" / "masks" / "nuclei" / "lung_n" / ".000007.1234.tmp.png"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    output = tmp_path / "voronoi"
+    assert voronoi_seg.main(["--real", str(real), "--output", str(output)]) == 0
+    assert contents(output) == contents(made)
+
+
+def test_stopped_by_a_signal_then_resumed(real, made, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "voronoi"
+    draw_row, drawn = voronoi_seg.draw_row, []
+
+    def stop_at_fourth(row, **how):
+        drawn.append(row)
+        if len(drawn) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw_row(row, **how)
+
+    monkeypatch.setattr(voronoi_seg, "draw_row", stop_at_fourth)
+    argv = ["--real", str(real), "--output", str(output)]
+    assert voronoi_seg.main(argv) == 75
+    assert not output.exists() and "again to resume" in capsys.readouterr().err
+    assert voronoi_seg.main(argv) == 0
+    assert len(drawn) == 15
+    assert contents(output) == contents(made)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_then_resumed(real, made, tmp_path, workers):
+    output = tmp_path / "voronoi"
+    argv = ["--real", str(real), "--output", str(output)]
+    stage = subprocess.Popen([sys.executable, str(SCRIPT), *argv, "--workers", str(workers)],
+                             stderr=subprocess.DEVNULL)
+    records = tmp_path / ".voronoi.partial" / ".records.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (records.exists() and records.stat().st_size):
+        time.sleep(0.002)
+    stage.kill()
+    stage.wait()
+    assert not output.exists(), "it was complete before it could be killed"
+    assert voronoi_seg.main(argv) == 0
+    assert contents(output) == contents(made)
+
+
+def test_help_needs_no_heavy_library():
+    code = ("import sys, voronoi_seg; assert voronoi_seg.main(['--help']) == 0; "
+            "print([m for m in ('torch', 'cv2', 'scipy', 'skimage', 'pandas') if m in sys.modules])")
+    answer = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True)
+    assert answer.stdout.rstrip().endswith("[]"), answer.stderr
+    assert "Exit status: 0 complete" in answer.stdout
+
+
+# ------------------------------------------------------------------ bad input
+
+def one_line_fault(capsys) -> str:
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("voronoi_seg.py: error: "), error
+    return error
+
+
+def test_no_dataset(tmp_path, capsys):
+    (tmp_path / "real").mkdir()
+    for name, said in (("nowhere", "not a directory"), ("real", "no dataset.json")):
+        assert voronoi_seg.main(["--real", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 1
+        assert said in one_line_fault(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_altered_image(tmp_path, capsys):
+    real = write_real(tmp_path / "real", lambda label, i: np.full((SIZE, SIZE, 3), 15 * i, np.uint8))
+    name = json.loads((real / MANIFEST).read_text())["classes"][0]
+    file = sorted((real / "train" / name).iterdir())[0]
+    file.write_bytes(file.read_bytes()[:-20])
+    assert voronoi_seg.main(["--real", str(real), "--output", str(tmp_path / "out")]) == 1
+    assert file.name in one_line_fault(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["real", "real/voronoi", "."])
+def test_output_and_real_in_one_another(tmp_path, capsys, where):
+    real = write_real(tmp_path / "real", lambda label, i: np.full((SIZE, SIZE, 3), 15 * i, np.uint8))
+    before = contents(real)
+    assert voronoi_seg.main(["--real", str(real), "--output", str(tmp_path / where)]) == 2
+    assert "--output" in one_line_fault(capsys)
+    assert contents(real) == before
+
+
+@pytest.mark.parametrize("wrong", [["--rendr", "mean"], ["--render", "oil"], ["--solidity", "1.5"],
+                                   ["--workers", "0"], ["--field-um", "nan"]])
+def test_bad_options(real, tmp_path, wrong, capsys):
+    assert voronoi_seg.main(["--real", str(real), "--output", str(tmp_path / "out"), *wrong]) == 2
+    assert wrong[0] in capsys.readouterr().err
