@@ -28,176 +28,18 @@ from pathlib import Path
 
 from lungkit import cli, sources
 from lungkit.cli import BadOptions, Fault
+from lungkit.files import Output, sha256, sha256_file
 from lungkit.images import Unreadable, decode_image
 from lungkit.progress import Progress, say
+from lungkit.splits import SPLITS, Specimen, merge_identical, split_groups, warn_of_confounding
+from lungkit.stain import (Stains, background_light, balance_white, enhance_grey, estimate_stains,
+                           normalise_stains, optical_density, reference_stains, tissue_mask)
 
 PRESETS = {"demo": {"image_size": 64}, "full": {"image_size": 256}}
 # ours: a tile of air alone is dropped, one thin alveolar wall is kept; LC25000 loses none
 MIN_TISSUE = 0.05
-FEW_GROUPS = 10   # ours: below it a test split holds one or two patients, no sample of patients
-CONFOUNDED = 0.2  # ours: how far above guessing a file's format may predict its class
-WORK_SIZE = 512   # ours: larger tiles are shrunk to this side before colours are measured
-
-# Background of transmitted light: bright, and green not the weakest channel, because
-# haematoxylin and eosin both absorb green most. Ours, chosen by eye on LC25000.
-LIGHT_MIN, LIGHT_RANGE, LIGHT_GREEN_LACK = 165, 85, 16
-LIGHT_MIN_SHARE = 0.01  # less background than this is not measured: white is taken as 255
-# Tissue: Otsu's thresholds are kept within these ranges, because a tile that is all tissue, or
-# all air, has no two modes to part. Ours, chosen by eye on LC25000.
-TISSUE_DENSITY, TISSUE_COLOUR = (0.10, 0.20), (0.06, 0.14)
-
-OD_BETA = 0.15              # optical density (natural log) of background; Macenko 2009
-ANGLE_PERCENTILE = 1        # robust extremes of the stain angle; Macenko 2009
-STRENGTH_PERCENTILE = 99    # robust maximum of a stain's concentration; Macenko 2009
-MIN_STAINED = 0.02          # ours: share of stained pixels below which stains are not estimated
-MIN_STAIN_ANGLE_DEG = 12    # ours: closer directions are one stain and noise; Ruifrok's are 37 apart
-MAX_STRENGTH_RATIO = 1.6    # ours: stronger amplification turns pale eosin into ink
-STAIN_PIXELS = 10_000       # ours: pixels of an image its stains are estimated from
-
-
-# ------------------------------------------------------------------ tissue, contrast, stain
-
-def otsu(values) -> float:
-    """Otsu's threshold (1979) of float values in 0..1."""
-    import cv2
-    import numpy as np
-
-    return cv2.threshold((np.clip(values, 0, 1) * 255).astype(np.uint8), 0, 255,
-                         cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0] / 255
-
-
-def background_light(image):
-    """Colour of unstained background in uint8 [H, W, 3], float64 [3]; 255 where there is none."""
-    import cv2
-    import numpy as np
-
-    pixels = cv2.GaussianBlur(image, (0, 0), 1.5).reshape(-1, 3)[::3].astype(np.int16)
-    low, high = pixels.min(1), pixels.max(1)
-    background = pixels[(low > LIGHT_MIN) & (high - low < LIGHT_RANGE)
-                        & (pixels[:, 1] > np.minimum(pixels[:, 0], pixels[:, 2]) - LIGHT_GREEN_LACK)]
-    if len(background) < LIGHT_MIN_SHARE * len(pixels):
-        return np.full(3, 255.0)
-    light = background.mean(1)
-    return np.median(background[light >= np.percentile(light, 70)], axis=0).astype(np.float64)
-
-
-def balance_white(image, light):
-    """Divide uint8 [H, W, 3] by the background light."""
-    import cv2
-    import numpy as np
-
-    table = np.clip(np.arange(256)[:, None] * (255 / light) + 0.5, 0, 255).astype(np.uint8)
-    return cv2.LUT(image, table[:, None, :])
-
-
-def tissue_mask(image):
-    """Mark tissue: bool [H, W] of uint8 [H, W, 3] RGB on white, or of [H, W] bright on dark."""
-    import cv2
-    import numpy as np
-
-    smooth = cv2.GaussianBlur(image, (0, 0), max(0.8, min(image.shape[:2]) / 150))
-    if image.ndim == 2:
-        mask = smooth > max(otsu(smooth / 255) * 255, 1)
-    else:
-        parts = cv2.split(smooth)
-        grey = sum(part.astype(np.float32) for part in parts) / 3
-        density = -np.log(np.maximum(grey, 1) / 255)
-        low, high = cv2.min(cv2.min(*parts[:2]), parts[2]), cv2.max(cv2.max(*parts[:2]), parts[2])
-        colour = (high - low).astype(np.float32) / 255
-        mask = ((density > np.clip(otsu(density), *TISSUE_DENSITY))
-                | (colour > np.clip(otsu(colour), *TISSUE_COLOUR)))
-    speck = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, speck) > 0
-
-
-def enhance_grey(values):
-    """Denoise a grey image [H, W] of uint8, uint16 or float32 and stretch its contrast to uint8.
-
-    Returns the image and whether its background is bright. A dark one (fluorescence) is evened
-    out by subtracting a wide opening, in the spirit of Sternberg's rolling ball (1983).
-    """
-    import cv2
-    import numpy as np
-
-    smooth = cv2.medianBlur(values, 3).astype(np.float32)
-    low, high = np.percentile(smooth[::2, ::2], [0.5, 99.8])
-    bright = bool(np.median(smooth) > (low + high) / 2)
-    if not bright:
-        side = 96
-        small = cv2.resize(smooth, (side, side), interpolation=cv2.INTER_AREA)
-        ball = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side // 3, side // 3))
-        ground = cv2.GaussianBlur(cv2.morphologyEx(small, cv2.MORPH_OPEN, ball), (0, 0), side / 12)
-        smooth -= cv2.resize(ground, smooth.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        low, high = np.percentile(smooth[::2, ::2], [0.5, 99.8])
-    if high <= low:
-        return np.full(values.shape, 255 * bright, np.uint8), bright
-    return (np.clip((smooth - low) / (high - low), 0, 1) * 255 + 0.5).astype(np.uint8), bright
-
-
-@dataclass(frozen=True)
-class Stains:
-    """Optical densities [3, 2] of haematoxylin and eosin (unit columns), robust maxima [2]."""
-
-    matrix: object
-    strength: object
-
-
-def optical_density(pixels):
-    """uint8 [..., 3] -> float32 [..., 3], natural logarithm (Beer-Lambert)."""
-    import numpy as np
-
-    return (-np.log(np.maximum(np.arange(256), 1) / 255)).astype(np.float32)[pixels]
-
-
-def estimate_stains(density) -> Stains | None:
-    """Estimate stains from optical densities [N, 3]; None where it cannot be done.
-
-    Macenko et al. 2009: the plane of the two largest principal components through the origin,
-    and in it the robust extremes of the angle.
-    """
-    import numpy as np
-
-    stained = density[(density > OD_BETA).all(1)].astype(np.float64)
-    if len(stained) < max(100, MIN_STAINED * len(density)):
-        return None
-    _, vectors = np.linalg.eigh(np.cov(stained.T))
-    plane = vectors[:, [2, 1]] * np.where(vectors[0, [2, 1]] < 0, -1, 1)
-    angle = np.arctan2(stained @ plane[:, 1], stained @ plane[:, 0])
-    ends = np.percentile(angle, [ANGLE_PERCENTILE, 100 - ANGLE_PERCENTILE])
-    if not MIN_STAIN_ANGLE_DEG < np.degrees(ends[1] - ends[0]) < 90:
-        return None
-    pair = plane @ np.stack([np.cos(ends), np.sin(ends)])
-    if (pair < -0.1).any():
-        return None  # a stain does not emit light
-    pair = np.maximum(pair[:, np.argsort(-pair[0])], 0)  # haematoxylin absorbs more red than eosin
-    pair /= np.linalg.norm(pair, axis=0)
-    strength = np.percentile(stained @ np.linalg.pinv(pair).T, STRENGTH_PERCENTILE, axis=0)
-    return Stains(pair, strength) if (strength > OD_BETA).all() else None
-
-
-def reference_stains(found: list[Stains]) -> Stains | None:
-    """The median stains of several images; None of none.
-
-    The median, not one estimate from pooled pixels: pooled extremes are red cells and ink.
-    """
-    import numpy as np
-
-    if not found:
-        return None
-    matrix = np.median([stains.matrix for stains in found], axis=0)
-    return Stains(matrix / np.linalg.norm(matrix, axis=0),
-                  np.median([stains.strength for stains in found], axis=0))
-
-
-def normalise_stains(image, stains: Stains, reference: Stains):
-    """Give uint8 [H, W, 3] the reference's stain colours and strengths."""
-    import cv2
-    import numpy as np
-
-    ratio = np.clip(reference.strength / stains.strength, 1 / MAX_STRENGTH_RATIO, MAX_STRENGTH_RATIO)
-    change = reference.matrix @ np.diag(ratio) @ np.linalg.pinv(stains.matrix)  # of densities, 3 x 3
-    density = cv2.transform(optical_density(image), change.astype(np.float32))
-    return np.clip(255 * cv2.exp(-density) + 0.5, 0, 255).astype(np.uint8)
+WORK_SIZE = 512  # ours: larger tiles are shrunk to this side before colours are measured
+STAIN_PIXELS = 10_000  # ours: pixels of an image its stains are estimated from
 
 
 # ------------------------------------------------------------------ tiles
@@ -221,52 +63,51 @@ def shrink(image, side: int):
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Original:
     """What the survey learnt of one source image."""
 
     source: sources.Source
     sha256: str
     look: tuple  # width, height, suffix, grey or colour: what should not give the class away
-    light: object = None           # background colour [3], None for grey
-    stains: Stains | None = None
-    kept: tuple = ()               # ((top, left, side), tissue share) of the tiles kept
-    dropped: tuple = ()            # reasons, one for each tile dropped
+    light: object          # background colour [3], None for grey
+    stains: Stains | None  # None where they cannot be told apart
+    kept: tuple            # ((top, left, side), tissue share) of the tiles kept
+    dropped: tuple         # reasons, one for each tile dropped
 
 
-def load_tiles(content: bytes, channel: int | None, tile_size: int | None, image_size: int,
-               light=None):
-    """Decode an image and cut it. Yields (box, tile, tissue mask); the tile uint8 [S, S, 3] or [S, S]."""
-    pixels = decode_image(content, channel)
+def cut_tiles(pixels, light, tile_size: int | None, image_size: int):
+    """Cut a decoded image into tiles of at most WORK_SIZE pixels (image_size if that is larger).
+
+    light: background colour of a colour image, None for grey.
+    Yields (box, tile, mask): the tile uint8 [S, S, 3] or [S, S], the tissue mask bool [S, S].
+    """
     bright = False
-    if pixels.ndim == 2:
+    if light is None:
         pixels, bright = enhance_grey(pixels)
     for top, left, side in tile_boxes(*pixels.shape[:2], tile_size):
         tile = shrink(pixels[top:top + side, left:left + side], max(WORK_SIZE, image_size))
-        if tile.ndim == 3:
-            mask = tissue_mask(balance_white(tile, light))
-        else:
+        if light is None:
             mask = tissue_mask(255 - tile if bright else tile)
+        else:
+            mask = tissue_mask(balance_white(tile, light))
         yield (top, left, side), tile, mask
 
 
-def examine(source: sources.Source, channel: int | None, tile_size: int | None, image_size: int,
+def examine(source: sources.Source, *, channel: int | None, tile_size: int | None, image_size: int,
             min_tissue: float) -> Original:
     """Decode one image and measure background, stains and tissue. Raises Unreadable."""
-    from lungkit.files import sha256
-
     content = source.path.read_bytes()
     pixels = decode_image(content, channel)
     height, width = pixels.shape[:2]
-    found = Original(source, sha256(content), (width, height, source.path.suffix.lower(),
-                                               "grey" if pixels.ndim == 2 else "colour"))
+    light = stains = None
     if pixels.ndim == 3:
         small = shrink(pixels, WORK_SIZE)
-        found.light = background_light(small)
-        flat = balance_white(small, found.light).reshape(-1, 3)
-        found.stains = estimate_stains(optical_density(flat[::max(1, len(flat) // STAIN_PIXELS)]))
+        light = background_light(small)
+        flat = balance_white(small, light).reshape(-1, 3)
+        stains = estimate_stains(optical_density(flat[::max(1, len(flat) // STAIN_PIXELS)]))
     kept, dropped = [], []
-    for box, _, mask in load_tiles(content, channel, tile_size, image_size, found.light):
+    for box, _, mask in cut_tiles(pixels, light, tile_size, image_size):
         share = float(mask.mean())
         if share < min_tissue:
             dropped.append(f"less than {min_tissue:g} of the tile is tissue")
@@ -274,11 +115,12 @@ def examine(source: sources.Source, channel: int | None, tile_size: int | None, 
             kept.append((box, share))
     if not kept and not dropped:
         dropped.append(f"the image is smaller than --tile-size {tile_size}")
-    found.kept, found.dropped = tuple(kept), tuple(dropped)
-    return found
+    look = (width, height, source.path.suffix.lower(), "grey" if light is None else "colour")
+    return Original(source, sha256(content), look, light, stains, tuple(kept), tuple(dropped))
 
 
-def render(tile, mask, original: Original, reference: Stains | None, normalise: bool, image_size: int):
+def render(tile, mask, original: Original, reference: Stains | None, normalise: bool,
+           image_size: int):
     """Normalise a tile and bring it to size: uint8 RGB [S, S, 3] and its tissue mask [S, S]."""
     import cv2
 
@@ -311,8 +153,8 @@ def survey(found: list[sources.Source], **how) -> list[Original]:
         progress.update(number)
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise Fault(f"{len(faults)} of {len(found)} images cannot be used: {'; '.join(faults[:5])}{more}: "
-                    "repair or remove them")
+        raise Fault(f"{len(faults)} of {len(found)} images cannot be used: "
+                    f"{'; '.join(faults[:5])}{more}: repair or remove them")
     return originals
 
 
@@ -323,44 +165,13 @@ def count_dropped(originals: list[Original], others: list[str]) -> list[dict]:
         for reason in original.dropped:
             reasons.setdefault(reason, []).append(original.source)
     table = [{"reason": reason, "count": len(hit), "by_class": dict(Counter(s.label for s in hit)),
-              "examples": sorted({s.name for s in hit})[:10]} for reason, hit in sorted(reasons.items())]
+              "examples": sorted({s.name for s in hit})[:10]}
+             for reason, hit in sorted(reasons.items())]
     if others:
         table.append({"reason": "not a PNG, JPEG or TIFF file", "count": len(others),
                       "by_class": dict(Counter(name.split("/")[0] for name in others)),
                       "examples": others[:10]})
     return table
-
-
-def warn_of_confounding(originals: list[Original], groups: dict[str, str], given: bool) -> list[str]:
-    """What in the data could make an accuracy mean less than it seems, as sentences."""
-    warnings = []
-    if not given:
-        warnings.append("No group ids were given, so each file is its own group: images of one patient, or "
-                        "augmented copies, may lie on both sides of a split and inflate every accuracy.")
-    labels = Counter(o.source.label for o in originals)
-    for label, total in sorted(labels.items()):
-        sizes = Counter(groups[o.source.name] for o in originals if o.source.label == label)
-        group, most = sizes.most_common(1)[0]
-        if most > total / 2:
-            warnings.append(f"{most} of {total} images of {label!r} come from one group ({group!r}): "
-                            "telling this class may mean telling this specimen.")
-        if len(sizes) < FEW_GROUPS:
-            warnings.append(f"{label!r} has {len(sizes)} groups only: its test split says little about "
-                            "the next patient.")
-    # leave one out: the class most frequent among the other images of the same look
-    looks: dict[tuple, Counter] = {}
-    for o in originals:
-        looks.setdefault(o.look, Counter())[o.source.label] += 1
-    right = 0
-    for o in originals:
-        rest = looks[o.look] - Counter([o.source.label])
-        right += bool(rest) and max(sorted(rest), key=rest.__getitem__) == o.source.label
-    guess = max(labels.values()) / len(originals)
-    if right / len(originals) > guess + CONFOUNDED:
-        warnings.append(f"Width, height, file type and colour mode alone tell the class of "
-                        f"{right / len(originals):.0%} of the files (guessing: {guess:.0%}): the classes "
-                        "were acquired differently, and a network may learn that instead of tissue.")
-    return warnings
 
 
 def check_paths(input_dir: Path, output_dir: Path) -> None:
@@ -375,12 +186,79 @@ def check_paths(input_dir: Path, output_dir: Path) -> None:
 
 # ------------------------------------------------------------------ the stage
 
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before the first tile is written."""
+
+    originals: list[Original]    # with at least one tile, by class and name: the order of the tiles
+    group_of: dict[str, str]     # by source name
+    split_of: dict[str, str]     # by group
+    reference: Stains | None
+    dropped: list[dict]
+    warnings: list[str]
+
+    def split(self, original: Original) -> str:
+        return self.split_of[self.group_of[original.source.name]]
+
+    def count_tiles(self) -> Counter:
+        return Counter(self.split(o) for o in self.originals for _ in o.kept)
+
+    def count_groups(self) -> dict[str, dict[str, int]]:
+        """Groups by split and class."""
+        found = {(self.split(o), o.source.label, self.group_of[o.source.name])
+                 for o in self.originals}
+        labels = sorted({label for _, label, _ in found})
+        return {split: {label: sum(f[:2] == (split, label) for f in found) for label in labels}
+                for split in SPLITS}
+
+
+def make_plan(originals: list[Original], others: list[str], group_of: dict[str, str], *,
+              groups_given: bool, seed: int, image_size: int) -> Plan:
+    """Drop, group, split, and measure the reference stains. Raises Fault where that cannot be."""
+    group_of, joined = merge_identical(group_of, {o.source.name: o.sha256 for o in originals})
+    dropped = count_dropped(originals, others)
+    kept = [original for original in originals if original.kept]
+    lost = sorted({o.source.label for o in originals} - {o.source.label for o in kept})
+    if lost:
+        raise Fault(f"every tile of {sources.shown(lost)} was dropped ({dropped[0]['reason']}): "
+                    "lower --min-tissue or --tile-size, or look at the images")
+    split_of = split_groups([(group_of[o.source.name], o.source.label)
+                                     for o in kept for _ in o.kept], seed)
+    specimens = [Specimen(o.source.label, group_of[o.source.name], o.sha256, o.look) for o in kept]
+    warnings = warn_of_confounding(specimens, groups_given)
+    if joined:
+        warnings.append(f"{joined} groups shared a byte-identical image with another and were joined "
+                        "to it.")
+    small = sum(box[2] < image_size for o in kept for box, _ in o.kept)
+    if small:
+        warnings.append(f"{small} tiles are smaller than {image_size} pixels and were enlarged.")
+    reference = reference_stains([o.stains for o in kept if o.stains
+                                  and split_of[group_of[o.source.name]] == "train"])
+    return Plan(kept, group_of, split_of, reference, dropped, warnings)
+
+
+def write_tiles(writer, plan: Plan, original: Original, first: int, *, normalise: bool, seed: int,
+                channel: int | None, tile_size: int | None) -> None:
+    """Write the kept tiles of one image, numbered from `first`, that are not written yet."""
+    name, label = original.source.name, original.source.label
+    split, size = plan.split(original), writer.image_size
+    pending = {box: (first + i, share) for i, (box, share) in enumerate(original.kept)
+               if not writer.has(split, label, first + i)}
+    if not pending:
+        return
+    pixels = decode_image(original.source.path.read_bytes(), channel)
+    for box, tile, mask in cut_tiles(pixels, original.light, tile_size, size):
+        if box in pending:
+            number, share = pending[box]
+            image, tissue = render(tile, mask, original, plan.reference, normalise, size)
+            writer.add(split, label, number, image, masks={"tissue": tissue}, source=name,
+                       group=plan.group_of[name], seed=seed, tissue_fraction=f"{share:.4f}")
+
+
 def run(*, input: Path, output: Path, groups: Path | None, channel: int | None,
         image_size: int | None, stain_normalisation: str, min_tissue: float, tile_size: int | None,
         seed: int, preset: str, overwrite: bool, dry_run: bool) -> None:
     """Survey the images, split their groups, write the tiles, publish the dataset."""
-    from lungkit.files import Output, sha256_file
-
     image_size = image_size or PRESETS[preset]["image_size"]
     check_paths(input, output)
     root = sources.find_root(input)
@@ -391,95 +269,58 @@ def run(*, input: Path, output: Path, groups: Path | None, channel: int | None,
                "groups": sha256_file(groups) if groups else None}
     target = Output(output, "dataset.json", options, overwrite=overwrite)
     if target.is_complete():
-        say(f"tumor_seg: {output} is already complete")
-        print(output)
+        print(f"{output}: already complete")
         return
-    say(f"tumor_seg: {len(found)} images of {len({s.label for s in found})} classes in {root}; "
-        + ", ".join(f"{name} {value}" for name, value in options.items() if name != "input"))
+    labels = sorted({source.label for source in found})
+    say(f"tumor_seg: {len(found)} images of {len(labels)} classes ({', '.join(labels)}) in {root}")
+    say("tumor_seg: " + ", ".join(f"{name} {value}" for name, value in options.items()))
     group_of = sources.read_groups(groups, found) if groups else {s.name: s.name for s in found}
 
     originals = survey(found, channel=channel, tile_size=tile_size, image_size=image_size,
                        min_tissue=min_tissue)
-    group_of, joined = sources.merge_identical(group_of, {o.source.name: o.sha256 for o in originals})
-    dropped = count_dropped(originals, others)
-    for entry in dropped:
-        say(f"tumor_seg: dropped {entry['count']}: {entry['reason']}")
-    kept = [original for original in originals if original.kept]
-    lost = sorted({s.label for s in found} - {o.source.label for o in kept})
-    if lost:
-        raise Fault(f"every tile of {sources.shown(lost)} was dropped ({dropped[0]['reason']}): "
-                    "lower --min-tissue or --tile-size, or look at the images")
-    split_of = sources.split_groups([(group_of[o.source.name], o.source.label)
-                                     for o in kept for _ in o.kept], seed)
-    warnings = warn_of_confounding(kept, group_of, groups is not None)
-    if joined:
-        warnings.append(f"{joined} groups shared byte-identical images with another and were joined.")
-    small = sum(box[2] < image_size for o in kept for box, _ in o.kept)
-    if small:
-        warnings.append(f"{small} tiles are smaller than {image_size} pixels and were enlarged.")
-
+    plan = make_plan(originals, others, group_of, groups_given=groups is not None, seed=seed,
+                     image_size=image_size)
     normalise = stain_normalisation == "macenko"
-    colour = [o for o in kept if o.light is not None] if normalise else []
-    reference = reference_stains([o.stains for o in colour
-                                  if o.stains and split_of[group_of[o.source.name]] == "train"])
-    unmeasured = sum(o.stains is None for o in colour)
+    colour = [o for o in plan.originals if o.light is not None and normalise]
+    unmeasured = sum(o.stains is None or plan.reference is None for o in colour)
+    for entry in plan.dropped:
+        say(f"tumor_seg: dropped {entry['count']}: {entry['reason']}")
     if unmeasured:
         say(f"tumor_seg: the stains of {unmeasured} of {len(colour)} images cannot be told apart: "
-            "white-balanced only")
-    for warning in warnings:
+            "they are white-balanced only")
+    for warning in plan.warnings:
         say(f"tumor_seg: warning: {warning}")
-
-    plan, index = [], 0  # (original, split, number of its first tile): numbers never depend on the split
-    for original in kept:
-        plan.append((original, split_of[group_of[original.source.name]], index))
-        index += len(original.kept)
-    by_split = Counter(split for original, split, _ in plan for _ in original.kept)
-    counts = ", ".join(f"{split} {by_split[split]}" for split in sources.SPLITS)
+    tiles = plan.count_tiles()
+    counts = (f"{sum(tiles.values())} tiles of {image_size} px "
+              f"({', '.join(f'{split} {tiles[split]}' for split in SPLITS)}), "
+              f"{len(plan.split_of)} groups, {sum(each['count'] for each in plan.dropped)} dropped")
     if dry_run:
-        begun = target.work_dir
-        done = 0 if overwrite else sum(1 for split in sources.SPLITS for _ in begun.glob(f"{split}/*/[0-9]*.png"))
-        print(f"would write {output}: {index} tiles of {image_size} px ({counts}), "
-              f"{len(split_of)} groups; {done} done, {index - done} pending")
+        done = 0 if overwrite else len(list(target.work_dir.glob("t*/*/[0-9]*.png"))
+                                       + list(target.work_dir.glob("val/*/[0-9]*.png")))
+        print(f"{output}: would write {counts}; {done} done, {sum(tiles.values()) - done} pending")
         return
 
     from lungkit.dataset import DatasetWriter
 
-    labels = sorted({s.label for s in found})
     with DatasetWriter(target, stage="tumor_seg", classes=labels, image_size=image_size) as writer:
-        progress = Progress("writing tiles", index, done=len(writer.records),
+        progress = Progress("writing tiles", sum(tiles.values()), done=len(writer.records),
                             jsonl_path=writer.work_dir / "progress.jsonl")
-        for original, split, first in plan:
-            write_tiles(writer, original, split, first, reference, normalise, seed=seed,
-                        group=group_of[original.source.name], channel=channel, tile_size=tile_size)
+        first = 0  # numbers follow class and name, never the split
+        for original in plan.originals:
+            write_tiles(writer, plan, original, first, normalise=normalise, seed=seed,
+                        channel=channel, tile_size=tile_size)
+            first += len(original.kept)
             progress.update(len(writer.records))
             cli.check_stop()
-        group_counts = {split: {label: len({group_of[o.source.name] for o, s, _ in plan
-                                            if s == split and o.source.label == label})
-                                for label in labels} for split in sources.SPLITS}
+        shown = plan.reference if colour else None
         writer.publish(
-            parents=[], seed=seed, warnings=warnings, groups=group_counts, dropped=dropped,
-            stain={"method": stain_normalisation, "images": len(colour), "not_estimated": unmeasured,
-                   "reference_matrix": reference.matrix.round(4).tolist() if reference else None,
-                   "reference_strength": reference.strength.round(4).tolist() if reference else None})
-    print(f"{output}: {index} tiles of {image_size} px ({counts}), {len(split_of)} groups, "
-          f"{sum(entry['count'] for entry in dropped)} dropped")
-
-
-def write_tiles(writer, original: Original, split: str, first: int, reference: Stains | None,
-                normalise: bool, *, seed: int, group: str, channel: int | None,
-                tile_size: int | None) -> None:
-    """Write the kept tiles of one image that are not written yet."""
-    label, size = original.source.label, writer.image_size
-    if all(writer.has(split, label, first + i) for i in range(len(original.kept))):
-        return
-    numbers = {box: (first + i, share) for i, (box, share) in enumerate(original.kept)}
-    content = original.source.path.read_bytes()
-    for box, tile, mask in load_tiles(content, channel, tile_size, size, original.light):
-        if box not in numbers or writer.has(split, label, numbers[box][0]):
-            continue
-        image, tissue = render(tile, mask, original, reference, normalise, size)
-        writer.add(split, label, numbers[box][0], image, masks={"tissue": tissue}, group=group,
-                   source=original.source.name, seed=seed, tissue_fraction=f"{numbers[box][1]:.4f}")
+            parents=[], seed=seed, warnings=plan.warnings, dropped=plan.dropped,
+            groups=plan.count_groups(),
+            stain={"method": stain_normalisation, "images": len(colour),
+                   "not_estimated": unmeasured,
+                   "reference_matrix": shown.matrix.round(4).tolist() if shown else None,
+                   "reference_strength": shown.strength.round(4).tolist() if shown else None})
+    print(f"{output}: {counts}")
 
 
 def build_parser():
@@ -490,7 +331,7 @@ def build_parser():
     group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
                        help="dataset to make")
     group.add_argument("--groups", type=Path, metavar="CSV",
-                       help="file_name,label,group of every image (default: each file its own group)")
+                       help="file_name,label,group of every image (default: a file is a group)")
     group = parser.add_argument_group("Hyperparameters")
     group.add_argument("--channel", type=cli.non_negative_int, metavar="N",
                        help="channel or page of a multi-channel image, counted from 0")

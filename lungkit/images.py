@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # in any case
-MAX_PIXELS = 200_000_000  # height x width x channels read from the header; larger is refused undecoded
+MAX_PIXELS = 200_000_000  # height x width in the header; larger is refused undecoded
 MIN_SIDE_PX = 16          # ours: below this there is no texture left to classify
 
 _GREY, _RGB = (0, 1), 2  # TIFF photometric: white is zero, black is zero; RGB
@@ -51,11 +51,11 @@ def decode_image(content: bytes, channel: int | None = None) -> np.ndarray:
     return _pick_channel(image, channel)
 
 
-def _check_size(height: int, width: int, channels: int = 1) -> None:
+def _check_size(height: int, width: int) -> None:
     if min(height, width) < MIN_SIDE_PX:
         raise Unreadable(f"is {width} x {height} pixels, less than {MIN_SIDE_PX} a side")
-    if height * width * channels > MAX_PIXELS:
-        raise Unreadable(f"claims {width} x {height} pixels x {channels}, more than the "
+    if height * width > MAX_PIXELS:
+        raise Unreadable(f"claims {width} x {height} pixels, more than the "
                          f"{MAX_PIXELS // 10**6} megapixels allowed: cut it into tiles first")
 
 
@@ -68,8 +68,9 @@ def _pick_channel(image: np.ndarray, channel: int | None) -> np.ndarray:
         return image
     if channel is not None:
         return np.ascontiguousarray(image[..., channel])
-    grey = np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 0], image[..., 2])
-    return np.ascontiguousarray(image[..., 0] if grey else image)
+    red, green, blue = (image[..., i] for i in range(3))
+    grey = np.array_equal(red, green) and np.array_equal(red, blue)
+    return np.ascontiguousarray(red if grey else image)
 
 
 def _channel_words(count: int, names: list[str] | None = None) -> str:
@@ -129,8 +130,7 @@ def _decode_tiff(content: bytes, channel: int | None) -> np.ndarray:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page, series = file.pages[0], file.series[0]  # further series: previews, pyramid levels
             pages = series.pages[:]
-            _check_size(page.imagelength, page.imagewidth,
-                        int(np.prod(series.shape)) // max(1, page.imagelength * page.imagewidth))
+            _check_size(page.imagelength, page.imagewidth)
             for one in pages:
                 ends = [o + n for o, n in zip(one.dataoffsets, one.databytecounts)] if one else [0]
                 if not ends or max(ends) > len(content):
@@ -187,7 +187,8 @@ def _tiff_channel(content: bytes, file, channel: int | None) -> np.ndarray:
              if axis not in "YX" and length > 1]
     if len(stack) > 1:
         sizes = " x ".join(f"{length} {axis}" for axis, length in stack)
-        raise Unreadable(f"is a stack of {sizes} planes; export one plane or one projection per channel")
+        raise Unreadable(f"is a stack of {sizes} planes; export one plane or one projection "
+                         "per channel")
     count = stack[0][1] if stack else 1
     names = re.findall(r'<Channel\b[^>]*?\bName="([^"]*)"', file.ome_metadata or "")
     if channel is None and count > 1:
@@ -214,7 +215,8 @@ def _tiff_channel(content: bytes, file, channel: int | None) -> np.ndarray:
     elif image.dtype not in (np.uint8, np.uint16):
         raise Unreadable(f"holds {image.dtype} values; save it as 8 or 16 bit")
     if int(page.photometric) == 0:  # white is zero
-        image = image.max() - image if image.dtype.kind == "f" else np.iinfo(image.dtype).max - image
+        top = image.max() if image.dtype.kind == "f" else np.iinfo(image.dtype).max
+        image = top - image
     return image
 
 

@@ -1,8 +1,4 @@
-"""Where original images lie and which of them belong together: class folders, groups, splits.
-
-A group is what must not lie on both sides of a split: a patient, a slide, an original image with
-its augmented copies.
-"""
+"""Where original images lie and which of them belong together: class folders and groups.csv."""
 
 from __future__ import annotations
 
@@ -10,17 +6,12 @@ import csv
 import hashlib
 import os
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from lungkit.cli import Fault
 from lungkit.images import SUFFIXES
-
-SPLITS = ("train", "val", "test")
-SPLIT_SHARES = (0.6, 0.2, 0.2)
-RESTARTS = 20          # ours: seeded orders of the groups tried, the best split kept
-EMPTY_PENALTY = 100.0  # ours: beyond any sum of squared deviations, so an empty cell never wins
+from lungkit.splits import SPLITS
 
 
 @dataclass(frozen=True)
@@ -45,11 +36,11 @@ def find_root(input_dir: Path) -> Path:
     root = input_dir
     while True:
         folders = _folders(root)
-        inner = root / "images" if "images" in folders else root / folders[0] if len(folders) == 1 else None
-        if inner is None or len(_folders(inner)) < (1 if inner.name == "images" else 2) \
-                or any(_is_image(name) for name in os.listdir(inner)):
+        only = folders[0] if len(folders) == 1 else "images"  # a sample has truth/ beside images/
+        if only not in folders or len(_folders(root / only)) < 2 \
+                or any(_is_image(name) for name in os.listdir(root / only)):
             return root
-        root = inner
+        root = root / only
 
 
 def _folders(path: Path) -> list[str]:
@@ -73,8 +64,8 @@ def find_sources(root: Path) -> tuple[list[Source], list[str]]:
         raise Fault(f"{root} holds one class only ({labels[0]!r}): at least two are needed")
     reserved = [label for label in labels if label.lower() in SPLITS]
     if reserved:
-        raise Fault(f"{root} holds {shown(reserved)}: class folders must not be named like a split; "
-                    "give the folder of the class folders, the splits are made here")
+        raise Fault(f"{root} holds {shown(reserved)}: class folders must not be named like a "
+                    "split; give the folder of the class folders, the splits are made here")
     sources: list[Source] = []
     others: list[str] = []
     faults: list[str] = []
@@ -172,83 +163,6 @@ def read_groups(path: Path, sources: list[Source]) -> dict[str, str]:
         (missing, "images not listed"), (wrong, "labels that are not the image's class folder"),
         (empty, "files without a group"), (twice, "files listed in two groups")) if names]
     if faults:
-        raise Fault(f"{path}: {'; '.join(faults)}: file_name is relative to the folder of the class "
-                    "folders, and every image needs one line")
+        raise Fault(f"{path}: {'; '.join(faults)}: file_name is relative to the folder of the "
+                    "class folders, and every image needs one line")
     return groups
-
-
-def merge_identical(groups: dict[str, str], hashes: dict[str, str]) -> tuple[dict[str, str], int]:
-    """Join groups that share a byte-identical image. Returns the groups and how many were joined."""
-    parent = {group: group for group in groups.values()}
-
-    def find(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = parent[parent[group]]
-            group = parent[group]
-        return group
-
-    first: dict[str, str] = {}
-    for name in sorted(groups):
-        a, b = sorted((find(groups[name]), find(first.setdefault(hashes[name], groups[name]))))
-        parent[b] = a
-    joined = sum(find(group) != group for group in parent)
-    return {name: find(group) for name, group in groups.items()}, joined
-
-
-# ------------------------------------------------------------------ splits
-
-def split_groups(items: list[tuple[str, str]], seed: int) -> dict[str, str]:
-    """Give each group to a split, near 60/20/20 in every class at once.
-
-    items: (group, label) of every image. Largest group first into the split that lacks most, then
-    moves of single groups while the summed squared deviation falls; best of seeded restarts.
-    Raises Fault unless every class can have images in every split.
-    """
-    import numpy as np
-
-    names = sorted({group for group, _ in items})
-    labels = sorted({label for _, label in items})
-    few = [(label, n) for label, n in Counter(label for _, label in set(items)).items()
-           if n < len(SPLITS)]
-    if few:
-        found = ", ".join(f"{label!r} has {n}" for label, n in sorted(few))
-        raise Fault(f"every class needs at least {len(SPLITS)} groups (patients, slides or original "
-                    f"images), one for each split, but {found}: add images of other patients")
-    table = np.zeros((len(names), len(labels)))
-    row = {name: i for i, name in enumerate(names)}
-    for group, label in items:
-        table[row[group], labels.index(label)] += 1
-    shares = table / table.sum(0)
-    target = np.array(SPLIT_SHARES)[:, None]
-
-    def cost(filled) -> float:
-        return float(((filled - target) ** 2).sum() + EMPTY_PENALTY * (filled < 1e-12).sum())
-
-    best, best_cost = None, np.inf
-    for restart in range(max(1, min(RESTARTS, 20_000 // len(names)))):
-        rng = np.random.default_rng([seed, restart])
-        order = np.lexsort((rng.random(len(names)), -table.sum(1)))
-        filled, chosen = np.zeros((3, len(labels))), np.zeros(len(names), int)
-        for group in order:
-            chosen[group] = np.argmax((target - filled) @ shares[group])
-            filled[chosen[group]] += shares[group]
-        moved = True
-        while moved:
-            moved = False
-            for group in order:
-                filled[chosen[group]] -= shares[group]
-                costs = []
-                for split in range(3):
-                    filled[split] += shares[group]
-                    costs.append(cost(filled))
-                    filled[split] -= shares[group]
-                better = int(np.argmin(costs))
-                if costs[better] < costs[chosen[group]] - 1e-12:
-                    chosen[group], moved = better, True
-                filled[chosen[group]] += shares[group]
-        if cost(filled) < best_cost - 1e-12:
-            best, best_cost = chosen, cost(filled)
-    if best_cost >= EMPTY_PENALTY:
-        raise Fault(f"no split of the {len(names)} groups gives every class images in train, val and "
-                    "test: groups span classes too much; add images of other patients")
-    return {name: SPLITS[split] for name, split in zip(names, best)}
