@@ -12,8 +12,9 @@ The record (schema lungkit.result/1) holds
                           on the dataset's own test split, on real's, on the dataset's own val
     own, real             `split_metrics` of the two test splits
     train_loss, num_train_images, num_pool_images, warnings, trained_on
-    device, versions, commit
-    run                   what differs from run to run: elapsed_sec, host, threads, finished_at
+    device, versions
+    run                   what may differ from run to run: elapsed_sec, host, job, threads, commit,
+                          finished_at
 
 and the .npz {own,real}_{probabilities,labels,file_names} and classes.
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -53,8 +55,9 @@ def read_records(directory: Path) -> dict[int, dict]:
     """The complete repeats of one dataset and replicate, by repeat."""
     records = {}
     for path in sorted(directory.glob("repeat_*.json")):
-        record = read_json(path)
-        records[record.get("repeat", path.name)] = record
+        number = re.fullmatch(r"repeat_(\d+)", path.stem)
+        if number:
+            records[int(number[1])] = read_json(path)
     return records
 
 
