@@ -20,8 +20,7 @@ from lungkit.files import read_json
 SCHEMA = "lungkit.result/1"
 REAL = "real"
 # what must be one and the same in all results of a comparison, or the arms were not treated alike
-SETTINGS = ("model", "steps", "image_size", "batch_size", "learning_rate", "weights", "preset",
-            "settings")
+SETTINGS = ("model", "steps", "settings")
 SHOWN_FAULTS = 4
 
 
@@ -44,6 +43,20 @@ class Results:
             return [row[metric] for row in rows]
         return [math.fsum(row[metric] for row in rows if row["replicate"] == replicate)
                 / len(self.repeats) for replicate in self.replicates]
+
+    def step(self, metric: str) -> float:
+        """The grid the values lie on: one test image, or its share in a mean over repeats.
+
+        A CSV does not say its number of images: the smallest gap between its values, which is
+        a whole number of steps. 1 where all values are equal.
+        """
+        if metric == "accuracy":
+            values = sorted(value for name in self.datasets for value in self.values(name, metric))
+            gaps = [high - low for low, high in zip(values, values[1:]) if high - low > 1e-9]
+            return min(gaps, default=1.0)
+        split = metric.removeprefix("accuracy_")
+        images = math.lcm(*{row[split]["num_images"] for row in self.rows})
+        return 1 / images / (1 if len(self.replicates) == 1 else len(self.repeats))
 
 
 def result_paths(source: Path) -> list[Path]:
@@ -68,18 +81,21 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
     datasets: None means all. num_repeats: None means all; else the first so many repeats.
     Raises Fault with every fault found, BadOptions for a choice the results cannot satisfy.
     """
-    paths = result_paths(source)
-    faults: list[str] = []
-    rows = _read_csv(source, faults) if source.is_file() else _read_tree(source, paths, faults)
-    _raise(faults)
-    found = sorted({row["dataset"] for row in rows}, key=lambda name: (name != REAL, name))
+    is_tree = source.is_dir()
+    by_dataset = _tree_datasets(source) if is_tree else _csv_datasets(source)
+    found = sorted(by_dataset, key=lambda name: (name != REAL, name))
     unknown = [name for name in datasets or [] if name not in found]
     if unknown:
         raise BadOptions(f"--datasets: no results for {', '.join(unknown)}; "
                          f"there are {', '.join(found)}")
-    if datasets:
+    if datasets:  # the others may be broken or unfinished
         found = sorted(dict.fromkeys(datasets), key=lambda name: name != REAL)
-        rows = [row for row in rows if row["dataset"] in found]
+    faults: list[str] = []
+    rows = [row for name in found for row in
+            (_read_tree if is_tree else _read_csv)(source, by_dataset[name], faults)]
+    faults += [f"{source / name} holds no results: run cnn_classify.py, leave it out by --datasets, "
+               "or remove it" for name in found if not by_dataset[name]]
+    _raise(faults)
     if len(found) < 2:
         raise Fault(f"{source} holds results of one dataset only ({found[0]}): "
                     "a comparison needs two or more")
@@ -91,7 +107,6 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
         rows = [row for row in rows if row["repeat"] in repeats]
     replicates = sorted({row["replicate"] for row in rows})
     rows.sort(key=lambda row: (found.index(row["dataset"]), row["replicate"], row["repeat"]))
-    is_tree = source.is_dir()
     found_results = Results(rows, found, ["accuracy_real", "accuracy_own"] if is_tree else
                             ["accuracy"], replicates, repeats)
     faults += _missing_or_twice(found_results)
@@ -114,20 +129,24 @@ def _raise(faults: list[str]) -> None:
 
 # ------------------------------------------------------------------ one file at a time
 
+def _tree_datasets(source: Path) -> dict[str, list[Path]]:
+    """Every dataset directory with its result files, which may be none."""
+    by_dataset = {path.name: [] for path in source.iterdir()
+                  if path.is_dir() and not path.name.startswith(".")}
+    for path in result_paths(source):
+        by_dataset[path.parts[-3]].append(path)
+    return by_dataset
+
+
 def _read_tree(source: Path, paths: list[Path], faults: list[str]) -> list[dict]:
     rows = []
-    for dataset_dir in sorted(source.iterdir()):
-        if dataset_dir.is_dir() and not dataset_dir.name.startswith(".") and not any(
-                dataset_dir in path.parents for path in paths):
-            faults.append(f"{dataset_dir} holds no results: run cnn_classify.py or remove it")
     for path in paths:
         try:
             row = read_json(path)
             _check_result(row, path.relative_to(source))
+            rows.append(row)
         except Fault as fault:
             faults.append(str(fault))
-        else:
-            rows.append(row)
     return rows
 
 
@@ -164,11 +183,12 @@ def _check_result(row: dict, path: Path) -> None:
                         f"{right / total:.4f}")
 
 
-def _read_csv(source: Path, faults: list[str]) -> list[dict]:
+def _csv_datasets(source: Path) -> dict[str, list[tuple[int, dict]]]:
+    """Every dataset named in the CSV with its numbered lines."""
     try:
         with open(source, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            lines, columns = list(reader), reader.fieldnames or []
+            lines, columns = [(reader.line_num, line) for line in reader], reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
         raise Fault(f"{source} is not a CSV text file ({error})") from None
     missing = [name for name in ("dataset", "repeat", "accuracy") if name not in columns]
@@ -177,16 +197,24 @@ def _read_csv(source: Path, faults: list[str]) -> list[dict]:
                     "expected dataset,repeat,accuracy[,replicate]")
     if not lines:
         raise Fault(f"{source} has a header and no lines")
+    by_dataset = defaultdict(list)
+    for number, line in lines:
+        name = (line["dataset"] or "").strip()
+        if not name:
+            raise Fault(f"{source} line {number}: the dataset is empty")
+        by_dataset[name].append((number, line))
+    return by_dataset
+
+
+def _read_csv(source: Path, lines: list[tuple[int, dict]], faults: list[str]) -> list[dict]:
     rows = []
-    for number, line in enumerate(lines, start=2):
+    for number, line in lines:
         where = f"{source} line {number}"
         try:
-            name = (line["dataset"] or "").strip()
-            if not name:
-                raise Fault(f"{where}: the dataset is empty")
-            row = {"dataset": name, "accuracy": _number(line["accuracy"], f"{where}: accuracy"),
+            row = {"dataset": line["dataset"].strip(),
+                   "replicate": _whole(line.get("replicate", "0"), f"{where}: replicate"),
                    "repeat": _whole(line["repeat"], f"{where}: repeat"),
-                   "replicate": _whole(line.get("replicate", "0"), f"{where}: replicate")}
+                   "accuracy": _number(line["accuracy"], f"{where}: accuracy")}
             _check_accuracy(row["accuracy"], f"{where}: accuracy")
             rows.append(row)
         except Fault as fault:
@@ -268,7 +296,7 @@ def _saw_test_images(rows: list[dict]) -> list[str]:
         for parent in row.get("trained_on") or []:
             if parent.get("name") != REAL and parent.get("fingerprint") != row["real_fingerprint"]:
                 continue
-            if "test" in (parent.get("splits") or ["test"]):  # not said: the worst is assumed
+            if "test" in parent.get("splits", ["test"]):  # not said: the worst is assumed
                 faults.add(f"{row['dataset']} replicate {row['replicate']} was trained on the real "
                            "test split: its accuracy on real images means nothing")
             if parent.get("fingerprint") != row["real_fingerprint"]:
@@ -278,7 +306,9 @@ def _saw_test_images(rows: list[dict]) -> list[str]:
 
 
 def _note_settings_and_warnings(found: Results) -> None:
-    found.settings = {name: found.rows[0][name] for name in SETTINGS if name in found.rows[0]}
+    first = found.rows[0]
+    found.settings = {name: first[name] for name in ("model", "steps") if name in first}
+    found.settings |= first.get("settings") or {}
     said_by: dict[str, set] = defaultdict(set)
     for row in found.rows:
         for text in row.get("warnings") or []:
