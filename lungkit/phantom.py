@@ -36,7 +36,7 @@ from lungkit import cli, files
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
 CANVAS_PX = 336  # the smallest raster drawn; smaller images are its area averages
-RED_CELL = np.array([0.05, 0.85, 0.52], np.float32)  # haemoglobin with eosin: redder than eosin alone
+RED_CELL = np.array([0.05, 0.85, 0.52], np.float32)  # haemoglobin with eosin: redder than eosin
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Tile:
 
     image: np.ndarray  # uint8 [H, W, 3], RGB
     nuclei: np.ndarray  # int32 [H, W], 0 background, 1..N as visible
-    centroids: np.ndarray  # float32 [N, 2], (x, y) px of each nucleus as visible, row i is label i + 1
+    centroids: np.ndarray  # float32 [N, 2], (x, y) px of what is visible; row i is label i + 1
     tissue: np.ndarray  # bool [H, W], false in air; blood and macrophages in air are tissue
     label: str
     patient: int
@@ -87,8 +87,8 @@ def _outlines(rng, cells, scale):
         bend += rng.normal(0, 0.1 / order, (len(cells), 1)) * np.cos(order * turn + phase)
     u, v = cells["a"][:, None] * bend * np.cos(turn), cells["b"][:, None] * bend * np.sin(turn)
     c, s = np.cos(cells["angle"])[:, None], np.sin(cells["angle"])[:, None]
-    outline = np.stack([cells["x"][:, None] + c * u - s * v, cells["y"][:, None] + s * u + c * v], -1)
-    return np.round((outline * scale - 0.5) * 16).astype(np.int32)
+    x, y = cells["x"][:, None] + c * u - s * v, cells["y"][:, None] + s * u + c * v
+    return np.round((np.stack([x, y], -1) * scale - 0.5) * 16).astype(np.int32)
 
 
 def _separate(cells, field_um):
@@ -157,7 +157,8 @@ def _enlarged(padded, size, blur, width):
     from lungkit.tissue import PAD_PX
 
     tile = cv2.GaussianBlur(np.float32(padded), (0, 0), blur)[PAD_PX:-PAD_PX, PAD_PX:-PAD_PX]
-    return np.clip(cv2.resize(tile, (size, size), interpolation=cv2.INTER_LINEAR) / width + 0.5, 0, 1)
+    tile = cv2.resize(tile, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.clip(tile / width + 0.5, 0, 1)
 
 
 def _stroma(scene, rng, texture, size, scale):
@@ -186,7 +187,8 @@ def _cytoplasm(scene, rng, texture, cells, size, scale):
     at = np.clip(np.round(own * scale - 0.5).astype(int), 0, size - 1)
     seeds = np.ones((size, size), np.uint8)
     seeds[at[:, 1], at[:, 0]] = 0
-    _, nearest = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    _, nearest = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5,
+                                                  labelType=cv2.DIST_LABEL_PIXEL)
     owner = np.zeros(nearest.max() + 1, int)  # OpenCV numbers the seeds by row, we by cell
     owner[nearest[at[:, 1], at[:, 0]]] = np.arange(len(own))
     tone = np.exp(rng.normal(0, 0.13, len(own))).astype(np.float32)
@@ -194,9 +196,11 @@ def _cytoplasm(scene, rng, texture, cells, size, scale):
     tone[keratinised] *= 1.6
     border = cv2.morphologyEx(nearest.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
     border = cv2.GaussianBlur(border.astype(np.float32), (0, 0), 0.45 * scale)
-    vacuoles = np.clip(2 * (texture.medium + 0.5 * texture.coarse - 2.6 + 1.6 * scene.vacuoles), 0, 1)
+    foam = texture.medium + 0.5 * texture.coarse
+    vacuoles = np.clip(2 * (foam - 2.6 + 1.6 * scene.vacuoles), 0, 1)
     clear = 1 - 0.7 * vacuoles - (0.3 * border if scene.border_eosin < 0 else 0)
-    eosin = scene.cytoplasm_eosin * tone[owner][nearest] * (1 + 0.12 * texture.fine + 0.12 * texture.medium)
+    eosin = scene.cytoplasm_eosin * tone[owner][nearest]
+    eosin *= 1 + 0.12 * (texture.fine + texture.medium)
     haematoxylin = scene.cytoplasm_haematoxylin * (
         1 + 0.12 * texture.fine + 0.2 * texture.medium + 0.2 * texture.coarse)
     haematoxylin *= np.where(keratinised, 0.6, 1).astype(np.float32)[owner][nearest]
@@ -207,18 +211,20 @@ def _chromatin(texture, labels, cells, centre, scale):
     """Haematoxylin of nuclei [size, size]: rim, clumps, nucleoli; and where the nucleoli are."""
     import cv2
 
-    one_label = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) == 0
-    depth = cv2.distanceTransform(((labels > 0) & one_label).astype(np.uint8), cv2.DIST_L2, 3)
+    edge = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
+    depth = cv2.distanceTransform(((labels > 0) & ~edge).astype(np.uint8), cv2.DIST_L2, 3)
     rim = np.exp(depth * (-1 / (0.7 * scale)))
-    density, vesicle = (np.r_[0, cells[name]].astype(np.float32)[labels] for name in ("density", "vesicle"))
+    density, vesicle = (np.r_[0, cells[name]].astype(np.float32)[labels]
+                        for name in ("density", "vesicle"))
     clumps = np.clip(0.6 * texture.fine + 0.55 * texture.medium, -1.2, 1.5)
     density *= 1 + vesicle * (0.55 * rim - 0.5) + (0.1 + 0.22 * vesicle) * clumps
     nucleoli = np.zeros(labels.shape, np.float32)
     for cell, (x, y) in zip(cells, centre):
         if cell["nucleolus"]:
-            shift = 0.35 * cell["b"] * scale * np.array([np.cos(9 * cell["x"]), np.sin(9 * cell["y"])])
+            aside = np.array([np.cos(9 * cell["x"]), np.sin(9 * cell["y"])])  # as good as random
+            where = np.array([x, y]) + 0.35 * cell["b"] * scale * aside
             radius = (0.35 + 0.085 * (cell["a"] + cell["b"])) * scale  # grows with the nucleus
-            where = np.round((np.array([x, y]) + shift) * 16).astype(int).tolist()
+            where = np.round(where * 16).astype(int).tolist()
             cv2.circle(nucleoli, where, round(radius * 16), 1.0, -1, cv2.LINE_8, 4)
     nucleoli *= labels > 0
     return density + nucleoli * 0.8 * np.clip(1.8 - density, 0, None), nucleoli
@@ -237,10 +243,11 @@ def _paint(scene, rng, size):
     scale = size / tissue.FIELD_UM
     y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / scale
     texture = _Texture(*(tissue.noise(rng, step, size) for step in (1.3, 3.5, 18)), x, y)
-    air, epithelium = _enlarged(scene.air, size, 1.0, 1.4), _enlarged(scene.epithelium - 0.5, size, 1.0, 0.5)
+    air = _enlarged(scene.air, size, 1.0, 1.4)
+    epithelium = _enlarged(scene.epithelium - 0.5, size, 1.0, 0.5)
     cells = _separate(scene.nuclei, tissue.FIELD_UM)
     labels = _label_map(_outlines(rng, cells, scale), size)
-    labels, centre, kept = _visible(labels, len(cells), 4 * scale ** 2)  # 4 um2: a sliver at the border
+    labels, centre, kept = _visible(labels, len(cells), 4 * scale ** 2)  # 4 um2: less is a sliver
     cells = cells[kept]
 
     haematoxylin, eosin = _stroma(scene, rng, texture, size, scale)
@@ -249,12 +256,18 @@ def _paint(scene, rng, size):
         haematoxylin += epithelium * (inner[0] - haematoxylin)
         eosin += epithelium * (inner[1] - eosin)
     for pearl_x, pearl_y, radius in scene.pearls:  # concentric keratin
-        ring = np.hypot(x - pearl_x, y - pearl_y) + 2.2 * texture.coarse + 0.8 * texture.medium
-        inside = np.clip((radius - ring) / 5, 0, 1) * epithelium
-        lamella = np.sin(ring * (2 * np.pi / 4.5) + texture.coarse)
-        eosin += inside * (scene.cytoplasm_eosin + 0.3 + 0.16 * lamella + 0.06 * texture.fine - eosin)
-        haematoxylin += inside * (0.10 + 0.05 * lamella - haematoxylin)
-    ooze = 0.22 * air * np.clip(texture.coarse + 0.5 * texture.medium + 2 * scene.debris - 1.6, 0, 1)
+        low = np.clip((np.array([pearl_y, pearl_x]) - radius - 12) * scale, 0, size).astype(int)
+        high = np.clip((np.array([pearl_y, pearl_x]) + radius + 12) * scale, 0, size).astype(int)
+        near = np.s_[low[0]:high[0], low[1]:high[1]]
+        fine, medium, coarse, px, py = (values[near] for values in texture)
+        ring = np.hypot(px - pearl_x, py - pearl_y) + 2.2 * coarse + 0.8 * medium
+        inside = np.clip((radius - ring) / 5, 0, 1) * epithelium[near]
+        lamella = np.sin(ring * (2 * np.pi / 4.5) + coarse)
+        keratin = scene.cytoplasm_eosin + 0.3 + 0.16 * lamella + 0.06 * fine
+        eosin[near] += inside * (keratin - eosin[near])
+        haematoxylin[near] += inside * (0.10 + 0.05 * lamella - haematoxylin[near])
+    ooze = texture.coarse + 0.5 * texture.medium + 2 * scene.debris
+    ooze = 0.22 * air * np.clip(ooze - 1.6, 0, 1)
     haematoxylin = haematoxylin * (1 - air) + 0.3 * ooze
     eosin = eosin * (1 - air) + ooze * (1 + 0.4 * texture.fine)
 
@@ -272,22 +285,25 @@ def _paint(scene, rng, size):
     dark, nucleoli = _chromatin(texture, labels, cells, centre, scale)
     nucleus = cv2.GaussianBlur((labels > 0).astype(np.float32), (0, 0), 0.25 * scale)
     bare = np.clip(1 - red, 0, 1)
-    haematoxylin = haematoxylin * bare * (1 - nucleus) + cv2.GaussianBlur(dark, (0, 0), 0.25 * scale)
+    haematoxylin *= bare * (1 - nucleus)
+    haematoxylin += cv2.GaussianBlur(dark, (0, 0), 0.25 * scale)
     eosin = eosin * bare * (1 - 0.55 * nucleus) + 0.25 * nucleoli
     painted = cv2.merge([haematoxylin, eosin, red * (1 - nucleus)])
     return np.maximum(painted, 0), labels, (air < 0.5) | (labels > 0) | body | (discs_at > 0)
 
 
-def draw_tile(label: str, *, patient: int, index: int, seed: int = 0, image_size: int = 224) -> Tile:
+def draw_tile(label: str, *, patient: int, index: int, seed: int = 0,
+              image_size: int = 224) -> Tile:
     """Draw tile `index` of a class and patient; it depends on (seed, patient, label, index) alone.
 
-    The field of view is 180 um at any image_size: the same tissue, drawn at max(336, image_size) px.
+    The field of view is 180 um at any image_size: the same tissue, drawn at 336 px or more.
     """
     import cv2
 
     from lungkit import tissue
 
-    draw_scene = {"lung_aca": tissue.adenocarcinoma, "lung_n": tissue.benign, "lung_scc": tissue.squamous}
+    draw_scene = {"lung_aca": tissue.adenocarcinoma, "lung_n": tissue.benign,
+                  "lung_scc": tissue.squamous}
     of_patient = np.random.default_rng([seed, patient])
     person, slide = tissue.draw_biology(of_patient), draw_slide(of_patient)
     rng = np.random.default_rng([seed, patient, CLASSES.index(label), index])
@@ -295,18 +311,20 @@ def draw_tile(label: str, *, patient: int, index: int, seed: int = 0, image_size
     size = max(CANVAS_PX, image_size)
     concentration, nuclei, tissue_mask = _paint(draw_scene[label](rng, person), rng, size)
     mottle = 1 + slide.mottle * tissue.noise(rng, 70, size)
-    density = cv2.transform(concentration, np.float32(slide.stains.T * strength)) * mottle[..., None]
+    density = cv2.transform(concentration, np.float32(slide.stains.T * strength))
+    density *= mottle[..., None]
     density = cv2.GaussianBlur(density, (0, 0), slide.blur_um * size / tissue.FIELD_UM)
     light = cv2.resize(cv2.exp(-density), (image_size, image_size), interpolation=cv2.INTER_AREA)
     light *= slide.light * (1 + 0.02 * tissue.noise(rng, 120, image_size)[..., None])
-    light += slide.grain * rng.standard_normal(light.shape, np.float32)  # last: its draw depends on size
+    light += slide.grain * rng.standard_normal(light.shape, np.float32)  # last: depends on size
     middle = ((np.arange(image_size) + 0.5) * size / image_size).astype(int)
     nuclei, centroids, _ = _visible(nuclei[np.ix_(middle, middle)], int(nuclei.max()), 1)
-    return Tile(np.uint8(np.clip(np.round(255 * light), 0, 255)), nuclei, centroids.astype(np.float32),
-                tissue_mask[np.ix_(middle, middle)], label, patient)
+    image = np.uint8(np.clip(np.round(255 * light), 0, 255))
+    return Tile(image, nuclei, centroids.astype(np.float32), tissue_mask[np.ix_(middle, middle)],
+                label, patient)
 
 
-# --- the sample on disk -----------------------------------------------------------------------------
+# --- the sample on disk ---------------------------------------------------------------------------
 
 def plan_sample(num_patients, tiles_per_patient):
     """List (label, patient, index) of a sample: a third of a patient's tiles are without tumour."""
@@ -337,7 +355,8 @@ def write_sample(output_dir: Path, *, num_patients: int = 20, tiles_per_patient:
     with output.writing() as work_dir:
         for torn in work_dir.rglob(".*.tmp*"):  # a killed run leaves its last file half written
             torn.unlink()
-        groups, centroids, hashes = ["file_name,label,group"], ["file_name,centroid_x_px,centroid_y_px"], {}
+        groups, hashes = ["file_name,label,group"], {}
+        centroids = ["file_name,centroid_x_px,centroid_y_px"]
         for label, patient, index in plan:
             cli.check_stop()
             name = f"{label}/patient{patient:03d}_{index:04d}.png"
@@ -359,10 +378,10 @@ def write_sample(output_dir: Path, *, num_patients: int = 20, tiles_per_patient:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.stage_parser("lungkit.phantom", __doc__)
-    parser.add_argument("--output", type=cli.directory, required=True, metavar="DIR", dest="output_dir",
-                        help="directory to make")
+    parser.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
+                        dest="output_dir", help="directory to make")
     parser.add_argument("--num-patients", type=cli.positive_int, default=20, metavar="INT",
-                        help="patients; even numbers have adenocarcinoma, odd ones squamous carcinoma")
+                        help="patients; even numbers have adenocarcinoma, odd ones squamous")
     parser.add_argument("--tiles-per-patient", type=cli.positive_int, default=15, metavar="INT",
                         help="tiles of each, a third of them without tumour")
     parser.add_argument("--image-size", type=cli.positive_int, default=224, metavar="PX",

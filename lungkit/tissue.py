@@ -69,9 +69,10 @@ class Scene:
 
 def draw_biology(rng):
     """Draw one patient's biology. Ranges are ours, set by eye beside LC25000."""
-    return Biology(nuclear_size=float(np.exp(rng.normal(0, 0.13))), pleomorphism=rng.uniform(0.08, 0.3),
-                   nucleoli=rng.beta(1.5, 2), vesicular=rng.uniform(0.1, 0.9), keratin=rng.beta(1.2, 1.6),
-                   differentiation=rng.beta(1.6, 1.2), inflammation=rng.beta(1.2, 4))
+    return Biology(
+        nuclear_size=float(np.exp(rng.normal(0, 0.13))), pleomorphism=rng.uniform(0.08, 0.3),
+        nucleoli=rng.beta(1.5, 2), vesicular=rng.uniform(0.1, 0.9), keratin=rng.beta(1.2, 1.6),
+        differentiation=rng.beta(1.6, 1.2), inflammation=rng.beta(1.2, 4))
 
 
 # --- fields and points ----------------------------------------------------------------------------
@@ -110,7 +111,8 @@ def _wall_distance(rng, spacing_um, warp_um, merged, rounding_um=2.0):
     index = index[((index >= 0) & (index < SIDE_PX)).all(1)]
     seeds = np.ones((SIDE_PX, SIDE_PX), np.uint8)
     seeds[index[:, 1], index[:, 0]] = 0
-    _, cells = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    _, cells = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5,
+                                               labelType=cv2.DIST_LABEL_PIXEL)
     joined = np.arange(cells.max() + 1)
     chosen = rng.random(joined.size) < merged
     joined[chosen] = rng.permutation(joined)[chosen]
@@ -127,7 +129,8 @@ def _wall_distance(rng, spacing_um, warp_um, merged, rounding_um=2.0):
 
 def _along(values, level, spacing_um, rng):
     """Points [N, 2] at even steps along the level lines of a padded field."""
-    lines, _ = cv2.findContours((values > level).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    lines, _ = cv2.findContours((values > level).astype(np.uint8), cv2.RETR_LIST,
+                                cv2.CHAIN_APPROX_NONE)
     points = [np.zeros((0, 2))]
     for line in lines:
         line = np.vstack([line[:, 0], line[:1, 0]]).astype(float)
@@ -148,7 +151,7 @@ def _direction(values):
 
 def _cells(rng, points, radius_um, elongation, angle, density, *, spread=0.12, vesicle=0.0,
            nucleolus=0.0, owner=FREE):
-    """Cells at points [N, 2]; elongation is the ratio of the axes, spread the log deviation of size."""
+    """Cells at points [N, 2]; elongation is a / b, spread the log deviation of their size."""
     cells = np.zeros(len(points), CELL)
     cells["x"], cells["y"] = points[:, 0], points[:, 1]
     size = radius_um * np.exp(rng.normal(0, spread, len(points)))
@@ -192,7 +195,8 @@ def _blood(rng, where, share, spacing_um=6.6):
 def _tumour_surroundings(rng, person, depth, air, flow):
     """Stroma nuclei and blood around tumour: (nuclei, red cells)."""
     stroma = depth < -1
-    nuclei = [_inflammation(rng, stroma, 0.12 + 0.6 * person.inflammation), _fibroblasts(rng, stroma, flow)]
+    nuclei = [_inflammation(rng, stroma, 0.12 + 0.6 * person.inflammation),
+              _fibroblasts(rng, stroma, flow)]
     blood = [_blood(rng, depth < -2, rng.beta(1, 4)), _blood(rng, air > 3, rng.beta(1, 5))]
     return nuclei, np.concatenate(blood)
 
@@ -201,7 +205,8 @@ def _torn(rng, air):
     """Open a quarter of tumour tiles at one side: the edge of the specimen, or a cleft."""
     y, x = (np.mgrid[:SIDE_PX, :SIDE_PX].astype(np.float32) - SIDE_PX / 2) * LAYOUT_UM
     turn, offset = rng.uniform(0, 2 * np.pi), rng.uniform(5, 80)
-    edge = x * np.float32(np.cos(turn)) + y * np.float32(np.sin(turn)) - offset + 9 * _padded_noise(rng, 30)
+    edge = x * float(np.cos(turn)) + y * float(np.sin(turn)) - offset
+    edge += 9 * _padded_noise(rng, 30)
     return np.maximum(air, edge) if rng.random() < 0.3 else air
 
 
@@ -218,13 +223,15 @@ def benign(rng, person):
     septa, flow = air < 0, _direction(wall)
 
     points = _lattice(rng, 8.4, 0.22)
-    points = points[_at(septa, points) & (rng.random(len(points)) < (0.3 if kind == "scarred" else 0.45))]
+    share = 0.3 if kind == "scarred" else 0.45
+    points = points[_at(septa, points) & (rng.random(len(points)) < share)]
     angle = _at(flow, points) + rng.normal(0, 0.35, len(points))
     nuclei = [_cells(rng, points, 2.8, 1.6, angle, 1.6, spread=0.2, vesicle=0.2)]
-    reactive = _along(air, -2.6, rng.uniform(8, 30), rng)  # type II pneumocytes, crowded when reactive
+    # type II pneumocytes line the septa, crowded where reactive
+    reactive = _along(air, -2.6, rng.uniform(8, 30), rng)
     reactive = reactive[rng.random(len(reactive)) < rng.beta(0.6, 2.2)]
-    nuclei.insert(0, _cells(rng, reactive, rng.uniform(3.2, 4.6), 1.2, 0.0, 1.4, vesicle=0.45, nucleolus=0.25,
-                            owner=TUMOUR if rng.random() < 0.3 else FREE))
+    nuclei.insert(0, _cells(rng, reactive, rng.uniform(3.2, 4.6), 1.2, 0.0, 1.4, vesicle=0.45,
+                            nucleolus=0.25, owner=TUMOUR if rng.random() < 0.3 else FREE))
     if kind != "aerated":
         nuclei += [_inflammation(rng, septa, {"inflamed": rng.uniform(0.35, 0.7)}.get(kind, 0.15)),
                    _fibroblasts(rng, septa, flow)]
@@ -239,11 +246,13 @@ def benign(rng, person):
 
 def adenocarcinoma(rng, person):
     """Glands: acinar, lepidic or papillary (wide lumina on thin cores), or solid."""
-    share = np.array([1.0, 0.6, 1.5 * (1.1 - person.differentiation)])
+    share = np.array([1.0, 0.6, 1.1 * (1.1 - person.differentiation)])
     kind = rng.choice(["acinar", "lepidic", "solid"], p=share / share.sum())
     radius = 5.3 * person.nuclear_size * float(np.exp(rng.normal(0, 0.07)))
-    spacing = {"acinar": rng.uniform(55, 100), "lepidic": rng.uniform(60, 120), "solid": rng.uniform(80, 190)}
-    stroma = {"acinar": rng.uniform(2, 14), "lepidic": rng.uniform(2, 7), "solid": rng.uniform(2, 12)}
+    spacing = {"acinar": rng.uniform(55, 100), "lepidic": rng.uniform(60, 120),
+               "solid": rng.uniform(80, 190)}
+    stroma = {"acinar": rng.uniform(2, 14), "lepidic": rng.uniform(2, 7),
+              "solid": rng.uniform(2, 12)}
     height = {"acinar": rng.uniform(2.3, 3.8), "lepidic": rng.uniform(1.6, 2.8), "solid": np.inf}
     wall = _wall_distance(rng, spacing[kind], rng.uniform(4, 10), rng.uniform(0.05, 0.4), 4.0)
     depth = wall - stroma[kind] * np.clip(1 + 0.6 * _padded_noise(rng, 42), 0.05, 3)
@@ -256,18 +265,21 @@ def adenocarcinoma(rng, person):
         air = depth - height[kind] * radius * np.clip(1 + 0.28 * _padded_noise(rng, 24), 0.4, 2)
         rows = np.arange(0.8, 6, 1.8) * radius  # pseudostratified rows from the basement membrane
         points = [_along(depth, row, 1.85 * radius, rng) for row in rows]
-        points = [row[rng.random(len(row)) < (0.95 if rank == 0 else 0.7)] for rank, row in enumerate(points)]
+        points = [row[rng.random(len(row)) < (0.95 if rank == 0 else 0.7)]
+                  for rank, row in enumerate(points)]
     air = _torn(rng, air)
     points = np.concatenate(points)
     points = points + rng.normal(0, 0.16 * radius, points.shape)
     points = points[(_at(depth, points) > 0.3 * radius) & (_at(air, points) < -0.6 * radius)]
     upright = _at(flow, points) + np.pi / 2 + rng.normal(0, 0.4, len(points))
-    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.7), upright, 1.35, spread=person.pleomorphism,
-                    vesicle=person.vesicular, nucleolus=0.15 + 0.7 * person.nucleoli, owner=TUMOUR)
+    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.7), upright, 1.35,
+                    spread=person.pleomorphism, vesicle=person.vesicular,
+                    nucleolus=0.15 + 0.7 * person.nucleoli, owner=TUMOUR)
     nuclei, blood = _tumour_surroundings(rng, person, depth, air, flow)
     return Scene(air, (depth > 0) & (air < 0), np.concatenate([tumour, *nuclei]), blood,
                  stroma_eosin=rng.uniform(0.35, 0.7), cytoplasm_eosin=rng.uniform(0.25, 0.55),
-                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38), border_eosin=min(rng.normal(-0.02, 0.05), 0.04),
+                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38),
+                 border_eosin=min(rng.normal(-0.02, 0.05), 0.04),
                  keratinised=0.02, vacuoles=rng.beta(1.2, 3), debris=rng.beta(1, 3))
 
 
@@ -277,9 +289,10 @@ def squamous(rng, person):
     wall = _wall_distance(rng, rng.uniform(70, 190), rng.uniform(5, 12), rng.uniform(0.1, 0.5))
     depth = wall - rng.uniform(2, 14) * np.clip(1 + 0.6 * _padded_noise(rng, 42), 0.05, 3)
     flow = _direction(wall)
-    air = (_padded_noise(rng, 30) - rng.uniform(1.3, 3.5)) * 8
+    air = (_padded_noise(rng, 30) - rng.uniform(1.7, 4.0)) * 8
     if rng.random() < 0.35:  # retraction clefts around nests
-        air = np.maximum(air, rng.uniform(1, 5) * np.clip(1 + _padded_noise(rng, 40), 0, 2) - np.abs(depth + 2))
+        cleft = rng.uniform(1, 5) * np.clip(1 + _padded_noise(rng, 40), 0, 2)
+        air = np.maximum(air, cleft - np.abs(depth + 2))
     air = _torn(rng, air)
     nests = (depth > 0) & (air < 0)
     keratin = person.keratin * rng.uniform(0.3, 1.6)
@@ -291,7 +304,8 @@ def squamous(rng, person):
     points = points[(_at(depth, points) > 0.4 * radius) & (_at(air, points) < -2)
                     & (rng.random(len(points)) < 0.95)]
     stream = rng.integers(0, 2) * _at(flow, points) + _at(_padded_noise(rng, 90), points)
-    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.8), stream + rng.normal(0, 0.35, len(points)), 1.35,
+    stream += rng.normal(0, 0.35, len(points))
+    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.8), stream, 1.35,
                     spread=person.pleomorphism, vesicle=person.vesicular,
                     nucleolus=0.1 + 0.6 * person.nucleoli, owner=TUMOUR)
     for x, y, size in pearls:  # flattened around a pearl, lost within it
@@ -304,5 +318,6 @@ def squamous(rng, person):
     nuclei, blood = _tumour_surroundings(rng, person, depth, air, flow)
     return Scene(air, nests, np.concatenate([tumour, *nuclei]), blood, pearls,
                  stroma_eosin=rng.uniform(0.35, 0.7), cytoplasm_eosin=rng.uniform(0.28, 0.62),
-                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38), border_eosin=min(rng.normal(-0.05, 0.06), 0.04),
+                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38),
+                 border_eosin=min(rng.normal(-0.05, 0.06), 0.04),
                  keratinised=0.02 + 0.15 * keratin, vacuoles=rng.beta(1, 4), debris=rng.beta(1, 3))

@@ -1,4 +1,4 @@
-"""The simulated tissue: same draw for the same numbers, exact truth, classes that differ, whole samples."""
+"""Simulated tissue: repeatable draws, exact truth, classes that differ, whole samples."""
 
 import json
 import os
@@ -76,7 +76,8 @@ def test_no_dark_nucleus_is_missing_from_the_truth():
             inside = tile.nuclei > 0
             far = cv2.dilate(inside.astype(np.uint8), np.ones((7, 7))) == 0
             if far.any():
-                assert np.percentile(stain[far], 99) < np.percentile(stain[inside], 75), (label, tile.patient)
+                darkest = np.percentile(stain[far], 99)
+                assert darkest < np.percentile(stain[inside], 75), (label, tile.patient)
 
 
 def test_tissue_is_not_bare_glass():
@@ -89,14 +90,16 @@ def test_tissue_is_not_bare_glass():
 
 def test_classes_have_their_morphology():
     tiles = {label: some_tiles(label, 12) for label in CLASSES}
-    air = {label: np.mean([1 - tile.tissue.mean() for tile in drawn]) for label, drawn in tiles.items()}
-    area = {label: np.median(np.concatenate([np.bincount(tile.nuclei.ravel())[1:] for tile in drawn]))
-            for label, drawn in tiles.items()}
-    covered = {label: np.mean([(tile.nuclei > 0).mean() for tile in drawn]) for label, drawn in tiles.items()}
+    air, area, covered = {}, {}, {}
+    for label, drawn in tiles.items():
+        assert 30 < np.mean([len(tile.centroids) for tile in drawn]) < 600
+        air[label] = np.mean([1 - tile.tissue.mean() for tile in drawn])
+        covered[label] = np.mean([(tile.nuclei > 0).mean() for tile in drawn])
+        areas_px = [np.bincount(tile.nuclei.ravel())[1:] for tile in drawn]
+        area[label] = np.median(np.concatenate(areas_px))
     assert air["lung_n"] > 1.2 * max(air["lung_aca"], air["lung_scc"])
     assert min(area["lung_aca"], area["lung_scc"]) > 1.8 * area["lung_n"]
     assert min(covered["lung_aca"], covered["lung_scc"]) > 1.3 * covered["lung_n"]
-    assert all(30 < np.mean([len(tile.centroids) for tile in drawn]) < 600 for drawn in tiles.values())
 
 
 def test_stain_belongs_to_the_patient():
@@ -114,13 +117,15 @@ def test_stain_belongs_to_the_patient():
 
 @pytest.mark.parametrize("label", CLASSES)
 def test_every_size_shows_the_same_field_of_view(label):
-    large, middle, small = (draw_tile(label, patient=2, index=1, image_size=size) for size in (512, 224, 64))
+    large, middle, small = (draw_tile(label, patient=2, index=1, image_size=size)
+                            for size in (512, 224, 64))
     assert abs(len(large.centroids) - len(middle.centroids)) <= 0.03 * len(large.centroids) + 2
     for tile, size in ((middle, 224), (small, 64)):
         shrunk = cv2.resize(large.image, (size, size), interpolation=cv2.INTER_AREA)
         same = np.corrcoef(shrunk.ravel(), tile.image.ravel())[0, 1]
         assert same > 0.93, (size, same)
-    nearest = np.linalg.norm((large.centroids[:, None] + 0.5) / 512 - (middle.centroids + 0.5) / 224, axis=2).min(1)
+    there, here = (large.centroids[:, None] + 0.5) / 512, (middle.centroids + 0.5) / 224
+    nearest = np.linalg.norm(there - here, axis=2).min(1)
     assert np.percentile(nearest, 95) < 1 / 224
 
 
@@ -129,7 +134,8 @@ ARGUMENTS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.item
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}
 
 
 def test_sample_layout(tmp_path):
@@ -137,12 +143,13 @@ def test_sample_layout(tmp_path):
     groups = pd.read_csv(tmp_path / "s/groups.csv")
     assert list(groups.columns) == ["file_name", "label", "group"] and len(groups) == 12
     assert groups.groupby("label").size().to_dict() == dict(lung_aca=4, lung_n=4, lung_scc=4)
-    assert (groups.groupby("group")["label"].nunique() == 2).all()  # every patient spans two classes
+    assert (groups.groupby("group")["label"].nunique() == 2).all()  # patients span classes
     centroids = pd.read_csv(tmp_path / "s/truth/centroids.csv")
     for row in groups.itertuples():
         assert row.file_name.startswith(row.label + "/")
-        image, nuclei, tissue = (cv2.imread(str(tmp_path / "s" / part / row.file_name), cv2.IMREAD_UNCHANGED)
-                                 for part in ("images", "truth/nuclei", "truth/tissue"))
+        paths = [tmp_path / "s" / part / row.file_name
+                 for part in ("images", "truth/nuclei", "truth/tissue")]
+        image, nuclei, tissue = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths)
         patient, index = int(row.group[-3:]), int(row.file_name[-8:-4])
         tile = draw_tile(row.label, patient=patient, index=index, seed=7, image_size=48)
         np.testing.assert_array_equal(image[..., ::-1], tile.image)
@@ -183,6 +190,7 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
+    (tmp_path / ".s.partial/images/lung_aca/.patient000_0000.1.tmp.png").write_bytes(b"torn")
     assert not target.exists(), "a killed run must publish nothing"
     assert main(command[3:]) == 0
     assert contents(target) == contents(tmp_path / "whole")
@@ -190,5 +198,6 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
 
 
 def test_help_does_not_wait_for_heavy_imports():
-    code = "import sys, lungkit.phantom; sys.exit(any(m in sys.modules for m in ('cv2', 'scipy', 'torch', 'pandas')))"
+    code = ("import sys, lungkit.phantom; "
+            "sys.exit(any(name in sys.modules for name in ('cv2', 'scipy', 'torch', 'pandas')))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
