@@ -223,12 +223,12 @@ def make_plan(originals: list[Original], others: list[str], group_of: dict[str, 
         raise Fault(f"every tile of {sources.shown(lost)} was dropped ({dropped[0]['reason']}): "
                     "lower --min-tissue or --tile-size, or look at the images")
     split_of = split_groups([(group_of[o.source.name], o.source.label)
-                                     for o in kept for _ in o.kept], seed)
+                             for o in kept for _ in o.kept], seed)
     specimens = [Specimen(o.source.label, group_of[o.source.name], o.sha256, o.look) for o in kept]
     warnings = warn_of_confounding(specimens, groups_given)
     if joined:
-        warnings.append(f"{joined} groups shared a byte-identical image with another and were joined "
-                        "to it.")
+        warnings.append(f"{joined} groups shared a byte-identical image with another and were "
+                        "joined to it.")
     small = sum(box[2] < image_size for o in kept for box, _ in o.kept)
     if small:
         warnings.append(f"{small} tiles are smaller than {image_size} pixels and were enlarged.")

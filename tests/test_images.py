@@ -1,0 +1,190 @@
+"""Decoding of user images: every kind that shall work, and a reason for each that cannot."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from lungkit.images import MAX_PIXELS, Unreadable, decode_image
+
+GREY = np.add.outer(np.arange(40), 3 * np.arange(50)).astype(np.uint8)
+RGB = np.stack([GREY, 255 - GREY, GREY // 2], -1)
+DEEP = GREY.astype(np.uint16) * 257
+STACK = np.stack([DEEP + i for i in range(4)])
+
+
+def pillow(array, kind, mode=None, **options) -> bytes:
+    from PIL import Image
+
+    image = Image.fromarray(array)
+    buffer = io.BytesIO()
+    (image.convert(mode) if mode else image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tiff(array, **options) -> bytes:
+    import tifffile
+
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def opencv(array, suffix) -> bytes:
+    import cv2
+
+    return cv2.imencode(suffix, array)[1].tobytes()
+
+
+def png_header(width, height) -> bytes:
+    """A PNG that claims a size and holds nothing."""
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("content, expected", [
+    (pillow(RGB, "PNG"), RGB),
+    (pillow(GREY, "PNG"), GREY),
+    (pillow(np.stack([GREY] * 3, -1), "PNG"), GREY),
+    (pillow(GREY > 60, "PNG"), (GREY > 60) * np.uint8(255)),
+    (opencv(DEEP, ".png"), DEEP),
+    (opencv(RGB[..., ::-1].astype(np.uint16) * 257, ".png"), RGB),
+    (pillow(RGB, "TIFF"), RGB),
+    (pillow(RGB, "TIFF", compression="tiff_lzw"), RGB),
+    (pillow(GREY, "TIFF", compression="tiff_lzw"), GREY),
+    (opencv(DEEP, ".tif"), DEEP),  # OpenCV writes LZW
+    (opencv(RGB[..., ::-1].astype(np.uint16) * 257, ".tif"), RGB),
+    (tiff(DEEP, byteorder=">"), DEEP),
+    (tiff(RGB, compression="zlib"), RGB),
+    (tiff(RGB.astype(np.uint16) * 257), RGB),
+    (tiff(np.moveaxis(RGB, -1, 0), photometric="rgb", planarconfig="separate"), RGB),
+    (tiff(GREY.astype(np.float32)), GREY.astype(np.float32)),
+    (tiff(GREY, photometric="miniswhite"), 255 - GREY),
+], ids=lambda value: None)
+def test_lossless_kinds_keep_their_values(content, expected):
+    image = decode_image(content)
+    assert image.dtype == expected.dtype
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_jpeg_is_close():
+    smooth = np.stack([np.tile(np.linspace(90, 160, 50, dtype=np.uint8), (40, 1)) + i for i in (0, 9, 30)], -1)
+    for content in (pillow(smooth, "JPEG", quality=95), pillow(smooth, "JPEG", "CMYK", quality=95),
+                    pillow(smooth, "TIFF", compression="jpeg", quality=95)):
+        assert abs(decode_image(content).astype(int) - smooth).mean() < 3
+
+
+def test_palette_keeps_its_colours():
+    few = RGB // 64 * 64
+    for kind in ("PNG", "TIFF"):
+        image = decode_image(pillow(few, kind, "P"))
+        assert image.shape == RGB.shape and np.abs(image.astype(int) - few).mean() < 40
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_transparency_is_laid_on_white(kind):
+    alpha = np.full(GREY.shape, 255, np.uint8)
+    alpha[:, :25], alpha[:, 25:30] = 0, 128
+    image = decode_image(pillow(np.dstack([RGB, alpha]), kind))
+    assert (image[:, :25] == 255).all()
+    np.testing.assert_array_equal(image[:, 30:], RGB[:, 30:])
+    np.testing.assert_allclose(image[:, 25:30], (RGB[:, 25:30] + 255.0) / 2, atol=1.5)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_orientation_is_applied(kind):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    np.testing.assert_array_equal(decode_image(pillow(RGB, kind, exif=exif)), np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize("content", [
+    tiff(STACK, photometric="rgb", planarconfig="separate", metadata={"axes": "CYX"}),
+    tiff(STACK, photometric="minisblack"),                 # pages
+    tiff(np.moveaxis(STACK, 0, -1).copy(), photometric="minisblack", planarconfig="contig"),
+    tiff(STACK, imagej=True, metadata={"axes": "CYX"}),
+    tiff(STACK[None], imagej=True, metadata={"axes": "ZCYX"}),
+], ids=["channels", "pages", "interleaved", "imagej", "one-plane stack"])
+def test_channel_of_a_microscopy_stack(content):
+    for channel in (0, 3):
+        np.testing.assert_array_equal(decode_image(content, channel), STACK[channel])
+    with pytest.raises(Unreadable, match="4 channels.*--channel.*0 to 3"):
+        decode_image(content)
+    with pytest.raises(Unreadable, match="no channel 4.*0 to 3"):
+        decode_image(content, 4)
+
+
+def test_channels_are_named_where_the_file_names_them():
+    content = tiff(STACK, ome=True, photometric="minisblack", metadata={"axes": "CYX", "Channel": {"Name": list("ABCD")}})
+    with pytest.raises(Unreadable, match=r"0 \(A\), 1 \(B\), 2 \(C\), 3 \(D\)"):
+        decode_image(content)
+    np.testing.assert_array_equal(decode_image(content, 2), STACK[2])
+
+
+def test_channel_of_a_colour_image():
+    np.testing.assert_array_equal(decode_image(pillow(RGB, "PNG"), 1), RGB[..., 1])
+    with pytest.raises(Unreadable, match="no channel 3"):
+        decode_image(pillow(RGB, "PNG"), 3)
+    with pytest.raises(Unreadable, match="channel 0 only"):
+        decode_image(pillow(GREY, "PNG"), 1)
+
+
+def test_a_stack_of_two_axes_is_refused():
+    with pytest.raises(Unreadable, match="2 Z x 4 C|stack"):
+        decode_image(tiff(np.stack([STACK, STACK]), imagej=True, metadata={"axes": "ZCYX"}), 0)
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "is empty"),
+    (b"not an image at all\n", "not a PNG, JPEG or TIFF"),
+    (opencv(RGB, ".bmp"), "not a PNG, JPEG or TIFF"),
+    (png_header(100_000, 100_000), "100000 x 100000"),
+    (png_header(20_000, MAX_PIXELS // 20_000 + 1), "megapixels"),
+    (png_header(2, 2), "2 x 2"),
+    (tiff(GREY.astype(np.int32)), "int32"),
+    (tiff(np.full((40, 50), np.nan, np.float32)), "NaN"),
+    (b"II*\0\x08\0\0\0", "truncated or damaged"),
+])
+def test_refusals_give_the_reason(content, reason):
+    with pytest.raises(Unreadable, match=reason):
+        decode_image(content)
+
+
+@pytest.mark.parametrize("content", [
+    pillow(RGB, "PNG"), pillow(RGB, "JPEG"), pillow(RGB, "TIFF"), tiff(RGB, compression="zlib"),
+    pillow(RGB, "TIFF", compression="tiff_lzw"), tiff(STACK, photometric="minisblack", metadata={"axes": "CYX"}),
+    tiff(STACK, photometric="minisblack", metadata=None), tiff(STACK, ome=True, photometric="minisblack"),
+], ids=["png", "jpeg", "tiff", "deflate", "lzw", "channels", "pages", "ome"])
+def test_no_truncation_is_missed(content):
+    """Cut anywhere: refused, or (a TIFF's directory may end the file) decoded to the same pixels."""
+    channel = 0 if len(content) > 15_000 else None
+    whole = decode_image(content, channel)
+    for cut in (*range(1, 40), *np.linspace(40, len(content) - 1, 60).astype(int)):
+        try:
+            part = decode_image(content[:-int(cut)], channel)
+        except Unreadable:
+            continue
+        assert cut < 12 or content[:2] == b"II", f"accepted without its last {cut} bytes"
+        np.testing.assert_array_equal(part, whole)
+
+
+def test_a_changed_byte_never_ends_in_a_traceback():
+    rng = np.random.default_rng(0)
+    for content in (pillow(RGB, "PNG"), pillow(RGB, "JPEG"), tiff(RGB), tiff(RGB, compression="zlib")):
+        for _ in range(60):
+            broken = bytearray(content)
+            for place in rng.integers(4, min(len(broken), 400), 3):
+                broken[place] = rng.integers(256)
+            try:
+                decode_image(bytes(broken))
+            except Unreadable:
+                pass
