@@ -1,12 +1,22 @@
-"""Contact sheets: a dataset as one picture, a row of examples per class."""
+"""Contact sheets: a dataset as one picture, a row of examples per class.
+
+Reads   DATASET, any dataset of a run.
+Writes  OUTPUT, a PNG: evenly spaced images of one split, one row per class in label order.
+
+Running the same command again writes the same picture.
+Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from lungkit.dataset import Dataset, encode_png
+from lungkit import cli
+from lungkit.dataset import SPLITS, Dataset, encode_png, open_dataset
 from lungkit.files import write_bytes
 
 
@@ -34,3 +44,30 @@ def write_contact_sheet(dataset: Dataset, path: Path, *, split: str = "train",
         rows.append(np.stack([dataset.image(row) for row in picked]))
     scale = max(1, round(96 / dataset.image_size))
     write_bytes(path, encode_png(grid(rows, scale=scale)))
+
+
+def run(*, dataset: Path, output: Path, split: str, columns: int) -> None:
+    if output.suffix.lower() != ".png":
+        raise cli.BadOptions(f"--output {output}: expected a name that ends in .png")
+    write_contact_sheet(open_dataset(dataset), output, split=split, columns=columns)
+    print(output)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.stage_parser("python -m lungkit.contact_sheet", __doc__)
+    parser.add_argument("--dataset", type=cli.directory, required=True, metavar="DIR",
+                        help="the dataset to show")
+    parser.add_argument("--output", type=Path, required=True, metavar="PNG",
+                        help="the picture to write")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="split to show")
+    parser.add_argument("--columns", type=cli.positive_int, default=12, metavar="INT",
+                        help="images per class")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

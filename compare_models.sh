@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=lungkit-compare
+#SBATCH --time=12:00:00
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32G
+#SBATCH --signal=B:USR2@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#
+# Train the CNN N times on every dataset of a run, test each time on the same real images, and
+# compare the accuracies pairwise by Wilcoxon rank-sum tests.
+#
+#   bash compare_models.sh 20               or, from the project directory,
+#   sbatch compare_models.sh 50             one task, or one CNN per task and GPU:
+#   sbatch --ntasks=4 --gpus-per-task=1 compare_models.sh 50
+#
+# A larger N adds only the missing repeats, a smaller one uses the first N. Running the same
+# command again resumes. Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options,
+# 75 stopped, run it again. Options, by environment:
+
+RUN=${RUN:-}				# run directory (runs/demo)
+DATASETS=${DATASETS:-}			# names to compare, e.g. "real voronoi" (all in RUN/datasets)
+PRESET=${PRESET:-}			# demo or full (demo)
+MODEL=${MODEL:-}			# small, resnet18 or convnext_tiny (by preset)
+METRIC=${METRIC:-accuracy_real}		# or accuracy_own: on each dataset's own test images
+SEED=${SEED:-0}				# repeat i has seed SEED + i
+WORKERS=${WORKERS:-}			# trainings at a time (one per Slurm task, GPU or core)
+CNN_OPTIONS=${CNN_OPTIONS:-}		# more options of cnn_classify.py, e.g. "--steps 500"
+TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--margin 0.01"
+MAX_RESTARTS=${MAX_RESTARTS:-100}	# requeues by this job itself before it gives up
+# and those of setup_env.sh: VENV PYTHON MODULES TORCH_INDEX_URL
+
+set -euo pipefail
+
+# Under sbatch this file is a copy elsewhere: the project is where it was submitted.
+for project in "$(dirname "${BASH_SOURCE[0]}")" "${SLURM_SUBMIT_DIR:-.}" . ''; do
+	[[ ! -f $project/lungkit/job.sh ]] || break
+done
+if [[ -z $project ]]; then
+	echo "compare_models: error: the project is not here: submit from its directory (cd PROJECT; sbatch compare_models.sh)" >&2
+	exit 2
+fi
+project=$(cd "$project" && pwd)
+# shellcheck source=lungkit/job.sh
+source "$project/lungkit/job.sh"
+job=compare_models
+
+(($# <= 1)) || bad_option "usage: compare_models.sh [N]; other options are environment variables, see its first lines"
+PRESET=${PRESET:-demo}
+[[ $PRESET == demo || $PRESET == full ]] || bad_option "PRESET is '$PRESET': expected demo or full"
+repeats=${1:-$([[ $PRESET == demo ]] && echo 6 || echo 20)}
+check_positive N "$repeats"
+((repeats > 1)) || bad_option "N is 1: a rank-sum test needs two or more repeats, and ten pairs need 6 to be significant"
+[[ -z $WORKERS ]] || check_positive WORKERS "$WORKERS"
+check_positive MAX_RESTARTS "$MAX_RESTARTS"
+[[ $SEED =~ ^[0-9]+$ ]] || bad_option "SEED is '$SEED': expected a whole number"
+[[ $METRIC == accuracy_real || $METRIC == accuracy_own ]] ||
+	bad_option "METRIC is '$METRIC': expected accuracy_real or accuracy_own"
+run_dir=$(absolute "${RUN:-$project/runs/demo}")
+log_dir=$run_dir/logs
+cd "$project"
+
+# ---------------------------------------------------------------- the datasets
+
+[[ -d $run_dir/datasets ]] || { fault "RUN=$run_dir holds no datasets: make them with run_pipeline.slurm first"; exit 1; }
+if [[ -n $DATASETS ]]; then
+	read -ra names <<<"$DATASETS"
+else
+	names=()
+	for manifest in "$run_dir"/datasets/*/dataset.json; do
+		[[ ! -f $manifest ]] || names+=("$(basename "$(dirname "$manifest")")")
+	done
+fi
+for name in real "${names[@]}"; do
+	[[ -f $run_dir/datasets/$name/dataset.json ]] || { fault "$run_dir/datasets/$name is not a complete dataset: make it with its stage first (found: ${names[*]:-none})"; exit 1; }
+done
+((${#names[@]} > 1)) || { fault "$run_dir/datasets holds one dataset only (${names[*]}): a comparison needs two or more"; exit 1; }
+
+# shellcheck source=setup_env.sh
+[[ -n ${LUNGKIT_JOB:-} ]] || source ./setup_env.sh
+begin_job
+if ((${SLURM_NTASKS:-1} == 1)) && ! nvidia-smi >/dev/null 2>&1; then
+	OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}	# the fastest on a CPU, and the same bytes for any WORKERS
+fi
+share_out "$WORKERS" "$(cores)"
+((slots <= repeats)) || slots=$repeats
+read -ra cnn_options <<<"$CNN_OPTIONS"
+read -ra test_options <<<"$TEST_OPTIONS"
+
+# ---------------------------------------------------------------- N trainings of each
+
+stage_command() {	# sets what run_stages starts
+	local name=${1#* }
+	case $1 in
+		sheet*) command=(python -m lungkit.contact_sheet --dataset "$run_dir/datasets/$name"
+			--output "$run_dir/sheets/$name.png") ;;
+		check*) stage_command "cnn $name 0"; command+=(--dry-run) ;;
+		cnn*) name=${name% *}	# identical processes share the repeats between them
+			command=(python cnn_classify.py --data "$run_dir/datasets/$name" --real "$run_dir/datasets/real"
+				--results "$run_dir/results" --repeats "$repeats" --preset "$PRESET" --seed "$SEED"
+				${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
+		test) stdout=$log_dir/verdict.txt
+			command=(python wilcoxon_test.py "$run_dir/results" --output "$run_dir/comparison" --metric "$METRIC"
+				--datasets "${names[@]}" --repeats "$repeats" --sheets "$run_dir/sheets" "${test_options[@]}") ;;
+	esac
+}
+
+stages=()
+for name in "${names[@]}"; do
+	[[ $run_dir/sheets/$name.png -nt $run_dir/datasets/$name/dataset.json ]] || stages+=("sheet $name")
+done
+for name in "${names[@]}"; do stages+=("check $name"); done
+run_stages "$slots" "${stages[@]}" || end_job $?
+
+say "$repeats trainings on each of ${#names[@]} datasets (${names[*]}), $slots at a time with $threads thread(s) each"
+stages=()
+for name in "${names[@]}"; do
+	for ((k = 1; k <= slots; k++)); do stages+=("cnn $name $k"); done
+done
+run_stages "$slots" "${stages[@]}" || end_job $?
+
+rm -f "$log_dir/verdict.txt"
+run_stages 1 test || end_job $?
+print_timings
+cat "$log_dir/verdict.txt"
+end_job 0
