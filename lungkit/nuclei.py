@@ -13,7 +13,7 @@ import numpy as np
 # histochemical staining by color deconvolution, Anal Quant Cytol Histol 23(4), 2001; the rounded
 # values are those of skimage.color.rgb_from_hed.
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-UNMIX_HAEMATOXYLIN = np.linalg.inv(STAINS)[:, 0].astype(np.float32)
+UNMIX = np.linalg.inv(STAINS)[:, :2].astype(np.float32)
 
 FIELD_UM = 180.0  # side of an LC25000 tile: its red cells, 6 um when fixed, are 1/30 of a tile
 WORK_PX = 224  # smaller images are enlarged to this side: a nucleus must be wider than its smoothing
@@ -95,9 +95,14 @@ def guess_modality(image: np.ndarray) -> str:
 
 
 def haematoxylin(image: np.ndarray) -> np.ndarray:
-    """Concentration of haematoxylin, float32 [H, W], in natural optical density, not below 0."""
+    """Concentration of haematoxylin, float32 [H, W], in natural optical density, not below 0.
+
+    Where there is more eosin than haematoxylin the surplus is taken off: red cells, which stain
+    normalisation turns purple, hold haematoxylin by colour alone.
+    """
     table = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
-    return np.maximum(table[image] @ UNMIX_HAEMATOXYLIN, 0)
+    haem, eosin = np.moveaxis(table[image] @ UNMIX, -1, 0)
+    return np.maximum(haem - np.maximum(eosin - haem, 0), 0)
 
 
 def _he(image: np.ndarray, px_um: float) -> tuple[np.ndarray, np.ndarray, float]:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lungkit import phantom
-from lungkit.nuclei import Nuclei, detect_nuclei, guess_modality, measure_nuclei, voronoi_labels
+from lungkit.nuclei import (Nuclei, _merge, detect_nuclei, guess_modality, measure_nuclei,
+                            voronoi_labels)
 
 EOSIN, HAEMATOXYLIN = (225, 150, 190), (90, 60, 140)
 
@@ -66,6 +67,23 @@ def test_touching_nuclei_are_parted_and_a_pale_centre_is_not():
     assert len(detect_nuclei(vesicular)) == 1
 
 
+def halves(centres: list, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Discs cut in two regions at x = 50, and a height that has no neck there."""
+    y, x = np.mgrid[:100, :100]
+    inside = np.min([np.hypot(x - cx, y - cy) for cx, cy in centres], axis=0) <= radius
+    return np.where(inside, np.where(x < 50, 1, 2), 0).astype(np.int32), inside.astype(np.float32)
+
+
+def test_two_seeds_in_one_nucleus_are_joined_and_two_nuclei_are_not():
+    labels, height = halves([(50, 50)], 12)
+    joined = _merge(labels.copy(), height)
+    assert len(np.unique(joined)) == 2 and ((joined > 0) == (labels > 0)).all()
+    necked = np.where(np.abs(np.mgrid[:100, :100][1] - 49.5) < 1, 0.5, 1).astype(np.float32) * height
+    assert len(np.unique(_merge(labels.copy(), necked))) == 3
+    labels, height = halves([(40, 50), (60, 50)], 11)
+    assert len(np.unique(_merge(labels.copy(), height))) == 3
+
+
 def test_a_shape_that_fills_little_of_its_hull_is_no_nucleus():
     crescent = discs(224, [(110, 110)], 11, ground=EOSIN, colour=HAEMATOXYLIN)
     crescent[discs(224, [(117, 110)], 10, ground=(0, 0, 0), colour=(1, 1, 1)) > 0] = 0
@@ -85,8 +103,9 @@ def test_an_even_field_holds_no_nuclei(size, colour, noise):
     assert nuclei.centroids.shape == (0, 2)
 
 
-def test_red_cells_are_no_nuclei():
-    image = discs(224, [(60, 60), (120, 130), (170, 80)], 7, ground=(240, 235, 238), colour=(215, 50, 85))
+@pytest.mark.parametrize("colour", [(215, 50, 85), (132, 27, 165)])  # as scanned, and normalised
+def test_red_cells_are_no_nuclei(colour):
+    image = discs(224, [(60, 60), (120, 130), (170, 80)], 7, ground=(240, 235, 238), colour=colour)
     assert len(detect_nuclei(image)) == 0
 
 
