@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 # Background of transmitted light: bright, and green not the weakest channel, because
 # haematoxylin and eosin both absorb green most. Ours, chosen by eye on LC25000.
-LIGHT_MIN, LIGHT_RANGE, LIGHT_GREEN_LACK = 165, 85, 16
+LIGHT_MEAN, LIGHT_MIN, LIGHT_RANGE, LIGHT_GREEN_LACK = 203, 165, 85, 16
 LIGHT_MIN_SHARE = 0.01  # less background than this is not measured: white is taken as 255
 # Tissue: Otsu's thresholds are kept within these ranges, because a tile that is all tissue, or
 # all air, has no two modes to part. Ours, chosen by eye on LC25000.
@@ -41,7 +41,8 @@ def background_light(image):
     pixels = cv2.GaussianBlur(image, (0, 0), 1.5).reshape(-1, 3)[::3].astype(np.int16)
     low, high = pixels.min(1), pixels.max(1)
     lack = np.minimum(pixels[:, 0], pixels[:, 2]) - pixels[:, 1]
-    background = pixels[(low > LIGHT_MIN) & (high - low < LIGHT_RANGE) & (lack < LIGHT_GREEN_LACK)]
+    background = pixels[(pixels.sum(1) > 3 * LIGHT_MEAN) & (low > LIGHT_MIN)
+                        & (high - low < LIGHT_RANGE) & (lack < LIGHT_GREEN_LACK)]
     if len(background) < LIGHT_MIN_SHARE * len(pixels):
         return np.full(3, 255.0)
     light = background.mean(1)
@@ -124,7 +125,8 @@ def estimate_stains(density) -> Stains | None:
     """
     import numpy as np
 
-    stained = density[(density > OD_BETA).all(1)].astype(np.float64)
+    # the mean: pure eosin leaves red light alone, so asking it of every channel loses eosin
+    stained = density[density.mean(1) > OD_BETA].astype(np.float64)
     if len(stained) < max(100, MIN_STAINED * len(density)):
         return None
     _, vectors = np.linalg.eigh(np.cov(stained.T))
