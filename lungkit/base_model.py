@@ -59,9 +59,10 @@ def draw_tissue(num_tiles: int, seed: int, work_dir: Path) -> tuple:
         images.flush()
         np.savez(truth_path, centroids=np.concatenate(centroids), areas=np.concatenate(areas),
                  owners=np.concatenate(owners))
-    truth = np.load(truth_path)
-    bounds = np.searchsorted(truth["owners"], np.arange(num_tiles + 1))
-    layouts = [(truth["centroids"][a:b], truth["areas"][a:b])
+    with np.load(truth_path) as truth:
+        centroids, areas, owners = (truth[name] for name in ("centroids", "areas", "owners"))
+    bounds = np.searchsorted(owners, np.arange(num_tiles + 1))
+    layouts = [(centroids[a:b], areas[a:b])
                for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
     return np.load(images_path, mmap_mode="r"), labels, layouts
 
@@ -307,9 +308,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.stage_parser("python -m lungkit.base_model", __doc__)
     parser.add_argument("--output", type=cli.directory, default=BASE_MODEL_DIR, metavar="DIR")
     parser.add_argument("--num-tiles", type=cli.positive_int, default=4000, metavar="INT")
-    parser.add_argument("--autoencoder-steps", type=cli.positive_int, default=2400, metavar="INT")
-    parser.add_argument("--unet-steps", type=cli.positive_int, default=8000, metavar="INT")
-    parser.add_argument("--controlnet-steps", type=cli.positive_int, default=1200, metavar="INT")
+    parser.add_argument("--autoencoder-steps", type=cli.positive_int, default=1400, metavar="INT")
+    parser.add_argument("--unet-steps", type=cli.positive_int, default=5000, metavar="INT")
+    parser.add_argument("--controlnet-steps", type=cli.positive_int, default=700, metavar="INT")
     parser.add_argument("--batch-size", type=cli.positive_int, default=16, metavar="INT")
     cli.add_common(parser, device=False)
     return parser

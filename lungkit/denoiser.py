@@ -8,6 +8,10 @@ Lu et al. 2022, arXiv:2211.01095 (DPM-Solver++).
 
 from __future__ import annotations
 
+from __future__ import annotations
+
+import copy
+
 import numpy as np
 import torch
 
@@ -54,6 +58,12 @@ class Latents:
 
     def __len__(self) -> int:
         return self.mean.shape[1]
+
+    def subset(self, indices: list[int]) -> Latents:
+        """The latents of the images `indices`, in that order."""
+        part = copy.copy(self)
+        part.mean, part.std = self.mean[:, indices], self.std[:, indices]
+        return part
 
     def deviation(self) -> float:
         """Standard deviation of the latents over all images, positions and channels."""

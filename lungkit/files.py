@@ -147,6 +147,11 @@ class Output:
         path = self.output_dir / self.manifest_name
         return read_json(path) if path.exists() else None
 
+    def matches(self) -> bool:
+        """Whether the output is complete with these very options."""
+        manifest = self.manifest()
+        return manifest is not None and manifest.get("parameters") == self.options
+
     def is_complete(self) -> bool:
         """Whether the output is complete with these options.
 

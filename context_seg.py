@@ -1,0 +1,394 @@
+#!/usr/bin/env python3
+"""Generate the dataset "context": Stable Diffusion, one adapter per class, context engineering.
+
+The model is given measured context, not only words: captions completed from each training
+image's nuclei (count, size, spacing), and a structure map of its nuclei and Voronoi cells through
+ControlNet. To draw an image, a new layout is sampled from the class's measured point statistics
+(--layouts sampled), or a training image's layout is taken (--layouts training); never a test image's.
+
+Reads:  REAL (a dataset of tumor_seg.py), its train split only; the base model; the prompt file.
+Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images) and the
+        layouts drawn as masks/nuclei; MODEL/controlnet for from_pretrained, MODEL/<class>/ for
+        load_lora_weights, MODEL/layouts.npz (the measured training layouts).
+
+Zhang et al. 2023, arXiv:2302.05543 (ControlNet); Hu et al. 2021, arXiv:2106.09685 (LoRA); Liu et
+al. 2024, arXiv:2402.09353 (DoRA); Illian et al. 2008, Statistical Analysis and Modelling of
+Spatial Point Patterns, doi:10.1002/9780470725160 (pair correlation, pairwise interaction).
+
+Running the same command again resumes, or reports what is already complete.
+Exit status: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lungkit import cli
+from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
+from lungkit.files import Output, atomic_path, write_text
+from lungkit.generation import batches, fill, model_dir_for, plan_items, train_only_parent
+from lungkit.progress import Progress, say
+from lungkit.prompts import PROMPTS_PATH, Prompts
+from lungkit.provenance import provenance
+from lungkit.stable_diffusion import (ADAPTERS, TARGET_MODULES, BaseModel, base_model_identity,
+                                      draw_images, pipeline, resolve_base_model, train_adapter,
+                                      training_loss)
+from lungkit.structure import structure_map
+
+# chosen as in prompt_seg.py; the ControlNet's rate is that of its training in the paper's code
+# (1e-5) at full, and higher for the small one
+PRESETS = {
+    "demo": {"rank": 16, "target": "all", "controlnet_steps": 150, "train_steps": 200,
+             "batch_size": 16, "learning_rate": 1e-3, "controlnet_learning_rate": 3e-4,
+             "sampling_steps": 15, "guidance_scale": 2.0},
+    "full": {"rank": 16, "target": "attention", "controlnet_steps": 10000, "train_steps": 3000,
+             "batch_size": 8, "learning_rate": 1e-4, "controlnet_learning_rate": 1e-5,
+             "sampling_steps": 30, "guidance_scale": 4.0},
+}
+CONTROL_SCALE = 1.0
+NUM_LEVELS = 4        # words a measurement is put into, by the quartiles of the training images
+RING = 0.2            # ours: pair correlation is measured up to this share of the side
+NUM_RINGS = 16
+NUM_CANDIDATES = 24   # ours: uniform candidates weighed for each nucleus of a sampled layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the nuclei of one image lie: centroids float32 [N, 2] (x, y) px, areas float32 [N] px."""
+
+    centroids: np.ndarray
+    areas_px: np.ndarray
+
+
+# ------------------------------------------------------------------ measured context
+
+def measure_layouts(data, path: Path) -> list[Layout]:
+    """Detect the nuclei of every training image, in the order of `select`; keep them in `path`."""
+    from lungkit.nuclei import detect_nuclei
+
+    rows = data.select("train")
+    if not path.exists():
+        progress = Progress("nuclei of training images", len(rows))
+        found = []
+        for row in rows:
+            nuclei = detect_nuclei(data.image(row))
+            found.append(Layout(nuclei.centroids, nuclei.areas_px))
+            progress.update(len(found))
+            cli.check_stop()
+        with atomic_path(path) as hidden:
+            np.savez(hidden, counts=[len(layout.areas_px) for layout in found],
+                     centroids=np.concatenate([layout.centroids for layout in found]),
+                     areas_px=np.concatenate([layout.areas_px for layout in found]))
+    with np.load(path) as saved:
+        counts, centroids, areas_px = (saved[name] for name in ("counts", "centroids", "areas_px"))
+    ends = np.cumsum(counts)
+    return [Layout(centroids[end - n:end], areas_px[end - n:end])
+            for n, end in zip(counts, ends, strict=True)]
+
+
+def measurements(layout: Layout, image_size: int) -> dict[str, float]:
+    """Nuclei count, mean area (px) and median nearest-neighbour distance (px) of a layout."""
+    from scipy.spatial import cKDTree
+
+    number = len(layout.areas_px)
+    spacing = float(np.median(cKDTree(layout.centroids).query(layout.centroids, k=2)[0][:, 1])) \
+        if number > 1 else float(image_size)
+    return {"count": number, "size": float(layout.areas_px.mean()) if number else 0.0,
+            "spacing": spacing}
+
+
+class Levels:
+    """Measurements as levels 0-3, by the quartiles over all training images of all classes."""
+
+    def __init__(self, layouts: list[Layout], image_size: int) -> None:
+        self.image_size = image_size
+        table = [measurements(layout, image_size) for layout in layouts]
+        shares = np.arange(1, NUM_LEVELS) / NUM_LEVELS
+        self.edges = {key: np.quantile([row[key] for row in table], shares) for key in table[0]}
+
+    def of(self, layout: Layout) -> dict[str, int]:
+        """{count, size, spacing: 0..3}."""
+        measured = measurements(layout, self.image_size)
+        return {key: int(np.searchsorted(self.edges[key], value, side="right"))
+                for key, value in measured.items()}
+
+
+# ------------------------------------------------------------------ point statistics
+
+class PointStatistics:
+    """A class's nuclei as a point process, measured on its training layouts, to sample new ones from.
+
+    Counts and areas are resampled from those observed. Places are drawn one by one: each nucleus
+    is the one of NUM_CANDIDATES uniform points that a draw weighted by the product of the measured
+    pair correlation g(r) to the nuclei before it takes. This is a sequential pairwise-interaction
+    process (Illian et al. 2008, chapter 6): it keeps distances between neighbours and clustering,
+    and not the larger architecture.
+    """
+
+    def __init__(self, layouts: list[Layout], image_size: int) -> None:
+        self.image_size = image_size
+        self.counts = np.array([len(layout.areas_px) for layout in layouts])
+        self.areas_px = np.concatenate([layout.areas_px for layout in layouts])
+        self.reach_px = RING * image_size
+        self.pair_correlation = self._pair_correlation(layouts)
+
+    def _pair_correlation(self, layouts: list[Layout]) -> np.ndarray:
+        """g(r) in NUM_RINGS rings: pairs found over pairs that as many independent points give.
+
+        Both are counted in the same square, so its border cancels out; the independent pairs are
+        counted once on a fine lattice of the square.
+        """
+        from scipy.spatial import cKDTree
+
+        edges = np.linspace(0, self.reach_px, NUM_RINGS + 1)
+        found, tried = np.zeros(NUM_RINGS), 0.0
+        for layout in layouts:
+            if len(layout.areas_px) > 1:
+                tree = cKDTree(layout.centroids)
+                found += np.diff(tree.count_neighbors(tree, edges).astype(float))
+                tried += len(layout.areas_px) * (len(layout.areas_px) - 1)
+        side = (np.arange(40) + 0.5) / 40 * self.image_size
+        lattice = cKDTree(np.stack(np.meshgrid(side, side), -1).reshape(-1, 2))
+        expected = np.diff(lattice.count_neighbors(lattice, edges).astype(float))
+        expected[0] = max(expected[0], 1.0)
+        share = expected / (lattice.n * (lattice.n - 1))
+        return found / np.maximum(tried * share, 1e-9) if tried else np.ones(NUM_RINGS)
+
+    def sample(self, draw: np.random.Generator) -> Layout:
+        """A new layout; depends on `draw` alone."""
+        number = int(draw.choice(self.counts))
+        areas = draw.choice(self.areas_px, number) if number else np.zeros(0)
+        points = np.zeros((number, 2))
+        weights = np.append(np.log(np.maximum(self.pair_correlation, 1e-3)), 0.0)
+        for k in range(number):
+            candidates = draw.uniform(-0.5, self.image_size - 0.5, (NUM_CANDIDATES, 2))
+            distance = np.linalg.norm(candidates[:, None] - points[None, :k], axis=-1)
+            ring = np.minimum((distance / self.reach_px * NUM_RINGS).astype(int), NUM_RINGS)
+            score = weights[ring].sum(1)
+            chance = np.exp(score - score.max())
+            points[k] = candidates[draw.choice(NUM_CANDIDATES, p=chance / chance.sum())]
+        return Layout(points.astype(np.float32), areas.astype(np.float32))
+
+
+def layout_for(index: int, seed: int, mode: str, statistics: PointStatistics,
+               training: list[Layout]) -> Layout:
+    """The layout of item `index`: sampled from the statistics, or one of the training images'."""
+    draw = np.random.default_rng([seed, index])
+    return statistics.sample(draw) if mode == "sampled" else training[int(draw.integers(len(training)))]
+
+
+# ------------------------------------------------------------------ training
+
+def get_controlnet(base: BaseModel, controlnet: str | None):
+    """The ControlNet to start from: a folder's, the base model's own, or a copy of its UNet.
+
+    Made before any adapter is on the UNet. Raises BadOptions if the folder holds none.
+    """
+    from diffusers import ControlNetModel
+
+    folder = Path(controlnet) if controlnet else base.folder / "controlnet"
+    if (folder / "config.json").is_file():
+        return ControlNetModel.from_pretrained(folder, use_safetensors=True).float().to(base.device)
+    if controlnet:
+        raise cli.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout there")
+    # from_unet assumes an 8-fold autoencoder: one embedding step fewer for a 4-fold one
+    steps = len(base.vae.config.block_out_channels)
+    return ControlNetModel.from_unet(
+        base.unet, conditioning_embedding_out_channels=(16, 32, 96, 256)[:steps]).to(base.device)
+
+
+def train_models(model: Output, base: BaseModel, data, words: Prompts, *, controlnet: str | None,
+                 adapter: str, rank: int, target: str, controlnet_steps: int, train_steps: int,
+                 batch_size: int, learning_rate: float, controlnet_learning_rate: float,
+                 seed: int) -> None:
+    """Measure the layouts, train the ControlNet on all classes, an adapter on each; publish MODEL."""
+    import torch
+
+    from lungkit.denoiser import Latents
+    from lungkit.training import train
+
+    with model.writing() as work_dir:
+        layouts = measure_layouts(data, work_dir / "layouts.npz")
+        levels = Levels(layouts, data.image_size)
+        rows = data.select("train")
+        maps = np.stack([structure_map(layout.centroids, layout.areas_px, data.image_size)
+                         for layout in layouts])
+        context = [levels.of(layout) for layout in layouts]
+        latents = Latents(base.vae, data.load("train")[0])
+        losses = {}
+        torch.manual_seed(seed)
+        control = get_controlnet(base, controlnet)
+        if not (work_dir / "controlnet" / "config.json").exists():
+            loss_at = training_loss(
+                base, latents, lambda i, draw: words.context_caption(rows[i].label, draw, context[i]),
+                batch_size=batch_size, controlnet=control, maps=maps)
+            control.train()
+            losses["controlnet"] = train(
+                control.parameters(), loss_at, what="ControlNet", steps=controlnet_steps,
+                learning_rate=controlnet_learning_rate, seed=seed, ema_decay=0.999,
+                checkpoint_path=work_dir / "controlnet.ckpt", jsonl_path=work_dir / "progress.jsonl")
+            control.save_pretrained(work_dir / ".controlnet")
+            (work_dir / ".controlnet").rename(work_dir / "controlnet")
+            cli.check_stop()
+        control = get_controlnet(base, str(work_dir / "controlnet")).requires_grad_(False).eval()
+        for number, label in enumerate(data.classes):
+            loss_path = work_dir / label / "loss.txt"
+            if not loss_path.exists():  # written after the adapter: present means trained
+                own = [i for i, row in enumerate(rows) if row.label == label]
+                loss_at = training_loss(
+                    base, latents.subset(own), lambda i, draw, own=own, label=label:
+                    words.context_caption(label, draw, context[own[i]]),
+                    batch_size=batch_size, controlnet=control, maps=maps[own])
+                loss = train_adapter(base, loss_at, kind=adapter, rank=rank, target=target,
+                                     steps=train_steps, learning_rate=learning_rate,
+                                     seed=seed * len(data.classes) + number, what=f"{adapter} {label}",
+                                     output_dir=work_dir / label,
+                                     checkpoint_path=work_dir / f"{label}.ckpt",
+                                     jsonl_path=work_dir / "progress.jsonl")
+                write_text(loss_path, repr(loss))
+            losses[label] = float(loss_path.read_text())
+            cli.check_stop()
+        for checkpoint in work_dir.glob("*.ckpt"):
+            checkpoint.unlink()
+        model.publish({"schema": "lungkit.model/1", "stage": "context_seg", "classes": data.classes,
+                       "losses": losses, "parents": train_only_parent(data), **provenance()})
+
+
+# ------------------------------------------------------------------ the stage
+
+def run(*, real: Path, output: Path, model: Path | None, base_model: str | None,
+        controlnet: str | None, adapter: str, layouts: str, prompts: Path, preset: str,
+        sampler: str, pool: int, seed: int, device: str, overwrite: bool, dry_run: bool,
+        **options: object) -> None:
+    """Check the prompts, train ControlNet and adapters, draw each class over new layouts, publish."""
+    options = cli.fill_preset({"preset": preset, **options}, PRESETS)
+    training = {key: options[key] for key in (
+        "rank", "target", "controlnet_steps", "train_steps", "batch_size", "learning_rate",
+        "controlnet_learning_rate")}
+    words = Prompts(prompts)
+    folder = resolve_base_model(base_model)
+    manifest = read_manifest(real)
+    trained = {**training, "adapter": adapter, "seed": seed, "prompts": words.fingerprint,
+               "base_model": base_model_identity(folder), "real": manifest["fingerprint"],
+               "controlnet": base_model_identity(Path(controlnet)) if controlnet else None}
+    sampling = {"sampler": sampler, "pool": pool, "layouts": layouts,
+                **{key: options[key] for key in ("sampling_steps", "guidance_scale")}}
+    target = Output(output, MANIFEST, {**trained, **sampling}, overwrite=overwrite)
+    if target.is_complete():
+        say(f"context_seg: {output} is already complete")
+        return
+    weights = Output(model or model_dir_for(output), "model.json", trained, overwrite=overwrite)
+    ready = weights.matches() or weights.is_complete()
+
+    data = open_dataset(real)
+    items = plan_items(data.counts, data.classes, pool)
+    from transformers import CLIPTokenizer
+    words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.classes, context=True)
+    say(f"context_seg: found {sum(data.counts['train'].values())} training images, ControlNet and "
+        f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images to draw; "
+        + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
+    if dry_run:
+        return
+    base = BaseModel(folder, cli.use_device(device))
+    if not ready:
+        train_models(weights, base, data, words, controlnet=controlnet, adapter=adapter, seed=seed,
+                     **training)
+    dataset = draw_dataset(target, weights.output_dir, base, data, words, items, mode=layouts,
+                           sampler=sampler, steps=options["sampling_steps"], seed=seed,
+                           guidance_scale=options["guidance_scale"])
+    print(f"{output}: {len(dataset.rows)} images of {len(dataset.classes)} classes from {weights.output_dir}")
+
+
+def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: Prompts, items, *,
+                 mode: str, sampler: str, steps: int, seed: int, guidance_scale: float):
+    """Draw every item over its own layout with its class's adapter, loaded from its file."""
+    size = data.image_size
+    layouts = measure_layouts(data, model_dir / "layouts.npz")
+    levels = Levels(layouts, size)
+    control = get_controlnet(base, str(model_dir / "controlnet")).eval()
+    pipe = pipeline(base, sampler, controlnet=control)
+    labels = [row.label for row in data.select("train")]
+
+    with DatasetWriter(target, stage="context_seg", classes=data.classes, image_size=size) as writer:
+        progress = Progress("context images", len(items), done=len(writer.records))
+        for label in data.classes:
+            own = [layout for layout, other in zip(layouts, labels, strict=True) if other == label]
+            statistics = PointStatistics(own, size)
+
+            def draw(batch, label=label, own=own, statistics=statistics):
+                drawn = [layout_for(item.index, seed, mode, statistics, own) for item in batch]
+                maps = np.stack([structure_map(layout.centroids, layout.areas_px, size) for layout in drawn])
+                captions = [words.context_caption(label, random.Random(f"{seed}:{item.index}"), levels.of(layout))
+                            for item, layout in zip(batch, drawn, strict=True)]
+                images = draw_images(pipe, captions, [words.negative(label)] * len(batch),
+                                     [item.index for item in batch], seed=seed, image_size=size,
+                                     steps=steps, guidance_scale=guidance_scale, maps=maps,
+                                     control_scale=CONTROL_SCALE)
+                return images, [{"seed": f"{seed}:{item.index}", "source": f"context, {mode} layout",
+                                 "prompt": caption, "num_nuclei": len(layout.areas_px),
+                                 "masks": {"nuclei": np.ascontiguousarray(nuclei[..., 0])}}
+                                for item, caption, layout, nuclei in
+                                zip(batch, captions, drawn, maps, strict=True)]
+
+            pipe.load_lora_weights(model_dir / label, adapter_name="class")
+            fill(writer, batches(items, label, 16), draw, progress)
+            pipe.unload_lora_weights()
+        return writer.publish(parents=train_only_parent(data), seed=seed, warnings=data.warnings)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.stage_parser("context_seg.py", __doc__)
+    group = parser.add_argument_group("Main")
+    group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
+                       help="dataset of tumor_seg.py")
+    group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
+                       help="dataset to make")
+    group.add_argument("--model", type=cli.directory, metavar="DIR",
+                       help="where the weights go (default: models/<arm> of the run, else OUTPUT-model)")
+    group.add_argument("--base-model", metavar="ID|DIR",
+                       help="Stable Diffusion: a hub id or a folder in diffusers layout "
+                            "(default: the small embedded one)")
+    group.add_argument("--controlnet", metavar="DIR",
+                       help="ControlNet to start from (default: the base model's own where it has "
+                            "one, else a copy of its UNet)")
+    group.add_argument("--adapter", choices=ADAPTERS, default="dora")
+    group.add_argument("--layouts", choices=("sampled", "training"), default="sampled",
+                       help="where a generated image's nuclei lie: newly sampled from the class's "
+                            "point statistics, or as in a training image")
+    group.add_argument("--prompts", type=Path, default=PROMPTS_PATH, metavar="JSON",
+                       help="prompt file (default: prompts.json)")
+    group.add_argument("--pool", type=cli.positive_int, default=1, metavar="INT",
+                       help="training images to draw, as a multiple of REAL's")
+    group = parser.add_argument_group("Hyperparameters (default: by preset)")
+    group.add_argument("--rank", type=cli.positive_int, metavar="INT", help="adapter rank")
+    group.add_argument("--target", choices=sorted(TARGET_MODULES), help="layers the adapter changes")
+    group.add_argument("--controlnet-steps", type=cli.positive_int, metavar="INT",
+                       help="optimiser steps of the ControlNet, on all classes")
+    group.add_argument("--train-steps", type=cli.positive_int, metavar="INT",
+                       help="optimiser steps of each class's adapter")
+    group.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES")
+    group.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
+                       help="peak, adapters")
+    group.add_argument("--controlnet-learning-rate", type=cli.positive_float, metavar="RATE",
+                       help="peak, ControlNet")
+    group.add_argument("--sampler", choices=("dpm", "ddim"), default="dpm",
+                       help="DPM-Solver++ of second order, or DDIM")
+    group.add_argument("--sampling-steps", type=cli.positive_int, metavar="INT")
+    group.add_argument("--guidance-scale", type=cli.positive_float, metavar="FLOAT",
+                       help="1: no guidance")
+    cli.add_common(parser, presets=PRESETS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

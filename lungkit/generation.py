@@ -1,0 +1,78 @@
+"""How the generative arms fill a dataset: the plan of items, their seeds, the writing of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lungkit.cli import check_stop
+from lungkit.dataset import SPLITS, Dataset, DatasetWriter, parent_of
+from lungkit.files import sha256
+from lungkit.progress import Progress
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to generate; `index` names it and seeds it."""
+
+    index: int
+    split: str
+    label: str
+
+
+def plan_items(counts: dict[str, dict[str, int]], classes: list[str], pool: int) -> list[Item]:
+    """As many images of each split and class as real has, and `pool` times as many for train."""
+    items: list[Item] = []
+    for split in SPLITS:
+        for label in classes:
+            number = counts[split][label] * (pool if split == "train" else 1)
+            items += [Item(len(items) + i, split, label) for i in range(number)]
+    return items
+
+
+def batches(items: list[Item], label: str, batch_size: int) -> list[list[Item]]:
+    """The items of a class in fixed batches: a resumed run repeats a begun batch as it was."""
+    own = [item for item in items if item.label == label]
+    return [own[i:i + batch_size] for i in range(0, len(own), batch_size)]
+
+
+def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callable,
+         progress: Progress) -> None:
+    """Draw and write every batch not yet written.
+
+    draw(items) returns uint8 images [B, S, S, 3] and a list of per-item `DatasetWriter.add`
+    keywords (prompt, masks, further columns). Raises Stopped after a signal.
+    """
+    for batch in batches_to_draw:
+        if all(writer.has(item.split, item.label, item.index) for item in batch):
+            continue
+        images, columns = draw(batch)
+        for item, image, more in zip(batch, images, columns, strict=True):
+            writer.add(item.split, item.label, item.index, image, **more)
+        progress.update(len(writer.records))
+        check_stop()
+
+
+def train_only_parent(real: Dataset) -> list[dict]:
+    """The `parents` of a generated dataset: every split was made from real/train alone."""
+    return [parent_of(real, {split: ["train"] for split in SPLITS})]
+
+
+def model_dir_for(output_dir: Path) -> Path:
+    """Where a generator's weights go unless told: models/<arm> of the run, else beside OUTPUT."""
+    output_dir = Path(output_dir).absolute()
+    if output_dir.parent.name == "datasets":
+        return output_dir.parent.parent / "models" / output_dir.name
+    return output_dir.with_name(output_dir.name + "-model")
+
+
+def folder_fingerprint(directory: Path) -> str:
+    """A quick fingerprint of a model folder: its configurations and the sizes of its weights."""
+    parts = []
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(directory).as_posix()
+            parts.append(f"{name}\t{sha256(path.read_bytes()) if path.suffix == '.json' else path.stat().st_size}")
+    return sha256("\n".join(parts).encode())
+

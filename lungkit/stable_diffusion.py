@@ -1,0 +1,228 @@
+"""Stable Diffusion fine-tuning, shared by the prompt and context arms: base, adapters, pipelines.
+
+Hu et al. 2021, arXiv:2106.09685 (LoRA); Liu et al. 2024, arXiv:2402.09353 (DoRA);
+Zhang et al. 2023, arXiv:2302.05543 (ControlNet).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lungkit import cli
+from lungkit.base_model import BASE_MODEL_DIR
+from lungkit.generation import folder_fingerprint
+
+ADAPTERS = ("lora", "dora")
+CAPTION_DROPOUT = 0.1  # Rombach et al. 2022: a tenth of the captions is empty, for guidance
+TARGET_MODULES = {
+    "attention": ["to_q", "to_k", "to_v", "to_out.0"],
+    # convolutions and feed-forward layers too: a small base holds little of its look in attention
+    "all": ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+            "conv1", "conv2", "conv_shortcut"],
+}
+
+
+def resolve_base_model(base_model: str | None) -> Path:
+    """The local folder of a base model: None means the embedded one, else a folder or hub id.
+
+    Raises BadOptions when the folder is no Stable Diffusion in diffusers layout, or the hub id
+    is neither cached nor reachable.
+    """
+    if base_model is None:
+        return BASE_MODEL_DIR
+    folder = Path(base_model)
+    if not folder.exists() and base_model.count("/") == 1 and not base_model.startswith((".", "/", "~")):
+        folder = _from_hub(base_model)
+    if not (folder / "model_index.json").is_file():
+        raise cli.BadOptions(f"--base-model {base_model}: no Stable Diffusion in diffusers layout there "
+                             "(model_index.json is missing); give such a folder or a hub id")
+    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+               if not (folder / part).is_dir()]
+    if missing:
+        raise cli.BadOptions(f"--base-model {base_model}: {', '.join(missing)} missing in {folder}")
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*.safetensors", "*/*.safetensors"]
+    unwanted = ["safety_checker/*", "*.fp16.safetensors", "*non_ema*", "v1-5-*"]
+    for cached in (True, False):
+        try:
+            return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted,
+                                          local_files_only=cached))
+        except Exception as error:  # every kind of absence: offline, unknown, gated, no cache
+            reason = type(error).__name__
+            if os.environ.get("HF_HUB_OFFLINE") == "1":
+                break
+    raise cli.BadOptions(
+        f"--base-model {name} is not a folder, not in the model cache, and not reachable ({reason}): "
+        f"on a node with network run `hf download {name}` first, or give a local folder") from None
+
+
+def base_model_identity(folder: Path) -> str:
+    """What a manifest records of a base model."""
+    return folder_fingerprint(folder)
+
+
+class BaseModel:
+    """A frozen Stable Diffusion: tokenizer, text encoder, autoencoder, UNet, noise schedule."""
+
+    def __init__(self, folder: Path, device) -> None:
+        import torch
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.folder, self.device = folder, device
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        load = {"torch_dtype": torch.float32, "use_safetensors": True}
+        self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **load)
+        self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **load)
+        self.text_encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", dtype=torch.float32, use_safetensors=True)
+        self.schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        for part in (self.vae, self.unet, self.text_encoder):
+            part.to(device).requires_grad_(False).eval()
+        self._states: dict[str, torch.Tensor] = {}
+
+    def encode(self, captions: list[str]):
+        """Text states of each caption, float32 [B, L, D]; each distinct caption is encoded once."""
+        import torch
+
+        new = sorted({caption for caption in captions} - set(self._states))
+        if new:
+            tokens = self.tokenizer(new, padding="max_length", truncation=True, return_tensors="pt",
+                                    max_length=self.tokenizer.model_max_length).input_ids
+            with torch.no_grad():
+                for caption, state in zip(new, self.text_encoder(tokens.to(self.device))[0], strict=True):
+                    self._states[caption] = state
+        return torch.stack([self._states[caption] for caption in captions])
+
+    def fingerprint(self) -> tuple:
+        """Names and sums of the UNet's weights: equal before and after means untouched."""
+        return tuple((name, float(weight.double().sum()))
+                     for name, weight in self.unet.state_dict().items())
+
+
+def denoise_with(base: BaseModel, states, controlnet=None, control=None) -> Callable:
+    """predict(noisy, timesteps) of the UNet under text `states`, guided by a ControlNet if given.
+
+    control: float [B, 3, S, S] in 0..1.
+    """
+    def predict(noisy, timesteps):
+        if controlnet is None:
+            return base.unet(noisy, timesteps, encoder_hidden_states=states).sample
+        down, middle = controlnet(noisy, timesteps, encoder_hidden_states=states,
+                                  controlnet_cond=control, return_dict=False)
+        return base.unet(noisy, timesteps, encoder_hidden_states=states,
+                         down_block_additional_residuals=down,
+                         mid_block_additional_residual=middle).sample
+    return predict
+
+
+def training_loss(base: BaseModel, latents, caption: Callable[[int, random.Random], str], *,
+                  batch_size: int, controlnet=None, maps: np.ndarray | None = None) -> Callable:
+    """loss_at(step, generator) over `latents`, captioned by caption(image index, draw).
+
+    maps: structure maps uint8 [N, S, S, 3], needed with a ControlNet; turned with their images.
+    """
+    import torch
+
+    from lungkit.denoiser import NUM_ORIENTATIONS, autocast, denoising_loss, orient
+
+    controls = None if maps is None else torch.from_numpy(maps).permute(0, 3, 1, 2)
+
+    def loss_at(step, generator):
+        picks = torch.randint(len(latents), (batch_size,), generator=generator)
+        which = torch.randint(NUM_ORIENTATIONS, (batch_size,), generator=generator)
+        batch = latents.draw(picks, which, generator) * base.vae.config.scaling_factor
+        draw = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+        captions = ["" if draw.random() < CAPTION_DROPOUT else caption(i, draw) for i in picks.tolist()]
+        control = None
+        if controlnet is not None:
+            control = torch.cat([orient(controls[i:i + 1], o) for i, o in
+                                 zip(picks.tolist(), which.tolist(), strict=True)])
+            control = control.to(base.device).float() / 255
+        with autocast(base.device):
+            predict = denoise_with(base, base.encode(captions), controlnet, control)
+            return denoising_loss(predict, base.schedule, batch.to(base.device), generator)
+    return loss_at
+
+
+def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, target: str,
+                  steps: int, learning_rate: float, seed: int, what: str, output_dir: Path,
+                  checkpoint_path: Path, jsonl_path: Path) -> float:
+    """Train one LoRA or DoRA adapter and save it for `load_lora_weights`; leave the base as it was.
+
+    The adapter is removed again before return, and the base is proved untouched: an adapter left
+    behind would be merged into the next class's.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    from lungkit.training import train
+
+    before = base.fingerprint()
+    torch.manual_seed(seed)
+    # alpha = rank: the file format keeps no alpha, and loaders take rank for it
+    base.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, use_dora=kind == "dora",
+                                     init_lora_weights="gaussian",
+                                     target_modules=TARGET_MODULES[target]), adapter_name="class")
+    loss = train([p for p in base.unet.parameters() if p.requires_grad], loss_at, what=what,
+                 steps=steps, learning_rate=learning_rate, seed=seed, weight_decay=0.0,
+                 ema_decay=0.99, checkpoint_path=checkpoint_path, jsonl_path=jsonl_path)
+    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(base.unet, adapter_name="class"))
+    StableDiffusionPipeline.save_lora_weights(output_dir, unet_lora_layers=weights,
+                                              safe_serialization=True)
+    base.unet.unload_lora()
+    assert base.fingerprint() == before, "the adapter left traces in the base model"
+    return loss
+
+
+def pipeline(base: BaseModel, sampler_name: str, controlnet=None):
+    """The standard diffusers pipeline over `base`, with or without a ControlNet; no safety checker."""
+    from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+
+    from lungkit.denoiser import sampler
+
+    parts = {"vae": base.vae, "text_encoder": base.text_encoder, "tokenizer": base.tokenizer,
+             "unet": base.unet, "scheduler": sampler(sampler_name, base.schedule.config),
+             "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipe = StableDiffusionPipeline(**parts) if controlnet is None \
+        else StableDiffusionControlNetPipeline(controlnet=controlnet, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw_images(pipe, prompts: list[str], negatives: list[str], indices: list[int], *, seed: int,
+                image_size: int, steps: int, guidance_scale: float, maps: np.ndarray | None = None,
+                control_scale: float = 1.0) -> np.ndarray:
+    """Draw one image a prompt: uint8 [B, S, S, 3]; image i starts from noise of (seed, index_i).
+
+    maps: structure maps uint8 [B, S, S, 3] for a ControlNet pipeline.
+    """
+    import torch
+
+    from lungkit.denoiser import autocast
+    from lungkit.training import generator_for
+
+    more = {}
+    if maps is not None:
+        control = torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255
+        more = {"image": control.to(pipe.unet.device), "controlnet_conditioning_scale": control_scale}
+    elif pipe.scheduler.config.get("rescale_betas_zero_snr"):
+        more = {"guidance_rescale": 0.7}  # Lin et al. 2023, section 3.4
+    with torch.no_grad(), autocast(torch.device(pipe.unet.device)):
+        images = pipe(prompt=prompts, negative_prompt=negatives, height=image_size, width=image_size,
+                      num_inference_steps=steps, guidance_scale=guidance_scale, output_type="np",
+                      generator=[generator_for(seed, index) for index in indices], **more).images
+    return (np.clip(images, 0, 1) * 255).round().astype(np.uint8)
