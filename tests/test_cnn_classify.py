@@ -160,11 +160,36 @@ def test_normalise_is_exact():
     import torch
     batch = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
     wanted = (batch.numpy() / 255 - cnn_classify.MEAN) / cnn_classify.STD
-    found = cnn_classify.normalise(batch)
+    found = cnn_classify.normalise(batch, *cnn_classify.pixel_scale("cpu"))
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert np.allclose(found.numpy(), wanted.transpose(0, 3, 1, 2), atol=1e-5)
-    brighter = cnn_classify.normalise(batch, torch.tensor([1.0, 1.1]))
-    assert torch.equal(brighter[0], found[0]) and (brighter[1] > found[1] - 1e-6).all()
+
+
+class Silent:
+    """A checkpoint and a progress line that do nothing."""
+
+    load = staticmethod(lambda *_: 0)
+    is_due = staticmethod(lambda: False)
+    update = staticmethod(lambda *_, **__: None)
+
+
+def test_the_loop_shows_the_model_what_the_plan_says():
+    import torch
+    images = torch.randint(0, 256, (5, 4, 4, 3), dtype=torch.uint8)
+    plan = {"index": np.array([[4, 2], [0, 4]]), "symmetry": np.array([[0, 1], [4, 3]]),
+            "brightness": np.array([[1, 1.5], [1, 0.5]], np.float32)}
+    seen = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    cnn_classify.train(model, images, torch.zeros(5, dtype=torch.int64), plan,
+                       learning_rate=0.1, checkpoint=Silent(), progress=Silent())
+    assert len(seen) == 2
+    pixels = images.numpy().astype(float)
+    wanted = [[pixels[4], 1.5 * pixels[2, ::-1]],  # up and down, left and right, main diagonal
+              [pixels[0].transpose(1, 0, 2), 0.5 * pixels[4, ::-1, ::-1]]]
+    for batch, image_pair in zip(seen, wanted):
+        normal = (np.stack(image_pair) / 255 - cnn_classify.MEAN) / cnn_classify.STD
+        assert np.allclose(batch, normal.transpose(0, 3, 1, 2), atol=1e-5)
 
 
 # ------------------------------------------------------------------ the stage
@@ -234,8 +259,8 @@ def test_other_options_are_refused_by_name_and_overwritten_on_demand(real, pool,
     before = content(tmp_path)
     assert classify(real, real, tmp_path, "--learning-rate", "0.01", repeats="3", steps=7) == 2
     error = capsys.readouterr().err
-    assert "steps: 6 there, 7 now" in error and "learning_rate: 0.004 there, 0.01 now" in error
-    assert classify(real, real, tmp_path, "--seed", "5", repeats="7-8") == 2  # outside what is there
+    assert "steps: 6 there, 7 now" in error and "learning_rate: 0.002 there, 0.01 now" in error
+    assert classify(real, real, tmp_path, "--seed", "5", repeats="7-8") == 2  # none of these there
     assert content(tmp_path) == before
     assert classify(real, real, tmp_path, "--overwrite", "--dry-run", steps=7) == 0
     assert content(tmp_path) == before
@@ -266,7 +291,8 @@ def test_stopped_repeat_resumes_to_the_same_bytes(pool, real, tmp_path, monkeypa
 
     def cnn_with_dropout(num_classes, small_cnn=cnn_classify.small_cnn):
         # draws from torch's generator, as ConvNeXt's stochastic depth does: it must come back too
-        return nn.Sequential(*small_cnn(num_classes)[:-1], nn.Dropout(), nn.Linear(128, num_classes))
+        *body, head = small_cnn(num_classes)
+        return nn.Sequential(*body, nn.Dropout(), head)
 
     monkeypatch.setattr(cnn_classify, "small_cnn", cnn_with_dropout)
     assert classify(pool, real, tmp_path / "whole", repeats="1") == 0
@@ -293,14 +319,14 @@ def test_stopped_repeat_resumes_to_the_same_bytes(pool, real, tmp_path, monkeypa
 def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch, capsys):
     path = tmp_path / "real" / "replicate_000" / "repeat_0000.json"
     held = files.try_lock(path)
-    monkeypatch.setattr(cnn_classify, "POLL_INTERVAL_SEC", 0.05)
+    monkeypatch.setattr(records, "POLL_INTERVAL_SEC", 0.05)
 
-    def say(text, original=cnn_classify.say):
+    def say(text, original=records.say):
         original(text)
         if "waiting" in text:  # the other one ends only when we have nothing else to do
             assert path.with_name("repeat_0001.json").exists() and not path.exists()
             files.release(held, path)
-    monkeypatch.setattr(cnn_classify, "say", say)
+    monkeypatch.setattr(records, "say", say)
     assert classify(real, real, tmp_path) == 0
     assert "1 repeats are with other processes" in capsys.readouterr().err
     assert path.exists()
@@ -308,7 +334,7 @@ def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch,
 
 def test_waiting_ends_at_a_signal(real, tmp_path, monkeypatch):
     held = files.try_lock(tmp_path / "real" / "replicate_000" / "repeat_0000.json")
-    monkeypatch.setattr(cnn_classify, "say", lambda text: (
+    monkeypatch.setattr(records, "say", lambda text: (
         os.kill(os.getpid(), signal.SIGTERM) if "waiting" in text else None))
     assert classify(real, real, tmp_path, repeats="1") == 75
     held.close()
