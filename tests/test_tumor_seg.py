@@ -224,6 +224,24 @@ def test_a_channel_of_16_bit_microscopy(tmp_path, capsys):
         assert image[mask > 0].mean() > 150
 
 
+def test_dark_cells_on_bright_grey_are_the_tissue(tree):
+    for path in tree.rglob("*.png"):
+        write(path, (255 - spots(int(path.stem) + 50) // 12).astype(np.uint8))
+    assert run(tree, "--image-size", 64) == 0
+    dataset = open_dataset(tree.parent / "real")
+    for row in dataset.rows:
+        image, mask = dataset.image(row), dataset.mask("tissue", row) > 0
+        assert 0.05 < mask.mean() < 0.5 and image[mask].mean() < image[~mask].mean() - 60
+
+
+def test_an_uneven_dark_background_is_evened():
+    slope = np.tile(np.arange(64, dtype=np.uint16) * 40, (64, 1))
+    image, bright = stain.enhance_grey(spots(4) + slope)
+    assert not bright
+    quiet = [np.median(image[:, :12]), np.median(image[:, -12:])]
+    assert abs(quiet[0] - quiet[1]) < 40
+
+
 def test_grey_with_bright_background_keeps_its_order():
     dark_cells = 60000 - spots(1) * 10
     image, bright = stain.enhance_grey(dark_cells)
@@ -289,6 +307,29 @@ def test_background_becomes_white_whatever_its_tint():
     dense, _ = stained(H_AND_E, (1.5, 0.9))
     dense = np.minimum(dense, 150)
     assert (stain.background_light(dense) == 255).all()
+
+
+def test_normalising_is_for_the_pixels_written(tree):
+    """A blue tint over one class is taken away, and is kept by --stain-normalisation none."""
+    for path in (tree / "b").iterdir():
+        write(path, (decode_png(path.read_bytes()) * (0.72, 0.82, 1.0)).astype(np.uint8))
+    gap = {}
+    for method in ("macenko", "none"):
+        assert run(tree, "--stain-normalisation", method, output=method) == 0
+        dataset = open_dataset(tree.parent / method)
+        images, labels = dataset.load("train")
+        colours = [images[labels == k].reshape(-1, 3).mean(0) for k in (0, 1)]
+        gap[method] = np.abs(colours[0] - colours[1])[0]
+        assert dataset.manifest["stain"]["images"] == (12 if method == "macenko" else 0)
+    assert gap["macenko"] < 20 < 40 < gap["none"]
+
+
+def test_pale_and_colourless_tissue_is_tissue():
+    image = np.full((64, 64, 3), 255, np.uint8)
+    image[10:30, 10:30] = 195           # grey, dense enough
+    image[35:55, 35:55] = (255, 215, 250)  # pale, coloured
+    mask = stain.tissue_mask(image)
+    assert mask[12:28, 12:28].all() and mask[37:53, 37:53].all() and mask.mean() < 0.25
 
 
 def test_the_reference_comes_from_training_images_only(tree):
@@ -390,6 +431,17 @@ def test_the_same_command_again_is_complete_and_other_options_are_refused(tree, 
     assert files_of(tree.parent / "real") == before
     assert run(tree, "--overwrite") == 0
     assert files_of(tree.parent / "real") != before
+
+
+def test_an_edited_image_of_the_same_size_is_noticed(tree):
+    from PIL import Image
+
+    path = tree / "a" / "big.tif"
+    for change in (0, 1):  # in its middle: uncompressed, 48 kB in either case
+        pixels = tissue(5, 128, 128)
+        pixels[60:68] += np.uint8(change)
+        Image.fromarray(pixels).save(path)
+        assert run(tree) == (2 if change else 0)
 
 
 def test_dry_run_checks_and_writes_nothing(tree, capsys):
