@@ -94,7 +94,7 @@ stage_command() {	# sets what run_stages starts
 	case $1 in
 		sheet*) command=(python -m lungkit.contact_sheet --dataset "$run_dir/datasets/$name"
 			--output "$run_dir/sheets/$name.png") ;;
-		check*) stage_command "cnn $name 0"; command+=(--dry-run) ;;
+		check*) stage_command "$name 0"; command+=(--dry-run) ;;
 		cnn*) name=${name% *}	# identical processes share the repeats between them
 			command=(python cnn_classify.py --data "$run_dir/datasets/$name" --real "$run_dir/datasets/real"
 				--results "$run_dir/results" --repeats "$repeats" --preset "$PRESET" --seed "$SEED"
@@ -109,7 +109,10 @@ stages=()
 for name in "${names[@]}"; do
 	[[ $run_dir/sheets/$name.png -nt $run_dir/datasets/$name/dataset.json ]] || stages+=("sheet $name")
 done
-for name in "${names[@]}"; do stages+=("check $name"); done
+last=$(printf 'replicate_000/repeat_%04d.json' "$((repeats - 1))")
+for name in "${names[@]}"; do
+	[[ -f $run_dir/results/$name/$last ]] || stages+=("check cnn $name")
+done
 run_stages "$slots" "${stages[@]}" || end_job $?
 
 say "$repeats trainings on each of ${#names[@]} datasets (${names[*]}), $slots at a time with $threads thread(s) each"

@@ -307,12 +307,11 @@ def run(*, real: Path, output: Path, model: Path | None, base_model: str | None,
 
 def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: Prompts, items, *,
                  mode: str, sampler: str, steps: int, seed: int, guidance_scale: float):
-    """Draw every item over its own layout with its class's adapter, loaded from its file."""
+    """Draw every item over its own layout with its class's adapter alone."""
     size = data.image_size
     layouts = measure_layouts(data, model_dir / "layouts.npz")
     levels = Levels(layouts, size)
     control = get_controlnet(base, str(model_dir / "controlnet")).eval()
-    pipe = pipeline(base, sampler, controlnet=control)
     labels = [row.label for row in data.select("train")]
 
     with DatasetWriter(target, stage="context_seg", classes=data.classes, image_size=size) as writer:
@@ -321,7 +320,9 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
             own = [layout for layout, other in zip(layouts, labels, strict=True) if other == label]
             statistics = PointStatistics(own, size)
 
-            def draw(batch, label=label, own=own, statistics=statistics):
+            pipe = pipeline(base, sampler, adapter_dir=model_dir / label, controlnet=control)
+
+            def draw(batch, pipe=pipe, label=label, own=own, statistics=statistics):
                 drawn = [layout_for(item.index, seed, mode, statistics, own) for item in batch]
                 maps = np.stack([structure_map(layout.centroids, layout.areas_px, size) for layout in drawn])
                 captions = [words.context_caption(label, random.Random(f"{seed}:{item.index}"), levels.of(layout))
@@ -336,9 +337,7 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
                                 for item, caption, layout, nuclei in
                                 zip(batch, captions, drawn, maps, strict=True)]
 
-            pipe.load_lora_weights(model_dir / label, adapter_name="class")
             fill(writer, batches(items, label, 16), draw, progress)
-            pipe.unload_lora_weights()
         return writer.publish(parents=train_only_parent(data), seed=seed, warnings=data.warnings)
 
 

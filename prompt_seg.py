@@ -3,7 +3,7 @@
 
 Every class gets its own LoRA or DoRA adapter on a frozen base model, trained on captions drawn
 from the prompt file (stain, magnification, architecture, nuclei, cytology). Images are drawn from
-the same captions, away from the class's negative prompt. Adapters are loaded one at a time.
+the same captions, away from the class's negative prompt. Each is drawn with alone.
 
 Reads:  REAL (a dataset of tumor_seg.py), its train split only; the base model; the prompt file.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 from lungkit import cli
@@ -114,10 +115,8 @@ def run(*, real: Path, output: Path, model: Path | None, base_model: str | None,
 
 def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: Prompts, items, *,
                  sampler: str, steps: int, seed: int, guidance_scale: float):
-    """Draw every item with its class's adapter, loaded from its file and unloaded after."""
-    pipe = pipeline(base, sampler)
-
-    def draw(batch):
+    """Draw every item with its class's adapter, fused into a copy of the base."""
+    def draw(pipe, batch):
         label = batch[0].label
         captions = [words.caption(label, random.Random(f"{seed}:{item.index}")) for item in batch]
         images = draw_images(pipe, captions, [words.negative(label)] * len(batch),
@@ -130,9 +129,8 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
                        image_size=data.image_size) as writer:
         progress = Progress("prompt images", len(items), done=len(writer.records))
         for label in data.classes:
-            pipe.load_lora_weights(model_dir / label, adapter_name="class")
-            fill(writer, batches(items, label, 16), draw, progress)
-            pipe.unload_lora_weights()
+            pipe = pipeline(base, sampler, adapter_dir=model_dir / label)
+            fill(writer, batches(items, label, 16), partial(draw, pipe), progress)
         return writer.publish(parents=train_only_parent(data), seed=seed, warnings=data.warnings)
 
 

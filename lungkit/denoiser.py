@@ -111,7 +111,8 @@ def training_schedule():
 
     return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
                          prediction_type="v_prediction", rescale_betas_zero_snr=True,
-                         timestep_spacing="trailing", clip_sample=False)
+                         timestep_spacing="trailing", clip_sample=False,
+                         steps_offset=1)
 
 
 def sampler(name: str, config):

@@ -6,6 +6,7 @@ a reason (Unreadable); nothing is guessed and no missing part is filled in.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
@@ -125,11 +126,13 @@ def _on_white(rgba: np.ndarray) -> np.ndarray:
 def _decode_tiff(content: bytes, channel: int | None) -> np.ndarray:
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says is checked below
     try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
+        with _complaints() as complaints, tifffile.TiffFile(io.BytesIO(content)) as file:
             page, series = file.pages[0], file.series[0]  # further series: previews, pyramid levels
             pages = series.pages[:]
+            len(file.pages)  # walks the chain of directories to its end
+            if any("page offset" in said or "corrupt" in said for said in complaints):
+                raise Unreadable("is truncated")
             _check_size(page.imagelength, page.imagewidth)
             for one in pages:
                 ends = [o + n for o, n in zip(one.dataoffsets, one.databytecounts)] if one else [0]
@@ -149,6 +152,22 @@ def _decode_tiff(content: bytes, channel: int | None) -> np.ndarray:
     except Exception as error:  # a damaged file may raise anything at all
         raise Unreadable(f"is truncated or damaged ({error})") from None
     return _upright(_pick_channel(image, channel), orientation)
+
+
+@contextlib.contextmanager
+def _complaints():
+    """Collect what tifffile logs: of a chain of pages that ends too early it only complains."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("tifffile")
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
 
 
 def _upright(image: np.ndarray, tag) -> np.ndarray:

@@ -65,7 +65,7 @@ share_out() {
 		fi
 		if ((${SLURM_GPUS_ON_NODE:-0} > 0)); then
 			gpus_each=$((SLURM_GPUS_ON_NODE / per_node))
-			((gpus_each > 0)) || fault "fewer GPUs than tasks on a node: the tasks will take turns"
+			((gpus_each > 0)) || say "warning: fewer GPUs than tasks on a node: the tasks take turns"
 			prefix+=("--gres=gpu:$((gpus_each > 0 ? gpus_each : 1))")
 		fi
 	else
@@ -99,12 +99,12 @@ run_stages() {
 			fi
 			if [[ -z ${child_pids[k]:-} && $# -gt 0 && $status -eq 0 && -z $stop_signal ]]; then
 				start_stage "$k" "$1"
+				[[ -z $stop_signal ]] || pass_signal_on "$k"	# it came just now
 				shift
 			fi
 		done
 		all=${child_pids[*]}
 		[[ -n ${all// /} ]] || break
-		[[ -z $stop_signal ]] || pass_signal_on	# one may have started as the signal came
 		sleep 0.2
 	done
 	[[ $status -ne 0 || $# -eq 0 ]] || status=75	# stopped before all were started
@@ -141,10 +141,11 @@ end_stage() {	# end_stage SLOT: 0, 75 or the stage's failure, which is told in o
 	[[ -z ${child_echo[k]} ]] || wait "${child_echo[k]}" || true
 	# a signal that comes before Python is ready to note it ends it at once: it has begun nothing
 	[[ -z $stop_signal || $status -lt 128 ]] || status=75
-	[[ $name =~ ^(cnn\ .*)\ [0-9]+$ ]] && name=${BASH_REMATCH[1]}	# one line for all that share the work
+	[[ -n $log ]] || return "$status"	# it has told of itself
+	[[ ! $name =~ ^(cnn\ .*)\ [0-9]+$ ]] || name=${BASH_REMATCH[1]}	# one line for all that share the work
 	printf '%s\t%s\t%s\t%s\t%s\n' "$job_id" "$name" "${child_starts[k]}" "$(date +%s)" "$status" \
 		>>"$log_dir/timings.tsv"
-	if ((status != 0 && status != 75)) && [[ -n $log ]]; then
+	if ((status != 0 && status != 75)); then
 		[[ ! -s $log ]] || last=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1)
 		fault "stage $name failed (exit $status): ${last:-no message} (log: $log)"
 	fi
@@ -174,19 +175,21 @@ print_timings() {
 
 # ---------------------------------------------------------------- signals and the end
 
-note_signal() {
-	[[ -n $stop_signal ]] || say "$1: the running stages save and stop"
-	stop_signal=${stop_signal:-$1}
-	pass_signal_on
+note_signal() {	# note_signal NAME
+	local k
+	[[ -z $stop_signal ]] || return 0	# once: a stage that has saved no longer notes a second one
+	stop_signal=$1
+	say "$1: the running stages save and stop"
+	for k in "${!child_pids[@]}"; do
+		[[ -z ${child_pids[k]} ]] || pass_signal_on "$k"
+	done
 }
 
-pass_signal_on() {
-	local pid signal=TERM
+pass_signal_on() {	# pass_signal_on SLOT
+	local signal=TERM
 	# srun passes USR2 on to its tasks, but takes TERM as an order to kill them
 	((${#prefix[@]} == 0)) || signal=USR2
-	for pid in "${child_pids[@]}"; do
-		[[ -z $pid ]] || kill -s "$signal" "$pid" 2>/dev/null || true
-	done
+	kill -s "$signal" "${child_pids[$1]}" 2>/dev/null || true
 }
 
 # What has been made so far under $run_dir, as one hash: of files, not of logs.

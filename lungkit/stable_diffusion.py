@@ -6,6 +6,7 @@ Zhang et al. 2023, arXiv:2302.05543 (ControlNet).
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from collections.abc import Callable
@@ -165,7 +166,6 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     """
     import torch
     from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
@@ -180,7 +180,8 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     loss = train([p for p in base.unet.parameters() if p.requires_grad], loss_at, what=what,
                  steps=steps, learning_rate=learning_rate, seed=seed, weight_decay=0.0,
                  ema_decay=0.99, checkpoint_path=checkpoint_path, jsonl_path=jsonl_path)
-    weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(base.unet, adapter_name="class"))
+    # peft's own key names throughout: the loader drops the old attention names in a mixed file
+    weights = get_peft_model_state_dict(base.unet, adapter_name="class")
     StableDiffusionPipeline.save_lora_weights(output_dir, unet_lora_layers=weights,
                                               safe_serialization=True)
     base.unet.unload_lora()
@@ -188,18 +189,27 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     return loss
 
 
-def pipeline(base: BaseModel, sampler_name: str, controlnet=None):
-    """The standard diffusers pipeline over `base`, with or without a ControlNet; no safety checker."""
+def pipeline(base: BaseModel, sampler_name: str, *, adapter_dir: Path | None = None, controlnet=None):
+    """The standard diffusers pipeline over `base`, with or without a ControlNet; no safety checker.
+
+    With an adapter the UNet is a copy with the adapter fused in: drawing costs no more than with
+    the base alone, and no adapter is ever on the base or beside another.
+    """
     from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
     from lungkit.denoiser import sampler
 
+    unet = base.unet if adapter_dir is None else copy.deepcopy(base.unet)
     parts = {"vae": base.vae, "text_encoder": base.text_encoder, "tokenizer": base.tokenizer,
-             "unet": base.unet, "scheduler": sampler(sampler_name, base.schedule.config),
+             "unet": unet, "scheduler": sampler(sampler_name, base.schedule.config),
              "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipe = StableDiffusionPipeline(**parts) if controlnet is None \
         else StableDiffusionControlNetPipeline(controlnet=controlnet, **parts)
     pipe.set_progress_bar_config(disable=True)
+    if adapter_dir is not None:
+        pipe.load_lora_weights(adapter_dir, adapter_name="class")
+        pipe.fuse_lora(components=["unet"])
+        pipe.unload_lora_weights()
     return pipe
 
 

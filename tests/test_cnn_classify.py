@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -404,6 +403,16 @@ def test_results_inside_the_dataset_are_refused(real, capsys):
     open_dataset(real.path)
 
 
+class Code:
+    """A pickle that runs code where it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
 def test_weights_are_loaded_checked_and_recorded(real, tmp_path, capsys):
     import torch
     from safetensors.torch import save_file
@@ -421,14 +430,14 @@ def test_weights_are_loaded_checked_and_recorded(real, tmp_path, capsys):
     assert classify(real, real, tmp_path / "r", repeats="1") == 2
     assert "weights_sha256" in capsys.readouterr().err
     (tmp_path / "text.pt").write_text("no weights")
-    torch.save(threading.Thread, tmp_path / "code.pt")  # a pickle that is not tensors
+    torch.save(Code(tmp_path / "ran"), tmp_path / "code.pt")
     torch.save({"0.weight": torch.zeros(3)}, tmp_path / "other.pt")
     for name, words in (("text.pt", "is not a state dict"), ("code.pt", "is not a state dict"),
                         ("other.pt", "do not fit")):
         assert classify(real, real, tmp_path / "s", "--weights", str(tmp_path / name)) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
-    assert not (tmp_path / "s").exists()
+    assert not (tmp_path / "s").exists() and not (tmp_path / "ran").exists()
 
 
 def test_resnet_and_convnext(real, tmp_path):

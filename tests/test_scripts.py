@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -244,8 +245,9 @@ def finished(environment, tmp_path_factory) -> tuple[Path, subprocess.CompletedP
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every finished file: not the hidden ones, and not the progress reports, which grow."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.suffix != ".jsonl" and not path.name.startswith(".")}
 
 
 def test_pipeline_ends_with_the_verdict_and_the_report(finished):
@@ -342,12 +344,16 @@ def slurm(tmp_path_factory) -> dict[str, str]:
         pytest.skip("LOCAL_SLURM is not set: the path of a script that starts a Slurm to throw away")
     if shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin") is None:
         pytest.skip("no slurmctld: apt-get install slurmctld slurmd slurm-client munge")
-    state = {"SLURM_LOCAL_ROOT": str(tmp_path_factory.mktemp("slurm") / "state"),
-             "SLURM_LOCAL_ACCT": "no"}
-    up = bash(script, "up", **state)
-    assert up.returncode == 0, up.stderr
-    yield {**state, "SLURM_CONF": up.stdout.strip().removeprefix("export SLURM_CONF=").strip("'")}
-    bash(script, "down", **state)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder.chmod(0o755)  # munged asks for a way that all can go
+    state = {"SLURM_LOCAL_ROOT": str(folder / "state"), "SLURM_LOCAL_ACCT": "no"}
+    try:
+        up = bash(script, "up", **state)
+        assert up.returncode == 0, up.stderr
+        yield {**state, "SLURM_CONF": str(folder / "state/etc/slurm.conf")}
+    finally:
+        bash(script, "down", **state)
+        shutil.rmtree(folder)
 
 
 def command(*arguments: object, **settings: object) -> str:

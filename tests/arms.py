@@ -1,0 +1,66 @@
+"""The arms that contract tests run over: how to run each at a tiny size."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+TINY_DIFFUSION = ["--train-steps", "3", "--batch-size", "4", "--sampling-steps", "2"]
+TINY_ADAPTER = [*TINY_DIFFUSION, "--rank", "2", "--target", "attention"]
+ARMS = {
+    "voronoi": [],
+    "diffusion": [*TINY_DIFFUSION, "--widths", "32", "32", "32"],
+    "prompt": TINY_ADAPTER,
+    "context": [*TINY_ADAPTER, "--controlnet-steps", "2"],
+}
+# an option with another value, and the name the refusal must give
+OTHER_OPTION = {"voronoi": ["--render", "borders"], "diffusion": ["--guidance-scale", "1"],
+                "prompt": ["--guidance-scale", "3"], "context": ["--layouts", "training"]}
+
+
+def arguments(arm: str, real: Path, output: Path, *more: str) -> list[str]:
+    device = [] if arm == "voronoi" else ["--device", "cpu"]
+    return ["--real", str(real), "--output", str(output), *ARMS[arm], *device, *more]
+
+
+def main_of(arm: str) -> Callable[[list[str]], int]:
+    return importlib.import_module(f"{arm}_seg").main
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Every file below `directory` but the progress log, which holds times."""
+    return {path.relative_to(directory).as_posix(): path.read_bytes()
+            for path in sorted(directory.rglob("*"))
+            if path.is_file() and path.name != "progress.jsonl"}
+
+
+def fork(call: Callable[[], int]) -> int:
+    """Run `call` in a forked process, as cheap as a new one is dear with torch; return its pid."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(call())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(99)
+    return pid
+
+
+def signal_when(pid: int, ready: Callable[[], bool], number: int = signal.SIGKILL,
+                timeout_sec: float = 240) -> int:
+    """Send `number` to `pid` as soon as `ready()`; return the exit status, -N for signal N."""
+    end = time.monotonic() + timeout_sec
+    while not ready():
+        done, status = os.waitpid(pid, os.WNOHANG)
+        assert not done, f"ended with {os.waitstatus_to_exitcode(status)} before it was ready to be killed"
+        assert time.monotonic() < end, "never became ready to be killed"
+        time.sleep(0.005)
+    os.kill(pid, number)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
