@@ -19,6 +19,8 @@ MAX_PIXELS = 200_000_000  # height x width in the header; larger is refused unde
 MIN_SIDE_PX = 16          # ours: below this there is no texture left to classify
 
 _GREY, _RGB = (0, 1), 2  # TIFF photometric: white is zero, black is zero; RGB
+# what tifffile merely logs: pages are missing, or the description of the channels (tag 270) is
+_FATAL = ("page offset", "corrupt", "TiffTag 270 ")
 # array operations that undo TIFF/EXIF orientation 2..8
 _UPRIGHT = {2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
             5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
@@ -131,7 +133,7 @@ def _decode_tiff(content: bytes, channel: int | None) -> np.ndarray:
             page, series = file.pages[0], file.series[0]  # further series: previews, pyramid levels
             pages = series.pages[:]
             len(file.pages)  # walks the chain of directories to its end
-            if any("page offset" in said or "corrupt" in said for said in complaints):
+            if any(fatal in said for said in complaints for fatal in _FATAL):
                 raise Unreadable("is truncated")
             _check_size(page.imagelength, page.imagewidth)
             for one in pages:

@@ -172,7 +172,7 @@ def test_refusals_give_the_reason(content, reason):
     tiff(STACK, imagej=True, metadata={"axes": "CYX"}),
 ], ids=["png", "jpeg", "tiff", "deflate", "lzw", "channels", "pages", "ome", "imagej"])
 def test_no_truncation_is_missed(content):
-    """Cut anywhere: refused, or (where only the end of a tag was lost) decoded to the same pixels."""
+    """Cut anywhere: refused, or (only the end of a tag was lost) decoded to the same pixels."""
     channel = 0 if len(content) > 15_000 else None
     whole = decode_image(content, channel)
     for cut in (*range(1, 40), *np.linspace(40, len(content) - 1, 60).astype(int)):
