@@ -36,8 +36,7 @@ from lungkit.stain import (Stains, background_light, balance_white, enhance_grey
                            normalise_stains, optical_density, reference_stains, tissue_mask)
 
 PRESETS = {"demo": {"image_size": 64}, "full": {"image_size": 256}}
-# ours: a tile of air alone is dropped, one thin alveolar wall is kept; LC25000 loses none
-MIN_TISSUE = 0.05
+MIN_TISSUE = 0.05  # ours: drops air alone, keeps one thin alveolar wall; LC25000's least is 0.19
 WORK_SIZE = 512  # ours: larger tiles are shrunk to this side before colours are measured
 STAIN_PIXELS = 10_000  # ours: pixels of an image its stains are estimated from
 
@@ -272,8 +271,8 @@ def run(*, input: Path, output: Path, groups: Path | None, channel: int | None,
         print(f"{output}: already complete")
         return
     labels = sorted({source.label for source in found})
-    say(f"tumor_seg: {len(found)} images of {len(labels)} classes ({', '.join(labels)}) in {root}")
-    say("tumor_seg: " + ", ".join(f"{name} {value}" for name, value in options.items()))
+    say(f"tumor_seg: {len(found)} images of {len(labels)} classes ({', '.join(labels)}) in {root}; "
+        + ", ".join(f"{name} {value}" for name, value in options.items()))
     group_of = sources.read_groups(groups, found) if groups else {s.name: s.name for s in found}
 
     originals = survey(found, channel=channel, tile_size=tile_size, image_size=image_size,
@@ -283,20 +282,18 @@ def run(*, input: Path, output: Path, groups: Path | None, channel: int | None,
     normalise = stain_normalisation == "macenko"
     colour = [o for o in plan.originals if o.light is not None and normalise]
     unmeasured = sum(o.stains is None or plan.reference is None for o in colour)
-    for entry in plan.dropped:
-        say(f"tumor_seg: dropped {entry['count']}: {entry['reason']}")
+    notes = [f"dropped {entry['count']}: {entry['reason']}" for entry in plan.dropped]
     if unmeasured:
-        say(f"tumor_seg: the stains of {unmeasured} of {len(colour)} images cannot be told apart: "
-            "they are white-balanced only")
-    for warning in plan.warnings:
-        say(f"tumor_seg: warning: {warning}")
+        notes.append(f"the stains of {unmeasured} of {len(colour)} images cannot be told apart: "
+                     "they are white-balanced only")
+    for note in notes + [f"warning: {warning}" for warning in plan.warnings]:
+        say(f"tumor_seg: {note}")
     tiles = plan.count_tiles()
     counts = (f"{sum(tiles.values())} tiles of {image_size} px "
               f"({', '.join(f'{split} {tiles[split]}' for split in SPLITS)}), "
               f"{len(plan.split_of)} groups, {sum(each['count'] for each in plan.dropped)} dropped")
     if dry_run:
-        done = 0 if overwrite else len(list(target.work_dir.glob("t*/*/[0-9]*.png"))
-                                       + list(target.work_dir.glob("val/*/[0-9]*.png")))
+        done = 0 if overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
         print(f"{output}: would write {counts}; {done} done, {sum(tiles.values()) - done} pending")
         return
 
