@@ -4,7 +4,8 @@
 The model is given measured context, not only words: captions completed from each training
 image's nuclei (count, size, spacing), and a structure map of its nuclei and Voronoi cells through
 ControlNet. To draw an image, a new layout is sampled from the class's measured point statistics
-(--layouts sampled), or a training image's layout is taken (--layouts training); never a test image's.
+(--layouts sampled), or a training image's layout is taken (--layouts training); never a test
+image's.
 
 Reads:  REAL (a dataset of tumor_seg.py), its train split only; the base model; the prompt file.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images) and the
@@ -24,7 +25,6 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,38 +32,32 @@ import numpy as np
 from lungkit import cli
 from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
 from lungkit.files import Output, atomic_path, write_text
-from lungkit.generation import batches, fill, model_dir_for, plan_items, train_only_parent
+from lungkit.generation import (add_generator_options, batches, fill, model_dir_for, plan_items,
+                                train_only_parent)
+from lungkit.layout import Layout, Levels, structure_map
 from lungkit.progress import Progress, say
-from lungkit.prompts import PROMPTS_PATH, Prompts
+from lungkit.prompts import Prompts
 from lungkit.provenance import provenance
-from lungkit.stable_diffusion import (ADAPTERS, TARGET_MODULES, BaseModel, base_model_identity,
-                                      draw_images, pipeline, resolve_base_model, train_adapter,
-                                      training_loss)
-from lungkit.structure import structure_map
+from lungkit.stable_diffusion import (STABLE_DIFFUSION_15, BaseModel, add_adapter_options,
+                                      base_model_identity, draw_images, pipeline,
+                                      resolve_base_model, train_adapter, training_loss)
 
 # chosen as in prompt_seg.py; the ControlNet's rate is that of its training in the paper's code
 # (1e-5) at full, and higher for the small one
 PRESETS = {
-    "demo": {"rank": 16, "target": "all", "controlnet_steps": 150, "train_steps": 200,
-             "batch_size": 16, "learning_rate": 1e-3, "controlnet_learning_rate": 3e-4,
+    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "controlnet_steps": 150,
+             "train_steps": 200, "batch_size": 16, "learning_rate": 1e-3,
+             "controlnet_learning_rate": 3e-4,
              "sampling_steps": 15, "guidance_scale": 2.0},
-    "full": {"rank": 16, "target": "attention", "controlnet_steps": 10000, "train_steps": 3000,
-             "batch_size": 8, "learning_rate": 1e-4, "controlnet_learning_rate": 1e-5,
+    "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
+             "controlnet_steps": 10000, "train_steps": 3000, "batch_size": 8,
+             "learning_rate": 1e-4, "controlnet_learning_rate": 1e-5,
              "sampling_steps": 30, "guidance_scale": 4.0},
 }
 CONTROL_SCALE = 1.0
-NUM_LEVELS = 4        # words a measurement is put into, by the quartiles of the training images
 RING = 0.2            # ours: pair correlation is measured up to this share of the side
 NUM_RINGS = 16
 NUM_CANDIDATES = 24   # ours: uniform candidates weighed for each nucleus of a sampled layout
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the nuclei of one image lie: centroids float32 [N, 2] (x, y) px, areas float32 [N] px."""
-
-    centroids: np.ndarray
-    areas_px: np.ndarray
 
 
 # ------------------------------------------------------------------ measured context
@@ -90,33 +84,6 @@ def measure_layouts(data, path: Path) -> list[Layout]:
     ends = np.cumsum(counts)
     return [Layout(centroids[end - n:end], areas_px[end - n:end])
             for n, end in zip(counts, ends, strict=True)]
-
-
-def measurements(layout: Layout, image_size: int) -> dict[str, float]:
-    """Nuclei count, mean area (px) and median nearest-neighbour distance (px) of a layout."""
-    from scipy.spatial import cKDTree
-
-    number = len(layout.areas_px)
-    spacing = float(np.median(cKDTree(layout.centroids).query(layout.centroids, k=2)[0][:, 1])) \
-        if number > 1 else float(image_size)
-    return {"count": number, "size": float(layout.areas_px.mean()) if number else 0.0,
-            "spacing": spacing}
-
-
-class Levels:
-    """Measurements as levels 0-3, by the quartiles over all training images of all classes."""
-
-    def __init__(self, layouts: list[Layout], image_size: int) -> None:
-        self.image_size = image_size
-        table = [measurements(layout, image_size) for layout in layouts]
-        shares = np.arange(1, NUM_LEVELS) / NUM_LEVELS
-        self.edges = {key: np.quantile([row[key] for row in table], shares) for key in table[0]}
-
-    def of(self, layout: Layout) -> dict[str, int]:
-        """{count, size, spacing: 0..3}."""
-        measured = measurements(layout, self.image_size)
-        return {key: int(np.searchsorted(self.edges[key], value, side="right"))
-                for key, value in measured.items()}
 
 
 # ------------------------------------------------------------------ point statistics
@@ -217,7 +184,7 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
         layouts = measure_layouts(data, work_dir / "layouts.npz")
         levels = Levels(layouts, data.image_size)
         rows = data.select("train")
-        maps = np.stack([structure_map(layout.centroids, layout.areas_px, data.image_size)
+        maps = np.stack([structure_map(layout, data.image_size)
                          for layout in layouts])
         context = [levels.of(layout) for layout in layouts]
         latents = Latents(base.vae, data.load("train")[0])
@@ -242,13 +209,14 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
             if not loss_path.exists():  # written after the adapter: present means trained
                 own = [i for i, row in enumerate(rows) if row.label == label]
                 loss_at = training_loss(
-                    base, latents.subset(own), lambda i, draw, own=own, label=label:
-                    words.context_caption(label, draw, context[own[i]]),
+                    base, latents.subset(own),
+                    lambda i, draw, own=own, label=label: words.context_caption(
+                        label, draw, context[own[i]]),
                     batch_size=batch_size, controlnet=control, maps=maps[own])
                 loss = train_adapter(base, loss_at, kind=adapter, rank=rank, target=target,
                                      steps=train_steps, learning_rate=learning_rate,
-                                     seed=seed * len(data.classes) + number, what=f"{adapter} {label}",
-                                     output_dir=work_dir / label,
+                                     seed=seed * len(data.classes) + number,
+                                     what=f"{adapter} {label}", output_dir=work_dir / label,
                                      checkpoint_path=work_dir / f"{label}.ckpt",
                                      jsonl_path=work_dir / "progress.jsonl")
                 write_text(loss_path, repr(loss))
@@ -262,9 +230,9 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
 
 # ------------------------------------------------------------------ the stage
 
-def run(*, real: Path, output: Path, model: Path | None, base_model: str | None,
-        controlnet: str | None, adapter: str, layouts: str, prompts: Path, preset: str,
-        sampler: str, pool: int, seed: int, device: str, overwrite: bool, dry_run: bool,
+def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
+        adapter: str, layouts: str, prompts: Path, preset: str, sampler: str, pool: int, seed: int,
+        device: str, overwrite: bool, dry_run: bool,
         **options: object) -> None:
     """Check the prompts, train ControlNet and adapters, draw each class over new layouts, publish."""
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
@@ -272,7 +240,7 @@ def run(*, real: Path, output: Path, model: Path | None, base_model: str | None,
         "rank", "target", "controlnet_steps", "train_steps", "batch_size", "learning_rate",
         "controlnet_learning_rate")}
     words = Prompts(prompts)
-    folder = resolve_base_model(base_model)
+    folder = resolve_base_model(options["base_model"])
     manifest = read_manifest(real)
     trained = {**training, "adapter": adapter, "seed": seed, "prompts": words.fingerprint,
                "base_model": base_model_identity(folder), "real": manifest["fingerprint"],
@@ -289,10 +257,11 @@ def run(*, real: Path, output: Path, model: Path | None, base_model: str | None,
     data = open_dataset(real)
     items = plan_items(data.counts, data.classes, pool)
     from transformers import CLIPTokenizer
-    words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.classes, context=True)
+    words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.classes,
+                            context=True)
     say(f"context_seg: found {sum(data.counts['train'].values())} training images, ControlNet and "
-        f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images to draw; "
-        + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
+        f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images to "
+        "draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
     if dry_run:
         return
     base = BaseModel(folder, cli.use_device(device))
@@ -302,7 +271,8 @@ def run(*, real: Path, output: Path, model: Path | None, base_model: str | None,
     dataset = draw_dataset(target, weights.output_dir, base, data, words, items, mode=layouts,
                            sampler=sampler, steps=options["sampling_steps"], seed=seed,
                            guidance_scale=options["guidance_scale"])
-    print(f"{output}: {len(dataset.rows)} images of {len(dataset.classes)} classes from {weights.output_dir}")
+    print(f"{output}: {len(dataset.rows)} images of {len(dataset.classes)} classes "
+          f"from {weights.output_dir}")
 
 
 def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: Prompts, items, *,
@@ -324,8 +294,9 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
 
             def draw(batch, pipe=pipe, label=label, own=own, statistics=statistics):
                 drawn = [layout_for(item.index, seed, mode, statistics, own) for item in batch]
-                maps = np.stack([structure_map(layout.centroids, layout.areas_px, size) for layout in drawn])
-                captions = [words.context_caption(label, random.Random(f"{seed}:{item.index}"), levels.of(layout))
+                maps = np.stack([structure_map(layout, size) for layout in drawn])
+                captions = [words.context_caption(label, random.Random(f"{seed}:{item.index}"),
+                                                  levels.of(layout))
                             for item, layout in zip(batch, drawn, strict=True)]
                 images = draw_images(pipe, captions, [words.negative(label)] * len(batch),
                                      [item.index for item in batch], seed=seed, image_size=size,
@@ -344,43 +315,19 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.stage_parser("context_seg.py", __doc__)
     group = parser.add_argument_group("Main")
-    group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
-                       help="dataset of tumor_seg.py")
-    group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
-                       help="dataset to make")
-    group.add_argument("--model", type=cli.directory, metavar="DIR",
-                       help="where the weights go (default: models/<arm> of the run, else OUTPUT-model)")
-    group.add_argument("--base-model", metavar="ID|DIR",
-                       help="Stable Diffusion: a hub id or a folder in diffusers layout "
-                            "(default: the small embedded one)")
+    hyperparameters = parser.add_argument_group("Hyperparameters (default: by preset)")
+    add_generator_options(group, hyperparameters)
+    add_adapter_options(group, hyperparameters)
     group.add_argument("--controlnet", metavar="DIR",
                        help="ControlNet to start from (default: the base model's own where it has "
                             "one, else a copy of its UNet)")
-    group.add_argument("--adapter", choices=ADAPTERS, default="dora")
     group.add_argument("--layouts", choices=("sampled", "training"), default="sampled",
                        help="where a generated image's nuclei lie: newly sampled from the class's "
                             "point statistics, or as in a training image")
-    group.add_argument("--prompts", type=Path, default=PROMPTS_PATH, metavar="JSON",
-                       help="prompt file (default: prompts.json)")
-    group.add_argument("--pool", type=cli.positive_int, default=1, metavar="INT",
-                       help="training images to draw, as a multiple of REAL's")
-    group = parser.add_argument_group("Hyperparameters (default: by preset)")
-    group.add_argument("--rank", type=cli.positive_int, metavar="INT", help="adapter rank")
-    group.add_argument("--target", choices=sorted(TARGET_MODULES), help="layers the adapter changes")
-    group.add_argument("--controlnet-steps", type=cli.positive_int, metavar="INT",
-                       help="optimiser steps of the ControlNet, on all classes")
-    group.add_argument("--train-steps", type=cli.positive_int, metavar="INT",
-                       help="optimiser steps of each class's adapter")
-    group.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES")
-    group.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
-                       help="peak, adapters")
-    group.add_argument("--controlnet-learning-rate", type=cli.positive_float, metavar="RATE",
-                       help="peak, ControlNet")
-    group.add_argument("--sampler", choices=("dpm", "ddim"), default="dpm",
-                       help="DPM-Solver++ of second order, or DDIM")
-    group.add_argument("--sampling-steps", type=cli.positive_int, metavar="INT")
-    group.add_argument("--guidance-scale", type=cli.positive_float, metavar="FLOAT",
-                       help="1: no guidance")
+    hyperparameters.add_argument("--controlnet-steps", type=cli.positive_int, metavar="INT",
+                                 help="optimiser steps of the ControlNet, on all classes")
+    hyperparameters.add_argument("--controlnet-learning-rate", type=cli.positive_float,
+                                 metavar="RATE", help="peak, ControlNet")
     cli.add_common(parser, presets=PRESETS)
     return parser
 

@@ -26,18 +26,19 @@ from lungkit import cli
 from lungkit.base_model import BASE_MODEL_DIR
 from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
 from lungkit.files import Output
-from lungkit.generation import (batches, fill, folder_fingerprint, model_dir_for, plan_items,
-                                train_only_parent)
+from lungkit.generation import (add_generator_options, batches, fill, folder_fingerprint,
+                                model_dir_for, plan_items, train_only_parent)
 from lungkit.progress import Progress, say
 from lungkit.provenance import provenance
 
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
 PRESETS = {
-    "demo": {"widths": [64, 96, 128], "train_steps": 1200, "batch_size": 16, "learning_rate": 6e-4,
-             "autoencoder_steps": 600, "sampling_steps": 15, "guidance_scale": 1.5},
-    "full": {"widths": [128, 256, 384], "train_steps": 60000, "batch_size": 64,
-             "learning_rate": 2e-4, "autoencoder_steps": 20000, "sampling_steps": 25,
-             "guidance_scale": 2.0},
+    "demo": {"autoencoder": "base", "autoencoder_steps": 600, "widths": [64, 96, 128],
+             "train_steps": 1200, "batch_size": 16, "learning_rate": 6e-4,
+             "sampling_steps": 15, "guidance_scale": 1.5},
+    "full": {"autoencoder": "train", "autoencoder_steps": 20000, "widths": [128, 256, 384],
+             "train_steps": 60000, "batch_size": 64, "learning_rate": 2e-4,
+             "sampling_steps": 25, "guidance_scale": 2.0},
 }
 EMA_DECAY = 0.9995
 CLASS_DROPOUT = 0.1  # Ho & Salimans 2022, table 1: 0.1 or 0.2 are best
@@ -204,11 +205,12 @@ def autoencoder_path(autoencoder: str) -> Path:
     return path
 
 
-def run(*, real: Path, output: Path, model: Path | None, autoencoder: str, preset: str,
-        sampler: str, pool: int, seed: int, device: str, overwrite: bool, dry_run: bool,
+def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: str,
+        pool: int, seed: int, device: str, overwrite: bool, dry_run: bool,
         **options: object) -> None:
     """Train the model unless it is there, draw the dataset, publish both."""
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
+    autoencoder = options["autoencoder"]
     options["widths"] = [int(width) for width in options["widths"]]
     training = {key: options[key] for key in ("widths", "train_steps", "batch_size", "learning_rate")}
     if autoencoder == "train":
@@ -263,32 +265,21 @@ def run(*, real: Path, output: Path, model: Path | None, autoencoder: str, prese
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.stage_parser("diffusion_seg.py", __doc__)
-    main_group = parser.add_argument_group("Main")
-    main_group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
-                            help="dataset of tumor_seg.py")
-    main_group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
-                            help="dataset to make")
-    main_group.add_argument("--model", type=cli.directory, metavar="DIR",
-                            help="where the weights go (default: models/<arm> of the run, "
-                                 "else OUTPUT-model)")
-    main_group.add_argument("--autoencoder", default="base", metavar="base|train|DIR",
-                            help="the embedded base model's, one trained here on REAL's train split, "
-                                 "or a folder in diffusers layout")
-    main_group.add_argument("--pool", type=cli.positive_int, default=1, metavar="INT",
-                            help="training images to draw, as a multiple of REAL's")
-    group = parser.add_argument_group("Hyperparameters (default: by preset)")
-    group.add_argument("--widths", nargs="+", type=cli.positive_int, metavar="INT",
-                       help="UNet channels, finest level first, multiples of 32")
-    group.add_argument("--train-steps", type=cli.positive_int, metavar="INT", help="optimiser steps")
-    group.add_argument("--autoencoder-steps", type=cli.positive_int, metavar="INT",
-                       help="optimiser steps of --autoencoder train")
-    group.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES")
-    group.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE", help="peak")
-    group.add_argument("--sampler", choices=("dpm", "ddim"), default="dpm",
-                       help="DPM-Solver++ of second order, or DDIM")
-    group.add_argument("--sampling-steps", type=cli.positive_int, metavar="INT")
-    group.add_argument("--guidance-scale", type=cli.non_negative_float, metavar="FLOAT",
-                       help="1: no guidance")
+    group = parser.add_argument_group("Main")
+    hyperparameters = parser.add_argument_group("Hyperparameters (default: by preset)")
+    add_generator_options(group, hyperparameters)
+    group.add_argument("--autoencoder", metavar="base|train|DIR",
+                       help="the embedded base model's, one trained here on REAL's train split, or "
+                            "a folder in diffusers layout (default: demo base, full train)")
+    hyperparameters.add_argument("--widths", nargs="+", type=cli.positive_int, metavar="INT",
+                                 help="UNet channels, finest level first, multiples of 32")
+    hyperparameters.add_argument("--train-steps", type=cli.positive_int, metavar="INT",
+                                 help="optimiser steps")
+    hyperparameters.add_argument("--autoencoder-steps", type=cli.positive_int, metavar="INT",
+                                 help="optimiser steps of --autoencoder train")
+    hyperparameters.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES")
+    hyperparameters.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
+                                 help="peak")
     cli.add_common(parser, presets=PRESETS)
     return parser
 

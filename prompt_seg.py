@@ -28,27 +28,28 @@ from pathlib import Path
 from lungkit import cli
 from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
 from lungkit.files import Output, write_text
-from lungkit.generation import batches, fill, model_dir_for, plan_items, train_only_parent
+from lungkit.generation import (add_generator_options, batches, fill, model_dir_for, plan_items,
+                                train_only_parent)
 from lungkit.progress import Progress, say
-from lungkit.prompts import PROMPTS_PATH, Prompts
+from lungkit.prompts import Prompts
 from lungkit.provenance import provenance
-from lungkit.stable_diffusion import (ADAPTERS, TARGET_MODULES, BaseModel, base_model_identity,
-                                      draw_images, pipeline, resolve_base_model, train_adapter,
-                                      training_loss)
+from lungkit.stable_diffusion import (STABLE_DIFFUSION_15, BaseModel, add_adapter_options,
+                                      base_model_identity, draw_images, pipeline,
+                                      resolve_base_model, train_adapter, training_loss)
 
 # demo: chosen on simulated tissue for the small base; full: rank 16 and 1e-4 are the customary
 # values for Stable Diffusion 1.5, guidance 4 keeps the stain from over-saturating
 PRESETS = {
-    "demo": {"rank": 16, "target": "all", "train_steps": 250, "batch_size": 16,
-             "learning_rate": 1e-3, "sampling_steps": 15, "guidance_scale": 2.0},
-    "full": {"rank": 16, "target": "attention", "train_steps": 3000, "batch_size": 8,
-             "learning_rate": 1e-4, "sampling_steps": 30, "guidance_scale": 4.0},
+    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "train_steps": 250,
+             "batch_size": 16, "learning_rate": 1e-3, "sampling_steps": 15, "guidance_scale": 2.0},
+    "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
+             "train_steps": 3000, "batch_size": 8, "learning_rate": 1e-4, "sampling_steps": 30, "guidance_scale": 4.0},
 }
 
 
-def train_adapters(model: Output, base: BaseModel, data, prompts: Prompts, *, adapter: str, rank: int,
-                   target: str, train_steps: int, batch_size: int, learning_rate: float,
-                   seed: int) -> None:
+def train_adapters(model: Output, base: BaseModel, data, prompts: Prompts, *, adapter: str,
+                   rank: int, target: str, train_steps: int, batch_size: int,
+                   learning_rate: float, seed: int) -> None:
     """Train one adapter per class on that class's training images; publish MODEL."""
     from lungkit.denoiser import Latents
 
@@ -58,12 +59,13 @@ def train_adapters(model: Output, base: BaseModel, data, prompts: Prompts, *, ad
             loss_path = work_dir / label / "loss.txt"
             if not loss_path.exists():  # written after the adapter: present means trained
                 latents = Latents(base.vae, data.load("train", label)[0])
-                loss_at = training_loss(base, latents, lambda _, draw, label=label: prompts.caption(label, draw),
-                                        batch_size=batch_size)
+                loss_at = training_loss(
+                    base, latents, lambda _, draw, label=label: prompts.caption(label, draw),
+                    batch_size=batch_size)
                 loss = train_adapter(base, loss_at, kind=adapter, rank=rank, target=target,
                                      steps=train_steps, learning_rate=learning_rate,
-                                     seed=seed * len(data.classes) + number, what=f"{adapter} {label}",
-                                     output_dir=work_dir / label,
+                                     seed=seed * len(data.classes) + number,
+                                     what=f"{adapter} {label}", output_dir=work_dir / label,
                                      checkpoint_path=work_dir / f"{label}.ckpt",
                                      jsonl_path=work_dir / "progress.jsonl")
                 write_text(loss_path, repr(loss))
@@ -75,14 +77,15 @@ def train_adapters(model: Output, base: BaseModel, data, prompts: Prompts, *, ad
                        "losses": losses, "parents": train_only_parent(data), **provenance()})
 
 
-def run(*, real: Path, output: Path, model: Path | None, base_model: str | None, adapter: str,
-        prompts: Path, preset: str, sampler: str, pool: int, seed: int, device: str,
+def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: Path,
+        preset: str, sampler: str, pool: int, seed: int, device: str,
         overwrite: bool, dry_run: bool, **options: object) -> None:
     """Check the prompts, train an adapter per class, draw each class with its own, publish."""
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
-    training = {key: options[key] for key in ("rank", "target", "train_steps", "batch_size", "learning_rate")}
+    training = {key: options[key] for key in (
+        "rank", "target", "train_steps", "batch_size", "learning_rate")}
     words = Prompts(prompts)
-    folder = resolve_base_model(base_model)
+    folder = resolve_base_model(options["base_model"])
     manifest = read_manifest(real)
     trained = {**training, "adapter": adapter, "seed": seed, "prompts": words.fingerprint,
                "base_model": base_model_identity(folder), "real": manifest["fingerprint"]}
@@ -100,8 +103,8 @@ def run(*, real: Path, output: Path, model: Path | None, base_model: str | None,
     from transformers import CLIPTokenizer
     words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.classes)
     say(f"prompt_seg: found {sum(data.counts['train'].values())} training images, "
-        f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images to draw; "
-        + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
+        f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images to "
+        "draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
     if dry_run:
         return
     base = BaseModel(folder, cli.use_device(device))
@@ -110,7 +113,8 @@ def run(*, real: Path, output: Path, model: Path | None, base_model: str | None,
     dataset = draw_dataset(target, weights.output_dir, base, data, words, items, sampler=sampler,
                            steps=options["sampling_steps"], seed=seed,
                            guidance_scale=options["guidance_scale"])
-    print(f"{output}: {len(dataset.rows)} images of {len(dataset.classes)} classes from {weights.output_dir}")
+    print(f"{output}: {len(dataset.rows)} images of {len(dataset.classes)} classes "
+          f"from {weights.output_dir}")
 
 
 def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: Prompts, items, *,
@@ -137,33 +141,9 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.stage_parser("prompt_seg.py", __doc__)
     group = parser.add_argument_group("Main")
-    group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
-                       help="dataset of tumor_seg.py")
-    group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
-                       help="dataset to make")
-    group.add_argument("--model", type=cli.directory, metavar="DIR",
-                       help="where the adapters go (default: models/<arm> of the run, else OUTPUT-model)")
-    group.add_argument("--base-model", metavar="ID|DIR",
-                       help="Stable Diffusion: a hub id or a folder in diffusers layout "
-                            "(default: the small embedded one)")
-    group.add_argument("--adapter", choices=ADAPTERS, default="dora")
-    group.add_argument("--prompts", type=Path, default=PROMPTS_PATH, metavar="JSON",
-                       help="prompt file (default: prompts.json)")
-    group.add_argument("--pool", type=cli.positive_int, default=1, metavar="INT",
-                       help="training images to draw, as a multiple of REAL's")
-    group = parser.add_argument_group("Hyperparameters (default: by preset)")
-    group.add_argument("--rank", type=cli.positive_int, metavar="INT", help="adapter rank")
-    group.add_argument("--target", choices=sorted(TARGET_MODULES),
-                       help="layers the adapter changes")
-    group.add_argument("--train-steps", type=cli.positive_int, metavar="INT",
-                       help="optimiser steps for each class")
-    group.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES")
-    group.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE", help="peak")
-    group.add_argument("--sampler", choices=("dpm", "ddim"), default="dpm",
-                       help="DPM-Solver++ of second order, or DDIM")
-    group.add_argument("--sampling-steps", type=cli.positive_int, metavar="INT")
-    group.add_argument("--guidance-scale", type=cli.positive_float, metavar="FLOAT",
-                       help="1: no guidance")
+    hyperparameters = parser.add_argument_group("Hyperparameters (default: by preset)")
+    add_generator_options(group, hyperparameters)
+    add_adapter_options(group, hyperparameters)
     cli.add_common(parser, presets=PRESETS)
     return parser
 

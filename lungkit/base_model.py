@@ -38,6 +38,7 @@ def draw_tissue(num_tiles: int, seed: int, work_dir: Path) -> tuple:
     """Draw simulated tiles; return uint8 [N, 224, 224, 3], label names, layouts and measures."""
     import numpy as np
 
+    from lungkit.layout import Layout
     from lungkit.phantom import CLASSES, draw_tile
 
     images_path, truth_path = work_dir / "tissue.npy", work_dir / "tissue_truth.npz"
@@ -62,7 +63,7 @@ def draw_tissue(num_tiles: int, seed: int, work_dir: Path) -> tuple:
     with np.load(truth_path) as truth:
         centroids, areas, owners = (truth[name] for name in ("centroids", "areas", "owners"))
     bounds = np.searchsorted(owners, np.arange(num_tiles + 1))
-    layouts = [(centroids[a:b], areas[a:b])
+    layouts = [Layout(centroids[a:b], areas[a:b])
                for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
     return np.load(images_path, mmap_mode="r"), labels, layouts
 
@@ -131,15 +132,13 @@ def build_models(tokenizer) -> dict:
     return {"vae": vae, "text_encoder": text_encoder, "unet": unet}
 
 
-def quartile_levels(values):
-    """0-3 by the quartiles of `values`, the levels the caption's words are chosen by."""
-    import numpy as np
+def train_autoencoder(vae, images, *, steps: int, seed: int, work_dir: Path,
+                      decoder_only: bool = False) -> float:
+    """KL autoencoder on crops of every zoom: L1 on pixels and on their differences, tiny KL.
 
-    return np.searchsorted(np.quantile(values, (0.25, 0.5, 0.75)), values, side="right")
-
-
-def train_autoencoder(vae, images, *, steps: int, seed: int, work_dir: Path) -> float:
-    """KL autoencoder on crops of every zoom: L1 on pixels and on their differences, tiny KL."""
+    decoder_only: go on with the decoder alone, which leaves the latents as they are, on crops
+    whose stain is varied: the base shall draw stains that the simulated patients do not have.
+    """
     import numpy as np
     import torch
     import torch.nn.functional as F
@@ -147,29 +146,43 @@ def train_autoencoder(vae, images, *, steps: int, seed: int, work_dir: Path) -> 
     from lungkit.denoiser import orient, to_model_range
     from lungkit.training import train
 
-    def loss_at(step, generator):
+    def crops_at(generator):
+        def integer(high):
+            return int(torch.randint(high, (1,), generator=generator))
         picks = torch.randint(len(images), (8,), generator=generator).tolist()
-        side = int(torch.randint(IMAGE_SIZE, TILE_SIZE + 1, (1,), generator=generator))
-        top, left = (int(torch.randint(TILE_SIZE - side + 1, (1,), generator=generator)) for _ in "yx")
-        crops = to_model_range(np.stack([images[i, top:top + side, left:left + side] for i in picks]))
-        crops = F.interpolate(crops, size=(IMAGE_SIZE,) * 2, mode="area")
-        crops = orient(crops, int(torch.randint(8, (1,), generator=generator)))
-        posterior = vae.encode(crops).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-        decoded = vae.decode(latents).sample
-        edges = sum((torch.diff(decoded, dim=d) - torch.diff(crops, dim=d)).abs().mean() for d in (2, 3))
-        return (decoded - crops).abs().mean() + edges + 1e-6 * posterior.kl().mean()
+        side = TILE_SIZE if decoder_only and integer(2) else IMAGE_SIZE + integer(TILE_SIZE - IMAGE_SIZE)
+        top, left = integer(TILE_SIZE - side + 1), integer(TILE_SIZE - side + 1)
+        crops = np.stack([images[i, top:top + side, left:left + side] for i in picks])
+        crops = F.interpolate(to_model_range(crops), size=(IMAGE_SIZE,) * 2, mode="area")
+        if decoder_only:  # light to a power per channel is optical density times it
+            power = 0.7 + 0.8 * torch.rand((8, 3, 1, 1), generator=generator)
+            crops = ((crops + 1) / 2).clamp(min=1e-3) ** power * 2 - 1
+        return orient(crops, integer(8))
 
-    return train(vae.parameters(), loss_at, what="base autoencoder", steps=steps, seed=seed,
-                 learning_rate=1e-3, ema_decay=0.999, weight_decay=1e-4,
-                 checkpoint_path=work_dir / "vae.ckpt")
+    def loss_at(step, generator):
+        crops = crops_at(generator)
+        with torch.set_grad_enabled(not decoder_only):
+            posterior = vae.encode(crops).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            latents = posterior.mean + posterior.std * noise
+        decoded = vae.decode(latents).sample
+        edges = sum((decoded.diff(dim=axis) - crops.diff(dim=axis)).abs().mean() for axis in (2, 3))
+        divergence = 0.0 if decoder_only else 1e-6 * posterior.kl().mean()
+        return (decoded - crops).abs().mean() + edges + divergence
+
+    part = "decoder" if decoder_only else "vae"
+    trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()] if decoder_only \
+        else vae.parameters()
+    return train(trained, loss_at, what=f"base {part}", steps=steps, seed=seed, learning_rate=1e-3,
+                 ema_decay=0.999, weight_decay=1e-4, checkpoint_path=work_dir / f"{part}.ckpt")
 
 
 def run(*, output: Path, num_tiles: int, autoencoder_steps: int, unet_steps: int,
-        controlnet_steps: int, batch_size: int, seed: int, overwrite: bool, dry_run: bool) -> None:
+        decoder_steps: int, controlnet_steps: int, batch_size: int, seed: int, overwrite: bool, dry_run: bool) -> None:
     """Draw, train the four parts in turn, save in diffusers layout."""
     parameters = {"num_tiles": num_tiles, "autoencoder_steps": autoencoder_steps,
-                  "unet_steps": unet_steps, "controlnet_steps": controlnet_steps,
+                  "unet_steps": unet_steps, "decoder_steps": decoder_steps,
+                  "controlnet_steps": controlnet_steps,
                   "batch_size": batch_size, "seed": seed}
     target = Output(output, MANIFEST, parameters, overwrite=overwrite)
     if target.is_complete():
@@ -189,7 +202,7 @@ def run(*, output: Path, num_tiles: int, autoencoder_steps: int, unet_steps: int
 
 
 def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_steps: int,
-             controlnet_steps: int, batch_size: int, seed: int) -> dict[str, float]:
+             decoder_steps: int, controlnet_steps: int, batch_size: int, seed: int) -> dict[str, float]:
     """Train autoencoder, UNet with text encoder, and ControlNet; save each in `work_dir`."""
     import cv2
     import numpy as np
@@ -198,7 +211,7 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
 
     from lungkit.denoiser import Latents, denoising_loss, orient, training_schedule
     from lungkit.prompts import Prompts
-    from lungkit.structure import structure_map
+    from lungkit.layout import Layout, Levels, structure_map
     from lungkit.training import train
 
     cli.use_device("cpu")
@@ -218,7 +231,8 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
     save(vae, work_dir / "vae")
 
     prompts = Prompts()
-    levels = measure_levels(layouts)
+    measure = Levels(layouts, TILE_SIZE)
+    levels = [measure.of(layout) for layout in layouts]
     schedule = training_schedule()
     schedule.save_pretrained(work_dir / "scheduler")
 
@@ -230,8 +244,8 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
         captions = []
         for i in indices.tolist():
             fate = draw.random()
-            captions.append("" if fate < 0.1 else prompts.caption(labels[i], draw) if fate < 0.5 else
-                            prompts.context_caption(labels[i], draw, {k: int(v[i]) for k, v in levels.items()}))
+            captions.append("" if fate < 0.1 else prompts.caption(labels[i], draw) if fate < 0.5
+                            else prompts.context_caption(labels[i], draw, levels[i]))
         tokens = tokenizer(captions, padding="max_length", max_length=77, truncation=True,
                            return_tensors="pt").input_ids
         return indices, orientations, scaled, tokens
@@ -248,13 +262,20 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
                            jsonl_path=work_dir / "progress.jsonl")
     save(unet, work_dir / "unet")
     save(text_encoder, work_dir / "text_encoder")
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    losses["decoder"] = train_autoencoder(vae, images, steps=decoder_steps, seed=seed + 3,
+                                          work_dir=work_dir, decoder_only=True)
+    save(vae.requires_grad_(False), work_dir / "vae")
 
     unet.requires_grad_(False)
     text_encoder.requires_grad_(False)
     torch.manual_seed(seed)
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64))
-    maps = np.stack([structure_map(c * IMAGE_SIZE / TILE_SIZE, a * (IMAGE_SIZE / TILE_SIZE)**2, IMAGE_SIZE)
-                     for c, a in layouts])
+    scale = IMAGE_SIZE / TILE_SIZE
+    maps = np.stack([structure_map(Layout((layout.centroids + 0.5) * scale - 0.5,
+                                          layout.areas_px * scale**2), IMAGE_SIZE)
+                     for layout in layouts])
     maps = torch.from_numpy(maps).permute(0, 3, 1, 2)
 
     def controlnet_loss(step, generator):
@@ -283,19 +304,6 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
     return losses
 
 
-def measure_levels(layouts) -> dict:
-    """Caption levels 0-3 of each tile: {count, size, spacing: int [N]}."""
-    import numpy as np
-    from scipy.spatial import cKDTree
-
-    def spacing(points):
-        return float(np.median(cKDTree(points).query(points, k=2)[0][:, 1])) if len(points) > 1 \
-            else float(TILE_SIZE)
-    return {"count": quartile_levels([len(c) for c, _ in layouts]),
-            "size": quartile_levels([a.mean() if len(a) else 0.0 for _, a in layouts]),
-            "spacing": quartile_levels([spacing(c) for c, _ in layouts])}
-
-
 def save(model, directory: Path) -> None:
     """Save in half precision, in the library's own format."""
     import copy
@@ -309,8 +317,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=cli.directory, default=BASE_MODEL_DIR, metavar="DIR")
     parser.add_argument("--num-tiles", type=cli.positive_int, default=4000, metavar="INT")
     parser.add_argument("--autoencoder-steps", type=cli.positive_int, default=1400, metavar="INT")
-    parser.add_argument("--unet-steps", type=cli.positive_int, default=5000, metavar="INT")
-    parser.add_argument("--controlnet-steps", type=cli.positive_int, default=700, metavar="INT")
+    parser.add_argument("--unet-steps", type=cli.positive_int, default=3200, metavar="INT")
+    parser.add_argument("--decoder-steps", type=cli.positive_int, default=1500, metavar="INT")
+    parser.add_argument("--controlnet-steps", type=cli.positive_int, default=600, metavar="INT")
     parser.add_argument("--batch-size", type=cli.positive_int, default=16, metavar="INT")
     cli.add_common(parser, device=False)
     return parser

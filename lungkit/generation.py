@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lungkit.cli import check_stop
+from lungkit import cli
 from lungkit.dataset import SPLITS, Dataset, DatasetWriter, parent_of
 from lungkit.files import sha256
 from lungkit.progress import Progress
@@ -51,7 +51,7 @@ def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callabl
         for item, image, more in zip(batch, images, columns, strict=True):
             writer.add(item.split, item.label, item.index, image, **more)
         progress.update(len(writer.records))
-        check_stop()
+        cli.check_stop()
 
 
 def train_only_parent(real: Dataset) -> list[dict]:
@@ -65,6 +65,24 @@ def model_dir_for(output_dir: Path) -> Path:
     if output_dir.parent.name == "datasets":
         return output_dir.parent.parent / "models" / output_dir.name
     return output_dir.with_name(output_dir.name + "-model")
+
+
+def add_generator_options(group, hyperparameters) -> None:
+    """Add the options that all generative arms spell alike to their two groups."""
+    group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
+                       help="dataset of tumor_seg.py")
+    group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
+                       help="dataset to make")
+    group.add_argument("--model", type=cli.directory, metavar="DIR",
+                       help="where the weights go (default: models/<arm> of the run, else "
+                            "OUTPUT-model)")
+    group.add_argument("--pool", type=cli.positive_int, default=1, metavar="INT",
+                       help="training images to draw, as a multiple of REAL's")
+    hyperparameters.add_argument("--sampler", choices=("dpm", "ddim"), default="dpm",
+                                 help="DPM-Solver++ of second order, or DDIM")
+    hyperparameters.add_argument("--sampling-steps", type=cli.positive_int, metavar="INT")
+    hyperparameters.add_argument("--guidance-scale", type=cli.positive_float, metavar="FLOAT",
+                                 help="1: no guidance")
 
 
 def folder_fingerprint(directory: Path) -> str:

@@ -17,7 +17,9 @@ import numpy as np
 from lungkit import cli
 from lungkit.base_model import BASE_MODEL_DIR
 from lungkit.generation import folder_fingerprint
+from lungkit.prompts import PROMPTS_PATH
 
+STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 ADAPTERS = ("lora", "dora")
 CAPTION_DROPOUT = 0.1  # Rombach et al. 2022: a tenth of the captions is empty, for guidance
 TARGET_MODULES = {
@@ -28,13 +30,31 @@ TARGET_MODULES = {
 }
 
 
-def resolve_base_model(base_model: str | None) -> Path:
-    """The local folder of a base model: None means the embedded one, else a folder or hub id.
+def add_adapter_options(group, hyperparameters) -> None:
+    """Add the options that the prompt and context arms spell alike to their two groups."""
+    group.add_argument("--base-model", metavar="ID|DIR|embedded",
+                       help="Stable Diffusion: a hub id, a folder in diffusers layout, or the small "
+                            "embedded one (default: demo embedded, full Stable Diffusion 1.5)")
+    group.add_argument("--adapter", choices=ADAPTERS, default="dora")
+    group.add_argument("--prompts", type=Path, default=PROMPTS_PATH, metavar="JSON",
+                       help="prompt file (default: prompts.json)")
+    hyperparameters.add_argument("--rank", type=cli.positive_int, metavar="INT", help="adapter rank")
+    hyperparameters.add_argument("--target", choices=sorted(TARGET_MODULES),
+                                 help="layers the adapter changes")
+    hyperparameters.add_argument("--train-steps", type=cli.positive_int, metavar="INT",
+                                 help="optimiser steps of each class's adapter")
+    hyperparameters.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES")
+    hyperparameters.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
+                                 help="peak, adapters")
+
+
+def resolve_base_model(base_model: str) -> Path:
+    """The local folder of a base model: "embedded", a folder, or a hub id.
 
     Raises BadOptions when the folder is no Stable Diffusion in diffusers layout, or the hub id
     is neither cached nor reachable.
     """
-    if base_model is None:
+    if base_model == "embedded":
         return BASE_MODEL_DIR
     folder = Path(base_model)
     if not folder.exists() and base_model.count("/") == 1 and not base_model.startswith((".", "/", "~")):

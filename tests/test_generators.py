@@ -12,6 +12,7 @@ import pytest
 from arms import arguments, main_of
 from lungkit.base_model import BASE_MODEL_DIR
 from lungkit.dataset import open_dataset
+from lungkit.layout import Layout, measurements, structure_map
 
 
 @pytest.fixture(scope="module")
@@ -273,36 +274,34 @@ def test_sampled_layouts_keep_the_measured_statistics():
             if all(np.hypot(*(point - other)) >= 6 for other in points):
                 points.append(point)
         return np.array(points)
-    regular = [context_seg.Layout(hard_core(30), np.full(30, 9.0)) for _ in range(20)]
-    clustered = [context_seg.Layout((rng.uniform(8, 56, (5, 1, 2)) + rng.normal(0, 2, (5, 6, 2))).reshape(-1, 2),
+    regular = [Layout(hard_core(30), np.full(30, 9.0)) for _ in range(20)]
+    clustered = [Layout((rng.uniform(8, 56, (5, 1, 2)) + rng.normal(0, 2, (5, 6, 2))).reshape(-1, 2),
                                     np.full(30, 4.0)) for _ in range(20)]
 
     def spacing(layouts) -> float:
-        return float(np.mean([context_seg.measurements(layout, 64)["spacing"] for layout in layouts]))
+        return float(np.mean([measurements(layout, 64)["spacing"] for layout in layouts]))
     for layouts in (regular, clustered):
         statistics = context_seg.PointStatistics(layouts, 64)
         drawn = [statistics.sample(np.random.default_rng(i)) for i in range(20)]
         assert {len(layout.areas_px) for layout in drawn} == {30}
         assert spacing(drawn) == pytest.approx(spacing(layouts), rel=0.35)
         assert {float(a) for layout in drawn for a in layout.areas_px} == {float(layouts[0].areas_px[0])}
-    uniform = [context_seg.Layout(rng.uniform(0, 63, (30, 2)), np.ones(30)) for _ in range(40)]
+    uniform = [Layout(rng.uniform(0, 63, (30, 2)), np.ones(30)) for _ in range(40)]
     assert context_seg.PointStatistics(uniform, 64).pair_correlation[4:] == pytest.approx(1, abs=0.25)
 
 
 def test_no_nuclei_at_all_is_a_layout_too():
     import context_seg
-    from lungkit.structure import structure_map
 
-    empty = context_seg.Layout(np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
+    empty = Layout(np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
     drawn = context_seg.PointStatistics([empty], 64).sample(np.random.default_rng(0))
     assert len(drawn.areas_px) == 0
-    assert structure_map(drawn.centroids, drawn.areas_px, 64)[..., :2].max() == 0
+    assert structure_map(drawn, 64)[..., :2].max() == 0
 
 
 def test_the_structure_map_shows_nuclei_borders_and_distance():
-    from lungkit.structure import structure_map
 
-    image = structure_map(np.array([[16.0, 32.0], [48.0, 32.0]]), np.array([50.0, 50.0]), 64)
+    image = structure_map(Layout(np.array([[16.0, 32.0], [48.0, 32.0]]), np.array([50.0, 50.0])), 64)
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     assert red[32, 16] == 255 and red[32, 32] == 0 and (red > 127).sum() == pytest.approx(100, abs=12)
     assert green[:, 31:34].max(1).min() > 100 and green[32, 16] == 0
@@ -313,11 +312,10 @@ def test_control_passes_through_to_the_image(base):
     """Two layouts, the same noise and words: the images must differ, for the map is looked at."""
     import context_seg
     from lungkit.stable_diffusion import draw_images, pipeline
-    from lungkit.structure import structure_map
 
     pipe = pipeline(base, "dpm", controlnet=context_seg.get_controlnet(base, None).eval())
     rng = np.random.default_rng(0)
-    maps = np.stack([structure_map(rng.uniform(0, 63, (n, 2)), np.full(n, 12.0), 64) for n in (5, 90)])
+    maps = np.stack([structure_map(Layout(rng.uniform(0, 63, (n, 2)), np.full(n, 12.0)), 64) for n in (5, 90)])
     images = draw_images(pipe, ["lung"] * 2, [""] * 2, [3, 3], seed=0, image_size=64, steps=6,
                          guidance_scale=1.5, maps=maps)
     assert np.abs(images[0].astype(int) - images[1]).mean() > 8
