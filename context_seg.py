@@ -89,7 +89,7 @@ def measure_layouts(data, path: Path) -> list[Layout]:
 # ------------------------------------------------------------------ point statistics
 
 class PointStatistics:
-    """A class's nuclei as a point process, measured on its training layouts, to sample new ones from.
+    """A class's nuclei as a point process, measured on its training layouts, to draw new ones.
 
     Counts and areas are resampled from those observed. Places are drawn one by one: each nucleus
     is the one of NUM_CANDIDATES uniform points that a draw weighted by the product of the measured
@@ -147,7 +147,9 @@ def layout_for(index: int, seed: int, mode: str, statistics: PointStatistics,
                training: list[Layout]) -> Layout:
     """The layout of item `index`: sampled from the statistics, or one of the training images'."""
     draw = np.random.default_rng([seed, index])
-    return statistics.sample(draw) if mode == "sampled" else training[int(draw.integers(len(training)))]
+    if mode == "sampled":
+        return statistics.sample(draw)
+    return training[int(draw.integers(len(training)))]
 
 
 # ------------------------------------------------------------------ training
@@ -174,7 +176,7 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
                  adapter: str, rank: int, target: str, controlnet_steps: int, train_steps: int,
                  batch_size: int, learning_rate: float, controlnet_learning_rate: float,
                  seed: int) -> None:
-    """Measure the layouts, train the ControlNet on all classes, an adapter on each; publish MODEL."""
+    """Measure layouts, train the ControlNet on all classes and an adapter on each; publish."""
     import torch
 
     from lungkit.denoiser import Latents
@@ -193,13 +195,15 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
         control = get_controlnet(base, controlnet)
         if not (work_dir / "controlnet" / "config.json").exists():
             loss_at = training_loss(
-                base, latents, lambda i, draw: words.context_caption(rows[i].label, draw, context[i]),
+                base, latents,
+                lambda i, draw: words.context_caption(rows[i].label, draw, context[i]),
                 batch_size=batch_size, controlnet=control, maps=maps)
             control.train()
             losses["controlnet"] = train(
                 control.parameters(), loss_at, what="ControlNet", steps=controlnet_steps,
                 learning_rate=controlnet_learning_rate, seed=seed, ema_decay=0.999,
-                checkpoint_path=work_dir / "controlnet.ckpt", jsonl_path=work_dir / "progress.jsonl")
+                checkpoint_path=work_dir / "controlnet.ckpt",
+                jsonl_path=work_dir / "progress.jsonl")
             control.save_pretrained(work_dir / ".controlnet")
             (work_dir / ".controlnet").rename(work_dir / "controlnet")
             cli.check_stop()
@@ -234,7 +238,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
         adapter: str, layouts: str, prompts: Path, preset: str, sampler: str, pool: int, seed: int,
         device: str, overwrite: bool, dry_run: bool,
         **options: object) -> None:
-    """Check the prompts, train ControlNet and adapters, draw each class over new layouts, publish."""
+    """Check the prompts, train ControlNet and adapters, draw each class over layouts, publish."""
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
     training = {key: options[key] for key in (
         "rank", "target", "controlnet_steps", "train_steps", "batch_size", "learning_rate",
@@ -260,8 +264,8 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.classes,
                             context=True)
     say(f"context_seg: found {sum(data.counts['train'].values())} training images, ControlNet and "
-        f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images to "
-        "draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
+        f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images "
+        "to draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
     if dry_run:
         return
     base = BaseModel(folder, cli.use_device(device))
@@ -284,7 +288,8 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
     control = get_controlnet(base, str(model_dir / "controlnet")).eval()
     labels = [row.label for row in data.select("train")]
 
-    with DatasetWriter(target, stage="context_seg", classes=data.classes, image_size=size) as writer:
+    with DatasetWriter(target, stage="context_seg", classes=data.classes,
+                       image_size=size) as writer:
         progress = Progress("context images", len(items), done=len(writer.records))
         for label in data.classes:
             own = [layout for layout, other in zip(layouts, labels, strict=True) if other == label]
@@ -302,8 +307,9 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
                                      [item.index for item in batch], seed=seed, image_size=size,
                                      steps=steps, guidance_scale=guidance_scale, maps=maps,
                                      control_scale=CONTROL_SCALE)
-                return images, [{"seed": f"{seed}:{item.index}", "source": f"context, {mode} layout",
-                                 "prompt": caption, "num_nuclei": len(layout.areas_px),
+                return images, [{"seed": f"{seed}:{item.index}", "prompt": caption,
+                                 "source": f"context, {mode} layout",
+                                 "num_nuclei": len(layout.areas_px),
                                  "masks": {"nuclei": np.ascontiguousarray(nuclei[..., 0])}}
                                 for item, caption, layout, nuclei in
                                 zip(batch, captions, drawn, maps, strict=True)]

@@ -136,8 +136,9 @@ def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sam
     solver = sampler(sampler_name, schedule.config)
     solver.set_timesteps(steps, device=device)
     size, channels = unet.config.sample_size, unet.config.in_channels
-    latents = torch.stack([torch.randn((channels, size, size), generator=generator_for(seed, item.index))
-                           for item in items]).to(device) * solver.init_noise_sigma
+    noise = [torch.randn((channels, size, size), generator=generator_for(seed, item.index))
+             for item in items]
+    latents = torch.stack(noise).to(device) * solver.init_noise_sigma
     wanted = torch.tensor([classes.index(item.label) for item in items], device=device)
     none = torch.full_like(wanted, len(classes))
     with torch.no_grad(), autocast(device):
@@ -174,21 +175,25 @@ def train_model(model: Output, data, *, autoencoder: str, preset: str, widths: l
                 vae, images, steps=autoencoder_steps, batch_size=batch_size, seed=seed,
                 work_dir=work_dir, device=device)
         else:
-            vae = AutoencoderKL.from_pretrained(autoencoder_path(autoencoder), torch_dtype=torch.float32)
+            vae = AutoencoderKL.from_pretrained(autoencoder_path(autoencoder),
+                                                torch_dtype=torch.float32)
         vae.to(device).eval().requires_grad_(False)
         torch.manual_seed(seed + 1)
         latent_size = data.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
-        unet = build_unet(latent_size, vae.config.latent_channels, widths, len(data.classes)).to(device)
+        unet = build_unet(latent_size, vae.config.latent_channels, widths, len(data.classes))
+        unet.to(device)
         schedule = training_schedule()
         losses["unet"] = train_unet(
             unet, vae, schedule, images, labels, num_classes=len(data.classes), steps=train_steps,
-            batch_size=batch_size, learning_rate=learning_rate, seed=seed, work_dir=work_dir, device=device)
+            batch_size=batch_size, learning_rate=learning_rate, seed=seed, work_dir=work_dir,
+            device=device)
         for name, part in (("vae", vae), ("unet", unet), ("scheduler", schedule)):
             part.save_pretrained(work_dir / name)
         for checkpoint in work_dir.glob("*.ckpt"):
             checkpoint.unlink()
-        model.publish({"schema": "lungkit.model/1", "stage": "diffusion_seg", "classes": data.classes,
-                       "losses": losses, "parents": train_only_parent(data), **provenance()})
+        model.publish({"schema": "lungkit.model/1", "stage": "diffusion_seg",
+                       "classes": data.classes, "losses": losses,
+                       "parents": train_only_parent(data), **provenance()})
 
 
 def autoencoder_path(autoencoder: str) -> Path:
@@ -200,8 +205,8 @@ def autoencoder_path(autoencoder: str) -> Path:
     if not (path / "config.json").exists() and (path / "vae" / "config.json").exists():
         path = path / "vae"
     if not (path / "config.json").exists():
-        raise cli.BadOptions(f"--autoencoder {autoencoder}: {path} holds no AutoencoderKL in diffusers "
-                             "layout (config.json); give its folder, base, or train")
+        raise cli.BadOptions(f"--autoencoder {autoencoder}: {path} holds no AutoencoderKL in "
+                             "diffusers layout (config.json); give its folder, base, or train")
     return path
 
 
@@ -212,10 +217,14 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
     autoencoder = options["autoencoder"]
     options["widths"] = [int(width) for width in options["widths"]]
-    training = {key: options[key] for key in ("widths", "train_steps", "batch_size", "learning_rate")}
+    fitting = {key: options[key] for key in (
+        "widths", "train_steps", "batch_size", "learning_rate")}
+    training = dict(fitting)
     if autoencoder == "train":
         training["autoencoder_steps"] = options["autoencoder_steps"]
-    identity = "train" if autoencoder == "train" else folder_fingerprint(autoencoder_path(autoencoder))
+    identity = "train"
+    if autoencoder != "train":
+        identity = folder_fingerprint(autoencoder_path(autoencoder))
     manifest = read_manifest(real)
     trained = {**training, "preset": preset, "autoencoder": identity, "seed": seed,
                "real": manifest["fingerprint"]}
@@ -239,7 +248,7 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     if not ready:
         train_model(weights, data, autoencoder=autoencoder, preset=preset, seed=seed, device=place,
                     autoencoder_steps=options["autoencoder_steps"],
-                    **{key: options[key] for key in ("widths", "train_steps", "batch_size", "learning_rate")})
+                    **fitting)
 
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 
@@ -249,9 +258,9 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     schedule = DDPMScheduler.from_pretrained(folder / "scheduler")
 
     def draw(batch):
-        images = sample_images(unet, vae, schedule, batch, classes=data.classes, sampler_name=sampler,
-                               steps=options["sampling_steps"], seed=seed, device=place,
-                               guidance_scale=options["guidance_scale"])
+        images = sample_images(unet, vae, schedule, batch, classes=data.classes,
+                               sampler_name=sampler, steps=options["sampling_steps"],
+                               seed=seed, device=place, guidance_scale=options["guidance_scale"])
         return images, [{"seed": f"{seed}:{item.index}", "source": "diffusion"} for item in batch]
 
     with DatasetWriter(target, stage="diffusion_seg", classes=data.classes,

@@ -43,7 +43,8 @@ PRESETS = {
     "demo": {"base_model": "embedded", "rank": 16, "target": "all", "train_steps": 250,
              "batch_size": 16, "learning_rate": 1e-3, "sampling_steps": 15, "guidance_scale": 2.0},
     "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
-             "train_steps": 3000, "batch_size": 8, "learning_rate": 1e-4, "sampling_steps": 30, "guidance_scale": 4.0},
+             "train_steps": 3000, "batch_size": 8, "learning_rate": 1e-4,
+             "sampling_steps": 30, "guidance_scale": 4.0},
 }
 
 
@@ -103,8 +104,8 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
     from transformers import CLIPTokenizer
     words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.classes)
     say(f"prompt_seg: found {sum(data.counts['train'].values())} training images, "
-        f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images to "
-        "draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
+        f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images "
+        "to draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
     if dry_run:
         return
     base = BaseModel(folder, cli.use_device(device))

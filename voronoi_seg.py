@@ -56,7 +56,7 @@ def cell_means(image: np.ndarray, cells: np.ndarray) -> np.ndarray:
 
 
 def borders(cells: np.ndarray) -> np.ndarray:
-    """Lines of one pixel between `cells` [S, S]: where the cell right of or below a pixel differs."""
+    """Lines of one pixel between `cells` [S, S]: where the cell right or below differs."""
     line = np.zeros(cells.shape, bool)
     line[:, :-1] = cells[:, 1:] != cells[:, :-1]
     line[:-1] |= cells[1:] != cells[:-1]
@@ -103,10 +103,11 @@ def draw(image: np.ndarray, *, render: str, modality: str, solidity: float,
 # ------------------------------------------------------------------ reading and working
 
 def choose_modality(real: Dataset, asked: str) -> str:
-    """One modality for all images: as asked, as recorded in `real`, or as most training images look."""
+    """One modality for all images: as asked, as `real` records, or as most of its images look."""
     if asked != "auto":
         return asked
-    for recorded in (real.manifest.get("modality"), real.manifest.get("parameters", {}).get("modality")):
+    for recorded in (real.manifest.get("modality"),
+                     real.manifest.get("parameters", {}).get("modality")):
         if recorded in METHODS:
             return recorded
     rows = real.select("train")
@@ -163,7 +164,8 @@ def count_nuclei(records: Iterable[dict], classes: list[str]) -> dict[str, dict]
     for record in records:
         found[record["label"]].append(int(record["num_nuclei"]))
     return {label: {"images": len(counts), "min_count": min(counts), "median_count": median(counts),
-                    "max_count": max(counts), "fewer_than_four": sum(n < FEW_NUCLEI for n in counts),
+                    "max_count": max(counts),
+                    "fewer_than_four": sum(n < FEW_NUCLEI for n in counts),
                     "without_nuclei": counts.count(0)}
             for label, counts in found.items() if counts}
 

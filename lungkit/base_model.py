@@ -150,7 +150,8 @@ def train_autoencoder(vae, images, *, steps: int, seed: int, work_dir: Path,
         def integer(high):
             return int(torch.randint(high, (1,), generator=generator))
         picks = torch.randint(len(images), (8,), generator=generator).tolist()
-        side = TILE_SIZE if decoder_only and integer(2) else IMAGE_SIZE + integer(TILE_SIZE - IMAGE_SIZE)
+        zoomed = IMAGE_SIZE + integer(TILE_SIZE - IMAGE_SIZE)
+        side = TILE_SIZE if decoder_only and integer(2) else zoomed
         top, left = integer(TILE_SIZE - side + 1), integer(TILE_SIZE - side + 1)
         crops = np.stack([images[i, top:top + side, left:left + side] for i in picks])
         crops = F.interpolate(to_model_range(crops), size=(IMAGE_SIZE,) * 2, mode="area")
@@ -178,7 +179,8 @@ def train_autoencoder(vae, images, *, steps: int, seed: int, work_dir: Path,
 
 
 def run(*, output: Path, num_tiles: int, autoencoder_steps: int, unet_steps: int,
-        decoder_steps: int, controlnet_steps: int, batch_size: int, seed: int, overwrite: bool, dry_run: bool) -> None:
+        decoder_steps: int, controlnet_steps: int, batch_size: int, seed: int,
+        overwrite: bool, dry_run: bool) -> None:
     """Draw, train the four parts in turn, save in diffusers layout."""
     parameters = {"num_tiles": num_tiles, "autoencoder_steps": autoencoder_steps,
                   "unet_steps": unet_steps, "decoder_steps": decoder_steps,
@@ -202,7 +204,8 @@ def run(*, output: Path, num_tiles: int, autoencoder_steps: int, unet_steps: int
 
 
 def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_steps: int,
-             decoder_steps: int, controlnet_steps: int, batch_size: int, seed: int) -> dict[str, float]:
+             decoder_steps: int, controlnet_steps: int, batch_size: int,
+             seed: int) -> dict[str, float]:
     """Train autoencoder, UNet with text encoder, and ControlNet; save each in `work_dir`."""
     import cv2
     import numpy as np
@@ -258,7 +261,8 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
 
     losses["unet"] = train([*unet.parameters(), *text_encoder.parameters()], unet_loss,
                            what="base UNet and text encoder", steps=unet_steps, seed=seed + 1,
-                           learning_rate=6e-4, ema_decay=0.9995, checkpoint_path=work_dir / "unet.ckpt",
+                           learning_rate=6e-4, ema_decay=0.9995,
+                           checkpoint_path=work_dir / "unet.ckpt",
                            jsonl_path=work_dir / "progress.jsonl")
     save(unet, work_dir / "unet")
     save(text_encoder, work_dir / "text_encoder")
@@ -281,8 +285,9 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
     def controlnet_loss(step, generator):
         indices, orientations, scaled, tokens = batch_at(generator)
         states = text_encoder(tokens)[0]
-        control = torch.stack([orient(maps[i:i + 1], o)[0] for i, o in
-                               zip(indices.tolist(), orientations.tolist(), strict=True)]).float() / 255
+        turned = [orient(maps[i:i + 1], which) for i, which in
+                  zip(indices.tolist(), orientations.tolist(), strict=True)]
+        control = torch.cat(turned).float() / 255
 
         def predict(noisy, t):
             down, mid = controlnet(noisy, t, encoder_hidden_states=states, controlnet_cond=control,
@@ -298,7 +303,8 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
     write_json(work_dir / "model_index.json", {
         "_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"],
         "unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
         "safety_checker": [None, None], "feature_extractor": [None, None],
         "image_encoder": [None, None], "requires_safety_checker": False})
     return losses

@@ -216,7 +216,7 @@ def use_device(name: str, *, threads: int | None = None):
     import torch
 
     if threads is None:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        allowed = len(os.sched_getaffinity(0))
         threads = int(os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK")
                       or allowed or 1)
     torch.set_num_threads(max(1, threads))
@@ -225,13 +225,14 @@ def use_device(name: str, *, threads: int | None = None):
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise BadOptions(f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+        raise BadOptions(f"--device {name!r} is not a device; "
+                         "use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise BadOptions(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise BadOptions(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu, "
-                             "or check the driver and CUDA_VISIBLE_DEVICES")
+            raise BadOptions(f"--device {name}: PyTorch sees no CUDA device here; use --device "
+                             "cpu, or check the driver and CUDA_VISIBLE_DEVICES")
         if (device.index or 0) >= torch.cuda.device_count():
             raise BadOptions(f"--device {name}: only {torch.cuda.device_count()} CUDA devices here")
     return device

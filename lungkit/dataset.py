@@ -173,7 +173,8 @@ def open_dataset(path: Path) -> Dataset:
                 known = {name: record.pop(name) for name in COLUMNS if name in record}
                 rows.append(Row(**known, extra=record))
     except (FileNotFoundError, TypeError, csv.Error) as error:
-        raise Fault(f"{path / 'metadata.csv'} cannot be read ({error}): make the dataset again") from None
+        raise Fault(f"{path / 'metadata.csv'} cannot be read ({error}): "
+                    "make the dataset again") from None
     classes, size = manifest["classes"], manifest["image_size"]
     for row in rows:
         if row.label not in classes or row.split not in SPLITS \
@@ -188,7 +189,8 @@ def open_dataset(path: Path) -> Dataset:
             continue
         header = _png_header(content)
         if header != (size, size, 8, 2):
-            faults.append(f"{row.file_name}: {_describe(header)}, not an RGB PNG of {size} x {size}")
+            faults.append(f"{row.file_name}: {_describe(header)}, "
+                          f"not an RGB PNG of {size} x {size}")
         elif sha256(content) != row.sha256:
             faults.append(f"{row.file_name}: altered since the dataset was made")
     listed = {row.file_name for row in rows}
@@ -219,14 +221,16 @@ def _png_header(content: bytes) -> tuple[int, int, int, int] | None:
 
 
 def _describe(header: tuple | None) -> str:
-    return "no whole PNG" if header is None else f"{header[0]} x {header[1]}, colour type {header[3]}"
+    if header is None:
+        return "no whole PNG"
+    return f"{header[0]} x {header[1]}, colour type {header[3]}"
 
 
 def check_same_task(dataset: Dataset, real: Dataset) -> None:
-    """Raise Fault unless `dataset` can be compared with `real`: classes, size, parent, no test image."""
+    """Raise Fault unless `dataset` compares with `real`: classes, size, parent, no test image."""
     if dataset.classes != real.classes:
-        raise Fault(f"{dataset.path} has classes {dataset.classes}, {real.path} has {real.classes}: "
-                    "compare datasets of one run")
+        raise Fault(f"{dataset.path} has classes {dataset.classes}, {real.path} has "
+                    f"{real.classes}: compare datasets of one run")
     if dataset.image_size != real.image_size:
         raise Fault(f"{dataset.path} has images of {dataset.image_size} px, {real.path} of "
                     f"{real.image_size} px: make both at one --image-size")
@@ -315,7 +319,8 @@ class DatasetWriter:
         writer.writerows(records)
         rows = [Row(**{key: record.get(key, "") for key in COLUMNS}) for record in records]
         counts = count(rows, self.classes)
-        empty = [f"{split}/{label}" for split in SPLITS for label, n in counts[split].items() if n == 0]
+        empty = [f"{split}/{label}" for split in SPLITS
+                 for label, number in counts[split].items() if number == 0]
         if empty:
             raise Fault(f"nothing was produced for {', '.join(empty)}: every class needs an image "
                         "in every split")

@@ -94,7 +94,7 @@ def min_snr_weight(scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Te
 
 def denoising_loss(predict, scheduler, latents: torch.Tensor, generator: torch.Generator, *,
                    gamma: float = 5.0) -> torch.Tensor:
-    """Min-SNR weighted squared error of `predict(noisy, timesteps)` on scaled latents [B, C, h, w]."""
+    """Min-SNR weighted error of `predict(noisy, timesteps)` on scaled latents [B, C, h, w]."""
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),),
                               generator=generator).to(latents.device)
@@ -125,7 +125,8 @@ def sampler(name: str, config):
                                          timestep_spacing="trailing" if zero_snr else "leading")
     return DPMSolverMultistepScheduler.from_config(
         config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero",
-        use_karras_sigmas=False, thresholding=False, timestep_spacing="trailing" if zero_snr else "linspace")
+        use_karras_sigmas=False, thresholding=False,
+        timestep_spacing="trailing" if zero_snr else "linspace")
 
 
 SAMPLERS = ("dpm", "ddim")

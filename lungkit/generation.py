@@ -1,4 +1,4 @@
-"""How the generative arms fill a dataset: the plan of items, their seeds, the writing of batches."""
+"""How the generative arms fill a dataset: the plan of items, their seeds, their batches."""
 
 from __future__ import annotations
 
@@ -91,6 +91,8 @@ def folder_fingerprint(directory: Path) -> str:
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             name = path.relative_to(directory).as_posix()
-            parts.append(f"{name}\t{sha256(path.read_bytes()) if path.suffix == '.json' else path.stat().st_size}")
+            is_config = path.suffix == ".json"
+            what = sha256(path.read_bytes()) if is_config else path.stat().st_size
+            parts.append(f"{name}\t{what}")
     return sha256("\n".join(parts).encode())
 

@@ -29,8 +29,10 @@ class Prompts:
                 raise Fault(f"{self.path}: class {name!r} needs templates and a negative prompt")
             for template in entry["templates"]:
                 for _, slot, _, _ in string.Formatter().parse(template):
-                    if slot is not None and slot != "name" and not (self.data.get(slot) or entry.get(slot)):
-                        raise Fault(f"{self.path}: class {name!r} uses {{{slot}}}, which no list fills")
+                    filled = slot in (None, "name") or self.data.get(slot) or entry.get(slot)
+                    if not filled:
+                        raise Fault(f"{self.path}: class {name!r} uses {{{slot}}}, which no list "
+                                    "fills")
 
     def entry(self, label: str) -> dict:
         """The file's entry for a class, or that for other classes under the class's own name."""
@@ -72,9 +74,9 @@ class Prompts:
             for prompt in self.longest(label, context=context):
                 length = len(tokenizer(prompt).input_ids)
                 if length > tokenizer.model_max_length:
-                    raise Fault(f"{self.path}: a prompt of class {label!r} has {length} tokens, the "
-                                f"text encoder reads {tokenizer.model_max_length} and would cut the "
-                                f"rest: shorten {prompt[:60]!r}...")
+                    raise Fault(f"{self.path}: a prompt of class {label!r} has {length} tokens, "
+                                f"the text encoder reads {tokenizer.model_max_length} and would "
+                                f"cut the rest: shorten {prompt[:60]!r}...")
 
     def corpus(self) -> list[str]:
         """Every text the file holds, for training a tokenizer on it."""

@@ -282,7 +282,7 @@ def tidy(row: dict) -> dict:
     return line
 
 
-def verdict_table(pairs: list[Pair]) -> str:
+def verdict_table(pairs: list) -> str:
     """The verdicts as aligned plain text."""
     lines = [("a", "b", "a - b", "p (Holm)", "verdict")]
     lines += [(pair.dataset_a, pair.dataset_b, points(pair.shift), p_words(pair.p_holm),

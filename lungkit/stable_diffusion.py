@@ -33,12 +33,14 @@ TARGET_MODULES = {
 def add_adapter_options(group, hyperparameters) -> None:
     """Add the options that the prompt and context arms spell alike to their two groups."""
     group.add_argument("--base-model", metavar="ID|DIR|embedded",
-                       help="Stable Diffusion: a hub id, a folder in diffusers layout, or the small "
-                            "embedded one (default: demo embedded, full Stable Diffusion 1.5)")
+                       help="Stable Diffusion: a hub id, a folder in diffusers layout, or the "
+                            "small embedded one (default: demo embedded, full Stable "
+                            "Diffusion 1.5)")
     group.add_argument("--adapter", choices=ADAPTERS, default="dora")
     group.add_argument("--prompts", type=Path, default=PROMPTS_PATH, metavar="JSON",
                        help="prompt file (default: prompts.json)")
-    hyperparameters.add_argument("--rank", type=cli.positive_int, metavar="INT", help="adapter rank")
+    hyperparameters.add_argument("--rank", type=cli.positive_int, metavar="INT",
+                                 help="adapter rank")
     hyperparameters.add_argument("--target", choices=sorted(TARGET_MODULES),
                                  help="layers the adapter changes")
     hyperparameters.add_argument("--train-steps", type=cli.positive_int, metavar="INT",
@@ -57,11 +59,12 @@ def resolve_base_model(base_model: str) -> Path:
     if base_model == "embedded":
         return BASE_MODEL_DIR
     folder = Path(base_model)
-    if not folder.exists() and base_model.count("/") == 1 and not base_model.startswith((".", "/", "~")):
+    is_hub_id = base_model.count("/") == 1 and not base_model.startswith((".", "/", "~"))
+    if is_hub_id and not folder.exists():
         folder = _from_hub(base_model)
     if not (folder / "model_index.json").is_file():
-        raise cli.BadOptions(f"--base-model {base_model}: no Stable Diffusion in diffusers layout there "
-                             "(model_index.json is missing); give such a folder or a hub id")
+        raise cli.BadOptions(f"--base-model {base_model}: no Stable Diffusion in diffusers layout "
+                             "there (model_index.json is missing); give such a folder or a hub id")
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
                if not (folder / part).is_dir()]
     if missing:
@@ -83,8 +86,9 @@ def _from_hub(name: str) -> Path:
             if os.environ.get("HF_HUB_OFFLINE") == "1":
                 break
     raise cli.BadOptions(
-        f"--base-model {name} is not a folder, not in the model cache, and not reachable ({reason}): "
-        f"on a node with network run `hf download {name}` first, or give a local folder") from None
+        f"--base-model {name} is not a folder, not in the model cache, and not reachable "
+        f"({reason}): on a node with network run `hf download {name}` first, "
+        "or give a local folder") from None
 
 
 def base_model_identity(folder: Path) -> str:
@@ -121,8 +125,8 @@ class BaseModel:
             tokens = self.tokenizer(new, padding="max_length", truncation=True, return_tensors="pt",
                                     max_length=self.tokenizer.model_max_length).input_ids
             with torch.no_grad():
-                for caption, state in zip(new, self.text_encoder(tokens.to(self.device))[0], strict=True):
-                    self._states[caption] = state
+                states = self.text_encoder(tokens.to(self.device))[0]
+            self._states.update(zip(new, states, strict=True))
         return torch.stack([self._states[caption] for caption in captions])
 
     def fingerprint(self) -> tuple:
@@ -164,7 +168,8 @@ def training_loss(base: BaseModel, latents, caption: Callable[[int, random.Rando
         which = torch.randint(NUM_ORIENTATIONS, (batch_size,), generator=generator)
         batch = latents.draw(picks, which, generator) * base.vae.config.scaling_factor
         draw = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
-        captions = ["" if draw.random() < CAPTION_DROPOUT else caption(i, draw) for i in picks.tolist()]
+        captions = ["" if draw.random() < CAPTION_DROPOUT else caption(i, draw)
+                    for i in picks.tolist()]
         control = None
         if controlnet is not None:
             control = torch.cat([orient(controls[i:i + 1], o) for i, o in
@@ -209,8 +214,9 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     return loss
 
 
-def pipeline(base: BaseModel, sampler_name: str, *, adapter_dir: Path | None = None, controlnet=None):
-    """The standard diffusers pipeline over `base`, with or without a ControlNet; no safety checker.
+def pipeline(base: BaseModel, sampler_name: str, *, adapter_dir: Path | None = None,
+             controlnet=None):
+    """The standard diffusers pipeline over `base`, with or without a ControlNet.
 
     With an adapter the UNet is a copy with the adapter fused in: drawing costs no more than with
     the base alone, and no adapter is ever on the base or beside another.
@@ -248,11 +254,13 @@ def draw_images(pipe, prompts: list[str], negatives: list[str], indices: list[in
     more = {}
     if maps is not None:
         control = torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255
-        more = {"image": control.to(pipe.unet.device), "controlnet_conditioning_scale": control_scale}
+        more = {"image": control.to(pipe.unet.device),
+                "controlnet_conditioning_scale": control_scale}
     elif pipe.scheduler.config.get("rescale_betas_zero_snr"):
         more = {"guidance_rescale": 0.7}  # Lin et al. 2023, section 3.4
     with torch.no_grad(), autocast(torch.device(pipe.unet.device)):
-        images = pipe(prompt=prompts, negative_prompt=negatives, height=image_size, width=image_size,
-                      num_inference_steps=steps, guidance_scale=guidance_scale, output_type="np",
+        images = pipe(prompt=prompts, negative_prompt=negatives, height=image_size,
+                      width=image_size, num_inference_steps=steps,
+                      guidance_scale=guidance_scale, output_type="np",
                       generator=[generator_for(seed, index) for index in indices], **more).images
     return (np.clip(images, 0, 1) * 255).round().astype(np.uint8)
