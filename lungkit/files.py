@@ -158,15 +158,17 @@ class Output:
         Raises BadOptions if it was made (or begun) with other options, Fault if foreign files
         are in the way.
         """
+        manifest = self.manifest()
+        in_the_way = self.output_dir.exists() and (
+            not self.output_dir.is_dir() or any(self.output_dir.iterdir()))
+        if manifest is None and in_the_way:  # also with `overwrite`: it was never ours to replace
+            raise Fault(f"{self.output_dir} exists and holds no {self.manifest_name}: "
+                        "it was not made here; choose another --output or move it away")
         if self.overwrite:
             return False
-        manifest = self.manifest()
         if manifest is not None:
             self._refuse_differences(manifest.get("parameters", {}), self.output_dir)
             return True
-        if self.output_dir.exists() and (not self.output_dir.is_dir() or any(self.output_dir.iterdir())):
-            raise Fault(f"{self.output_dir} exists and holds no {self.manifest_name}: "
-                        "it was not made here; choose another --output or move it away")
         begun = self.work_dir / ".options.json"
         if begun.exists():
             self._refuse_differences(read_json(begun), self.work_dir)
