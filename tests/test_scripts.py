@@ -323,9 +323,10 @@ def wait_for(condition, *, process=None, seconds: float = 300) -> None:
 @pytest.mark.slow
 def test_pipeline_with_every_arm(environment, tmp_path):
     """Two training steps of each generator, side by side; datasets of real's size."""
-    arms = [arm for arm in ("voronoi", "diffusion", "prompt", "context")
-            if (ROOT / f"{arm}_seg.py").exists()]
-    options = {f"{arm.upper()}_OPTIONS": "--train-steps 2" for arm in arms if arm != "voronoi"}
+    arms = ["context", "prompt", "diffusion", "voronoi"]
+    options = {f"{arm.upper()}_OPTIONS": "--train-steps 2 --sampling-steps 2" for arm in arms
+               if arm != "voronoi"}
+    options["CONTEXT_OPTIONS"] += " --controlnet-steps 2"
     result = bash("run_pipeline.slurm", RUN=tmp_path / "run", **{**TINY, "ARMS": " ".join(arms)},
                   **options, **environment)
     assert result.returncode == 0, result.stderr[-3000:]
