@@ -25,7 +25,7 @@ from lungkit.files import Output, write_json, write_text
 from lungkit.progress import Progress, say
 from lungkit.provenance import provenance
 
-BASE_MODEL_DIR = Path(__file__).resolve().parent / "base_model"
+BASE_MODEL_DIR = Path(__file__).resolve().parent.parent / "base_model"
 MANIFEST = "base_model.json"
 
 IMAGE_SIZE = 64

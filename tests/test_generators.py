@@ -286,8 +286,8 @@ def test_sampled_layouts_keep_the_measured_statistics():
         assert {len(layout.areas_px) for layout in drawn} == {30}
         assert spacing(drawn) == pytest.approx(spacing(layouts), rel=0.35)
         assert {float(a) for layout in drawn for a in layout.areas_px} == {float(layouts[0].areas_px[0])}
-    uniform = [Layout(rng.uniform(0, 63, (30, 2)), np.ones(30)) for _ in range(40)]
-    assert context_seg.PointStatistics(uniform, 64).pair_correlation[4:] == pytest.approx(1, abs=0.25)
+    uniform = [Layout(rng.uniform(-0.5, 63.5, (60, 2)), np.ones(60)) for _ in range(60)]
+    assert context_seg.PointStatistics(uniform, 64).pair_correlation[3:] == pytest.approx(1, abs=0.15)
 
 
 def test_no_nuclei_at_all_is_a_layout_too():
@@ -304,7 +304,7 @@ def test_the_structure_map_shows_nuclei_borders_and_distance():
     image = structure_map(Layout(np.array([[16.0, 32.0], [48.0, 32.0]]), np.array([50.0, 50.0])), 64)
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     assert red[32, 16] == 255 and red[32, 32] == 0 and (red > 127).sum() == pytest.approx(100, abs=12)
-    assert green[:, 31:34].max(1).min() > 100 and green[32, 16] == 0
+    assert green[:, 31:34].max(1).min() > 50 and green[32, 16] == 0
     assert blue[32, 16] < 30 and blue[0, 0] == 255
 
 
