@@ -175,8 +175,7 @@ def train_model(model: Output, data, *, autoencoder: str, preset: str, widths: l
                 vae, images, steps=autoencoder_steps, batch_size=batch_size, seed=seed,
                 work_dir=work_dir, device=device)
         else:
-            vae = AutoencoderKL.from_pretrained(autoencoder_path(autoencoder),
-                                                torch_dtype=torch.float32)
+            vae = AutoencoderKL.from_pretrained(autoencoder_path(autoencoder))
         vae.to(device).eval().requires_grad_(False)
         torch.manual_seed(seed + 1)
         latent_size = data.image_size // 2 ** (len(vae.config.block_out_channels) - 1)

@@ -96,6 +96,16 @@ def base_model_identity(folder: Path) -> str:
     return folder_fingerprint(folder)
 
 
+def quiet() -> None:
+    """Keep the libraries' own progress bars and notes out of the log; their errors stay."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
 class BaseModel:
     """A frozen Stable Diffusion: tokenizer, text encoder, autoencoder, UNet, noise schedule."""
 
@@ -106,12 +116,12 @@ class BaseModel:
 
         self.folder, self.device = folder, device
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        load = {"torch_dtype": torch.float32, "use_safetensors": True}
-        self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **load)
-        self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **load)
+        quiet()
+        self.vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True)
+        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
         self.text_encoder = CLIPTextModel.from_pretrained(
             folder / "text_encoder", dtype=torch.float32, use_safetensors=True)
-        self.schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        self.schedule = DDPMScheduler.from_pretrained(folder / "scheduler")
         for part in (self.vae, self.unet, self.text_encoder):
             part.to(device).requires_grad_(False).eval()
         self._states: dict[str, torch.Tensor] = {}
