@@ -33,7 +33,7 @@ from lungkit import cli
 from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
 from lungkit.files import Output, atomic_path, write_text
 from lungkit.generation import (add_generator_options, batches, fill, model_dir_for, plan_items,
-                                train_only_parent)
+                                publish, train_only_parent)
 from lungkit.layout import Layout, Levels, structure_map
 from lungkit.progress import Progress, say
 from lungkit.prompts import Prompts
@@ -314,7 +314,7 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
                                 zip(batch, captions, drawn, maps, strict=True)]
 
             fill(writer, batches(items, label, 16), draw, progress)
-        return writer.publish(parents=train_only_parent(data), seed=seed, warnings=data.warnings)
+        return publish(writer, data, seed=seed)
 
 
 def build_parser() -> argparse.ArgumentParser:

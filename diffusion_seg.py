@@ -27,7 +27,7 @@ from lungkit.base_model import BASE_MODEL_DIR
 from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
 from lungkit.files import Output
 from lungkit.generation import (add_generator_options, batches, fill, folder_fingerprint,
-                                model_dir_for, plan_items, train_only_parent)
+                                model_dir_for, plan_items, publish, train_only_parent)
 from lungkit.progress import Progress, say
 from lungkit.provenance import provenance
 
@@ -267,7 +267,7 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
         progress = Progress("diffusion images", len(items), done=len(writer.records))
         for label in data.classes:
             fill(writer, batches(items, label, 32), draw, progress)
-        dataset = writer.publish(parents=train_only_parent(data), seed=seed, warnings=data.warnings)
+        dataset = publish(writer, data, seed=seed)
     print(f"{output}: {len(dataset.rows)} images of {len(data.classes)} classes from {folder}")
 
 

@@ -29,7 +29,7 @@ from lungkit import cli
 from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
 from lungkit.files import Output, write_text
 from lungkit.generation import (add_generator_options, batches, fill, model_dir_for, plan_items,
-                                train_only_parent)
+                                publish, train_only_parent)
 from lungkit.progress import Progress, say
 from lungkit.prompts import Prompts
 from lungkit.provenance import provenance
@@ -136,7 +136,7 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
         for label in data.classes:
             pipe = pipeline(base, sampler, adapter_dir=model_dir / label)
             fill(writer, batches(items, label, 16), partial(draw, pipe), progress)
-        return writer.publish(parents=train_only_parent(data), seed=seed, warnings=data.warnings)
+        return publish(writer, data, seed=seed)
 
 
 def build_parser() -> argparse.ArgumentParser:

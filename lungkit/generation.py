@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lungkit import cli
-from lungkit.dataset import SPLITS, Dataset, DatasetWriter, parent_of
+from lungkit.dataset import SPLITS, Dataset, DatasetWriter, decode_png, parent_of
 from lungkit.files import sha256
 from lungkit.progress import Progress
 
@@ -52,6 +54,17 @@ def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callabl
             writer.add(item.split, item.label, item.index, image, **more)
         progress.update(len(writer.records))
         cli.check_stop()
+
+
+def publish(writer: DatasetWriter, real: Dataset, *, seed: int) -> Dataset:
+    """Audit the images drawn for copies of training images, then publish the dataset."""
+    from lungkit import copy_audit
+
+    drawn = [decode_png((writer.work_dir / name).read_bytes()) for name in sorted(writer.records)]
+    audited = copy_audit.audit(real, np.stack(drawn))
+    name = writer.output.output_dir.name
+    return writer.publish(parents=train_only_parent(real), seed=seed, copy_audit=audited,
+                          warnings=[*real.warnings, *copy_audit.warnings_of(name, audited)])
 
 
 def train_only_parent(real: Dataset) -> list[dict]:
