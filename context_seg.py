@@ -32,21 +32,22 @@ import numpy as np
 from lungkit import cli
 from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
 from lungkit.files import Output, atomic_path, write_text
-from lungkit.generation import (add_generator_options, batches, fill, model_dir_for, plan_items,
-                                publish, train_only_parent)
+from lungkit.generation import (add_generator_options, batches, fill, folder_fingerprint,
+                                model_dir_for, plan_items, publish, stream,
+                                train_only_parent)
 from lungkit.layout import Layout, Levels, structure_map
 from lungkit.progress import Progress, say
 from lungkit.prompts import Prompts
 from lungkit.provenance import provenance
 from lungkit.stable_diffusion import (STABLE_DIFFUSION_15, BaseModel, add_adapter_options,
-                                      base_model_identity, draw_images, pipeline,
+                                      check_image_size, draw_images, pipeline, quiet,
                                       resolve_base_model, train_adapter, training_loss)
 
 # chosen as in prompt_seg.py; the ControlNet's rate is that of its training in the paper's code
 # (1e-5) at full, and higher for the small one
 PRESETS = {
-    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "controlnet_steps": 150,
-             "train_steps": 200, "batch_size": 16, "learning_rate": 1e-3,
+    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "controlnet_steps": 80,
+             "train_steps": 120, "batch_size": 16, "learning_rate": 1e-3,
              "controlnet_learning_rate": 3e-4,
              "sampling_steps": 15, "guidance_scale": 2.0},
     "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
@@ -74,7 +75,6 @@ def measure_layouts(data, path: Path) -> list[Layout]:
             nuclei = detect_nuclei(data.image(row))
             found.append(Layout(nuclei.centroids, nuclei.areas_px))
             progress.update(len(found))
-            cli.check_stop()
         with atomic_path(path) as hidden:
             np.savez(hidden, counts=[len(layout.areas_px) for layout in found],
                      centroids=np.concatenate([layout.centroids for layout in found]),
@@ -163,8 +163,6 @@ def get_controlnet(base: BaseModel, controlnet: str | None):
     folder = Path(controlnet) if controlnet else base.folder / "controlnet"
     if (folder / "config.json").is_file():
         return ControlNetModel.from_pretrained(folder, use_safetensors=True).float().to(base.device)
-    if controlnet:
-        raise cli.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout there")
     # from_unet assumes an 8-fold autoencoder: one embedding step fewer for a 4-fold one
     steps = len(base.vae.config.block_out_channels)
     return ControlNetModel.from_unet(
@@ -190,7 +188,7 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
         context = [levels.of(layout) for layout in layouts]
         latents = Latents(base.vae, data.load("train")[0])
         losses = {}
-        torch.manual_seed(seed)
+        torch.manual_seed(stream("context_seg controlnet", seed))
         control = get_controlnet(base, controlnet)
         if not (work_dir / "controlnet" / "config.json").exists():
             loss_at = training_loss(
@@ -198,16 +196,19 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
                 lambda i, draw: words.context_caption(rows[i].label, draw, context[i]),
                 batch_size=batch_size, controlnet=control, maps=maps)
             control.train()
-            losses["controlnet"] = train(
+            loss = train(
                 control.parameters(), loss_at, what="ControlNet", steps=controlnet_steps,
-                learning_rate=controlnet_learning_rate, seed=seed, ema_decay=0.999,
+                learning_rate=controlnet_learning_rate, ema_decay=0.999,
+                seed=stream("context_seg controlnet", seed),
                 checkpoint_path=work_dir / "controlnet.ckpt",
                 jsonl_path=work_dir / "progress.jsonl")
             control.save_pretrained(work_dir / ".controlnet")
+            write_text(work_dir / ".controlnet" / "loss.txt", repr(loss))
             (work_dir / ".controlnet").rename(work_dir / "controlnet")
             cli.check_stop()
+        losses["controlnet"] = float((work_dir / "controlnet" / "loss.txt").read_text())
         control = get_controlnet(base, str(work_dir / "controlnet")).requires_grad_(False).eval()
-        for number, label in enumerate(data.classes):
+        for label in data.classes:
             loss_path = work_dir / label / "loss.txt"
             if not loss_path.exists():  # written after the adapter: present means trained
                 own = [i for i, row in enumerate(rows) if row.label == label]
@@ -218,7 +219,7 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
                     batch_size=batch_size, controlnet=control, maps=maps[own])
                 loss = train_adapter(base, loss_at, kind=adapter, rank=rank, target=target,
                                      steps=train_steps, learning_rate=learning_rate,
-                                     seed=seed * len(data.classes) + number,
+                                     seed=stream(f"context_seg {label}", seed),
                                      what=f"{adapter} {label}", output_dir=work_dir / label,
                                      checkpoint_path=work_dir / f"{label}.ckpt",
                                      jsonl_path=work_dir / "progress.jsonl")
@@ -244,10 +245,12 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
         "controlnet_learning_rate")}
     words = Prompts(prompts)
     folder = resolve_base_model(options["base_model"])
+    if controlnet and not (Path(controlnet) / "config.json").is_file():
+        raise cli.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout there")
     manifest = read_manifest(real)
     trained = {**training, "adapter": adapter, "seed": seed, "prompts": words.fingerprint,
-               "base_model": base_model_identity(folder), "real": manifest["fingerprint"],
-               "controlnet": base_model_identity(Path(controlnet)) if controlnet else None}
+               "base_model": folder_fingerprint(folder), "real": manifest["fingerprint"],
+               "controlnet": folder_fingerprint(Path(controlnet)) if controlnet else None}
     sampling = {"sampler": sampler, "pool": pool, "layouts": layouts,
                 **{key: options[key] for key in ("sampling_steps", "guidance_scale")}}
     target = Output(output, MANIFEST, {**trained, **sampling}, overwrite=overwrite)
@@ -257,22 +260,26 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     weights = Output(model or model_dir_for(output), "model.json", trained, overwrite=overwrite)
     ready = weights.matches() or weights.is_complete()
 
+    check_image_size(folder, manifest["image_size"])
     data = open_dataset(real)
     items = plan_items(data.counts, data.classes, pool)
+    quiet()
     from transformers import CLIPTokenizer
     words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.classes,
                             context=True)
     say(f"context_seg: found {sum(data.counts['train'].values())} training images, ControlNet and "
         f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images "
         "to draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
+    place = cli.use_device(device)
     if dry_run:
         return
-    base = BaseModel(folder, cli.use_device(device))
+    base = BaseModel(folder, place)
+    draws = stream("context_seg", seed)
     if not ready:
         train_models(weights, base, data, words, controlnet=controlnet, adapter=adapter, seed=seed,
                      **training)
     dataset = draw_dataset(target, weights.output_dir, base, data, words, items, mode=layouts,
-                           sampler=sampler, steps=options["sampling_steps"], seed=seed,
+                           sampler=sampler, steps=options["sampling_steps"], seed=draws,
                            guidance_scale=options["guidance_scale"])
     print(f"{output}: {len(dataset.rows)} images of {len(dataset.classes)} classes "
           f"from {weights.output_dir}")
@@ -314,7 +321,7 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
                                 zip(batch, captions, drawn, maps, strict=True)]
 
             fill(writer, batches(items, label, 16), draw, progress)
-        return publish(writer, data, seed=seed)
+        return publish(writer, data)
 
 
 def build_parser() -> argparse.ArgumentParser:

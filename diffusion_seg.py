@@ -25,22 +25,26 @@ from pathlib import Path
 from lungkit import cli
 from lungkit.base_model import BASE_MODEL_DIR
 from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
-from lungkit.files import Output
-from lungkit.generation import (add_generator_options, batches, fill, folder_fingerprint,
-                                model_dir_for, plan_items, publish, train_only_parent)
+from lungkit.files import Output, read_json
+from lungkit.generation import (add_generator_options, batches, check_divisible, fill,
+                                folder_fingerprint, model_dir_for, plan_items, publish, stream,
+                                train_only_parent)
 from lungkit.progress import Progress, say
 from lungkit.provenance import provenance
 
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
 PRESETS = {
-    "demo": {"autoencoder": "base", "autoencoder_steps": 600, "widths": [64, 96, 128],
-             "train_steps": 1200, "batch_size": 16, "learning_rate": 6e-4,
+    "demo": {"autoencoder": "base", "autoencoder_steps": 600,
+             "autoencoder_batch_size": 16, "widths": [64, 96, 128],
+             "train_steps": 800, "batch_size": 16, "learning_rate": 6e-4,
              "sampling_steps": 15, "guidance_scale": 1.5},
-    "full": {"autoencoder": "train", "autoencoder_steps": 20000, "widths": [128, 256, 384],
+    "full": {"autoencoder": "train", "autoencoder_steps": 20000,
+             "autoencoder_batch_size": 8, "widths": [128, 256, 384],
              "train_steps": 60000, "batch_size": 64, "learning_rate": 2e-4,
              "sampling_steps": 25, "guidance_scale": 2.0},
 }
 EMA_DECAY = 0.9995
+AUTOENCODER_LEARNING_RATE = 5e-4
 CLASS_DROPOUT = 0.1  # Ho & Salimans 2022, table 1: 0.1 or 0.2 are best
 
 
@@ -78,7 +82,7 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
         return (decoded - batch).abs().mean() + edges + 1e-6 * posterior.kl().float().mean()
 
     return train(autoencoder.parameters(), loss_at, what="autoencoder", steps=steps, seed=seed,
-                 learning_rate=1e-3 if batch_size <= 16 else 2e-4, ema_decay=0.999,
+                 learning_rate=AUTOENCODER_LEARNING_RATE, ema_decay=0.999,
                  checkpoint_path=work_dir / "autoencoder.ckpt",
                  jsonl_path=work_dir / "progress.jsonl")
 
@@ -157,8 +161,8 @@ def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sam
 # ------------------------------------------------------------------ the stage
 
 def train_model(model: Output, data, *, autoencoder: str, preset: str, widths: list[int],
-                train_steps: int, autoencoder_steps: int, batch_size: int, learning_rate: float,
-                seed: int, device) -> None:
+                train_steps: int, autoencoder_steps: int, autoencoder_batch_size: int,
+                batch_size: int, learning_rate: float, seed: int, device) -> None:
     """Train on real/train and publish MODEL/{vae,unet,scheduler}."""
     import torch
     from diffusers import AutoencoderKL
@@ -172,10 +176,11 @@ def train_model(model: Output, data, *, autoencoder: str, preset: str, widths: l
         if autoencoder == "train":
             vae = build_autoencoder(preset, data.image_size).to(device)
             losses["autoencoder"] = train_autoencoder(
-                vae, images, steps=autoencoder_steps, batch_size=batch_size, seed=seed,
+                vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, seed=seed,
                 work_dir=work_dir, device=device)
         else:
-            vae = AutoencoderKL.from_pretrained(autoencoder_path(autoencoder))
+            vae = AutoencoderKL.from_pretrained(autoencoder_path(autoencoder),
+                                                use_safetensors=True)
         vae.to(device).eval().requires_grad_(False)
         torch.manual_seed(seed + 1)
         latent_size = data.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
@@ -209,6 +214,17 @@ def autoencoder_path(autoencoder: str) -> Path:
     return path
 
 
+def check_sizes(image_size: int, autoencoder: str, preset: str, widths: list[int]) -> None:
+    """Raise BadOptions unless the image can be halved as often as autoencoder and UNet do."""
+    if any(width % 32 for width in widths):
+        raise cli.BadOptions(f"--widths {' '.join(map(str, widths))}: expected multiples of 32")
+    halvings = 2 if preset == "demo" else 3
+    if autoencoder != "train":
+        config = read_json(autoencoder_path(autoencoder) / "config.json")
+        halvings = len(config["block_out_channels"]) - 1
+    check_divisible(image_size, 2 ** (halvings + len(widths) - 1))
+
+
 def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: str,
         pool: int, seed: int, device: str, overwrite: bool, dry_run: bool,
         **options: object) -> None:
@@ -220,7 +236,7 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
         "widths", "train_steps", "batch_size", "learning_rate")}
     training = dict(fitting)
     if autoencoder == "train":
-        training["autoencoder_steps"] = options["autoencoder_steps"]
+        training |= {key: options[key] for key in ("autoencoder_steps", "autoencoder_batch_size")}
     identity = "train"
     if autoencoder != "train":
         identity = folder_fingerprint(autoencoder_path(autoencoder))
@@ -236,17 +252,20 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     weights = Output(model or model_dir_for(output), "model.json", trained, overwrite=overwrite)
     ready = weights.matches() or weights.is_complete()
 
+    check_sizes(manifest["image_size"], autoencoder, preset, options["widths"])
     data = open_dataset(real)
     items = plan_items(data.counts, data.classes, pool)
     say(f"diffusion_seg: found {sum(data.counts['train'].values())} training images, model "
         f"{'complete' if ready else 'pending'}, {len(items)} images to draw; "
         + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
+    place = cli.use_device(device)
     if dry_run:
         return
-    place = cli.use_device(device)
+    draws = stream("diffusion_seg", seed)
     if not ready:
-        train_model(weights, data, autoencoder=autoencoder, preset=preset, seed=seed, device=place,
+        train_model(weights, data, autoencoder=autoencoder, preset=preset, seed=draws, device=place,
                     autoencoder_steps=options["autoencoder_steps"],
+                    autoencoder_batch_size=options["autoencoder_batch_size"],
                     **fitting)
 
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
@@ -259,15 +278,15 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     def draw(batch):
         images = sample_images(unet, vae, schedule, batch, classes=data.classes,
                                sampler_name=sampler, steps=options["sampling_steps"],
-                               seed=seed, device=place, guidance_scale=options["guidance_scale"])
-        return images, [{"seed": f"{seed}:{item.index}", "source": "diffusion"} for item in batch]
+                               seed=draws, device=place, guidance_scale=options["guidance_scale"])
+        return images, [{"seed": f"{draws}:{item.index}", "source": "diffusion"} for item in batch]
 
     with DatasetWriter(target, stage="diffusion_seg", classes=data.classes,
                        image_size=data.image_size) as writer:
         progress = Progress("diffusion images", len(items), done=len(writer.records))
         for label in data.classes:
             fill(writer, batches(items, label, 32), draw, progress)
-        dataset = publish(writer, data, seed=seed)
+        dataset = publish(writer, data)
     print(f"{output}: {len(dataset.rows)} images of {len(data.classes)} classes from {folder}")
 
 
@@ -285,6 +304,8 @@ def build_parser() -> argparse.ArgumentParser:
                                  help="optimiser steps")
     hyperparameters.add_argument("--autoencoder-steps", type=cli.positive_int, metavar="INT",
                                  help="optimiser steps of --autoencoder train")
+    hyperparameters.add_argument("--autoencoder-batch-size", type=cli.positive_int,
+                                 metavar="IMAGES")
     hyperparameters.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES")
     hyperparameters.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
                                  help="peak")

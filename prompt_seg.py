@@ -28,19 +28,20 @@ from pathlib import Path
 from lungkit import cli
 from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
 from lungkit.files import Output, write_text
-from lungkit.generation import (add_generator_options, batches, fill, model_dir_for, plan_items,
-                                publish, train_only_parent)
+from lungkit.generation import (add_generator_options, batches, fill, folder_fingerprint,
+                                model_dir_for, plan_items, publish, stream,
+                                train_only_parent)
 from lungkit.progress import Progress, say
 from lungkit.prompts import Prompts
 from lungkit.provenance import provenance
 from lungkit.stable_diffusion import (STABLE_DIFFUSION_15, BaseModel, add_adapter_options,
-                                      base_model_identity, draw_images, pipeline,
+                                      check_image_size, draw_images, pipeline, quiet,
                                       resolve_base_model, train_adapter, training_loss)
 
 # demo: chosen on simulated tissue for the small base; full: rank 16 and 1e-4 are the customary
 # values for Stable Diffusion 1.5, guidance 4 keeps the stain from over-saturating
 PRESETS = {
-    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "train_steps": 250,
+    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "train_steps": 150,
              "batch_size": 16, "learning_rate": 1e-3, "sampling_steps": 15, "guidance_scale": 2.0},
     "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
              "train_steps": 3000, "batch_size": 8, "learning_rate": 1e-4,
@@ -56,7 +57,7 @@ def train_adapters(model: Output, base: BaseModel, data, prompts: Prompts, *, ad
 
     with model.writing() as work_dir:
         losses = {}
-        for number, label in enumerate(data.classes):
+        for label in data.classes:
             loss_path = work_dir / label / "loss.txt"
             if not loss_path.exists():  # written after the adapter: present means trained
                 latents = Latents(base.vae, data.load("train", label)[0])
@@ -65,7 +66,7 @@ def train_adapters(model: Output, base: BaseModel, data, prompts: Prompts, *, ad
                     batch_size=batch_size)
                 loss = train_adapter(base, loss_at, kind=adapter, rank=rank, target=target,
                                      steps=train_steps, learning_rate=learning_rate,
-                                     seed=seed * len(data.classes) + number,
+                                     seed=stream(f"prompt_seg {label}", seed),
                                      what=f"{adapter} {label}", output_dir=work_dir / label,
                                      checkpoint_path=work_dir / f"{label}.ckpt",
                                      jsonl_path=work_dir / "progress.jsonl")
@@ -89,7 +90,7 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
     folder = resolve_base_model(options["base_model"])
     manifest = read_manifest(real)
     trained = {**training, "adapter": adapter, "seed": seed, "prompts": words.fingerprint,
-               "base_model": base_model_identity(folder), "real": manifest["fingerprint"]}
+               "base_model": folder_fingerprint(folder), "real": manifest["fingerprint"]}
     sampling = {"sampler": sampler, "pool": pool,
                 **{key: options[key] for key in ("sampling_steps", "guidance_scale")}}
     target = Output(output, MANIFEST, {**trained, **sampling}, overwrite=overwrite)
@@ -99,20 +100,24 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
     weights = Output(model or model_dir_for(output), "model.json", trained, overwrite=overwrite)
     ready = weights.matches() or weights.is_complete()
 
+    check_image_size(folder, manifest["image_size"])
     data = open_dataset(real)
     items = plan_items(data.counts, data.classes, pool)
+    quiet()
     from transformers import CLIPTokenizer
     words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.classes)
     say(f"prompt_seg: found {sum(data.counts['train'].values())} training images, "
         f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images "
         "to draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
+    place = cli.use_device(device)
     if dry_run:
         return
-    base = BaseModel(folder, cli.use_device(device))
+    base = BaseModel(folder, place)
+    draws = stream("prompt_seg", seed)
     if not ready:
         train_adapters(weights, base, data, words, adapter=adapter, seed=seed, **training)
     dataset = draw_dataset(target, weights.output_dir, base, data, words, items, sampler=sampler,
-                           steps=options["sampling_steps"], seed=seed,
+                           steps=options["sampling_steps"], seed=draws,
                            guidance_scale=options["guidance_scale"])
     print(f"{output}: {len(dataset.rows)} images of {len(dataset.classes)} classes "
           f"from {weights.output_dir}")
@@ -136,7 +141,7 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
         for label in data.classes:
             pipe = pipeline(base, sampler, adapter_dir=model_dir / label)
             fill(writer, batches(items, label, 16), partial(draw, pipe), progress)
-        return publish(writer, data, seed=seed)
+        return publish(writer, data)
 
 
 def build_parser() -> argparse.ArgumentParser:

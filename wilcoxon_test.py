@@ -73,7 +73,7 @@ def doubled_midranks(values):
     return doubled
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def subset_sum_counts(scores: tuple[int, ...], size: int):
     """How many subsets of `size` of these sorted scores have sum 0, 1, 2, ...
 
@@ -89,7 +89,7 @@ def subset_sum_counts(scores: tuple[int, ...], size: int):
         high = min(size, i + 1)
         width = sum(scores[i + 1 - high:i + 1]) + 1
         counts[low:high + 1, score:width] += counts[low - 1:high, :width - score]
-    return counts[size]
+    return counts[size].copy()  # a view would keep the whole table
 
 
 def rank_sum_test(a, b) -> RankSum:

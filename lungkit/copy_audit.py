@@ -17,7 +17,7 @@ from lungkit.dataset import Dataset
 THUMBNAIL_PX = 8
 PERCENTILE = 99.0        # of the real-to-real likeness
 LARGEST_SHARE = 0.02     # ours: above it the set carries a warning
-MOST_IMAGES = 2000       # generated images looked at, evenly spaced: the share needs no more
+MOST_IMAGES = 2000       # looked at, evenly spaced: the share needs no more
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
@@ -37,7 +37,8 @@ def orientations(images: np.ndarray) -> list[np.ndarray]:
     return turned + [part[:, :, ::-1] for part in turned]
 
 
-def likeness(queries: np.ndarray, images: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
+def likeness(queries: np.ndarray, images: np.ndarray,
+             apart: np.ndarray | None = None) -> np.ndarray:
     """Largest correlation of each query image with one of `images` in any orientation, float32 [N].
 
     apart: bool [N, M], pairs to leave out.
@@ -62,9 +63,9 @@ def audit(real: Dataset, generated: np.ndarray) -> dict:
     picks = np.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).astype(int)
     between = likeness(images[picks], images, groups[picks, None] == groups[None])
     threshold = (float(np.percentile(between, PERCENTILE)) + 1) / 2
-    picks = np.linspace(0, len(generated) - 1, min(len(generated), MOST_IMAGES)).astype(int)
-    found = likeness(generated[picks], images)
-    return {"images": len(picks), "share_near_copies": round(float((found > threshold).mean()), 4),
+    found = likeness(generated, images)
+    return {"images": len(generated),
+            "share_near_copies": round(float((found > threshold).mean()), 4),
             "likeness_median": round(float(np.median(found)), 4),
             "real_likeness_median": round(float(np.median(between)), 4),
             "threshold": round(threshold, 4)}
@@ -74,6 +75,6 @@ def warnings_of(name: str, audited: dict) -> list[str]:
     """The warning that an audit gives rise to, if any, for the final report."""
     if audited["share_near_copies"] <= LARGEST_SHARE:
         return []
-    return [f"copies: {audited['share_near_copies']:.0%} of the images of {name} are far more alike to "
-            "a training image than training images of different groups are to one another: the "
+    return [f"copies: {audited['share_near_copies']:.0%} of the images of {name} are far more alike "
+            "to a training image than training images of different groups are to one another: the "
             "generator may have memorised them"]

@@ -234,15 +234,16 @@ def check_same_task(dataset: Dataset, real: Dataset) -> None:
     if dataset.image_size != real.image_size:
         raise Fault(f"{dataset.path} has images of {dataset.image_size} px, {real.path} of "
                     f"{real.image_size} px: make both at one --image-size")
-    for seen in dataset.trained_on():
-        if seen["name"] != real.name:
-            continue
-        if seen["fingerprint"] != real.fingerprint:
-            raise Fault(f"{dataset.path} was made from another real dataset "
-                        f"({seen['fingerprint'][:12]}, not {real.fingerprint[:12]}): make it again")
-        if "test" in seen["splits"]:
-            raise Fault(f"{dataset.path} saw test images of {real.path} in its training splits: "
-                        "its accuracy would be a leak; make it again from the train split")
+    seen = dataset.trained_on()
+    others = [entry for entry in seen if entry["name"] == real.name
+              and entry["fingerprint"] != real.fingerprint]
+    # unless it comes from this very real, who knows whether its images are real's test images
+    if others or real.fingerprint not in [entry["fingerprint"] for entry in seen]:
+        raise Fault(f"{dataset.path} was not made from {real.path} as it is now (fingerprint "
+                    f"{real.fingerprint[:12]}): make it again from there")
+    if any("test" in entry["splits"] for entry in seen if entry["fingerprint"] == real.fingerprint):
+        raise Fault(f"{dataset.path} saw test images of {real.path} in its training splits: "
+                    "its accuracy would be a leak; make it again from the train split")
 
 
 # ------------------------------------------------------------------ writing
@@ -330,8 +331,8 @@ class DatasetWriter:
                     "counts": counts, "seed": seed, "parents": parents,
                     "fingerprint": fingerprint(rows), "warnings": warnings or [],
                     **more, **provenance()}
-        (self.work_dir / ".records.jsonl").unlink()
         self.output.publish(manifest)
+        (self.output.output_dir / ".records.jsonl").unlink(missing_ok=True)
         return Dataset(self.output.output_dir, manifest, rows)
 
 

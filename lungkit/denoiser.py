@@ -8,8 +8,6 @@ Lu et al. 2022, arXiv:2211.01095 (DPM-Solver++).
 
 from __future__ import annotations
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np
@@ -81,15 +79,17 @@ class Latents:
 def min_snr_weight(scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
     """Loss weight of each timestep, float32 [B] (Hang et al. 2023, eq. 8 and its v-form).
 
-    With zero terminal SNR the last step has SNR 0; for epsilon-prediction that step carries no
-    signal to weigh and gets weight 1, which is the limit of min(snr, gamma) / snr.
+    Where the SNR is 0 (the last step, with zero terminal SNR) the weight is 1: sampling starts
+    there, and a weight of 0 would leave its first step untrained.
     """
     alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alphas / (1 - alphas)
     clipped = snr.clamp(max=gamma)
     if scheduler.config.prediction_type == "v_prediction":
-        return clipped / (snr + 1)
-    return torch.where(snr > 0, clipped / snr.clamp(min=1e-8), torch.ones_like(snr))
+        weights = clipped / (snr + 1)
+    else:
+        weights = clipped / snr.clamp(min=1e-8)
+    return torch.where(snr > 0, weights, torch.ones_like(snr))
 
 
 def denoising_loss(predict, scheduler, latents: torch.Tensor, generator: torch.Generator, *,
@@ -127,9 +127,6 @@ def sampler(name: str, config):
         config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero",
         use_karras_sigmas=False, thresholding=False,
         timestep_spacing="trailing" if zero_snr else "linspace")
-
-
-SAMPLERS = ("dpm", "ddim")
 
 
 def autocast(device: torch.device):

@@ -187,6 +187,9 @@ class Output:
         """Hold the lock and yield `work_dir`, emptied first if `overwrite`."""
         self.output_dir.parent.mkdir(parents=True, exist_ok=True)
         with lock(self.output_dir):
+            if not self.overwrite and self.manifest() is not None:
+                raise Fault(f"{self.output_dir} was completed by another process just now: "
+                            "run the same command again")
             begun = self.work_dir / ".options.json"
             if self.overwrite and begun.exists() and read_json(begun) != self.options:
                 shutil.rmtree(self.work_dir)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
 from lungkit import cli
 from lungkit.dataset import SPLITS, Dataset, DatasetWriter, decode_png, parent_of
-from lungkit.files import sha256
 from lungkit.progress import Progress
 
 
@@ -31,6 +32,12 @@ def plan_items(counts: dict[str, dict[str, int]], classes: list[str], pool: int)
             number = counts[split][label] * (pool if split == "train" else 1)
             items += [Item(len(items) + i, split, label) for i in range(number)]
     return items
+
+
+def stream(stage: str, seed: int) -> int:
+    """The seed of one stage's draws: with the same --seed no two stages share a random number."""
+    key = [crc32(stage.encode()), seed]
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
 def batches(items: list[Item], label: str, batch_size: int) -> list[list[Item]]:
@@ -56,14 +63,17 @@ def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callabl
         cli.check_stop()
 
 
-def publish(writer: DatasetWriter, real: Dataset, *, seed: int) -> Dataset:
+def publish(writer: DatasetWriter, real: Dataset) -> Dataset:
     """Audit the images drawn for copies of training images, then publish the dataset."""
     from lungkit import copy_audit
 
-    drawn = [decode_png((writer.work_dir / name).read_bytes()) for name in sorted(writer.records)]
-    audited = copy_audit.audit(real, np.stack(drawn))
+    drawn = sorted(writer.records)
+    picks = np.linspace(0, len(drawn) - 1, min(len(drawn), copy_audit.MOST_IMAGES)).astype(int)
+    audited = copy_audit.audit(real, np.stack(
+        [decode_png((writer.work_dir / drawn[i]).read_bytes()) for i in picks]))
     name = writer.output.output_dir.name
-    return writer.publish(parents=train_only_parent(real), seed=seed, copy_audit=audited,
+    return writer.publish(parents=train_only_parent(real), copy_audit=audited,
+                          seed=writer.output.options["seed"],
                           warnings=[*real.warnings, *copy_audit.warnings_of(name, audited)])
 
 
@@ -98,14 +108,23 @@ def add_generator_options(group, hyperparameters) -> None:
                                  help="1: no guidance")
 
 
-def folder_fingerprint(directory: Path) -> str:
-    """A quick fingerprint of a model folder: its configurations and the sizes of its weights."""
-    parts = []
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            name = path.relative_to(directory).as_posix()
-            is_config = path.suffix == ".json"
-            what = sha256(path.read_bytes()) if is_config else path.stat().st_size
-            parts.append(f"{name}\t{what}")
-    return sha256("\n".join(parts).encode())
+def check_divisible(image_size: int, divisor: int) -> None:
+    """Raise BadOptions unless images of `image_size` px can be halved as the model needs."""
+    if image_size % divisor:
+        raise cli.BadOptions(f"images of {image_size} px do not fit the model, which needs a "
+                             f"multiple of {divisor} px: make the real dataset with another --image-size")
 
+
+def folder_fingerprint(directory: Path) -> str:
+    """A quick fingerprint of a model folder: names, sizes, three samples of every file."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.suffix not in (".json", ".txt", ".safetensors") or not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(directory).as_posix()}\t{size}\n".encode())
+        with open(path, "rb") as file:
+            for start in (0, size // 2, max(0, size - 65536)):
+                file.seek(start)
+                digest.update(file.read(65536))
+    return digest.hexdigest()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NUM_LEVELS = 4     # words a measurement is put into, by the quartiles of the training images
+from lungkit.prompts import NUM_LEVELS
+
 SUPERSAMPLING = 4  # ours: discs of 2-3 px radius need sub-pixel edges at 64 px
 REACH = 0.15       # ours: distance shown as white, as a share of the side; air spaces reach it
 

@@ -35,6 +35,7 @@ import numpy as np  # OpenCV is imported where it is used: --help must not wait 
 from lungkit import cli, files
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
+SAMPLE_STREAM = 1_000_000  # seeds of samples start here: the embedded base model has seen lower ones
 CANVAS_PX = 336  # the smallest raster drawn; smaller images are its area averages
 RED_CELL = np.array([0.05, 0.85, 0.52], np.float32)  # haemoglobin with eosin: redder than eosin
 
@@ -360,7 +361,8 @@ def write_sample(output_dir: Path, *, num_patients: int = 20, tiles_per_patient:
         for label, patient, index in plan:
             cli.check_stop()
             name = f"{label}/patient{patient:03d}_{index:04d}.png"
-            tile = draw_tile(label, patient=patient, index=index, seed=seed, image_size=image_size)
+            tile = draw_tile(label, patient=patient, index=index, seed=SAMPLE_STREAM + seed,
+                             image_size=image_size)
             for path, pixels in ((f"images/{name}", tile.image[..., ::-1]),
                                  (f"truth/nuclei/{name}", tile.nuclei.astype(np.uint16)),
                                  (f"truth/tissue/{name}", tile.tissue.astype(np.uint8) * 255)):

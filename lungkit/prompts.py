@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Callable
 from pathlib import Path
 
 from lungkit.cli import Fault
@@ -11,6 +12,7 @@ from lungkit.files import read_json, sha256
 
 PROMPTS_PATH = Path(__file__).resolve().parent.parent / "prompts.json"
 SCHEMA = "lungkit.prompts/1"
+NUM_LEVELS = 4  # words a measurement is put into
 SLOTS = ("architecture", "nuclei", "cytology")  # filled per class; stain, magnification for all
 
 
@@ -23,16 +25,44 @@ class Prompts:
         self.fingerprint = sha256(self.path.read_bytes())
         if self.data.get("schema") != SCHEMA:
             raise Fault(f"{self.path} is not a {SCHEMA} file: see prompts.json for the format")
-        for name, entry in {**self.data.get("classes", {}),
-                            "other_classes": self.data.get("other_classes")}.items():
-            if not isinstance(entry, dict) or not entry.get("templates") or "negative" not in entry:
-                raise Fault(f"{self.path}: class {name!r} needs templates and a negative prompt")
-            for template in entry["templates"]:
-                for _, slot, _, _ in string.Formatter().parse(template):
-                    filled = slot in (None, "name") or self.data.get(slot) or entry.get(slot)
-                    if not filled:
-                        raise Fault(f"{self.path}: class {name!r} uses {{{slot}}}, which no list "
-                                    "fills")
+        self._check()
+
+    def _check(self) -> None:
+        """Raise Fault unless every entry is of the right kind and every template can be filled."""
+        def need(right: bool, what: str) -> None:
+            if not right:
+                raise Fault(f"{self.path}: {what}: see prompts.json for the format")
+
+        def is_texts(value: object, least: int = 1) -> bool:
+            return isinstance(value, list) and len(value) >= least \
+                and all(isinstance(text, str) and text for text in value)
+
+        data = self.data
+        need(isinstance(data.get("classes"), dict), "'classes' is not an object")
+        for slot in ("stain", "magnification"):
+            need(is_texts(data.get(slot)), f"{slot!r} is not a list of texts")
+        context = data.get("context")
+        need(isinstance(context, dict) and isinstance(context.get("template"), str)
+             and all(is_texts(context.get(slot), NUM_LEVELS)
+                     for slot in ("count", "size", "spacing")),
+             f"'context' needs a template, and {NUM_LEVELS} texts each for count, size and spacing")
+        templates = [(context["template"], {"prompt", "count", "size", "spacing"}, "context")]
+        for name, entry in {**data["classes"], "other_classes": data.get("other_classes")}.items():
+            need(isinstance(entry, dict) and is_texts(entry.get("templates"))
+                 and isinstance(entry.get("negative"), str),
+                 f"class {name!r} needs a list of templates and a negative prompt")
+            given = [slot for slot in SLOTS if slot in entry]
+            for slot in given:
+                need(is_texts(entry[slot]), f"class {name!r}: {slot!r} is not a list of texts")
+            templates += [(template, {"name", "stain", "magnification", *given}, f"class {name!r}")
+                          for template in entry["templates"]]
+        for template, known, where in templates:
+            try:
+                used = {slot for _, slot, _, _ in string.Formatter().parse(template)} - {None}
+            except ValueError as error:
+                used = {str(error)}
+            need(used <= known, f"{where}: template {template!r} uses "
+                 f"{', '.join(sorted(used - known))}, which nothing fills")
 
     def entry(self, label: str) -> dict:
         """The file's entry for a class, or that for other classes under the class's own name."""
@@ -55,26 +85,30 @@ class Prompts:
         words = {slot: context[slot][level] for slot, level in levels.items()}
         return context["template"].format(prompt=self.caption(label, draw), **words)
 
-    def longest(self, label: str, *, context: bool = False) -> list[str]:
+    def longest(self, label: str, length: Callable[[str], int], *,
+                context: bool = False) -> list[str]:
         """Every template filled with the longest value of each slot, and the negative prompt."""
         entry = self.entry(label)
-        values = {slot: max(entry.get(slot) or self.data.get(slot) or [""], key=len)
+        values = {slot: max(entry.get(slot) or self.data.get(slot) or [""], key=length)
                   for slot in ("stain", "magnification", *SLOTS)}
         prompts = [template.format(name=entry.get("name", label), **values)
                    for template in entry["templates"]]
         if context:
-            words = {slot: max(self.data["context"][slot], key=len)
+            words = {slot: max(self.data["context"][slot], key=length)
                      for slot in ("count", "size", "spacing")}
             prompts = [self.data["context"]["template"].format(prompt=p, **words) for p in prompts]
         return [*prompts, entry["negative"]]
 
     def check_token_limit(self, tokenizer, labels: list[str], *, context: bool = False) -> None:
         """Raise Fault if a prompt the file can give would be cut by the text encoder."""
+        def length(text: str) -> int:
+            return len(tokenizer(text).input_ids)
+
         for label in labels:
-            for prompt in self.longest(label, context=context):
-                length = len(tokenizer(prompt).input_ids)
-                if length > tokenizer.model_max_length:
-                    raise Fault(f"{self.path}: a prompt of class {label!r} has {length} tokens, "
+            for prompt in self.longest(label, length, context=context):
+                if length(prompt) > tokenizer.model_max_length:
+                    raise Fault(f"{self.path}: a prompt of class {label!r} has "
+                                f"{length(prompt)} tokens, "
                                 f"the text encoder reads {tokenizer.model_max_length} and would "
                                 f"cut the rest: shorten {prompt[:60]!r}...")
 

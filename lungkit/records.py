@@ -104,12 +104,22 @@ def survey(directory: Path, identities: list[dict]) -> tuple[dict, list[dict]]:
                    if each["repeat"] not in there or each["repeat"] in stale]
 
 
-def discard(directory: Path, stale: dict) -> None:
-    """Remove the results of other options; --overwrite asked for it."""
-    for repeat in stale:
+def discard(directory: Path, identities: list[dict]) -> None:
+    """Remove the results of other options; --overwrite asked for it.
+
+    Each is looked at again under its lock: another process may have redone it by now.
+    """
+    for repeat in survey(directory, identities)[0]:
         path = repeat_path(directory, repeat)
-        path.unlink(missing_ok=True)
-        path.with_suffix(".npz").unlink(missing_ok=True)
+        held = try_lock(path)
+        if held is None:
+            continue
+        try:
+            if repeat in survey(directory, identities)[0]:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".npz").unlink(missing_ok=True)
+        finally:
+            release(held, path)
 
 
 def share(directory: Path, identities: list[dict], work: Callable) -> None:

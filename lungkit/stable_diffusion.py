@@ -16,12 +16,14 @@ import numpy as np
 
 from lungkit import cli
 from lungkit.base_model import BASE_MODEL_DIR
-from lungkit.generation import folder_fingerprint
+from lungkit.files import read_json
+from lungkit.generation import check_divisible
 from lungkit.prompts import PROMPTS_PATH
 
 STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 ADAPTERS = ("lora", "dora")
 CAPTION_DROPOUT = 0.1  # Rombach et al. 2022: a tenth of the captions is empty, for guidance
+MOST_CAPTIONS = 4096  # kept encoded: 1 GB at Stable Diffusion 1.5's size
 TARGET_MODULES = {
     "attention": ["to_q", "to_k", "to_v", "to_out.0"],
     # convolutions and feed-forward layers too: a small base holds little of its look in attention
@@ -91,9 +93,10 @@ def _from_hub(name: str) -> Path:
         "or give a local folder") from None
 
 
-def base_model_identity(folder: Path) -> str:
-    """What a manifest records of a base model."""
-    return folder_fingerprint(folder)
+def check_image_size(folder: Path, image_size: int) -> None:
+    """Raise BadOptions unless images of `image_size` px fit the base model's halvings."""
+    parts = [read_json(folder / part / "config.json") for part in ("vae", "unet")]
+    check_divisible(image_size, 2 ** sum(len(part["block_out_channels"]) - 1 for part in parts))
 
 
 def quiet() -> None:
@@ -127,9 +130,11 @@ class BaseModel:
         self._states: dict[str, torch.Tensor] = {}
 
     def encode(self, captions: list[str]):
-        """Text states of each caption, float32 [B, L, D]; each distinct caption is encoded once."""
+        """Text states of each caption, float32 [B, L, D]; recent captions are kept."""
         import torch
 
+        if len(self._states) > MOST_CAPTIONS:
+            self._states.clear()
         new = sorted({caption for caption in captions} - set(self._states))
         if new:
             tokens = self.tokenizer(new, padding="max_length", truncation=True, return_tensors="pt",

@@ -61,7 +61,7 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
     first, losses = 0, []
     device = parameters[0].device
     if checkpoint_path.exists():
-        state = torch.load(checkpoint_path, map_location=device, weights_only=True)
+        state = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
         first, losses = state["step"], state["losses"]
         with torch.no_grad():
             for parameter, saved in zip(parameters, state["parameters"], strict=True):
@@ -79,7 +79,7 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
         write_bytes(checkpoint_path, buffer.getvalue())
 
     progress = Progress(what, steps, done=first, jsonl_path=jsonl_path)
-    saved_at = time.monotonic()
+    saved_at, saving_sec = time.monotonic(), 0.0
     recent: list[torch.Tensor] = []
     for step in range(first, steps):
         for group in optimizer.param_groups:
@@ -92,18 +92,21 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
         if ema is not None:
             ema.step(parameters)
         recent.append(loss.detach())
-        due = time.monotonic() - saved_at >= CHECKPOINT_INTERVAL_SEC
+        # saving takes a twentieth of the time at most, however large the model
+        due = time.monotonic() - saved_at >= max(CHECKPOINT_INTERVAL_SEC, 20 * saving_sec)
         if len(recent) == 20 or due or stop_requested() or step + 1 == steps:  # few device syncs
             values = torch.stack(recent).float().cpu().tolist()
             recent.clear()
             if not all(math.isfinite(value) for value in values):
                 raise Fault(f"{what}: the loss is not finite at about step {step}: "
-                            "lower --learning-rate; the last checkpoint is kept")
+                            "lower --learning-rate and add --overwrite")
             losses.extend(values)
             progress.update(step + 1, loss=sum(values) / len(values))
         if due or stop_requested() or step + 1 == steps:
+            saving_sec = -time.monotonic()
             save(step + 1)
             saved_at = time.monotonic()
+            saving_sec += saved_at
             if step + 1 < steps:
                 check_stop()
     if ema is not None:

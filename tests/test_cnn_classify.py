@@ -380,7 +380,7 @@ def test_datasets_that_must_not_be_compared(real, tmp_path, capsys, fault):
         (bad.path / bad.rows[0].file_name).unlink()
     assert classify(bad, real, tmp_path / "results") == 1
     error = capsys.readouterr().err
-    words = {"classes": "has classes", "size": "16 px", "other real": "another real dataset",
+    words = {"classes": "has classes", "size": "16 px", "other real": "was not made from",
              "saw test": "saw test images", "altered": "missing or unreadable"}[fault]
     assert words in error and error.count("\n") == 1
     assert not (tmp_path / "results").exists()

@@ -22,14 +22,14 @@ def image_of(index: int, size: int = 8) -> np.ndarray:
 
 
 def make(path: Path, *, size: int = 8, parents: list | None = None, skip: str = "",
-         options: dict | None = None):
+         options: dict | None = None, first: int = 0):
     """A dataset of two classes and two images a class and split; `skip` names one file left out."""
     output = Output(path, "dataset.json", options or {"size": size})
     with DatasetWriter(output, stage="test", classes=["a", "b"], image_size=size) as writer:
         for index in range(12):
             split, label = SPLITS[index % 3], "ab"[index // 3 % 2]
             if f"{split}/{label}" != skip:
-                writer.add(split, label, index, image_of(index, size), group=f"g{index}",
+                writer.add(split, label, index, image_of(first + index, size), group=f"g{index}",
                            masks={"tissue": np.full((size, size), 255, np.uint8)})
         return writer.publish(parents=parents or [], seed=0)
 
@@ -124,8 +124,11 @@ def test_a_dataset_that_saw_a_test_image_cannot_be_compared(dataset, tmp_path):
 def test_datasets_of_two_runs_or_sizes_cannot_be_compared(dataset, tmp_path):
     real = open_dataset(dataset)
     parent = {**parent_of(real, {"train": ["train"]}), "fingerprint": "0" * 64}
-    with pytest.raises(Fault, match="another real dataset"):
+    with pytest.raises(Fault, match="not made from"):
         check_same_task(make(tmp_path / "x", parents=[parent]), real)
+    with pytest.raises(Fault, match="not made from"):  # the same images under another name too
+        check_same_task(make(tmp_path / "w", first=50, parents=[
+            {"name": "other", "fingerprint": "1" * 64, "splits": {"train": ["test"]}}]), real)
     with pytest.raises(Fault, match="16 px"):
         check_same_task(make(tmp_path / "z", size=16), real)
 

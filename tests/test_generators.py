@@ -12,6 +12,7 @@ import pytest
 from arms import arguments, main_of
 from lungkit.base_model import BASE_MODEL_DIR
 from lungkit.dataset import open_dataset
+from lungkit.generation import stream
 from lungkit.layout import Layout, measurements, structure_map
 
 
@@ -93,7 +94,8 @@ def test_each_class_is_drawn_with_its_own_adapter_alone(prompt_run, real_dataset
         assert len(rows) == 16  # one whole batch: the same composition gives the same bytes
         pipe = pipeline(base, "dpm", adapter_dir=prompt_run / "models" / "prompt" / label)
         images = draw_images(pipe, [row.prompt for row in rows], [words.negative(label)] * 16,
-                             [int(row.seed.split(":")[1]) for row in rows], seed=0, image_size=64,
+                             [int(row.seed.split(":")[1]) for row in rows],
+                             seed=stream("prompt_seg", 0), image_size=64,
                              steps=parameters["sampling_steps"],
                              guidance_scale=parameters["guidance_scale"])
         assert np.array_equal(images, np.stack([dataset.image(row) for row in rows])), label
@@ -137,6 +139,56 @@ def test_a_prompt_over_the_token_limit_is_refused_before_training(real_dataset, 
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "lung_n" in error and "77" in error
     assert not (tmp_path / "models").exists() and not output.exists()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda data: data["classes"]["lung_n"]["templates"].append("{nuclei"), "lung_n"),
+    (lambda data: data["classes"]["lung_n"]["templates"].append("{colour}"), "colour"),
+    (lambda data: data["classes"]["lung_n"].update(nuclei="few small nuclei"), "list of texts"),
+    (lambda data: data["classes"]["lung_n"].update(templates="lung"), "list of templates"),
+    (lambda data: data.pop("context"), "context"),
+    (lambda data: data["context"]["count"].pop(), "4 texts"),
+    (lambda data: data.update(classes=[]), "classes"),
+    (lambda data: data.pop("other_classes"), "other_classes"),
+])
+def test_a_prompt_file_of_the_wrong_form_is_one_line(change, words, tmp_path):
+    from lungkit.cli import Fault
+    from lungkit.prompts import PROMPTS_PATH, Prompts
+
+    data = json.loads(PROMPTS_PATH.read_text())
+    change(data)
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    with pytest.raises(Fault, match=words):
+        Prompts(tmp_path / "p.json")
+
+
+def test_no_two_stages_or_seeds_share_a_random_number():
+    seeds = [stream(stage, seed) for stage in ("diffusion_seg", "prompt_seg", "context_seg")
+             for seed in range(50)]
+    assert len(set(seeds)) == 150
+
+
+def test_the_sample_shows_no_patient_the_base_model_has_seen(sample_dir):
+    """The base model's tissue has seeds below SAMPLE_STREAM, the sample's start there."""
+    from lungkit.phantom import SAMPLE_STREAM, draw_tile
+
+    manifest = json.loads((BASE_MODEL_DIR / "base_model.json").read_text())
+    assert manifest["parameters"]["seed"] < SAMPLE_STREAM
+    import cv2
+    drawn = {path.read_bytes() for path in sample_dir.glob("images/*/*.png")}
+    seen = draw_tile("lung_aca", patient=0, index=0, seed=3, image_size=112).image
+    assert not any(np.array_equal(cv2.imdecode(np.frombuffer(content, np.uint8), 1)[..., ::-1], seen)
+                   for content in drawn)
+
+
+@pytest.mark.parametrize("arm", ["diffusion", "prompt", "context"])
+def test_an_image_size_the_model_cannot_halve_is_refused_at_once(arm, real_dataset, tmp_path, capfd):
+    real = tmp_path / "real"
+    shutil.copytree(real_dataset, real)
+    manifest = json.loads((real / "dataset.json").read_text())
+    (real / "dataset.json").write_text(json.dumps({**manifest, "image_size": 50}))
+    assert main_of(arm)(arguments(arm, real, tmp_path / "datasets" / arm, "--dry-run")) == 2
+    assert "50 px" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_classes_the_file_does_not_know_get_prompts_of_their_own_name():
@@ -222,9 +274,9 @@ def test_min_snr_weights_are_those_of_the_paper():
     times = torch.tensor([0, 300, 999])
     alphas = schedule.alphas_cumprod[times].double()
     snr = alphas / (1 - alphas)
-    assert torch.allclose(min_snr_weight(schedule, times, 5.0).double(),
-                          torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
-    assert min_snr_weight(schedule, times, 5.0)[2] == 0  # zero terminal SNR carries no signal
+    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr + 1)
+    assert torch.allclose(min_snr_weight(schedule, times, 5.0).double()[:2], expected[:2])
+    assert snr[2] == 0 and min_snr_weight(schedule, times, 5.0)[2] == 1  # where sampling starts
 
 
 def test_latents_are_redrawn_and_turned(base):
