@@ -120,6 +120,14 @@ def test_a_pool_multiplies_training_images_only(prompt_run, real_dataset):
 
 # ------------------------------------------------------------------ prompts
 
+@pytest.mark.parametrize("context", [False, True])
+def test_the_shipped_prompts_fit_the_embedded_text_encoder(base, context):
+    from lungkit.prompts import Prompts
+
+    labels = ["lung_aca", "lung_n", "lung_scc", "malignant_nodule"]
+    Prompts().check_token_limit(base.tokenizer, labels, context=context)
+
+
 def test_prompts_are_of_the_class_and_recorded(prompt_run):
     dataset = open_dataset(prompt_run / "datasets" / "prompt")
     names = {"lung_aca": "adenocarcinoma", "lung_n": "benign lung tissue", "lung_scc": "squamous"}
@@ -201,7 +209,7 @@ def test_context_words_follow_the_levels():
     from lungkit.prompts import Prompts
 
     caption = Prompts().context_caption("lung_n", random.Random(0), {"count": 0, "size": 3, "spacing": 2})
-    assert caption.endswith("very few nuclei, large nuclei, loosely spaced")
+    assert caption.endswith("very few large nuclei, loosely spaced")
 
 
 @pytest.mark.parametrize("arm", ["prompt", "context"])
