@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from lungkit import phantom
-from lungkit.phantom import CLASSES, draw_tile, main, write_sample
+from lungkit.phantom import CLASSES, SAMPLE_STREAM, draw_tile, main, write_sample
 
 RUIFROK = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 
@@ -151,7 +151,7 @@ def test_sample_layout(tmp_path):
                  for part in ("images", "truth/nuclei", "truth/tissue")]
         image, nuclei, tissue = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths)
         patient, index = int(row.group[-3:]), int(row.file_name[-8:-4])
-        tile = draw_tile(row.label, patient=patient, index=index, seed=7, image_size=48)
+        tile = draw_tile(row.label, patient=patient, index=index, seed=SAMPLE_STREAM + 7, image_size=48)
         np.testing.assert_array_equal(image[..., ::-1], tile.image)
         np.testing.assert_array_equal(nuclei, tile.nuclei)
         assert nuclei.dtype == np.uint16 and set(np.unique(tissue)) <= {0, 255}
