@@ -195,6 +195,7 @@ pass_signal_on() {	# pass_signal_on SLOT
 # What has been made so far under $run_dir, as one hash: of files, not of logs.
 progress_mark() {
 	find "$run_dir" -name logs -prune -o -type f ! -name '*.jsonl' ! -name '.*.lock' ! -name '.*.tmp*' \
+		! -name .options.json \
 		-printf '%P %s %T@\n' 2>/dev/null | sort | sha256sum
 }
 
