@@ -399,11 +399,17 @@ def test_warned_job_requeues_itself_and_finishes(slurm, environment, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_job_that_gets_nowhere_is_not_requeued(slurm, environment, tmp_path):
+def test_job_that_gets_nowhere_is_not_requeued(slurm, environment, sample_dir, tmp_path):
+    """Warned in the dry run, which writes nothing: the same would happen again."""
+    for image in sample_dir.glob("images/*/*.png"):  # enough to look at for some seconds
+        folder = tmp_path / "input" / image.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for copy in range(60):
+            shutil.copy(image, folder / f"{copy}-{image.name}")
     job = command("sbatch", "--parsable", "--time=20", f"--output={tmp_path}/job.out",
                   "run_pipeline.slurm", **{**TINY, **slurm, **environment, "RUN": tmp_path / "run",
-                                           "SAMPLE_OPTIONS": "--num-patients 4 --image-size 3000"})
-    wait_for(lambda: (tmp_path / "run/logs/sample.log").exists())
+                                           "INPUT": tmp_path / "input"})
+    wait_for(lambda: (tmp_path / "run/logs/check-tumor.log").exists())
     command("scancel", "--batch", "--signal=USR2", job, **slurm)
     wait_for(lambda: job_field(slurm, job, "JobState") in ("FAILED", "COMPLETED"))
     told = (tmp_path / "job.out").read_text()
