@@ -35,8 +35,8 @@ import numpy as np
 from lungkit.cli import BadOptions, check_stop
 from lungkit.files import read_json, release, try_lock, write_bytes, write_json
 from lungkit.progress import say
+from lungkit.results import SCHEMA
 
-SCHEMA = "lungkit.result/1"
 POLL_INTERVAL_SEC = 0.5
 IDENTITY = ("dataset", "dataset_fingerprint", "real_fingerprint", "replicate", "repeat", "seed",
             "model", "settings")

@@ -146,7 +146,8 @@ def test_stopped_in_training_and_run_again_gives_the_same_weights(
     assert main_of(arm_name)(arguments(arm_name, real_dataset, whole, *longer)) == 0
     partial = resumed.parent.parent / "models" / f".{arm_name}.partial"
     pid = fork(lambda: main_of(arm_name)(arguments(arm_name, real_dataset, resumed, *longer)))
-    status = signal_when(pid, lambda: bool(list(partial.glob("*.ckpt"))), number)
+    # a whole checkpoint, not the hidden file it is written to: else nothing is resumed from
+    status = signal_when(pid, lambda: bool(list(partial.glob("[!.]*.ckpt"))), number)
     assert status == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     assert not (resumed.parent.parent / "models" / arm_name).exists()
     assert main_of(arm_name)(arguments(arm_name, real_dataset, resumed, *longer)) == 0

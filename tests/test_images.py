@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -163,6 +164,10 @@ def test_refusals_give_the_reason(content, reason):
         decode_image(content)
 
 
+# the last tifffile for Python 3.10 reads on without one byte more of the last tag
+LOST_TAG_BYTES = 20 if sys.version_info >= (3, 11) else 21
+
+
 @pytest.mark.parametrize("content", [
     pillow(RGB, "PNG"), pillow(RGB, "JPEG"), pillow(RGB, "TIFF"), tiff(RGB, compression="zlib"),
     pillow(RGB, "TIFF", compression="tiff_lzw"),
@@ -180,9 +185,7 @@ def test_no_truncation_is_missed(content):
             part = decode_image(content[:-int(cut)], channel)
         except Unreadable:
             continue
-        # one tag of 12 bytes and the offset of the next page; the tifffile of Python 3.10 reads on
-        # without one more word. What counts is the line below
-        assert cut <= 20, f"accepted without its last {cut} bytes"
+        assert cut < LOST_TAG_BYTES, f"accepted without its last {cut} bytes"
         np.testing.assert_array_equal(part, whole)
 
 
