@@ -20,9 +20,8 @@ Exit status: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -36,6 +35,7 @@ from lungkit.files import Output
 from lungkit.nuclei import (FIELD_UM, METHODS, SOLIDITY, detect_nuclei, guess_modality,
                             voronoi_labels)
 from lungkit.progress import Progress, say
+from lungkit.workers import mapper
 
 PRESETS = {"demo": {}, "full": {}}  # nothing here depends on the size of the machine
 FEW_NUCLEI = 4  # fewer points than this span no diagram with a bounded cell
@@ -121,39 +121,6 @@ def draw_row(row: Row, *, real_dir: Path, **how: object) -> tuple[np.ndarray, np
     from lungkit.dataset import decode_png
 
     return draw(decode_png((real_dir / row.file_name).read_bytes()), **how)
-
-
-def _start_worker() -> None:
-    """Leave signals to the parent, and end with it however it ends."""
-    import multiprocessing
-    import os
-    import signal
-    import threading
-
-    import cv2
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-@contextlib.contextmanager
-def mapper(workers: int, num_items: int) -> Iterator:
-    """A `map` over `workers` processes, in order; in this process if one is enough."""
-    if min(workers, num_items) <= 1:
-        yield map
-        return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    # spawn: a forked child would hold the output's lock after this process was killed
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
-        try:
-            yield partial(pool.map, chunksize=8)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 # ------------------------------------------------------------------ reporting

@@ -11,6 +11,7 @@ Writes <output>/
   groups.csv                                file_name, label, group (the patient)
   truth/nuclei/<class>/<same>.png           uint16 labels, 0 background
   truth/tissue/<class>/<same>.png           0 air, 255 tissue
+  truth/tumour/<class>/<same>.png           255 tumour epithelium
   truth/centroids.csv                       file_name, centroid_x_px, centroid_y_px
   sample.json                               options and every file with its SHA-256
 
@@ -48,6 +49,7 @@ class Tile:
     nuclei: np.ndarray  # int32 [H, W], 0 background, 1..N as visible
     centroids: np.ndarray  # float32 [N, 2], (x, y) px of what is visible; row i is label i + 1
     tissue: np.ndarray  # bool [H, W], false in air; blood and macrophages in air are tissue
+    tumour: np.ndarray  # bool [H, W], tumour epithelium with its keratin; none in lung_n
     label: str
     patient: int
 
@@ -235,7 +237,7 @@ def _paint(scene, rng, size):
     """Paint a scene on a raster of size px.
 
     Returns concentrations float32 [size, size, 3] (haematoxylin, eosin, red cells), nuclei labels
-    int32 [size, size] and tissue bool [size, size].
+    int32 [size, size], and tissue and epithelium bool [size, size].
     """
     import cv2
 
@@ -290,7 +292,8 @@ def _paint(scene, rng, size):
     haematoxylin += cv2.GaussianBlur(dark, (0, 0), 0.25 * scale)
     eosin = eosin * bare * (1 - 0.55 * nucleus) + 0.25 * nucleoli
     painted = cv2.merge([haematoxylin, eosin, red * (1 - nucleus)])
-    return np.maximum(painted, 0), labels, (air < 0.5) | (labels > 0) | body | (discs_at > 0)
+    tissue_mask = (air < 0.5) | (labels > 0) | body | (discs_at > 0)
+    return np.maximum(painted, 0), labels, tissue_mask, (epithelium > 0.5) & (air < 0.5)
 
 
 def draw_tile(label: str, *, patient: int, index: int, seed: int = 0,
@@ -310,7 +313,7 @@ def draw_tile(label: str, *, patient: int, index: int, seed: int = 0,
     rng = np.random.default_rng([seed, patient, CLASSES.index(label), index])
     strength = slide.strength * np.exp(rng.normal(0, 0.07, 3))  # sections differ in thickness
     size = max(CANVAS_PX, image_size)
-    concentration, nuclei, tissue_mask = _paint(draw_scene[label](rng, person), rng, size)
+    concentration, nuclei, tissue_mask, epithelium = _paint(draw_scene[label](rng, person), rng, size)
     mottle = 1 + slide.mottle * tissue.noise(rng, 70, size)
     density = cv2.transform(concentration, np.float32(slide.stains.T * strength))
     density *= mottle[..., None]
@@ -321,8 +324,9 @@ def draw_tile(label: str, *, patient: int, index: int, seed: int = 0,
     middle = ((np.arange(image_size) + 0.5) * size / image_size).astype(int)
     nuclei, centroids, _ = _visible(nuclei[np.ix_(middle, middle)], int(nuclei.max()), 1)
     image = np.uint8(np.clip(np.round(255 * light), 0, 255))
-    return Tile(image, nuclei, centroids.astype(np.float32), tissue_mask[np.ix_(middle, middle)],
-                label, patient)
+    at = np.ix_(middle, middle)
+    return Tile(image, nuclei, centroids.astype(np.float32), tissue_mask[at],
+                epithelium[at] & (label != "lung_n"), label, patient)
 
 
 # --- the sample on disk ---------------------------------------------------------------------------
@@ -365,7 +369,8 @@ def write_sample(output_dir: Path, *, num_patients: int = 20, tiles_per_patient:
                              image_size=image_size)
             for path, pixels in ((f"images/{name}", tile.image[..., ::-1]),
                                  (f"truth/nuclei/{name}", tile.nuclei.astype(np.uint16)),
-                                 (f"truth/tissue/{name}", tile.tissue.astype(np.uint8) * 255)):
+                                 (f"truth/tissue/{name}", tile.tissue.astype(np.uint8) * 255),
+                                 (f"truth/tumour/{name}", tile.tumour.astype(np.uint8) * 255)):
                 content = cv2.imencode(".png", pixels)[1].tobytes()
                 files.write_bytes(work_dir / path, content)
                 hashes[path] = files.sha256(content)
