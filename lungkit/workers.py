@@ -1,10 +1,12 @@
-"""A `map` over processes, in order, that ends with its parent and leaves signals to it."""
+"""A `map` over processes: in order, bounded in memory, ended with its parent, blind to signals."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+
+CHUNK = 8  # items sent to a process at a time: sending costs about a millisecond
+AHEAD = 3  # chunks per process begun before the first is taken: results wait, and must not pile up
 
 
 def _start_worker() -> None:
@@ -23,21 +25,38 @@ def _start_worker() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def _run_chunk(function: Callable, items: list) -> list:
+    return [function(item) for item in items]
+
+
 @contextlib.contextmanager
-def mapper(workers: int, num_items: int) -> Iterator:
+def mapper(workers: int, num_items: int, *, chunk: int = CHUNK) -> Iterator[Callable]:
     """A `map` over `workers` processes, in order; in this process if one is enough.
 
-    The function and its arguments must pickle: a function of a module, or a partial of one.
+    The function and the items must pickle: a function of a module, or a partial of one. Memory
+    does not grow with the number of items: at most AHEAD chunks per process wait to be taken.
     """
     if min(workers, num_items) <= 1:
         yield map
         return
     import multiprocessing
+    from collections import deque
     from concurrent.futures import ProcessPoolExecutor
+    from itertools import islice
 
     # spawn: a forked child would hold the output's lock after this process was killed
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
+
+        def mapped(function: Callable, items: Iterable) -> Iterator:
+            waiting, rest = deque(), iter(items)
+            while True:
+                while len(waiting) < AHEAD * workers and (part := list(islice(rest, chunk))):
+                    waiting.append(pool.submit(_run_chunk, function, part))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+
         try:
-            yield partial(pool.map, chunksize=8)
+            yield mapped
         finally:
             pool.shutdown(cancel_futures=True)
