@@ -1,15 +1,16 @@
-"""Where original images lie and which of them belong together: class folders and groups.csv."""
+"""Where original images lie and which of them belong together: class folders, groups.csv, names."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import os
+import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from lungkit.cli import Fault
+from lungkit.cli import BadOptions, Fault
 from lungkit.images import SUFFIXES
 from lungkit.splits import SPLITS
 
@@ -165,4 +166,34 @@ def read_groups(path: Path, sources: list[Source]) -> dict[str, str]:
     if faults:
         raise Fault(f"{path}: {'; '.join(faults)}: file_name is relative to the folder of the "
                     "class folders, and every image needs one line")
+    return groups
+
+
+def groups_by_pattern(pattern: str, sources: list[Source]) -> dict[str, str]:
+    """{source name: group}, the group being what a regular expression finds in the name.
+
+    The name is the path relative to the folder of the class folders, with forward slashes. The
+    group is the expression's first capture group, where it has one, else the whole first match:
+    'TCGA-..-....' is a TCGA patient. As in a CSV, a group spans classes: a patient has one disease
+    and gives tiles without it, too. Raises BadOptions (no regular expression), Fault (no match).
+    """
+    try:
+        expression = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise BadOptions(f"--group-regex {pattern!r} is not a regular expression ({error})"
+                         ) from None
+    first = min(1, expression.groups)
+    groups, lost = {}, []
+    for source in sources:
+        match = expression.search(unicodedata.normalize("NFC", source.name))
+        group = (match[first] or "").strip() if match else ""
+        if group:
+            groups[source.name] = group
+        else:
+            lost.append(source.name)
+    if lost:
+        what = "its capture group" if first else "it"
+        raise Fault(f"--group-regex {pattern!r}: {what} matches nothing in {len(lost)} of "
+                    f"{len(sources)} names: {shown(lost)}: names are paths relative to the folder "
+                    "of the class folders; change the expression or name the groups in a CSV")
     return groups
