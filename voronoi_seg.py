@@ -32,9 +32,9 @@ from lungkit import cli
 from lungkit.dataset import (MANIFEST, SPLITS, Dataset, DatasetWriter, Row, open_dataset, parent_of,
                              read_manifest)
 from lungkit.files import Output
-from lungkit.nuclei import (FIELD_UM, METHODS, SOLIDITY, detect_nuclei, guess_modality,
-                            voronoi_labels)
+from lungkit.nuclei import FIELD_UM, METHODS, SOLIDITY, detect_nuclei, guess_modality
 from lungkit.progress import Progress, say
+from lungkit.voronoi import voronoi_labels
 from lungkit.workers import mapper
 
 PRESETS = {"demo": {}, "full": {}}  # nothing here depends on the size of the machine

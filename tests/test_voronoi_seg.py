@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import voronoi_seg
 from lungkit import phantom
 from lungkit.dataset import DatasetWriter, MANIFEST, SPLITS, check_same_task, open_dataset
 from lungkit.files import Output
 from lungkit.nuclei import detect_nuclei
+from lungkit.voronoi import voronoi_labels
 
 SIZE = 64
 SCRIPT = Path(voronoi_seg.__file__)
@@ -56,6 +59,27 @@ def contents(dataset: Path) -> dict[str, str]:
     """Hash of every file but the log of progress, which holds times."""
     return {file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(dataset.rglob("*")) if file.is_file() and file.name != "progress.jsonl"}
+
+
+# ------------------------------------------------------------------ the cells
+
+coordinates = st.floats(-3, 36, allow_nan=False, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=40), st.integers(1, 33))
+def test_cells_are_those_of_the_nearest_centroid(points, size):
+    points = np.array(points)
+    cells = voronoi_labels(points, size)
+    y, x = np.mgrid[:size, :size]
+    gap = (x[..., None] - points[:, 0]) ** 2 + (y[..., None] - points[:, 1]) ** 2
+    own = np.take_along_axis(gap, cells[..., None], -1)[..., 0]
+    assert cells.shape == (size, size) and cells.dtype == np.int32
+    np.testing.assert_allclose(own, gap.min(-1), rtol=1e-12, atol=1e-12)
+
+
+def test_without_centroids_the_image_is_one_cell():
+    assert (voronoi_labels(np.zeros((0, 2), np.float32), 7) == 0).all()
 
 
 # ------------------------------------------------------------------ the drawing
