@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np  # OpenCV is imported where it is used: --help must not wait for it
 
 from lungkit import cli, files
+from lungkit.morphology import CELLS, SLIDE
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
 SAMPLE_STREAM = 1_000_000  # seeds of samples start here: the embedded base model has seen lower ones
@@ -67,16 +68,18 @@ class Slide:
 
 
 def draw_slide(rng):
-    """Draw one patient's slide: stain vectors around Ruifrok and Johnston's, ranges ours."""
-    haematoxylin = [rng.uniform(0.55, 0.69), 0, rng.uniform(0.10, 0.28)]  # published 0.650, 0.286
-    eosin = [rng.uniform(0.04, 0.24), 0, rng.uniform(0.06, 0.28)]  # published 0.072, 0.105
+    """Draw one patient's slide."""
+    haematoxylin = [SLIDE.haematoxylin_red.draw(rng), 0, SLIDE.haematoxylin_blue.draw(rng)]
+    eosin = [SLIDE.eosin_red.draw(rng), 0, SLIDE.eosin_blue.draw(rng)]
     for vector in (haematoxylin, eosin):
         vector[1] = np.sqrt(1 - vector[0] ** 2 - vector[2] ** 2)
-    light = rng.uniform(0.86, 0.99) * np.clip(rng.normal(1, 0.03, 3), 0.92, 1.01)
+    light = SLIDE.light.draw(rng) * np.clip(SLIDE.light_tint.draw(rng, 3), 0.92, 1.01)
+    strength = [one.draw(rng) for one in (SLIDE.haematoxylin_strength, SLIDE.eosin_strength,
+                                          SLIDE.red_cell_strength)]
     return Slide(stains=np.array([haematoxylin, eosin, RED_CELL], np.float32),
-                 strength=np.exp(rng.normal(0, [0.25, 0.30, 0.15])).astype(np.float32),
-                 light=light.astype(np.float32), blur_um=rng.uniform(0.25, 0.8),
-                 grain=rng.uniform(0.004, 0.015), mottle=rng.uniform(0.02, 0.12))
+                 strength=np.array(strength, np.float32), light=light.astype(np.float32),
+                 blur_um=SLIDE.blur_um.draw(rng), grain=SLIDE.grain.draw(rng),
+                 mottle=SLIDE.mottle.draw(rng))
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -275,7 +278,8 @@ def _paint(scene, rng, size):
     eosin = eosin * (1 - air) + ooze * (1 + 0.4 * texture.fine)
 
     bodies = cells[cells["owner"] == tissue.MACROPHAGE]
-    bodies["a"], bodies["b"] = 2.1 * bodies["a"], 2.1 * bodies["b"]
+    for axis in ("a", "b"):
+        bodies[axis] *= CELLS.macrophage_body.value
     body = _label_map(_outlines(rng, bodies, scale), size) > 0
     foam = cv2.GaussianBlur(body.astype(np.float32), (0, 0), 0.5 * scale)
     eosin += foam * (0.42 * (1 + 0.3 * texture.fine + 0.2 * texture.medium) - eosin)
@@ -311,7 +315,7 @@ def draw_tile(label: str, *, patient: int, index: int, seed: int = 0,
     of_patient = np.random.default_rng([seed, patient])
     person, slide = tissue.draw_biology(of_patient), draw_slide(of_patient)
     rng = np.random.default_rng([seed, patient, CLASSES.index(label), index])
-    strength = slide.strength * np.exp(rng.normal(0, 0.07, 3))  # sections differ in thickness
+    strength = slide.strength * np.exp(SLIDE.thickness.draw(rng, 3))  # sections differ in thickness
     size = max(CANVAS_PX, image_size)
     concentration, nuclei, tissue_mask, epithelium = _paint(draw_scene[label](rng, person), rng, size)
     mottle = 1 + slide.mottle * tissue.noise(rng, 70, size)

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from lungkit.morphology import ADENOCARCINOMA, BENIGN, CELLS, PATIENT, SQUAMOUS
+
 FIELD_UM = 180.0  # side of a tile: red cells, 6 um in fixed tissue, are 1/30 of an LC25000 tile
 LAYOUT_PX = 224  # grid cells along a tile
 LAYOUT_UM = FIELD_UM / LAYOUT_PX
@@ -32,8 +34,8 @@ SIDE_PX = LAYOUT_PX + 2 * PAD_PX
 CELL = np.dtype([(name, np.float32) for name in (
     "x", "y", "a", "b", "angle",  # centre and semi-axes in um, radians
     "density", "vesicle",  # haematoxylin; 0 evenly dark to 1 pale with a dark rim
-    "nucleolus", "owner")])  # 0 or 1; FREE, TUMOUR (has a cytoplasm territory) or MACROPHAGE
-FREE, TUMOUR, MACROPHAGE = 0, 1, 2
+    "nucleolus", "owner")])  # 0 or 1; FREE, TUMOUR (has a cytoplasm territory), ...
+FREE, TUMOUR, MACROPHAGE, LYMPHOCYTE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,8 @@ class Scene:
 
 
 def draw_biology(rng):
-    """Draw one patient's biology. Ranges are ours, set by eye beside LC25000."""
-    return Biology(
-        nuclear_size=float(np.exp(rng.normal(0, 0.13))), pleomorphism=rng.uniform(0.08, 0.3),
-        nucleoli=rng.beta(1.5, 2), vesicular=rng.uniform(0.1, 0.9), keratin=rng.beta(1.2, 1.6),
-        differentiation=rng.beta(1.6, 1.2), inflammation=rng.beta(1.2, 4))
+    """Draw one patient's biology."""
+    return Biology(**{name: float(one.draw(rng)) for name, one in vars(PATIENT).items()})
 
 
 # --- fields and points ----------------------------------------------------------------------------
@@ -149,16 +148,18 @@ def _direction(values):
 
 # --- cells ----------------------------------------------------------------------------------------
 
-def _cells(rng, points, radius_um, elongation, angle, density, *, spread=0.12, vesicle=0.0,
-           nucleolus=0.0, owner=FREE):
+def _cells(rng, points, radius_um, elongation, angle, density, *, spread=CELLS.spread.value,
+           vesicle=0.0, nucleolus=0.0, owner=FREE):
     """Cells at points [N, 2]; elongation is a / b, spread the log deviation of their size."""
     cells = np.zeros(len(points), CELL)
     cells["x"], cells["y"] = points[:, 0], points[:, 1]
     size = radius_um * np.exp(rng.normal(0, spread, len(points)))
-    shape = np.sqrt(elongation * np.exp(rng.normal(0, 0.15, len(points))))
+    shape = rng.normal(0, CELLS.elongation_spread.value, len(points))
+    shape = np.sqrt(elongation * np.exp(shape))
     cells["a"], cells["b"] = size * shape, size / shape
     cells["angle"] = angle
-    cells["density"] = density * np.exp(rng.normal(0, 0.14, len(points)))
+    cells["density"] = density * np.exp(
+        rng.normal(0, CELLS.density_spread.value, len(points)))
     cells["vesicle"] = np.clip(vesicle + rng.normal(0, 0.15, len(points)), 0, 1)
     cells["nucleolus"] = rng.random(len(points)) < nucleolus
     cells["owner"] = owner
@@ -173,23 +174,26 @@ def _patchy(rng, where, spacing_um, share, patch_um=38):
 
 
 def _inflammation(rng, where, share):
-    """Lymphocytes: round dark nuclei of 6-7 um."""
-    return _cells(rng, _patchy(rng, where, 7.4, share), 2.9, 1.1, rng.uniform(0, np.pi), 1.9,
-                  spread=0.1, vesicle=0.1)
+    """Lymphocytes: small, round, dark nuclei."""
+    points = _patchy(rng, where, CELLS.lymphocyte_spacing_um.value, share)
+    return _cells(rng, points, CELLS.lymphocyte_radius_um.value, 1.1, rng.uniform(0, np.pi), 1.9,
+                  spread=0.1, vesicle=0.1, owner=LYMPHOCYTE)
 
 
 def _fibroblasts(rng, where, flow):
     """Spindle nuclei along the fibres."""
-    points = _lattice(rng, 15, 0.3)
+    points = _lattice(rng, CELLS.fibroblast_spacing_um.value, 0.3)
     points = points[_at(where, points) & (rng.random(len(points)) < 0.5)]
     angle = _at(flow, points) + rng.normal(0, 0.25, len(points))
-    return _cells(rng, points, 2.6, 3.2, angle, 1.45, spread=0.18, vesicle=0.15)
+    return _cells(rng, points, CELLS.fibroblast_radius_um.value, CELLS.fibroblast_elongation.value,
+                  angle, 1.45, spread=0.18, vesicle=0.15)
 
 
-def _blood(rng, where, share, spacing_um=6.6):
-    """Red cells of about 6 um."""
+def _blood(rng, where, share, spacing_um=CELLS.red_cell_spacing_um.value):
+    """Red cells, in patches."""
     points = _patchy(rng, where, spacing_um, share)
-    return _cells(rng, points, 2.75, 1.3, rng.uniform(0, np.pi, len(points)), 1.6, spread=0.13)
+    turned = rng.uniform(0, np.pi, len(points))
+    return _cells(rng, points, CELLS.red_cell_radius_um.value, 1.3, turned, 1.6, spread=0.13)
 
 
 def _tumour_surroundings(rng, person, depth, air, flow):
@@ -202,112 +206,131 @@ def _tumour_surroundings(rng, person, depth, air, flow):
 
 
 def _torn(rng, air):
-    """Open a quarter of tumour tiles at one side: the edge of the specimen, or a cleft."""
+    """Open some tumour tiles at one side: the edge of the specimen, or a cleft."""
     y, x = (np.mgrid[:SIDE_PX, :SIDE_PX].astype(np.float32) - SIDE_PX / 2) * LAYOUT_UM
     turn, offset = rng.uniform(0, 2 * np.pi), rng.uniform(5, 80)
     edge = x * float(np.cos(turn)) + y * float(np.sin(turn)) - offset
     edge += 9 * _padded_noise(rng, 30)
-    return np.maximum(air, edge) if rng.random() < 0.3 else air
+    return np.maximum(air, edge) if rng.random() < CELLS.torn_share.value else air
 
 
 # --- the three classes ----------------------------------------------------------------------------
 
+def _each(parameters, rng):
+    """Draw every kind of a parameter, so that the draw does not depend on the kind that is used."""
+    return {kind: one.draw(rng) for kind, one in parameters.items()}
+
+
 def benign(rng, person):
     """Lung without tumour: aerated, or scarred, inflamed or collapsed."""
-    kind = rng.choice(["aerated", "scarred", "inflamed", "collapsed"], p=[0.45, 0.18, 0.19, 0.18])
-    spacing = {"collapsed": rng.uniform(28, 46)}.get(kind, rng.uniform(55, 105))
-    thickness = {"aerated": rng.uniform(3, 7.5), "scarred": rng.uniform(10, 30),
-                 "inflamed": rng.uniform(5, 14), "collapsed": rng.uniform(5, 9)}[kind]
-    wall = _wall_distance(rng, spacing, rng.uniform(5, 12), rng.uniform(0.15, 0.5))
+    of = BENIGN
+    kind = rng.choice(list(of.share), p=[share.value for share in of.share.values()])
+    spacing = _each(of.alveolus_um, rng)
+    thickness = _each(of.septum_um, rng)[kind]
+    wall = _wall_distance(rng, spacing.get(kind, spacing["other"]), of.alveolus_warp_um.draw(rng),
+                          of.alveolus_merged.draw(rng))
     air = wall - thickness * np.clip(1 + 0.45 * _padded_noise(rng, 28), 0.05, 2.5)
     septa, flow = air < 0, _direction(wall)
 
-    points = _lattice(rng, 8.4, 0.22)
-    share = 0.3 if kind == "scarred" else 0.45
-    points = points[_at(septa, points) & (rng.random(len(points)) < share)]
+    points = _lattice(rng, of.nucleus_spacing_um.value, 0.22)
+    taken = of.nucleus_taken.get(kind, of.nucleus_taken["other"]).value
+    points = points[_at(septa, points) & (rng.random(len(points)) < taken)]
     angle = _at(flow, points) + rng.normal(0, 0.35, len(points))
-    nuclei = [_cells(rng, points, 2.8, 1.6, angle, 1.6, spread=0.2, vesicle=0.2)]
+    nuclei = [_cells(rng, points, of.nucleus_radius_um.value, of.nucleus_elongation.value, angle,
+                     1.6, spread=of.nucleus_spread.value, vesicle=0.2)]
     # type II pneumocytes line the septa, crowded where reactive
-    reactive = _along(air, -2.6, rng.uniform(8, 30), rng)
-    reactive = reactive[rng.random(len(reactive)) < rng.beta(0.6, 2.2)]
-    nuclei.insert(0, _cells(rng, reactive, rng.uniform(3.2, 4.6), 1.2, 0.0, 1.4, vesicle=0.45,
-                            nucleolus=0.25, owner=TUMOUR if rng.random() < 0.3 else FREE))
+    reactive = _along(air, -2.6, of.pneumocyte_spacing_um.draw(rng), rng)
+    reactive = reactive[rng.random(len(reactive)) < of.pneumocyte_reactive.draw(rng)]
+    radius = of.pneumocyte_radius_um.draw(rng)
+    nuclei.insert(0, _cells(rng, reactive, radius, 1.2, 0.0, 1.4, vesicle=0.45,
+                            nucleolus=of.pneumocyte_nucleolus.value,
+                            owner=TUMOUR if rng.random() < 0.3 else FREE))
     if kind != "aerated":
-        nuclei += [_inflammation(rng, septa, {"inflamed": rng.uniform(0.35, 0.7)}.get(kind, 0.15)),
+        share = _each(of.lymphocytes, rng)
+        nuclei += [_inflammation(rng, septa, share.get(kind, share["other"])),
                    _fibroblasts(rng, septa, flow)]
-    points = _lattice(rng, 26, 0.3)
-    points = points[(_at(air, points) > 5) & (rng.random(len(points)) < rng.beta(0.7, 5))]
-    nuclei.append(_cells(rng, points, 3.6, 1.2, 0.0, 1.3, vesicle=0.4, owner=MACROPHAGE))
-    capillaries = _blood(rng, septa & (air > -9), rng.uniform(0.2, 0.65), 5.8)
+    points = _lattice(rng, of.macrophage_spacing_um.value, 0.3)
+    points = points[(_at(air, points) > 5)
+                    & (rng.random(len(points)) < of.macrophages.draw(rng))]
+    nuclei.append(_cells(rng, points, CELLS.macrophage_radius_um.value,
+                         CELLS.macrophage_elongation.value, 0.0, 1.3, vesicle=0.4,
+                         owner=MACROPHAGE))
+    capillaries = _blood(rng, septa & (air > -9), of.capillaries.draw(rng),
+                         of.capillary_spacing_um.value)
     return Scene(air, np.zeros_like(septa), np.concatenate(nuclei),
-                 np.concatenate([_blood(rng, air > 3, rng.beta(1, 4)), capillaries]),
-                 stroma_eosin=rng.uniform(0.35, 0.7), debris=rng.beta(1, 5))
+                 np.concatenate([_blood(rng, air > 3, of.blood_in_air.draw(rng)), capillaries]),
+                 stroma_eosin=of.stroma_eosin.draw(rng), debris=of.debris.draw(rng))
 
 
 def adenocarcinoma(rng, person):
     """Glands: acinar, lepidic or papillary (wide lumina on thin cores), or solid."""
-    share = np.array([1.0, 0.6, 1.1 * (1.1 - person.differentiation)])
-    kind = rng.choice(["acinar", "lepidic", "solid"], p=share / share.sum())
-    radius = 5.3 * person.nuclear_size * float(np.exp(rng.normal(0, 0.07)))
-    spacing = {"acinar": rng.uniform(55, 100), "lepidic": rng.uniform(60, 120),
-               "solid": rng.uniform(80, 190)}
-    stroma = {"acinar": rng.uniform(2, 14), "lepidic": rng.uniform(2, 7),
-              "solid": rng.uniform(2, 12)}
-    height = {"acinar": rng.uniform(2.3, 3.8), "lepidic": rng.uniform(1.6, 2.8), "solid": np.inf}
-    wall = _wall_distance(rng, spacing[kind], rng.uniform(4, 10), rng.uniform(0.05, 0.4), 4.0)
+    of = ADENOCARCINOMA
+    weight = np.array([one.value for one in of.weight.values()])
+    weight[list(of.weight).index("solid")] *= 1.1 - person.differentiation
+    kind = rng.choice(list(of.weight), p=weight / weight.sum())
+    radius = of.nucleus_radius_um.value * person.nuclear_size * float(
+        of.nucleus_size_of_tile.draw(rng))
+    spacing, stroma, height = (_each(one, rng) for one in (of.gland_um, of.stroma_um, of.height))
+    wall = _wall_distance(rng, spacing[kind], of.warp_um.draw(rng), of.merged.draw(rng), 4.0)
     depth = wall - stroma[kind] * np.clip(1 + 0.6 * _padded_noise(rng, 42), 0.05, 3)
     flow = _direction(wall)
     if kind == "solid":  # at most a few small lumina
-        small = (_padded_noise(rng, 20) - rng.uniform(1.6, 3.5)) * 8
+        small = (_padded_noise(rng, 20) - of.small_lumen.draw(rng)) * 8
         air = np.where(depth > 6, small, -5).astype(np.float32)
-        points = [_lattice(rng, rng.uniform(2.3, 3.1) * radius, 0.24)]
+        points = [_lattice(rng, of.solid_spacing.draw(rng) * radius, 0.24)]
     else:
         air = depth - height[kind] * radius * np.clip(1 + 0.28 * _padded_noise(rng, 24), 0.4, 2)
         rows = np.arange(0.8, 6, 1.8) * radius  # pseudostratified rows from the basement membrane
-        points = [_along(depth, row, 1.85 * radius, rng) for row in rows]
-        points = [row[rng.random(len(row)) < (0.95 if rank == 0 else 0.7)]
+        points = [_along(depth, row, of.row_spacing.value * radius, rng) for row in rows]
+        points = [row[rng.random(len(row)) < of.row_taken["other" if rank else "first"].value]
                   for rank, row in enumerate(points)]
     air = _torn(rng, air)
     points = np.concatenate(points)
     points = points + rng.normal(0, 0.16 * radius, points.shape)
     points = points[(_at(depth, points) > 0.3 * radius) & (_at(air, points) < -0.6 * radius)]
     upright = _at(flow, points) + np.pi / 2 + rng.normal(0, 0.4, len(points))
-    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.7), upright, 1.35,
-                    spread=person.pleomorphism, vesicle=person.vesicular,
-                    nucleolus=0.15 + 0.7 * person.nucleoli, owner=TUMOUR)
+    nucleolus = of.nucleolus_least.value + of.nucleolus_more.value * person.nucleoli
+    tumour = _cells(rng, points, radius, of.nucleus_elongation.draw(rng), upright,
+                    of.nucleus_density.value, spread=person.pleomorphism,
+                    vesicle=person.vesicular, nucleolus=nucleolus, owner=TUMOUR)
     nuclei, blood = _tumour_surroundings(rng, person, depth, air, flow)
     return Scene(air, (depth > 0) & (air < 0), np.concatenate([tumour, *nuclei]), blood,
-                 stroma_eosin=rng.uniform(0.35, 0.7), cytoplasm_eosin=rng.uniform(0.25, 0.55),
-                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38),
-                 border_eosin=min(rng.normal(-0.02, 0.05), 0.04),
-                 keratinised=0.02, vacuoles=rng.beta(1.2, 3), debris=rng.beta(1, 3))
+                 stroma_eosin=of.stroma_eosin.draw(rng),
+                 cytoplasm_eosin=of.cytoplasm_eosin.draw(rng),
+                 cytoplasm_haematoxylin=of.cytoplasm_haematoxylin.draw(rng),
+                 border_eosin=min(of.border_eosin.draw(rng), 0.04),
+                 keratinised=of.keratinised.value, vacuoles=of.vacuoles.draw(rng),
+                 debris=of.debris.draw(rng))
 
 
 def squamous(rng, person):
     """Solid nests of polygonal or spindle cells, some keratinising."""
-    radius = 5.1 * person.nuclear_size * float(np.exp(rng.normal(0, 0.07)))
-    wall = _wall_distance(rng, rng.uniform(70, 190), rng.uniform(5, 12), rng.uniform(0.1, 0.5))
-    depth = wall - rng.uniform(2, 14) * np.clip(1 + 0.6 * _padded_noise(rng, 42), 0.05, 3)
+    of = SQUAMOUS
+    radius = of.nucleus_radius_um.value * person.nuclear_size * float(
+        of.nucleus_size_of_tile.draw(rng))
+    wall = _wall_distance(rng, of.nest_um.draw(rng), of.warp_um.draw(rng), of.merged.draw(rng))
+    depth = wall - of.stroma_um.draw(rng) * np.clip(1 + 0.6 * _padded_noise(rng, 42), 0.05, 3)
     flow = _direction(wall)
-    air = (_padded_noise(rng, 30) - rng.uniform(1.7, 4.0)) * 8
-    if rng.random() < 0.35:  # retraction clefts around nests
-        cleft = rng.uniform(1, 5) * np.clip(1 + _padded_noise(rng, 40), 0, 2)
+    air = (_padded_noise(rng, 30) - of.necrosis.draw(rng)) * 8
+    if rng.random() < of.cleft_share.value:  # retraction clefts around nests
+        cleft = of.cleft_um.draw(rng) * np.clip(1 + _padded_noise(rng, 40), 0, 2)
         air = np.maximum(air, cleft - np.abs(depth + 2))
     air = _torn(rng, air)
     nests = (depth > 0) & (air < 0)
-    keratin = person.keratin * rng.uniform(0.3, 1.6)
-    pearls = _lattice(rng, rng.uniform(55, 95), 0.2)
+    keratin = person.keratin * of.keratin_of_tile.draw(rng)
+    pearls = _lattice(rng, of.pearl_spacing_um.draw(rng), 0.2)
     pearls = pearls[(_at(depth, pearls) > 12) & (rng.random(len(pearls)) < keratin)]
-    pearls = np.c_[pearls, rng.uniform(9, 26, len(pearls))]
+    pearls = np.c_[pearls, of.pearl_radius_um.draw(rng, len(pearls))]
 
-    points = _lattice(rng, radius * rng.uniform(2.4, 3.7), 0.22)
+    points = _lattice(rng, radius * of.nucleus_spacing.draw(rng), 0.22)
     points = points[(_at(depth, points) > 0.4 * radius) & (_at(air, points) < -2)
                     & (rng.random(len(points)) < 0.95)]
     stream = rng.integers(0, 2) * _at(flow, points) + _at(_padded_noise(rng, 90), points)
     stream += rng.normal(0, 0.35, len(points))
-    tumour = _cells(rng, points, radius, rng.uniform(1.05, 1.8), stream, 1.35,
-                    spread=person.pleomorphism, vesicle=person.vesicular,
-                    nucleolus=0.1 + 0.6 * person.nucleoli, owner=TUMOUR)
+    nucleolus = of.nucleolus_least.value + of.nucleolus_more.value * person.nucleoli
+    tumour = _cells(rng, points, radius, of.nucleus_elongation.draw(rng), stream,
+                    of.nucleus_density.value, spread=person.pleomorphism,
+                    vesicle=person.vesicular, nucleolus=nucleolus, owner=TUMOUR)
     for x, y, size in pearls:  # flattened around a pearl, lost within it
         dx, dy = tumour["x"] - x, tumour["y"] - y
         gap = np.hypot(dx, dy) / size
@@ -317,7 +340,9 @@ def squamous(rng, person):
         tumour = tumour[gap > 0.7]
     nuclei, blood = _tumour_surroundings(rng, person, depth, air, flow)
     return Scene(air, nests, np.concatenate([tumour, *nuclei]), blood, pearls,
-                 stroma_eosin=rng.uniform(0.35, 0.7), cytoplasm_eosin=rng.uniform(0.28, 0.62),
-                 cytoplasm_haematoxylin=rng.uniform(0.12, 0.38),
-                 border_eosin=min(rng.normal(-0.05, 0.06), 0.04),
-                 keratinised=0.02 + 0.15 * keratin, vacuoles=rng.beta(1, 4), debris=rng.beta(1, 3))
+                 stroma_eosin=of.stroma_eosin.draw(rng),
+                 cytoplasm_eosin=of.cytoplasm_eosin.draw(rng),
+                 cytoplasm_haematoxylin=of.cytoplasm_haematoxylin.draw(rng),
+                 border_eosin=min(of.border_eosin.draw(rng), 0.04),
+                 keratinised=of.keratinised_least.value + of.keratinised_more.value * keratin,
+                 vacuoles=of.vacuoles.draw(rng), debris=of.debris.draw(rng))
