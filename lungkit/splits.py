@@ -126,7 +126,7 @@ def partition(items: list[tuple[str, str]], shares: tuple[float, ...], seed: int
 
     best, best_cost = None, float("inf")
     tries = max(1, min(RESTARTS, VISITS // len(names)))
-    for restart in range(tries + max(1, min(RESCUES, 10 * VISITS // len(names)))):
+    for restart in range(tries + max(0, min(RESCUES, 10 * VISITS // len(names)))):
         if best_cost < (GOOD_ENOUGH if restart < tries else EMPTY_PENALTY):
             break
         rng = random.Random(f"{seed}/{restart}")

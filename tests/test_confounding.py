@@ -1,0 +1,234 @@
+"""The confounding report: what it finds where the data are confounded, and its silence elsewhere."""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lungkit import confounding
+from lungkit.confounding import Specimen, describe, report, warnings
+from lungkit.splits import split_groups
+
+
+def calm(num_groups=30, images=4, classes="ab", seed=0) -> list[Specimen]:
+    """Specimens of which nothing tells the class; statistics vary by group and by image."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for label in classes:
+        for g in range(num_groups):
+            shift = rng.normal(0, 12, 3)
+            for i in range(images):
+                rgb = np.array([180, 130, 170]) + shift + rng.normal(0, 5, 3)
+                found.append(Specimen(
+                    label, f"{label}-p{g}", f"{label}/img_{g}_{i}.png", f"{label}{g}/{i}",
+                    (224, 224, ".png", "colour"), int(rng.integers(9_000, 30_000)),
+                    tuple(map(float, rgb)), float(rgb.mean()), float(rng.normal(40, 6))))
+    return found
+
+
+def reported(specimens, groups_given="csv"):
+    return report(specimens, split_groups([(s.group, s.label) for s in specimens], 0),
+                  groups_given)
+
+
+def warned(specimens, groups_given="csv") -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in warnings(reported(specimens, groups_given)))
+
+
+def test_calm_data_warn_of_nothing_and_the_report_is_the_same_again():
+    first = reported(calm())
+    assert warnings(first) == []
+    assert json.loads(json.dumps(first)) == first == reported(calm())
+    told = first["trivial"]["families"]
+    assert told["mean colour"]["p"] > 0.05 and not told["mean colour"]["constant"]
+    low, high = told["mean colour"]["interval_95"]
+    assert low < 0.5 < high < 0.75  # classes are guessed
+    assert told["image size"] == {"balanced_accuracy": 0.5, "constant": True}
+    assert first["classes"]["a"]["groups_by_split"] == {"train": 18, "val": 6, "test": 6}
+    assert first["classes"]["a"]["effective_groups"] == 30
+
+
+def test_groups_that_were_not_given_or_group_nothing():
+    assert set(warned(calm(), "none")) == {"no groups given"}
+    assert "own group" in warned(calm(), "none")["no groups given"]
+    assert set(warned(calm(), "auto")) == {"groups found only"}
+    assert not warned(calm(), "regex+auto")
+    assert set(warned(calm(images=1), "regex")) == {"one image per group"}
+
+
+def test_few_and_uneven_groups():
+    few = warned(calm(9) + calm(30, classes="c"))
+    assert set(few) == {"few groups"} and "'b' has 9 groups only" in few["few groups"]
+    large = [replace(s, group=f"a-p{i % 3}") if s.label == "a" and i < 150 else s
+             for i, s in enumerate(calm(60, 3))]
+    uneven = warned(large)["few groups"]
+    assert "13 groups, but so uneven ones that they count for 4.3" in uneven
+    one = [replace(s, group="tumour") if s.label == "a" and i < 61 else s
+           for i, s in enumerate(calm())]
+    found = warned(one)
+    assert "61 of 120 images of 'a' come from one group ('tumour')" in found["one group dominates"]
+    assert "one group dominates" not in warned(
+        [replace(s, group="tumour") if s.label == "a" and i < 60 else s
+         for i, s in enumerate(calm())])
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("{label}/site{label}/{rest}", "folder"), ("{label}/hospital{label}_{rest}", "prefix"),
+    ("{label}/TCGA-{label}5-{rest}", "prefix")])
+def test_a_source_that_one_class_has_for_itself(name, kind):
+    there = [replace(s, source_name=name.format(label=s.label, rest=s.source_name[2:]))
+             for s in calm()]
+    line = warned(there)["one source dominates"]
+    assert "100% of 'b' has the" in line and kind in line and "but 0% of the other" in line
+    shared = [replace(s, source_name=name.format(label="x", rest=s.source_name[2:]))
+              for s in calm()]
+    assert not warned(shared)
+
+
+def test_a_prefix_that_spells_the_class_is_no_source():
+    plain = [replace(s, label={"a": "lung_aca", "b": "lung_n"}[s.label]) for s in calm()]
+    spelt = [replace(s, source_name=f"{s.label}/{s.label.replace('_', '')}{i}.jpeg")
+             for i, s in enumerate(plain)]
+    assert not warned(spelt)
+    assert "one source dominates" in warned(
+        [replace(s, source_name=f"{s.label}/{s.label[-1]}_scan{i}.jpeg")
+         for i, s in enumerate(plain)])
+
+
+def test_identical_images_of_two_classes():
+    data = calm()
+    copy = replace(data[0], label="b", source_name="b/copy.png")
+    line = warned(data + [copy])["identical images with different labels"]
+    assert line.startswith("1 images") and "'a/img_0_0.png' = 'b/copy.png'" in line
+    same_class = replace(data[0], source_name="a/copy.png")
+    assert "identical images with different labels" not in warned(data + [same_class])
+
+
+# ------------------------------------------------------------------ trivial statistics
+
+def shifted(data, **change):
+    """Class a changed: a number is added, a tuple takes the place."""
+    return [replace(s, **{name: getattr(s, name) + value if isinstance(value, (int, float))
+                          else value for name, value in change.items()})
+            if s.label == "a" else s for s in data]
+
+
+@pytest.mark.parametrize("family, change", [
+    ("mean colour", {"mean_rgb": (150.0, 110.0, 160.0)}),
+    ("brightness and contrast", {"contrast": 25}), ("file size", {"file_bytes": 40_000}),
+    ("image size", {"look": (768, 768, ".png", "colour")}),
+    ("file type", {"look": (224, 224, ".jpeg", "colour")})])
+def test_each_family_of_statistics_is_noticed_by_name(family, change):
+    data = shifted(calm(), **change)
+    found = warned(data)
+    line = found["trivial statistics predict the class"]
+    assert f"{family} 1.00 (" in line or f"{family} 0.9" in line
+    assert ("acquired differently" in line) == (family in ("image size", "file type"))
+    assert "morphology" in line
+    told = reported(data)["trivial"]["families"]
+    others = {"mean colour", "brightness and contrast", "file size"} - {family}
+    assert all(told[other]["balanced_accuracy"] < 0.65 for other in others)
+
+
+def test_the_colours_of_groups_are_not_told_by_their_own_images():
+    """Every group has a colour of its own, and no class has: within groups it would be perfect."""
+    rng = np.random.default_rng(1)
+    hue = {}
+    data = [replace(s, mean_rgb=hue.setdefault(s.group, tuple(rng.uniform(50, 220, 3))))
+            for s in calm(40, 8)]
+    told = reported(data)["trivial"]["families"]["mean colour"]
+    assert told["balanced_accuracy"] < 0.6 and told["p"] > 0.01
+    label = np.array([s.label == "a" for s in data]).astype(int)
+    values = np.array([s.mean_rgb for s in data])
+    leaking = np.arange(len(data)) % 5  # by image: what the report must not do
+    rng = np.random.default_rng(0)
+    leak = confounding.vote(confounding.nearest(values, leaking, rng)[:, :5], label, 2)
+    assert confounding.balanced_accuracy(leak, label, 2) > 0.95
+
+
+def test_p_is_rarely_small_when_groups_differ_and_classes_do_not():
+    """Strong group effects, no class effect: about one in twenty is below 0.05, not most."""
+    rng = np.random.default_rng(2)
+    group = np.repeat(np.arange(24), 10)
+    fold = group % 4
+    small = 0
+    for _ in range(60):
+        label = np.repeat(rng.permutation(24) % 2, 10)
+        values = (rng.normal(0, 1, (24, 2))[group] + rng.normal(0, 0.2, (240, 2)))
+        small += confounding.tell_class(values, label, group, fold)["p"] <= 0.05
+    assert small <= 9  # 60 draws of 0.05: more than 9 once in 1,000
+
+
+def test_unequal_classes_are_scored_alike():
+    """Nine of ten images are b: naming b always is right for nine tenths and scores one half."""
+    data = [s for s in calm(180, 3) if s.label == "b" or int(s.group[3:]) < 20]
+    told = reported(data)["trivial"]["families"]["mean colour"]
+    assert abs(told["balanced_accuracy"] - 0.5) < 0.12
+    weak = reported(shifted(data, contrast=9))["trivial"]["families"]["brightness and contrast"]
+    assert weak["balanced_accuracy"] > 0.65  # votes as they come would all go to b
+
+
+def test_ties_favour_no_class():
+    """All but one image alike: neighbours are drawn from all, not the first in the order."""
+    values = np.zeros((300, 1))
+    values[0] = 1
+    label = np.repeat([0, 1, 2], 100)
+    fold = np.arange(300) % 5
+    near = confounding.nearest(values, fold, np.random.default_rng(0))
+    counts = np.bincount(label[near[1:]].ravel())
+    assert counts.min() > 0.28 * counts.sum()
+    assert (fold[near] != fold[:, None]).all()
+
+
+def test_statistics_after_normalisation_are_told_apart_from_those_before():
+    data = [replace(s, after=(*s.mean_rgb, s.brightness, s.contrast)) for s in calm()]
+    found = reported(shifted(data, mean_rgb=(150.0, 110.0, 160.0)))["trivial"]["families"]
+    assert found["mean colour"]["balanced_accuracy"] > 0.9
+    assert found["mean colour after normalisation"]["balanced_accuracy"] < 0.65
+    assert "mean colour after normalisation" not in reported(calm())["trivial"]["families"]
+
+
+def test_the_words_hold_the_figures():
+    data = shifted(calm(), contrast=25)
+    words = describe(reported(data, "none"))
+    assert "a: 120 images, 30 groups (train 18, val 6, test 6)" in words
+    assert "image size: the same in all images" in words
+    assert "warning: no groups given" in words and "warning: trivial statistics" in words
+
+
+def test_groups_that_span_classes_awkwardly_fall_back_to_the_split():
+    """Six groups, any two of which share a class: five folds would part them, three need not."""
+    data = [replace(s, label=label, group=s.group[2:], source_name=f"{label}/{s.source_name[2:]}")
+            for number, label in enumerate("abc") for s in calm(6, classes="a")
+            if s.group != f"a-p{number}"]
+    split_of = split_groups([(s.group, s.label) for s in data], 0)
+    fold = confounding._fold_of(data, split_of)
+    assert max(fold) == 2 and set(warned(data)) == {"few groups",
+                                                    "identical images with different labels"}
+    assert max(confounding._fold_of(calm(6), {})) == 4
+
+
+@pytest.mark.skipif("LC25000" not in os.environ, reason="needs LC25000=<folder of groups.csv>")
+def test_colour_alone_tells_lc25000_apart():
+    import csv
+    from pathlib import Path
+
+    import cv2
+
+    root = Path(os.environ["LC25000"])
+    data = []
+    with open(root / "groups.csv", newline="") as file:
+        for i, row in enumerate(csv.DictReader(file)):
+            if i % 3:
+                continue
+            content = (root / "lung_image_sets" / row["file_name"]).read_bytes()
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+            data.append(Specimen(row["label"], row["group"], row["file_name"], str(i),
+                                 (224, 224, ".jpeg", "colour"), len(content),
+                                 tuple(image.mean((0, 1))), image.mean(), image.mean(2).std()))
+    found = reported(data)
+    assert 0.65 < found["trivial"]["families"]["mean colour"]["balanced_accuracy"] < 0.9
+    assert {line.split(":")[0] for line in warnings(found)} == {
+        "trivial statistics predict the class"}
