@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lungkit import phantom
-from lungkit.nuclei import _merge, detect_nuclei, guess_modality
+from lungkit.fragments import join_fragments
+from lungkit.nuclei import detect_nuclei, guess_modality
 
 EOSIN, HAEMATOXYLIN = (225, 150, 190), (90, 60, 140)
 
@@ -73,12 +74,12 @@ def halves(centres: list, radius: float) -> tuple[np.ndarray, np.ndarray]:
 
 def test_two_seeds_in_one_nucleus_are_joined_and_two_nuclei_are_not():
     labels, height = halves([(50, 50)], 12)
-    joined = _merge(labels.copy(), height)
+    joined = join_fragments(labels, height, height, 1.25)
     assert len(np.unique(joined)) == 2 and ((joined > 0) == (labels > 0)).all()
     necked = np.where(np.abs(np.mgrid[:100, :100][1] - 49.5) < 1, 0.5, 1).astype(np.float32) * height
-    assert len(np.unique(_merge(labels.copy(), necked))) == 3
+    assert len(np.unique(join_fragments(labels, necked, necked, 1.25))) == 3
     labels, height = halves([(40, 50), (60, 50)], 11)
-    assert len(np.unique(_merge(labels.copy(), height))) == 3
+    assert len(np.unique(join_fragments(labels, height, height, 1.25))) == 3
 
 
 def test_a_shape_that_fills_little_of_its_hull_is_no_nucleus():
