@@ -29,6 +29,7 @@ from lungkit.provenance import provenance
 SCHEMA = "lungkit.dataset/1"
 MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test")
+GREY, RGB = 0, 2  # a PNG's colour types
 COLUMNS = ("file_name", "label", "split", "group", "source", "prompt", "seed", "sha256")
 
 
@@ -188,7 +189,7 @@ def open_dataset(path: Path) -> Dataset:
             faults.append(f"{row.file_name}: missing or unreadable")
             continue
         header = _png_header(content)
-        if header != (size, size, 8, 2):
+        if header != (size, size, 8, RGB):
             faults.append(f"{row.file_name}: {_describe(header)}, "
                           f"not an RGB PNG of {size} x {size}")
         elif sha256(content) != row.sha256:
@@ -286,25 +287,30 @@ class DatasetWriter:
     def has(self, split: str, label: str, index: int) -> bool:
         return item_name(split, label, index) in self.records
 
-    def add(self, split: str, label: str, index: int, image: np.ndarray, *,
-            masks: dict[str, np.ndarray] | None = None, **columns: object) -> None:
+    def add(self, split: str, label: str, index: int, image: np.ndarray | bytes, *,
+            masks: dict[str, np.ndarray | bytes] | None = None, **columns: object) -> None:
         """Write uint8 RGB [S, S, 3] as item `index` with its masks {kind: uint8 [S, S]}.
 
-        columns: group, source, prompt, seed, and any further column of metadata.csv.
+        Either may be a PNG already, encoded by a worker. columns: group, source, prompt, seed, and
+        any further column of metadata.csv.
         """
-        shape = (self.image_size, self.image_size)
-        assert image.shape == (*shape, 3) and image.dtype == np.uint8, (image.shape, image.dtype)
         name = item_name(split, label, index)
         for kind, mask in (masks or {}).items():
-            assert mask.shape == shape and mask.dtype == np.uint8, (kind, mask.shape, mask.dtype)
-            write_bytes(self.work_dir / "masks" / kind / label / Path(name).name, encode_png(mask))
-        content = encode_png(image)
+            write_bytes(self.work_dir / "masks" / kind / label / Path(name).name,
+                        self._png(mask, GREY))
+        content = self._png(image, RGB)
         write_bytes(self.work_dir / name, content)
         record = {"file_name": name, "label": label, "split": split,
                   **{key: str(value) for key, value in columns.items()}, "sha256": sha256(content)}
         self.records[name] = record
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+    def _png(self, image: np.ndarray | bytes, colour_type: int) -> bytes:
+        content = image if isinstance(image, bytes) else encode_png(image)
+        header = _png_header(content)
+        assert header == (self.image_size, self.image_size, 8, colour_type), header
+        return content
 
     def publish(self, *, parents: list[dict], seed: int, warnings: list[str] | None = None,
                 **more: object) -> Dataset:

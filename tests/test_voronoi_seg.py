@@ -21,7 +21,8 @@ from lungkit import phantom
 from lungkit.dataset import DatasetWriter, MANIFEST, SPLITS, check_same_task, open_dataset
 from lungkit.files import Output
 from lungkit.nuclei import detect_nuclei
-from lungkit.voronoi import voronoi_labels
+from lungkit.voronoi import (borders, cell_areas_px, count_neighbours, touches_border,
+                             voronoi_labels)
 
 SIZE = 64
 SCRIPT = Path(voronoi_seg.__file__)
@@ -63,23 +64,71 @@ def contents(dataset: Path) -> dict[str, str]:
 
 # ------------------------------------------------------------------ the cells
 
-coordinates = st.floats(-3, 36, allow_nan=False, width=32)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=40), st.integers(1, 33))
-def test_cells_are_those_of_the_nearest_centroid(points, size):
-    points = np.array(points)
-    cells = voronoi_labels(points, size)
+def nearest_by_brute_force(points: np.ndarray, size: int) -> np.ndarray:
+    """argmin takes the lowest index of equal distances."""
     y, x = np.mgrid[:size, :size]
-    gap = (x[..., None] - points[:, 0]) ** 2 + (y[..., None] - points[:, 1]) ** 2
-    own = np.take_along_axis(gap, cells[..., None], -1)[..., 0]
+    return ((x[..., None] - points[:, 0]) ** 2 + (y[..., None] - points[:, 1]) ** 2).argmin(-1)
+
+
+# sub-pixel, on pixel centres and half-way (ties), beyond the image, near and very far
+coordinates = st.one_of(st.floats(-3, 90, allow_nan=False, width=32), st.integers(-4, 90),
+                        st.integers(-9, 180).map(lambda half: half / 2), st.floats(-1e6, 1e6))
+layouts = st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(layouts, st.integers(1, 90), st.integers(0, 3))
+def test_each_pixel_belongs_to_its_nearest_centroid(points, size, copies):
+    points = np.array(points + points[:copies], np.float64)
+    cells = voronoi_labels(points, size)
     assert cells.shape == (size, size) and cells.dtype == np.int32
-    np.testing.assert_allclose(own, gap.min(-1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(cells, nearest_by_brute_force(points, size))
+
+
+@pytest.mark.parametrize("size", [64, 112])
+def test_ties_of_a_lattice_go_to_the_lowest_index(size):
+    at = np.arange(0, size, 8) + 3.5  # every border runs through pixel centres, or between them
+    points = np.stack(np.meshgrid(at, at + 0.5), -1).reshape(-1, 2)
+    for order in (points, points[::-1], np.random.default_rng(0).permutation(points)):
+        np.testing.assert_array_equal(voronoi_labels(order, size), nearest_by_brute_force(order, size))
+
+
+def test_many_centroids():
+    points = np.random.default_rng(3).uniform(0, 200, (600, 2)).astype(np.float32)
+    np.testing.assert_array_equal(voronoi_labels(points, 200), nearest_by_brute_force(points.astype(float), 200))
 
 
 def test_without_centroids_the_image_is_one_cell():
     assert (voronoi_labels(np.zeros((0, 2), np.float32), 7) == 0).all()
+
+
+def test_neighbours_are_those_of_the_diagram():
+    from scipy.spatial import Voronoi
+
+    points = np.random.default_rng(5).uniform(0, 400, (60, 2))
+    cells = voronoi_labels(points, 400)
+    diagram = Voronoi(points)
+    certain, possible = np.zeros((2, 60, 60), bool)
+    for (a, b), ends in zip(diagram.ridge_points, diagram.ridge_vertices):
+        possible[a, b] = possible[b, a] = True
+        line = diagram.vertices[ends] if -1 not in ends else np.full((2, 2), np.inf)
+        inside = ((line > 2) & (line < 397)).all()  # a ridge shorter than a pixel may be missed
+        certain[a, b] = certain[b, a] = inside and np.hypot(*(line[1] - line[0])) > 3
+    found = np.zeros((60, 60), bool)
+    for one, other in ((cells[1:], cells[:-1]), (cells[:, 1:], cells[:, :-1])):
+        found[one, other] = found[other, one] = True
+    np.fill_diagonal(found, False)
+    assert certain.sum() > 200 and not (certain & ~found).any()
+    np.testing.assert_array_equal(count_neighbours(cells, 60), found.sum(1))
+    assert (found & ~possible).sum() <= 4, "pixels of cells that meet in a corner may touch"
+
+
+def test_geometry_of_cells():
+    cells = np.repeat(np.repeat([[0, 1, 1], [0, 2, 4], [3, 3, 3]], 2, 0), 3, 1).astype(np.int32)
+    assert cell_areas_px(cells, 6).tolist() == [12, 12, 6, 18, 6, 0]
+    assert count_neighbours(cells, 6).tolist() == [3, 3, 4, 3, 3, 0]
+    assert touches_border(cells, 6).tolist() == [True, True, False, True, True, False]
+    assert count_neighbours(np.zeros((4, 4), np.int32), 1).tolist() == [0]
 
 
 # ------------------------------------------------------------------ the drawing
@@ -94,26 +143,67 @@ def test_each_cell_has_its_mean_colour():
         assert (picture[cells == cell] == expected).all()
 
 
-def test_borders_are_one_pixel_wide_and_close():
+@settings(max_examples=150, deadline=None)
+@given(st.tuples(*[st.floats(-50, 150)] * 4), st.integers(3, 100))
+def test_a_border_of_two_cells_is_one_pixel_thick(four, size):
+    points = np.array(four).reshape(2, 2)
+    cells = voronoi_labels(points, size)
+    line = borders(cells)
+    if np.hypot(*(points[1] - points[0])) < 0.1:
+        return  # nothing is flat or steep
+    dx, dy = np.abs(points[1] - points[0])
+    along = line if dx >= dy else line.T  # steep: one pixel in every row that it crosses
+    crossed = np.array([row.min() != row.max() for row in (cells if dx >= dy else cells.T)])
+    inside = along.sum(axis=1)
+    assert (inside[crossed] == 1).all()
+    assert inside.max() <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(layouts, st.integers(3, 90))
+def test_borders_part_all_cells_and_are_thick_only_where_three_meet(points, size):
+    cells = voronoi_labels(np.array(points, np.float64), size)
+    line = borders(cells)
+    for one, other, a, b in ((cells[1:], cells[:-1], line[1:], line[:-1]),
+                             (cells[:, 1:], cells[:, :-1], line[:, 1:], line[:, :-1])):
+        assert (a | b)[one != other].all(), "two cells touch without a border between them"
+    blocks = line[1:, 1:] & line[1:, :-1] & line[:-1, 1:] & line[:-1, :-1]
+    for y, x in np.argwhere(blocks):
+        around = cells[max(y - 1, 0):y + 3, max(x - 1, 0):x + 3]
+        assert len(np.unique(around)) > 2, "a border of two cells is two pixels thick"
+
+
+def test_borders_are_where_the_cells_differ():
     cells = np.zeros((8, 8), np.int32)
     cells[:, 4:] = 1
     cells[5:] += 2
-    line = voronoi_seg.borders(cells)
-    assert line[:, 3].all() and line[4].all() and line.sum() == 15
+    line = borders(cells)
+    assert line[:5, 3].all() and line[4].all() and line[5:, 3].all() and line.sum() == 15
+    assert not borders(np.zeros((5, 5), np.int32)).any()
 
 
 @pytest.mark.parametrize("render", sorted(voronoi_seg.RENDERS))
 def test_renders(real, render):
     data = open_dataset(real)
     image = data.image(data.rows[0])
-    picture, mask, count = voronoi_seg.draw(image, render=render, modality="he", solidity=0.75,
-                                            field_um=180.0)
+    drawn = voronoi_seg.draw(image, render=render, modality="he", solidity=0.75, field_um=180.0)
+    picture = drawn.picture
     assert picture.shape == image.shape and picture.dtype == np.uint8
-    assert set(np.unique(mask)) == {0, 255} and count > 10
+    assert set(np.unique(drawn.mask)) == {0, 255} and drawn.summary["num_nuclei"] > 10
     colours = len(np.unique(picture.reshape(-1, 3), axis=0))
-    assert colours > 10 if "mean" in render else colours == 2
+    assert colours > 2 if "mean" in render or "feature" in render else colours == 2
     black = (picture == 0).all(-1).mean()
     assert black == 0 if render == "mean" else 0 < black < 0.5
+
+
+def test_feature_colours_have_a_fixed_range():
+    column, low, high = voronoi_seg.COLOURED["area"]
+    values = np.array([low - 5, low, (low + high) / 2, high, high + 99, np.nan])
+    colours = voronoi_seg.feature_colours("area", {column: values})
+    viridis = [(68, 1, 84), (68, 1, 84), (33, 145, 140), (253, 231, 37), (253, 231, 37)]
+    assert np.abs(colours[:5].astype(int) - viridis).max() <= 2  # van der Walt and Smith's values
+    assert (colours[5] == voronoi_seg.UNKNOWN).all()
+    assert (voronoi_seg.feature_colours("area", {column: np.zeros(0)}) == voronoi_seg.UNKNOWN).all()
 
 
 # ------------------------------------------------------------------ the dataset
