@@ -82,7 +82,16 @@ def detect_nuclei(image: np.ndarray, *, modality: str = "auto", solidity: float 
     labels, height, stain, excess, floor = cut_fragments(image, modality, px_um)
     labels = join_fragments(labels, height, stain, px_um)
     faint = _peaks(excess, labels) < PROMINENCE * floor
-    labels, centroids, areas = _select(np.where(faint[labels], 0, labels), px_um, solidity)
+    return settle(np.where(faint[labels], 0, labels), px_um, solidity, size)
+
+
+def settle(labels: np.ndarray, px_um: float, solidity: float, size: int) -> Nuclei:
+    """Keep what has a nucleus's size and solidity, in a raster of `size` px a side.
+
+    labels: int32 [W, W], 0 background, at px_um px per um; W need not be `size`.
+    """
+    labels, centroids, areas = _select(labels, px_um, solidity)
+    work = len(labels)
     scale = size / work
     if work != size:
         at = np.minimum(((np.arange(size) + 0.5) / scale).astype(int), work - 1)
