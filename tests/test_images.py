@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from lungkit.images import MAX_PIXELS, Unreadable, decode_image
+from lungkit.images import MAX_PIXELS, Unreadable, decode_image, pixel_size_um
 
 GREY = np.add.outer(np.arange(40), 3 * np.arange(50)).astype(np.uint8)
 RGB = np.stack([GREY, 255 - GREY, GREY // 2], -1)
@@ -127,25 +127,144 @@ def test_channel_of_a_microscopy_stack(content):
         decode_image(content, 4)
 
 
-def test_channels_are_named_where_the_file_names_them():
-    content = tiff(STACK, ome=True, photometric="minisblack",
-                   metadata={"axes": "CYX", "Channel": {"Name": list("ABCD")}})
-    with pytest.raises(Unreadable, match=r"0 \(A\), 1 \(B\), 2 \(C\), 3 \(D\)"):
+NAMES = ["DAPI", "PanCK &amp; Ki-67", "CD8", "2"]
+
+
+def ome(array, axes="CYX", names=NAMES, **metadata) -> bytes:
+    return tiff(array, ome=True, photometric="minisblack",
+                metadata={"axes": axes, "Channel": {"Name": names}, **metadata})
+
+
+@pytest.mark.parametrize("content", [
+    ome(STACK), tiff(STACK, imagej=True, metadata={"axes": "CYX", "Labels": NAMES}),
+    tiff(STACK, ome=True, photometric="minisblack", bigtiff=True, tile=(16, 16),
+         metadata={"axes": "CYX", "Channel": {"Name": NAMES}}),
+], ids=["ome", "imagej", "tiled BigTIFF"])
+def test_channels_are_chosen_by_name(content):
+    with pytest.raises(Unreadable, match=r"--channel \(0 \(DAPI\), 1 \(PanCK"):
         decode_image(content)
-    np.testing.assert_array_equal(decode_image(content, 2), STACK[2])
+    for channel, number in ((2, 2), ("cd8", 2), (" CD8 ", 2), ("dapi", 0), ("1", 1), ("2", 3)):
+        np.testing.assert_array_equal(decode_image(content, channel), STACK[number])
+    with pytest.raises(Unreadable, match=r"no channel 'CD4': it has 0 \(DAPI\), .*2 \(CD8\)"):
+        decode_image(content, "CD4")
+
+
+def test_names_of_channels_are_those_of_the_image():
+    with pytest.raises(Unreadable, match="2 channels named 'a': choose by number"):
+        decode_image(ome(STACK, names=["a", "A", "b", "c"]), "a")
+    with pytest.raises(Unreadable, match="no channel 'DAPI': it has channels 0 to 3"):
+        decode_image(tiff(STACK, photometric="minisblack"), "DAPI")
+    with pytest.raises(Unreadable, match="no channel -1"):
+        decode_image(ome(STACK), -1)
 
 
 def test_channel_of_a_colour_image():
-    np.testing.assert_array_equal(decode_image(pillow(RGB, "PNG"), 1), RGB[..., 1])
-    with pytest.raises(Unreadable, match="no channel 3"):
+    for channel in (1, "1", "green", "GREEN"):
+        np.testing.assert_array_equal(decode_image(pillow(RGB, "PNG"), channel), RGB[..., 1])
+    np.testing.assert_array_equal(decode_image(tiff(RGB), "blue"), RGB[..., 2])
+    with pytest.raises(Unreadable, match="no channel 3: it has 0 .red., 1 .green., 2 .blue."):
         decode_image(pillow(RGB, "PNG"), 3)
-    with pytest.raises(Unreadable, match="channel 0 only"):
-        decode_image(pillow(GREY, "PNG"), 1)
+    with pytest.raises(Unreadable, match="no channel 'DAPI'.*channel 0 only"):
+        decode_image(pillow(GREY, "PNG"), "DAPI")
 
 
-def test_a_stack_of_two_axes_is_refused():
-    with pytest.raises(Unreadable, match="2 Z x 4 C|stack"):
-        decode_image(tiff(np.stack([STACK, STACK]), imagej=True, metadata={"axes": "ZCYX"}), 0)
+FOCUS = np.random.default_rng(1).integers(0, 60_000, (5, 3, 40, 50)).astype(np.uint16)  # ZCYX
+
+
+@pytest.mark.parametrize("content", [
+    tiff(FOCUS, imagej=True, metadata={"axes": "ZCYX"}),
+    tiff(FOCUS[None], imagej=True, metadata={"axes": "TZCYX"}),
+    tiff(FOCUS[None], imagej=True, metadata={"axes": "TZCYX"}, bigtiff=False, byteorder=">"),
+    ome(FOCUS, "ZCYX", NAMES[:3]),
+    ome(FOCUS.swapaxes(0, 1), "CZYX", NAMES[:3]),
+    tiff(FOCUS.swapaxes(0, 1), ome=True, photometric="minisblack", bigtiff=True, tile=(16, 16),
+         compression="lzw", metadata={"axes": "CZYX", "Channel": {"Name": NAMES[:3]}}),
+    tiff(np.moveaxis(FOCUS, 1, -1).copy(), photometric="minisblack", planarconfig="contig",
+         metadata={"axes": "ZYXC"}),
+], ids=["imagej", "imagej T=1", "imagej big-endian", "ome", "ome CZ", "BigTIFF", "interleaved"])
+def test_focal_planes_are_projected(content):
+    for channel in (0, 2):
+        image = decode_image(content, channel)
+        assert image.dtype == np.uint16
+        np.testing.assert_array_equal(image, FOCUS[:, channel].max(0))
+    mean = decode_image(content, 1, "mean")
+    assert mean.dtype == np.uint16 and np.abs(mean - FOCUS[:, 1].mean(0)).max() <= 0.5
+    with pytest.raises(Unreadable, match="3 channels.*--channel"):
+        decode_image(content)
+
+
+def test_focal_planes_of_one_channel_need_no_channel():
+    content = tiff(FOCUS[:, 0], imagej=True, metadata={"axes": "ZYX"})
+    np.testing.assert_array_equal(decode_image(content), FOCUS[:, 0].max(0))
+    real = (FOCUS[:, 0] / 60_000).astype(np.float32)
+    np.testing.assert_allclose(decode_image(tiff(real, metadata={"axes": "ZYX"}), None, "mean"),
+                               real.mean(0), rtol=1e-5)
+    dark = tiff(FOCUS[:, 0], photometric="miniswhite", metadata={"axes": "ZYX"})
+    np.testing.assert_array_equal(decode_image(dark), (65535 - FOCUS[:, 0]).max(0))
+    with pytest.raises(ValueError, match="median.*max, mean"):
+        decode_image(content, None, "median")
+
+
+def test_only_the_planes_asked_for_are_decoded(monkeypatch):
+    import tifffile
+
+    content, decoded = ome(FOCUS, "ZCYX", NAMES[:3], compression="zlib"), []
+    whole = tifffile.TiffPage.asarray
+    monkeypatch.setattr(tifffile.TiffPage, "asarray",
+                        lambda page, *a, **k: decoded.append(page.index) or whole(page, *a, **k))
+    decode_image(content, 1)
+    assert 1 <= len(decoded) <= len(FOCUS)
+
+
+def test_stacks_that_no_channel_and_projection_reduce_are_refused():
+    with pytest.raises(Unreadable, match="time series of 2 images"):
+        decode_image(tiff(STACK[:2], imagej=True, metadata={"axes": "TYX"}), 0)
+    with pytest.raises(Unreadable, match="time series of 5 images"):
+        decode_image(tiff(FOCUS, imagej=True, metadata={"axes": "TCYX"}), 0)
+    with pytest.raises(Unreadable, match="stack of 5 . x 3 . planes"):
+        decode_image(tiff(FOCUS, photometric="minisblack"), 0)
+
+
+def test_a_plane_in_another_file_is_not_filled_in(tmp_path):
+    """An OME-TIFF spread over files says where its planes are: here not."""
+    import tifffile
+
+    content = ome(STACK)
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        said = file.ome_metadata
+    lost = said.replace('<TiffData IFD="0" PlaneCount="4"/>', "".join(
+        f'<TiffData IFD="0" FirstC="{c}" PlaneCount="1"><UUID FileName="{c}.ome.tif">'
+        f"urn:uuid:00000000-0000-0000-0000-00000000000{c}</UUID></TiffData>" for c in range(4)))
+    assert lost != said
+    lost = lost.replace("<OME ", '<OME UUID="urn:uuid:00000000-0000-0000-0000-000000000000" ', 1)
+    content = tiff(STACK[:1], photometric="minisblack", description=lost, metadata=None)
+    with pytest.raises(Unreadable):
+        decode_image(content, 2)
+
+
+@pytest.mark.parametrize("content, expected", [
+    (ome(STACK, PhysicalSizeX=0.25, PhysicalSizeXUnit="µm", PhysicalSizeY=0.25,
+         PhysicalSizeYUnit="µm"), 0.25),
+    (ome(STACK, PhysicalSizeX=0.5, PhysicalSizeY=0.5), 0.5),
+    (ome(STACK, PhysicalSizeX=325, PhysicalSizeXUnit="nm", PhysicalSizeY=0.000325,
+         PhysicalSizeYUnit="mm"), 0.325),
+    (ome(STACK, PhysicalSizeX=0.25, PhysicalSizeY=0.5), None),     # not square
+    (ome(STACK, PhysicalSizeX=1, PhysicalSizeXUnit="pixel", PhysicalSizeY=1,
+         PhysicalSizeYUnit="pixel"), None),
+    (ome(STACK), None),
+    (tiff(STACK, imagej=True, resolution=(4, 4), metadata={"unit": "um"}), 0.25),
+    (tiff(STACK, imagej=True, resolution=(2.5, 2.5), metadata={"unit": "micron"}), 0.4),
+    (tiff(STACK, imagej=True, resolution=(2.5, 2.5), metadata={"unit": r"\u00B5m"}), 0.4),
+    (tiff(STACK, imagej=True, resolution=(2500, 2500), metadata={"unit": "mm"}), 0.4),
+    (tiff(RGB, resolution=(20_000, 20_000), resolutionunit="centimeter"), 0.5),
+    (tiff(RGB, resolution=(50_800, 50_800), resolutionunit="inch"), 0.5),
+    (tiff(RGB, resolution=(72, 72), resolutionunit="inch"), None),  # a printer's, not a lens's
+    (tiff(RGB, resolution=(20_000, 20_000), resolutionunit="none"), None),
+    (tiff(RGB), None), (pillow(RGB, "PNG", dpi=(50_800, 50_800)), None), (b"II*\0\x08", None),
+])
+def test_pixel_size(content, expected):
+    found = pixel_size_um(content)
+    assert found is None if expected is None else found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("content, reason", [
