@@ -14,18 +14,30 @@ Writes <output>/
   truth/tumour/<class>/<same>.png           255 tumour epithelium
   truth/centroids.csv                       file_name, centroid_x_px, centroid_y_px
   sample.json                               options and every file with its SHA-256
+--fluorescence adds
+  images_fluorescence/<class>/<same>.ome.tif   the same tissue and truth in DAPI, panCK, CD45 and
+                                            autofluorescence, uint16 (see lungkit.fluorescence)
+--siblings adds
+  images/<class>/<same>_s1.jpeg ...         augmented copies (see lungkit.augment), also in
+                                            groups.csv; they have no truth of their own
+  truth/siblings.csv                        file_name, sibling_of (an original names itself),
+                                            turn_deg, flip_x, flip_y, scale, jpeg_quality
+
+The parameters are in lungkit.morphology and, as a table, in docs/simulated_tissue.md.
 
 A patient has one disease and gives tiles of it and of lung without tumour, as a resection does, so
 patients span classes and the stain of a patient tells nothing about the class. The directory
 appears complete or not at all. Running the same command again finds it complete, or begins a killed
-run anew: the sample is a matter of seconds.
+run anew: a tile takes about 0.1 s. The bytes do not depend on the number of processes (--workers).
 
-Exit status: 0 complete, 1 bad data or failed run, 2 bad options.
+Exit status: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +47,12 @@ import numpy as np  # OpenCV is imported where it is used: --help must not wait 
 
 from lungkit import cli, files
 from lungkit.morphology import CELLS, SLIDE
+from lungkit.workers import mapper
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
 SAMPLE_STREAM = 1_000_000  # seeds of samples start here: the embedded base model has seen lower ones
 CANVAS_PX = 336  # the smallest raster drawn; smaller images are its area averages
+FLUORESCENCE, SIBLING = 1, 2  # last word of the seeds of what is drawn beside a tile
 RED_CELL = np.array([0.05, 0.85, 0.52], np.float32)  # haemoglobin with eosin: redder than eosin
 
 
@@ -213,8 +227,29 @@ def _cytoplasm(scene, rng, texture, cells, size, scale):
     return haematoxylin * clear, (eosin + 2 * scene.border_eosin * border) * clear
 
 
+class Painted(NamedTuple):
+    """What a scene looks like before it is stained and seen; float32 [size, size] if not said.
+
+    Soft masks are 0..1, amounts are optical densities along the stain's vector.
+    """
+
+    concentration: np.ndarray  # float32 [size, size, 3], haematoxylin, eosin, red cells
+    labels: np.ndarray  # int32, nuclei
+    tissue_mask: np.ndarray  # bool
+    epithelium_mask: np.ndarray  # bool
+    scene: object  # tissue.Scene
+    cells: np.ndarray  # tissue.CELL [N], row i is label i + 1
+    chromatin: np.ndarray  # haematoxylin of nuclei, nucleoli left out
+    nucleoli: np.ndarray  # 0 or 1
+    epithelium: np.ndarray  # soft mask
+    air: np.ndarray  # soft mask
+    eosin: np.ndarray  # of stroma and cytoplasm, before nuclei and free cells cover them
+    foam: np.ndarray  # soft mask of macrophages
+    red: np.ndarray  # amount of red cells
+
+
 def _chromatin(texture, labels, cells, centre, scale):
-    """Haematoxylin of nuclei [size, size]: rim, clumps, nucleoli; and where the nucleoli are."""
+    """Haematoxylin of nuclei [size, size]: rim and clumps; and where the nucleoli are."""
     import cv2
 
     edge = cv2.morphologyEx(labels.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
@@ -233,15 +268,11 @@ def _chromatin(texture, labels, cells, centre, scale):
             where = np.round(where * 16).astype(int).tolist()
             cv2.circle(nucleoli, where, round(radius * 16), 1.0, -1, cv2.LINE_8, 4)
     nucleoli *= labels > 0
-    return density + nucleoli * 0.8 * np.clip(1.8 - density, 0, None), nucleoli
+    return density, nucleoli
 
 
-def _paint(scene, rng, size):
-    """Paint a scene on a raster of size px.
-
-    Returns concentrations float32 [size, size, 3] (haematoxylin, eosin, red cells), nuclei labels
-    int32 [size, size], and tissue and epithelium bool [size, size].
-    """
+def _paint(scene, rng, size) -> Painted:
+    """Paint a scene on a raster of size px."""
     import cv2
 
     from lungkit import tissue
@@ -277,6 +308,7 @@ def _paint(scene, rng, size):
     haematoxylin = haematoxylin * (1 - air) + 0.3 * ooze
     eosin = eosin * (1 - air) + ooze * (1 + 0.4 * texture.fine)
 
+    protein = eosin.copy()
     bodies = cells[cells["owner"] == tissue.MACROPHAGE]
     for axis in ("a", "b"):
         bodies[axis] *= CELLS.macrophage_body.value
@@ -289,7 +321,8 @@ def _paint(scene, rng, size):
     red = np.r_[0, discs["density"]].astype(np.float32)[discs_at]
     red = cv2.GaussianBlur(red, (0, 0), 0.35 * scale)
 
-    dark, nucleoli = _chromatin(texture, labels, cells, centre, scale)
+    chromatin, nucleoli = _chromatin(texture, labels, cells, centre, scale)
+    dark = chromatin + nucleoli * 0.8 * np.clip(1.8 - chromatin, 0, None)
     nucleus = cv2.GaussianBlur((labels > 0).astype(np.float32), (0, 0), 0.25 * scale)
     bare = np.clip(1 - red, 0, 1)
     haematoxylin *= bare * (1 - nucleus)
@@ -297,7 +330,8 @@ def _paint(scene, rng, size):
     eosin = eosin * bare * (1 - 0.55 * nucleus) + 0.25 * nucleoli
     painted = cv2.merge([haematoxylin, eosin, red * (1 - nucleus)])
     tissue_mask = (air < 0.5) | (labels > 0) | body | (discs_at > 0)
-    return np.maximum(painted, 0), labels, tissue_mask, (epithelium > 0.5) & (air < 0.5)
+    return Painted(np.maximum(painted, 0), labels, tissue_mask, (epithelium > 0.5) & (air < 0.5),
+                   scene, cells, chromatin, nucleoli, epithelium, air, protein, foam, red)
 
 
 def draw_tile(label: str, *, patient: int, index: int, seed: int = 0,
@@ -306,6 +340,32 @@ def draw_tile(label: str, *, patient: int, index: int, seed: int = 0,
 
     The field of view is 180 um at any image_size: the same tissue, drawn at 336 px or more.
     """
+    return _draw(label, patient, index, seed, image_size)[0]
+
+
+def draw_fluorescence(label: str, *, patient: int, index: int, seed: int = 0,
+                      image_size: int = 224, num_planes: int = 1) -> np.ndarray:
+    """Draw the fluorescence image uint16 [Z, C, H, W] of what `draw_tile` shows, Z = num_planes.
+
+    The channels are `lungkit.fluorescence.CHANNELS`.
+    """
+    painted = _draw(label, patient, index, seed, image_size)[1]
+    return _photograph(painted, label, patient, index, seed, image_size, num_planes)
+
+
+def _photograph(painted, label, patient, index, seed, image_size, num_planes):
+    """Fluorescence image uint16 [Z, C, H, W] of painted tissue."""
+    from lungkit import fluorescence
+
+    # a patient's own stream has one number more than there are classes and no index
+    of_patient = np.random.default_rng([seed, patient, len(CLASSES), 0, FLUORESCENCE])
+    rng = np.random.default_rng([seed, patient, CLASSES.index(label), index, FLUORESCENCE])
+    return fluorescence.draw_channels(painted, fluorescence.draw_staining(of_patient), rng,
+                                      image_size=image_size, num_planes=num_planes)
+
+
+def _draw(label, patient, index, seed, image_size) -> tuple[Tile, Painted]:
+    """Draw a tile, and what it was painted from."""
     import cv2
 
     from lungkit import tissue
@@ -317,20 +377,21 @@ def draw_tile(label: str, *, patient: int, index: int, seed: int = 0,
     rng = np.random.default_rng([seed, patient, CLASSES.index(label), index])
     strength = slide.strength * np.exp(SLIDE.thickness.draw(rng, 3))  # sections differ in thickness
     size = max(CANVAS_PX, image_size)
-    concentration, nuclei, tissue_mask, epithelium = _paint(draw_scene[label](rng, person), rng, size)
+    painted = _paint(draw_scene[label](rng, person), rng, size)
     mottle = 1 + slide.mottle * tissue.noise(rng, 70, size)
-    density = cv2.transform(concentration, np.float32(slide.stains.T * strength))
+    density = cv2.transform(painted.concentration, np.float32(slide.stains.T * strength))
     density *= mottle[..., None]
     density = cv2.GaussianBlur(density, (0, 0), slide.blur_um * size / tissue.FIELD_UM)
     light = cv2.resize(cv2.exp(-density), (image_size, image_size), interpolation=cv2.INTER_AREA)
     light *= slide.light * (1 + 0.02 * tissue.noise(rng, 120, image_size)[..., None])
     light += slide.grain * rng.standard_normal(light.shape, np.float32)  # last: depends on size
     middle = ((np.arange(image_size) + 0.5) * size / image_size).astype(int)
-    nuclei, centroids, _ = _visible(nuclei[np.ix_(middle, middle)], int(nuclei.max()), 1)
-    image = np.uint8(np.clip(np.round(255 * light), 0, 255))
     at = np.ix_(middle, middle)
-    return Tile(image, nuclei, centroids.astype(np.float32), tissue_mask[at],
-                epithelium[at] & (label != "lung_n"), label, patient)
+    nuclei, centroids, _ = _visible(painted.labels[at], int(painted.labels.max()), 1)
+    image = np.uint8(np.clip(np.round(255 * light), 0, 255))
+    tile = Tile(image, nuclei, centroids.astype(np.float32), painted.tissue_mask[at],
+                painted.epithelium_mask[at] & (label != "lung_n"), label, patient)
+    return tile, painted
 
 
 # --- the sample on disk ---------------------------------------------------------------------------
@@ -346,44 +407,91 @@ def plan_sample(num_patients, tiles_per_patient):
     return plan
 
 
+def _write_tile(item, *, work_dir: Path, seed: int, image_size: int, fluorescence: bool,
+                z_planes: int, siblings: int) -> dict:
+    """Write all files of one tile of the plan: hashes by path, and lines of the tables."""
+    import cv2
+
+    label, patient, index = item
+    group = f"patient{patient:03d}"
+    stem = f"{label}/{group}_{index:04d}"
+    name = f"{stem}.png"
+    tile, painted = _draw(label, patient, index, seed, image_size)
+    contents = {path: cv2.imencode(".png", pixels)[1].tobytes() for path, pixels in (
+        (f"images/{name}", tile.image[..., ::-1]),
+        (f"truth/nuclei/{name}", tile.nuclei.astype(np.uint16)),
+        (f"truth/tissue/{name}", tile.tissue.astype(np.uint8) * 255),
+        (f"truth/tumour/{name}", tile.tumour.astype(np.uint8) * 255))}
+    if fluorescence:
+        from lungkit.fluorescence import encode_ome_tiff
+        from lungkit.tissue import FIELD_UM
+
+        planes = _photograph(painted, label, patient, index, seed, image_size, z_planes)
+        contents[f"images_fluorescence/{stem}.ome.tif"] = encode_ome_tiff(
+            planes, f"{seed}/{stem}", FIELD_UM)
+    groups = [f"{name},{label},{group}"]
+    related = [f"{name},{name},0,False,False,1,"]
+    for number in range(1, siblings + 1):
+        from lungkit.augment import draw_change, make_sibling
+
+        rng = np.random.default_rng(
+            [seed, patient, CLASSES.index(label), index, SIBLING, number])
+        change, sibling = draw_change(rng), f"{stem}_s{number}.jpeg"
+        contents[f"images/{sibling}"] = make_sibling(tile.image, change)
+        groups.append(f"{sibling},{label},{group}")
+        related.append(",".join(map(str, (sibling, name, *vars(change).values()))))
+    for path, content in contents.items():
+        files.write_bytes(work_dir / path, content)
+    return {"hashes": {path: files.sha256(content) for path, content in contents.items()},
+            "groups.csv": groups, "truth/siblings.csv": related,
+            "truth/centroids.csv": [f"{name},{x:.3f},{y:.3f}" for x, y in tile.centroids]}
+
+
 def write_sample(output_dir: Path, *, num_patients: int = 20, tiles_per_patient: int = 15,
-                 image_size: int = 224, seed: int = 0) -> None:
+                 image_size: int = 224, seed: int = 0, fluorescence: bool = False,
+                 z_planes: int = 1, siblings: int = 0, workers: int = 1) -> None:
     """Write a sample to output_dir (see the module's text), or find it complete.
 
     Raises cli.BadOptions if output_dir was made with other options.
     """
-    import cv2
-
-    options = dict(num_patients=num_patients, tiles_per_patient=tiles_per_patient,
-                   image_size=image_size, seed=seed)
+    if z_planes > 1 and not fluorescence:
+        raise cli.BadOptions("--z-planes are focal planes of a fluorescence stack: give "
+                             "--fluorescence too")
+    options = {"num_patients": num_patients, "tiles_per_patient": tiles_per_patient,
+               "image_size": image_size, "seed": seed}
+    if fluorescence:  # what is not asked for is not named, so that older samples stay complete
+        options |= {"fluorescence": True, "z_planes": z_planes}
+    if siblings:
+        options["siblings"] = siblings
     output = files.Output(output_dir, "sample.json", options)
     if output.is_complete():
         print(f"{output_dir}: already complete", file=sys.stderr)
         return
     plan = plan_sample(num_patients, tiles_per_patient)
-    with output.writing() as work_dir:
-        for torn in work_dir.rglob(".*.tmp*"):  # a killed run leaves its last file half written
-            torn.unlink()
-        groups, hashes = ["file_name,label,group"], {}
-        centroids = ["file_name,centroid_x_px,centroid_y_px"]
-        for label, patient, index in plan:
-            cli.check_stop()
-            name = f"{label}/patient{patient:03d}_{index:04d}.png"
-            tile = draw_tile(label, patient=patient, index=index, seed=SAMPLE_STREAM + seed,
-                             image_size=image_size)
-            for path, pixels in ((f"images/{name}", tile.image[..., ::-1]),
-                                 (f"truth/nuclei/{name}", tile.nuclei.astype(np.uint16)),
-                                 (f"truth/tissue/{name}", tile.tissue.astype(np.uint8) * 255),
-                                 (f"truth/tumour/{name}", tile.tumour.astype(np.uint8) * 255)):
-                content = cv2.imencode(".png", pixels)[1].tobytes()
-                files.write_bytes(work_dir / path, content)
-                hashes[path] = files.sha256(content)
-            groups.append(f"{name},{label},patient{patient:03d}")
-            centroids += [f"{name},{x:.3f},{y:.3f}" for x, y in tile.centroids]
-        for path, lines in (("groups.csv", groups), ("truth/centroids.csv", centroids)):
-            files.write_text(work_dir / path, "\n".join(lines) + "\n")
-            hashes[path] = files.sha256_file(work_dir / path)
-        output.publish({"name": "phantom", "num_images": len(plan), "files": hashes})
+    headers = {"groups.csv": "file_name,label,group",
+               "truth/centroids.csv": "file_name,centroid_x_px,centroid_y_px"}
+    if siblings:
+        headers["truth/siblings.csv"] = ("file_name,sibling_of,turn_deg,flip_x,flip_y,scale,"
+                                         "jpeg_quality")
+    with output.writing() as work_dir, contextlib.ExitStack() as tables:
+        write_tile = functools.partial(
+            _write_tile, work_dir=work_dir, seed=SAMPLE_STREAM + seed, image_size=image_size,
+            fluorescence=fluorescence, z_planes=z_planes, siblings=siblings)
+        hashes, opened = {}, {}
+        for path, header in headers.items():
+            hidden = tables.enter_context(files.atomic_path(work_dir / path))
+            opened[path] = tables.enter_context(open(hidden, "w", encoding="utf-8"))
+            opened[path].write(header + "\n")
+        with mapper(workers, len(plan)) as mapped:
+            for written in mapped(write_tile, plan):
+                cli.check_stop()
+                hashes |= written["hashes"]
+                for path, table in opened.items():
+                    table.writelines(line + "\n" for line in written[path])
+        tables.close()
+        hashes |= {path: files.sha256_file(work_dir / path) for path in headers}
+        output.publish({"name": "phantom", "num_images": len(plan) * (1 + siblings),
+                        "files": hashes})
     print(f"{output_dir}: {len(plan)} tiles of {num_patients} patients", file=sys.stderr)
 
 
@@ -399,6 +507,14 @@ def build_parser() -> argparse.ArgumentParser:
                         help="side of a tile, which always covers 180 um")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, metavar="INT",
                         help="seed of every random draw")
+    parser.add_argument("--fluorescence", action=argparse.BooleanOptionalAction, default=False,
+                        help="also write each tile as a multi-channel fluorescence OME-TIFF")
+    parser.add_argument("--z-planes", type=cli.positive_int, default=1, metavar="INT",
+                        help="focal planes of a fluorescence image, 1 um apart (default 1)")
+    parser.add_argument("--siblings", type=cli.non_negative_int, default=0, metavar="INT",
+                        help="augmented copies of each tile (default 0)")
+    parser.add_argument("--workers", type=cli.positive_int, default=1, metavar="INT",
+                        help="processes that draw (default 1); no byte depends on it")
     return parser
 
 

@@ -1,18 +1,20 @@
 """Simulated tissue: repeatable draws, exact truth, classes that differ, whole samples."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
-from lungkit import phantom
+from lungkit import augment, fluorescence, morphology, phantom, tissue
 from lungkit.phantom import CLASSES, SAMPLE_STREAM, draw_tile, main, write_sample
 
 RUIFROK = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
@@ -22,6 +24,24 @@ def haematoxylin(image):
     """Deconvolve with the published vectors, not with the patient's own: float [H, W]."""
     density = -np.log((image.astype(float) + 1) / 256)
     return (density.reshape(-1, 3) @ np.linalg.inv(RUIFROK))[:, 0].reshape(image.shape[:2])
+
+
+ROOT = Path(__file__).resolve().parent.parent
+# hashes of what these tiles showed before their parameters were named (commit f994541)
+GOLDEN = {"lung_aca": ["277daa3f4137", "dc159dfa4d04", "932d76947ed2"],
+          "lung_n": ["506624645545", "d2ab01eccd5c", "38a79feb4945"],
+          "lung_scc": ["b31028cafe51", "1714a20dc1ae", "c2f75f73d606"]}
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_draws_are_those_of_earlier_versions(label):
+    """Truth, not pixels: samples, base models and detectors tuned on them stay what they were."""
+    for patient in range(3):
+        tile = draw_tile(label, patient=patient, index=patient, seed=SAMPLE_STREAM, image_size=96)
+        truth = (np.int32(tile.nuclei), np.round(tile.centroids * 8).astype(np.int32),
+                 tile.tissue, tile.tumour)
+        found = hashlib.sha256(b"".join(values.tobytes() for values in truth)).hexdigest()[:12]
+        assert found == GOLDEN[label][patient], patient
 
 
 def some_tiles(label, count=8, **options):
@@ -201,3 +221,239 @@ def test_help_does_not_wait_for_heavy_imports():
     code = ("import sys, lungkit.phantom; "
             "sys.exit(any(name in sys.modules for name in ('cv2', 'scipy', 'torch', 'pandas')))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+def test_the_documented_parameters_are_those_drawn_from():
+    text = (ROOT / "docs/simulated_tissue.md").read_text(encoding="utf-8")
+    table = morphology.markdown_table()
+    assert table in text, ("make docs/simulated_tissue.md again: python -c 'from lungkit import "
+                           "morphology; print(morphology.markdown_table())'")
+    for key, source in morphology.SOURCES.items():
+        assert f"| {key} | {source} |" in text, key
+
+
+def test_every_parameter_is_used_and_has_a_source():
+    code = "".join((ROOT / "lungkit" / name).read_text() for name in ("tissue.py", "phantom.py"))
+    for group, name, parameter in morphology.named_parameters():
+        assert parameter.source in morphology.SOURCES, name
+        assert group == "patient" or f".{name.split(':')[0]}" in code, (group, name)
+    assert set(vars(morphology.PATIENT)) == set(tissue.Biology.__annotations__)
+
+
+def test_parameters_draw_what_they_say():
+    rng = np.random.default_rng(0)
+    for _, name, parameter in morphology.named_parameters():
+        first, second = parameter.numbers[0], parameter.numbers[-1]
+        drawn = np.array([parameter.draw(rng) for _ in range(400)])
+        if parameter.kind == "fixed":
+            assert (drawn == first).all() and parameter.value == first, name
+        elif parameter.kind == "uniform":
+            assert first <= drawn.min() < drawn.max() <= second, name
+            assert abs(drawn.mean() - (first + second) / 2) < 0.1 * (second - first), name
+        else:
+            values, centre, spread = drawn, first, second
+            if parameter.kind == "log-normal":
+                values, centre = np.log(drawn), np.log(first)
+            elif parameter.kind == "beta":
+                centre = first / (first + second)
+                spread = np.sqrt(centre * (1 - centre) / (first + second + 1))
+            assert abs(values.mean() - centre) < 0.25 * spread, name
+            assert 0.8 < values.std() / spread < 1.2, name
+    with pytest.raises(TypeError):
+        _ = morphology.PATIENT.pleomorphism.value
+
+
+# --- independent draws ----------------------------------------------------------------------------
+
+def test_two_seeds_share_no_tile():
+    plan = phantom.plan_sample(4, 3)
+    drawn = [draw_tile(label, patient=patient, index=index, seed=SAMPLE_STREAM + seed,
+                       image_size=24) for seed in (0, 1) for label, patient, index in plan]
+    assert len({tile.image.tobytes() for tile in drawn}) == 2 * len(plan)
+    assert len({tile.centroids.tobytes() for tile in drawn}) == 2 * len(plan)
+
+
+def test_patients_are_independent_of_one_another_and_of_the_seed():
+    def patients(seed):
+        return np.array([list(vars(tissue.draw_biology(
+            np.random.default_rng([SAMPLE_STREAM + seed, patient]))).values())
+            for patient in range(400)])
+
+    first, other = patients(0), patients(1)
+    for column in range(first.shape[1]):
+        values = first[:, column]
+        for related in (values[1:], other[:-1, column], first[:-1, (column + 1) % first.shape[1]]):
+            assert abs(np.corrcoef(values[:-1], related)[0, 1]) < 0.2, column  # 4 deviations of 0
+
+
+def test_tiles_of_a_thousand_pixels_and_more():
+    tile = draw_tile("lung_aca", patient=1, index=1, image_size=1040)
+    small = draw_tile("lung_aca", patient=1, index=1, image_size=224)
+    assert tile.image.shape == (1040, 1040, 3)
+    assert abs(len(tile.centroids) - len(small.centroids)) <= 0.05 * len(small.centroids) + 2
+    np.testing.assert_array_equal(np.unique(tile.nuclei), np.arange(len(tile.centroids) + 1))
+
+
+# --- fluorescence ---------------------------------------------------------------------------------
+
+def in_fluorescence(label, patient, **options):
+    """The tile and its channels float [C, H, W], above the camera's offset."""
+    tile = draw_tile(label, patient=patient, index=1)
+    planes = phantom.draw_fluorescence(label, patient=patient, index=1, **options)
+    assert planes.dtype == np.uint16 and planes.shape[1:] == (4, 224, 224)
+    return tile, planes.astype(float) - fluorescence.OFFSET_ADU
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_fluorescence_shows_the_same_tissue(label):
+    for patient in (0, 1, 2):
+        tile, planes = in_fluorescence(label, patient)
+        dapi, keratin, _, autofluorescence = planes[0]
+        inside = cv2.erode((tile.nuclei > 0).astype(np.uint8), np.ones((3, 3))) > 0
+        outside = cv2.dilate((tile.nuclei > 0).astype(np.uint8), np.ones((9, 9))) == 0
+        assert np.median(dapi[inside]) > 4 * np.median(dapi[outside])
+        per_nucleus = [np.median(dapi[tile.nuclei == k]) for k in np.unique(tile.nuclei)[1:]]
+        assert np.mean(np.array(per_nucleus) > 2 * np.median(dapi[outside])) > 0.9
+        stroma = tile.tissue & ~tile.tumour & outside
+        if label != "lung_n":
+            plasm = tile.tumour & outside
+            assert np.median(keratin[plasm]) > 3 * np.median(keratin[~tile.tissue & outside])
+            if plasm.sum() > 200 and stroma.sum() > 2000:
+                assert np.median(keratin[plasm]) > 2 * np.median(keratin[stroma])
+        if stroma.sum() > 2000 < (~tile.tissue).sum():
+            fibres, air = (np.median(autofluorescence[at]) for at in (stroma, ~tile.tissue))
+            assert fibres > 2 * air
+
+
+def test_lymphocytes_wear_cd45():
+    painted = next(painted for patient in range(9)
+                   if (painted := phantom._draw("lung_scc", patient, 1, 0, 224)[1])
+                   and (painted.cells["owner"] == tissue.LYMPHOCYTE).sum() > 8)
+    cd45 = fluorescence.dyes(painted)[fluorescence.CHANNELS.index("CD45")]
+    owner = np.r_[0, painted.cells["owner"]][painted.labels]
+    ring = {kind: (cv2.dilate((owner == kind).astype(np.uint8), np.ones((3, 3))) > 0)
+            & (painted.labels == 0) for kind in (tissue.LYMPHOCYTE, tissue.TUMOUR)}
+    apart = ring[tissue.TUMOUR] & ~ring[tissue.LYMPHOCYTE]
+    assert cd45[ring[tissue.LYMPHOCYTE]].mean() > 10 * cd45[apart].mean()
+
+
+def test_the_camera_counts_photons():
+    for electrons in (20.0, 400.0, 5000.0):
+        seen = fluorescence.camera(np.full((200, 200), electrons), np.random.default_rng(0))
+        seen = (seen - fluorescence.OFFSET_ADU) * fluorescence.ELECTRONS_PER_ADU
+        variance = electrons + fluorescence.READ_NOISE_E ** 2
+        variance += fluorescence.ELECTRONS_PER_ADU ** 2 / 12  # rounding to grey levels
+        assert abs(seen.mean() - electrons) < 5 * np.sqrt(variance / seen.size)
+        assert 0.95 < seen.var() / variance < 1.05
+    assert fluorescence.camera(np.full((2, 2), 1e9), np.random.default_rng(0)).max() == 65535
+
+
+def test_a_point_is_blurred_as_the_optics_say():
+    scale, size = 8.0, 257
+    dye = np.zeros((4, size, size), np.float32)
+    dye[:, size // 2, size // 2] = 1
+    layers = np.zeros((fluorescence.NUM_LAYERS, size, size), np.float32)
+    layers[0] = 1  # all DNA at 0.5 um
+    planes = fluorescence.focus(dye, layers, 3, scale)
+    np.testing.assert_allclose(planes.sum((2, 3)), 1, atol=1e-3)  # no light is lost
+    offset = np.arange(size) - size // 2
+    for plane, height in zip(planes, fluorescence.plane_heights_um(3)):
+        width = np.sqrt((plane[0].sum(0) * offset ** 2).sum()) / scale
+        assert abs(width - fluorescence.blur_sigma_um(461, height - 0.5)) < 0.02
+    assert abs(fluorescence.blur_sigma_um(500, 0) - 0.225 * 0.5 / 0.75) < 1e-9
+    assert fluorescence.blur_sigma_um(500, 2) > 2 * fluorescence.blur_sigma_um(500, 0)
+
+
+def test_light_is_uneven_and_belongs_to_the_patient():
+    staining = fluorescence.Staining(np.ones(4), 0.2, np.array([0.4, 0.6]))
+    light = fluorescence.illumination(staining, 100)
+    assert abs(light.max() - 1) < 1e-3 and abs(light.min() - 0.8) < 1e-3
+    assert np.unravel_index(light.argmax(), light.shape) in {(59, 39), (59, 40), (60, 39), (60, 40)}
+    planes = [in_fluorescence("lung_n", patient)[1][0, 0] for patient in (0, 0, 1)]
+    np.testing.assert_array_equal(planes[0], planes[1])
+    assert (planes[0] != planes[2]).any()
+
+
+def test_ome_tiff_is_standard(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    options = {**SMALL, "fluorescence": True}
+    write_sample(tmp_path / "flat", **options)
+    write_sample(tmp_path / "stack", **options, z_planes=3)
+    name = "lung_aca/patient000_0000"
+    for folder, axes, shape in (("flat", "CYX", (4, 48, 48)), ("stack", "ZCYX", (3, 4, 48, 48))):
+        files = sorted((tmp_path / folder / "images_fluorescence").rglob("*.ome.tif"))
+        stems = [str(path.relative_to(tmp_path / folder / "images_fluorescence"))[:-8]
+                 for path in files]
+        images = (tmp_path / folder / "images").rglob("*.png")
+        assert stems == sorted(str(path.relative_to(tmp_path / folder / "images"))[:-4]
+                               for path in images)
+        with tifffile.TiffFile(tmp_path / folder / f"images_fluorescence/{name}.ome.tif") as file:
+            series = file.series[0]
+            assert file.is_ome and series.axes == axes and series.shape == shape
+            assert series.dtype == np.uint16
+            pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+            np.testing.assert_array_equal(np.squeeze(phantom.draw_fluorescence(
+                "lung_aca", patient=0, index=0, seed=SAMPLE_STREAM + 7, image_size=48,
+                num_planes=shape[0] if len(shape) == 4 else 1)), series.asarray())
+        assert [channel["Name"] for channel in pixels["Channel"]] == list(fluorescence.CHANNELS)
+        assert abs(pixels["PhysicalSizeX"] - tissue.FIELD_UM / 48) < 1e-9
+        assert pixels["PhysicalSizeXUnit"] == "µm"
+        assert pixels.get("PhysicalSizeZ") == (1 if axes == "ZCYX" else None)
+    flat, stack = contents(tmp_path / "flat"), contents(tmp_path / "stack")
+    shared = [path for path in flat if not path.startswith(("images_f", "sample.json"))]
+    assert all(flat[path] == stack[path] for path in shared)  # the same H&E and truth
+    assert main(["--output", str(tmp_path / "x"), *ARGUMENTS, "--z-planes=3"]) == 2
+
+
+# --- siblings and processes -----------------------------------------------------------------------
+
+def test_siblings_are_their_originals_moved():
+    image = draw_tile("lung_aca", patient=0, index=1, image_size=160).image
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        change = augment.draw_change(rng)
+        made = cv2.imdecode(np.frombuffer(augment.make_sibling(image, change), np.uint8),
+                            cv2.IMREAD_COLOR)[..., ::-1]
+        side = made.shape[0]
+        assert made.shape == (side, side, 3) and abs(side - 160 * change.scale) <= 0.5
+        made = made[::-1 if change.flip_y else 1, ::-1 if change.flip_x else 1]
+        # put back: enlarge the original's middle into the sibling with OpenCV's own rotation
+        inner = 160 / (np.cos(np.radians(abs(change.turn_deg)))
+                       + np.sin(np.radians(abs(change.turn_deg))))
+        move = cv2.getRotationMatrix2D((79.5, 79.5), change.turn_deg, side / inner)
+        move[:, 2] += (side - 1) / 2 - 79.5
+        expected = cv2.warpAffine(image, move, (side, side), borderValue=(255, 0, 255))
+        assert (expected != (255, 0, 255)).any(2).all()  # nothing from outside the original
+        blurred = [cv2.GaussianBlur(one, (0, 0), 1.5).ravel() for one in (made, expected)]
+        assert np.corrcoef(*blurred)[0, 1] > 0.98, change
+    drawn = [augment.draw_change(rng) for _ in range(300)]
+    assert 23 < max(abs(change.turn_deg) for change in drawn) <= 25
+    assert all(0.4 < np.mean([getattr(change, flip) for change in drawn]) < 0.6
+               for flip in ("flip_x", "flip_y"))
+
+
+def test_siblings_are_listed_with_their_originals(tmp_path):
+    write_sample(tmp_path / "s", **SMALL, siblings=2)
+    groups = pd.read_csv(tmp_path / "s/groups.csv").set_index("file_name")
+    related = pd.read_csv(tmp_path / "s/truth/siblings.csv")
+    images = {str(path.relative_to(tmp_path / "s/images")): path
+              for path in (tmp_path / "s/images").rglob("*.*")}
+    assert set(images) == set(groups.index) == set(related.file_name) and len(images) == 36
+    assert (related.groupby("sibling_of").size() == 3).all()
+    for row in related.itertuples():
+        assert groups.group[row.file_name] == groups.group[row.sibling_of]
+        assert groups.label[row.file_name] == groups.label[row.sibling_of]
+        original = row.file_name == row.sibling_of
+        assert row.file_name.endswith(".png") if original else row.jpeg_quality >= 70
+    assert len({path.read_bytes() for path in images.values()}) == 36
+    changed = related[related.file_name != related.sibling_of]
+    assert changed.turn_deg.nunique() == 24  # every sibling has a change of its own
+
+
+def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
+    options = dict(num_patients=3, tiles_per_patient=4, image_size=32, fluorescence=True, siblings=1)
+    write_sample(tmp_path / "one", **options)
+    write_sample(tmp_path / "two", **options, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
