@@ -1,0 +1,212 @@
+"""Judge one tile: is there tissue, is it sharp, is it free of ink, is its light recorded?
+
+measure() looks at a tile and returns numbers, reason() holds them against limits. The ideas are
+those of the published tools; what they leave to each laboratory is set here and explained:
+
+- HistoQC (Janowczyk et al. 2019, JCO Clinical Cancer Informatics 3): blur by the Laplacian, light
+  and dark regions by grey thresholds, pen marks by a classifier trained on examples;
+- CLAM (Lu et al. 2021, Nature Biomedical Engineering 5): black patches, all channels below 20 on
+  5 % of the patch (isBlackPatch_S) or below 40 on its mean (isBlackPatch);
+- deep-histopath (CODAIT) and histolab: pen marks by lists of red, green and blue thresholds. They
+  are not used: their blue ones mark 28 % of the median squamous tile of LC25000 as ink.
+
+Every limit was chosen so that none of LC25000's 2,250 tiles (750 a class) and none of 360
+simulated ones is dropped; benchmarks/preprocessing.py --quality prints what they keep and drop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+# Blur has to be measured at one scale: at 0.2 um per pixel every microscope is soft.
+SCALE_UM = 0.8      # ours: coarse enough for a x10 objective, fine enough for chromatin
+SIDE_PX = 224       # ours: side a tile of unknown scale is shrunk to; 180 um in LC25000's manner
+FINE_PX = (0.8, 1.6)  # ours: blurs between which detail is measured; the first removes noise
+BLOCK_PX = 4        # ours: smaller than a nucleus, larger than grain
+MIN_PIXELS = 100    # ours: of fewer tissue pixels no sharpness is measured
+
+# Ink by optical density (natural log), in blocks. Haematoxylin absorbs green more than red (0.70
+# and 0.65 of its density; Ruifrok and Johnston 2001), eosin and blood far more: what absorbs red
+# more is blue or green ink. Over dense tissue ink shows by density alone, in red light (blue,
+# green and black ink) or in blue, which no stain of H&E absorbs much (red and black ink). Ours:
+# LC25000's tiles reach any of the three on 1.7 % of their area at most, simulated strokes 45 px
+# wide of seven inks on 11 % at least.
+INK_RED_OVER_GREEN, INK_RED, INK_BLUE = 0.1, 1.8, 1.0
+BLACK_DENSITY = 1.0        # ours, in every channel; the densest nuclei smear to 0.8
+CLIPPED_BLACK = 20         # CLAM's isBlackPatch_S
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What measure() finds; shares are 0..1."""
+
+    tissue: float           # share of the tile
+    contrast: float         # standard deviation of the tissue's optical density, or of grey / 255
+    structure: float        # share of grey variance that outlives averaging 4 x 4 px; else NaN
+    sharpness: float        # detail of 1 to 2 px over detail of 2 to 4 px; NaN without tissue
+    pen: float              # share of the tile under blue, green, red or black ink
+    black: float            # of it, under black ink or without light
+    saturated_white: float  # share of the tissue with a channel at 255: its colour is not recorded
+    saturated_black: float  # share of the tissue with every channel under 20; grey: 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a tile must reach to be kept. Figures: 2,250 tiles of LC25000, 360 simulated."""
+
+    # ours: drops air alone, keeps one thin alveolar wall; LC25000's least is 0.19
+    min_tissue: float = 0.05
+    # ours: less is dust, and reported as "blank" and not as too little tissue
+    blank_tissue: float = 0.005
+    # ours: a pane of one colour has rounding alone, 0.01; LC25000's least is 0.09
+    min_contrast: float = 0.03
+    # ours: noise alone has 0.33 and less, even stretched to full contrast and median-filtered, as
+    # an empty fluorescence channel is; nuclei of a few px in as much noise 0.43
+    min_structure: float = 0.38
+    # ours: sharp tiles have 0.52 and more (0.41 as cropped from a camera that oversamples), tiles
+    # blurred by a Gaussian of 3 px at 224 px a side 0.39 and less, by 2 px 0.41 in the median
+    min_sharpness: float = 0.40
+    # CLAM's share of black pixels, for every ink: strokes are a millimetre wide, tiles less
+    max_pen: float = 0.05
+    # ours: more than a stroke: the lamp was off, or a fold or a frame fills the tile
+    max_black: float = 0.9
+    # ours: 0.63 in LC25000's tiles of one clipped channel, over 0.8 at twice the exposure
+    max_saturated_white: float = 0.75
+    # CLAM's isBlackPatch_S
+    max_saturated_black: float = 0.05
+
+
+def measure(tile, mask, *, scale: float | None = None) -> Quality:
+    """Measure a tile.
+
+    tile: uint8 [S, S, 3], white-balanced RGB on white, or [S, S] grey with stretched contrast.
+    mask: bool [S, S], its tissue.
+    scale: micrometres a pixel; None where unknown, then the tile is seen at SIDE_PX a side.
+    """
+    import cv2
+    import numpy as np
+
+    factor = scale / SCALE_UM if scale else SIDE_PX / min(tile.shape[:2])
+    if factor < 1:
+        size = tuple(max(1, round(side * factor)) for side in tile.shape[1::-1])
+        tile = cv2.resize(tile, size, interpolation=cv2.INTER_AREA)
+        mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_AREA)
+    inside = mask.astype(np.uint8)
+    count = cv2.countNonZero(inside)
+    pen = black = 0.0
+    if tile.ndim == 2:
+        grey = brightest = tile
+        amount = grey.astype(np.float32) / 255
+    else:
+        grey = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
+        amount = cv2.LUT(grey, _density_table())
+        red, green, blue = cv2.split(tile)
+        brightest = cv2.max(cv2.max(red, green), blue)
+        pen, black = _ink(tile)
+    white, dark = (cv2.countNonZero(cv2.inRange(brightest, *ends) & inside)
+                   for ends in ((255, 255), (0, CLIPPED_BLACK - 1)))
+    if tile.ndim == 2:
+        dark = 0  # where its contrast was stretched, the darkest is black by making
+    return Quality(tissue=count / inside.size,
+                   contrast=float(cv2.meanStdDev(amount, mask=inside)[1][0, 0]),
+                   structure=_structure(tile) if tile.ndim == 2 else float("nan"),
+                   sharpness=_sharpness(grey, inside) if count >= MIN_PIXELS else float("nan"),
+                   pen=pen, black=black,
+                   saturated_white=white / max(count, 1), saturated_black=dark / max(count, 1))
+
+
+def _structure(grey) -> float:
+    """Variance of the means of blocks over the variance of the pixels; noise averages out.
+
+    NaN of small tiles: their nuclei are no larger than blocks.
+    """
+    import cv2
+
+    if min(grey.shape) < SIDE_PX / 2:
+        return float("nan")
+    size = tuple(max(1, side // BLOCK_PX) for side in grey.shape[::-1])
+    rough = cv2.meanStdDev(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))[1][0, 0]
+    return float((rough / max(cv2.meanStdDev(grey)[1][0, 0], 1e-6)) ** 2)
+
+
+def _density_table():
+    """Optical density (natural log) of each grey level, float32 [256]."""
+    import numpy as np
+
+    return -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
+
+
+def _sharpness(grey, inside) -> float:
+    """Detail of the finest band over detail of the next, in and next to tissue.
+
+    Blur takes the finer band first, whatever the contrast and the number of edges. A variance of
+    the Laplacian (Pech-Pacheco et al. 2000; HistoQC) is the finer band alone: it drops pale or
+    even tissue, and lets noise pass for detail.
+    """
+    import cv2
+    import numpy as np
+
+    near = cv2.dilate(inside, np.ones((5, 5), np.uint8))
+    half = tuple(max(1, side // 2) for side in grey.shape[::-1])
+    fine = _detail(grey, near)
+    coarse = _detail(cv2.resize(grey, half, interpolation=cv2.INTER_AREA),
+                     cv2.resize(near, half, interpolation=cv2.INTER_NEAREST))
+    return fine / coarse if coarse > 0 else 0.0
+
+
+def _detail(grey, near) -> float:
+    """Standard deviation of what lies between blurs of FINE_PX, where near is not 0."""
+    import cv2
+    import numpy as np
+
+    low, high = FINE_PX
+    first = cv2.GaussianBlur(grey.astype(np.float32), (5, 5), low)
+    second = cv2.GaussianBlur(first, (9, 9), (high ** 2 - low ** 2) ** 0.5)  # variances add
+    return float(cv2.meanStdDev(first - second, mask=near)[1][0, 0])
+
+
+def _ink(tile) -> tuple[float, float]:
+    """Shares of uint8 [H, W, 3] under ink of any colour, and under black."""
+    import cv2
+    import numpy as np
+
+    size = tuple(max(1, side // BLOCK_PX) for side in tile.shape[1::-1])
+    small = cv2.GaussianBlur(cv2.resize(tile, size, interpolation=cv2.INTER_AREA), (0, 0), 1)
+    red, green, blue = cv2.split(cv2.LUT(small, _density_table()))
+    ink = (red - green > INK_RED_OVER_GREEN) | (red > INK_RED) | (blue > INK_BLUE)
+    black = np.minimum(np.minimum(red, green), blue) > BLACK_DENSITY
+    return float(ink.mean()), float(black.mean())
+
+
+def reason(quality: Quality, limits: Limits = Limits()) -> str | None:
+    """Why the tile is dropped, in a few words; None: it is kept."""
+    if quality.tissue < limits.blank_tissue:
+        return "blank"
+    if quality.tissue < limits.min_tissue:
+        return "too little tissue"
+    if quality.black > limits.max_black or (quality.pen <= limits.max_pen
+                                            < quality.saturated_black):
+        return "too dark"
+    if quality.pen > limits.max_pen:
+        return "pen mark"
+    if quality.saturated_white > limits.max_saturated_white:
+        return "over-exposed"
+    if quality.contrast < limits.min_contrast or quality.structure < limits.min_structure:
+        return "blank"
+    if quality.sharpness < limits.min_sharpness:
+        return "out of focus"
+    return None
+
+
+# qc.csv: one row per tile, kept or dropped; the box is in pixels of the source image
+QC_COLUMNS = ("file_name", "label", "left_px", "top_px", "side_px", "tissue_fraction",
+              "contrast_od", "structure_fraction", "sharpness", "pen_fraction", "black_fraction",
+              "saturated_white_fraction", "saturated_black_fraction", "reason")
+
+
+def qc_row(file_name: str, label: str, box: tuple[int, int, int], quality: Quality,
+           why: str | None) -> tuple:
+    """One row of qc.csv. box: (top, left, side) px; why: reason(), written empty when kept."""
+    top, left, side = box
+    return (file_name, label, left, top, side,
+            *(f"{value:.4f}" for value in astuple(quality)), why or "")
