@@ -43,7 +43,8 @@ OPEN_UM = 2.0
 SEED_UM = 0.4
 STAIN_WEIGHT_UM = 1.0  # um of depth that one unit of stain counts for in the watershed
 MIN_DISTANCE_UM = 2.0
-MIN_AREA_UM2 = 9.0  # a circle of 3.4 um
+MIN_AREA_UM2 = 9.0  # a circle of 3.4 um ...
+BORDER_SHARE = 0.5  # ... or this share of it at the image's border, which cuts nuclei in two
 MAX_AREA_UM2 = 600.0  # a circle of 28 um
 SOLIDITY = 0.75
 
@@ -237,7 +238,10 @@ def _select(labels: np.ndarray, px_um: float,
     ids = labels[ys, xs]
     count = int(labels.max()) + 1
     areas = np.bincount(ids, minlength=count).astype(float)
-    keep = (areas >= MIN_AREA_UM2 * px_um**2) & (areas <= MAX_AREA_UM2 * px_um**2)
+    least = np.full(count, MIN_AREA_UM2 * px_um**2)
+    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        least[border] = BORDER_SHARE * MIN_AREA_UM2 * px_um**2
+    keep = (areas >= least) & (areas <= MAX_AREA_UM2 * px_um**2)
     keep &= areas >= solidity * hull_areas(hulls_of(labels))
     new = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
     sums = np.stack([np.bincount(ids, values, count) for values in (xs, ys)], axis=1)
