@@ -51,13 +51,13 @@ UNKNOWN = 128  # grey, which viridis does not hold
 # what --render feature:NAME shows: column, and the values of viridis's two ends; fixed, so that
 # images compare. Ours: the 1 % and 99 % quantiles of LC25000's nuclei, rounded.
 COLOURED = {
-    "area": ("area_um2", 0, 150),
-    "eccentricity": ("eccentricity", 0.2, 1),
-    "solidity": ("solidity", 0.75, 1),
-    "haematoxylin": ("haematoxylin_od", 0.3, 1.5),
-    "cell-area": ("cell_area_um2", 0, 1000),
+    "area": ("area_um2", 0, 250),
+    "eccentricity": ("eccentricity", 0.3, 1),
+    "solidity": ("solidity", 0.8, 1),
+    "haematoxylin": ("haematoxylin_od", 0.6, 2),
+    "cell-area": ("cell_area_um2", 0, 2000),
     "neighbours": ("num_neighbours", 2, 9),
-    "nearest-neighbour": ("nearest_neighbour_um", 3, 25),
+    "nearest-neighbour": ("nearest_neighbour_um", 4, 30),
 }
 
 

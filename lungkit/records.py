@@ -11,6 +11,7 @@ The record (schema lungkit.result/1) holds
     accuracy_own, accuracy_real, accuracy_val
                           on the dataset's own test split, on real's, on the dataset's own val
     own, real             `split_metrics` of the two test splits
+    kind                  "baseline" for what is no CNN (nuclei_classify.py, with fields of its own)
     train_loss, num_train_images, num_pool_images, warnings, trained_on
     device, versions
     run                   what may differ from run to run: elapsed_sec, host, job, threads, commit,

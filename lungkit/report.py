@@ -99,7 +99,7 @@ def page(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: f
                                  margin_tested=pairs[0].margin_tested)
     against_real = [pair for pair in pairs if pair.dataset_a == REAL]
     margin_points = f"{100 * margin:g}"
-    headline = "".join(f"<li><b>{escape(pair.dataset_b)}</b>: "
+    headline = "".join(f"<li><b>{escape(pair.dataset_b)}</b>{_kind_words(found, pair.dataset_b)}: "
                        f"{escape(pair.verdict)}</li>" for pair in against_real)
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -120,7 +120,7 @@ def page(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: f
         _image(pictures["accuracy_boxplot.png"], "Accuracy of every repeat",
                "Box: quartiles and median. The spread is that of the repeats alone; the test images "
                "are the same in all of them."),
-        _arm_table(arms, metric),
+        _arm_table(arms, metric), malignancy_in_words(found),
         "<h2>The images</h2>" + "".join(
             '<div class="sheet">' + _image(content, f"Images of {name}", f"{name}: a row per class")
             + "</div>" for name, content in sheets.items()) if sheets else "",
@@ -131,6 +131,26 @@ def page(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: f
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n"
             + "\n".join(part for part in parts if part) + "\n</body></html>\n")
+
+
+def _kind_words(found: Results, dataset: str) -> str:
+    return " (classical baseline, no CNN)" if dataset in found.baselines else ""
+
+
+def malignancy_in_words(found: Results) -> str:
+    """How well a baseline tells tumour from benign on the real test images, where it says so."""
+    lines = []
+    for name in found.baselines:
+        told = [row["malignancy"] for row in found.rows
+                if row["dataset"] == name and "malignancy" in row]
+        if told:
+            mean = {key: f"{100 * statistics.fmean(each[key] for each in told):.1f}"
+                    for key in ("balanced_accuracy", "sensitivity", "specificity", "auroc")}
+            lines.append(f"{name} tells tumour from {told[0]['benign']} on the real test images with "
+                         f"balanced accuracy {mean['balanced_accuracy']} % (sensitivity "
+                         f"{mean['sensitivity']} %, specificity {mean['specificity']} %, AUROC "
+                         f"{mean['auroc']} %; means of {len(told)} repeats).")
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
 def _pair_table(pairs: list) -> str:
@@ -239,8 +259,14 @@ def protocol_in_words(found: Results, *, metric: str, unit: str, alpha: float,
     tested = {"accuracy_real": "Every CNN, whatever it was trained on, is tested on the same "
                                "held-out real images, which no generator has seen.",
               "accuracy_own": "Every CNN is tested on the test split of its own dataset."}
+    baseline = [
+        f"{' and '.join(found.baselines)}: a classical baseline, no CNN. Logistic regression or a "
+        "random forest on measurements of the nuclei of the same real images, chosen by "
+        "cross-validation by group within the train split; each repeat is fitted to a bootstrap of "
+        "that split's groups, so its spread is that of training sets and not of seeds."
+    ] if found.baselines else []
     return [
-        trained, tested.get(metric, "Accuracies are taken as given in the CSV."),
+        trained, *baseline, tested.get(metric, "Accuracies are taken as given in the CSV."),
         "The unit of replication is the repeat (the CNN's seed and, for pooled generated datasets, "
         "its draw)." if unit == "repeat" else
         f"The unit of replication is the whole-pipeline replicate: the mean of its "

@@ -21,6 +21,8 @@ SCHEMA = "lungkit.result/1"
 REAL = "real"
 # what must be one and the same in all results of a comparison, or the arms were not treated alike
 SETTINGS = ("model", "steps", "settings")
+# the kind of a record: a CNN (or not said), or a classical baseline, whose settings are its own
+CNN, BASELINE = "cnn", "baseline"
 SHOWN_FAULTS = 4
 
 
@@ -35,6 +37,11 @@ class Results:
     repeats: list[int]
     settings: dict = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def baselines(self) -> list[str]:
+        """The datasets whose results are a classical baseline's, not a CNN's."""
+        return list(dict.fromkeys(row["dataset"] for row in self.rows if is_baseline(row)))
 
     def values(self, dataset: str, metric: str) -> list[float]:
         """One number per unit of replication, in order."""
@@ -57,6 +64,10 @@ class Results:
         split = metric.removeprefix("accuracy_")
         images = math.lcm(*{row[split]["num_images"] for row in self.rows})
         return 1 / images / (1 if len(self.replicates) == 1 else len(self.repeats))
+
+
+def is_baseline(row: dict) -> bool:
+    return row.get("kind", CNN) == BASELINE
 
 
 def result_paths(source: Path) -> list[Path]:
@@ -160,6 +171,8 @@ def _check_result(row: dict, path: Path) -> None:
         raise Fault(f"{path} lacks {', '.join(bad)} (or of another type): it is no {SCHEMA} result")
     if row["schema"] != SCHEMA:
         raise Fault(f"{path} has schema {row['schema']!r}, expected {SCHEMA!r}")
+    if row.get("kind", CNN) not in (CNN, BASELINE):
+        raise Fault(f"{path} is of kind {row['kind']!r}, expected {CNN} or {BASELINE}")
     numbers = [re.search(r"\d+$", part) for part in (path.parts[-2], path.stem)]
     place = (path.parts[-3], *(int(number[0]) if number else None for number in numbers))
     if place != (row["dataset"], row["replicate"], row["repeat"]):
@@ -277,8 +290,10 @@ def _mixed_runs(found: Results) -> list[str]:
         where = _place(row["dataset"], row["replicate"], row["repeat"])
         checks = {("real_fingerprint", f"replicate {row['replicate']}"): row["real_fingerprint"],
                   ("dataset_fingerprint", f"{row['dataset']} replicate {row['replicate']}"):
-                      row["dataset_fingerprint"]}
-        checks |= {(name, "all results"): repr(row.get(name)) for name in SETTINGS}
+                      row["dataset_fingerprint"],
+                  ("kind", row["dataset"]): row.get("kind", CNN)}
+        scope = f"all results of {row['dataset']}" if is_baseline(row) else "all results"
+        checks |= {(name, scope): repr(row.get(name)) for name in SETTINGS}
         for key, value in checks.items():
             groups[key].setdefault(value, where)
     for (name, scope), places in groups.items():
@@ -306,7 +321,8 @@ def _saw_test_images(rows: list[dict]) -> list[str]:
 
 
 def _note_settings_and_warnings(found: Results) -> None:
-    first = found.rows[0]
+    cnns = [row for row in found.rows if not is_baseline(row)]
+    first = (cnns or found.rows)[0]
     found.settings = {name: first[name] for name in ("model", "steps") if name in first}
     found.settings |= first.get("settings") or {}
     said_by: dict[str, set] = defaultdict(set)
@@ -318,7 +334,7 @@ def _note_settings_and_warnings(found: Results) -> None:
             ", ".join(name for name in found.datasets if name in names) + ": "
         found.warnings.append(prefix + text)
     for name in ("device", "versions"):
-        kinds = {repr(row.get(name)) for row in found.rows}
+        kinds = {repr(row.get(name)) for row in cnns}  # a baseline has other libraries, no GPU
         if len(kinds) > 1:
             found.warnings.append(f"mixed {name}: the results come from {len(kinds)} different "
                                   f"{name}; equal seeds need not give equal trainings there")

@@ -1,0 +1,318 @@
+#!/usr/bin/env python
+"""Predict the class from the nuclei alone: a classical baseline, one more row of the comparison.
+
+Reads   FEATURES, the dataset made by voronoi_seg.py with its image_features.csv (number, density,
+        size, shape, stain and spacing of an image's nuclei), and REAL, which it was made from.
+Writes  RESULTS/nuclei/replicate_000/repeat_0000.json   the record that cnn_classify.py writes,
+                                                        of kind "baseline"
+        RESULTS/nuclei/replicate_000/repeat_0000.npz    probabilities of every test image
+Prints  mean, standard deviation and number of the accuracies; with --benign, how well tumour is
+        told from benign.
+
+Logistic regression (regularised) and random forests (Breiman, Mach Learn 45, 2001) compete: the
+one with the best accuracy in cross-validation by group within REAL's train split is fitted to that
+split. Neither val nor test has a part in it: val is only reported, as for the CNNs, and the test
+split is the CNNs' own, so accuracy_own and accuracy_real are one number.
+
+Repeat i draws the groups (patients, slides, tiles) of the train split with replacement, class by
+class, from seed SEED + i: the group bootstrap (Field and Welsh, J R Stat Soc B 69, 2007). A
+logistic regression has no seed: without a draw every repeat would be one and the same training,
+and counting it N times would make p-values too small. The draw costs accuracy, for it holds 63 %
+of the groups; accuracy_all_groups says what the chosen model scores when fitted to all of them.
+
+Running the same command again resumes: complete repeats are kept, missing ones are made. Any
+number of processes may run the same command at once; they share the repeats between them.
+Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped, run it again.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from lungkit import cli, records
+from lungkit.dataset import Dataset, check_same_task, open_dataset, read_manifest
+from lungkit.nuclear_features import IMAGE_COLUMNS, IMAGES_FILE, read_image_features
+from lungkit.progress import say
+from lungkit.provenance import provenance
+from lungkit.results import BASELINE
+
+NAME, MODEL = "nuclei", "nuclear features"
+RECIPE = 1   # raise it when what follows changes: results of two recipes must not be mixed
+FOLDS = 5    # usual; fewer where a class has fewer groups
+TREES = 200  # ours: 100 to 400 differ by less than the forest's seed does
+# in this order, so that of equally accurate ones the simplest is taken: ours, the usual range
+CANDIDATES = [("logistic", {"C": 0.01}), ("logistic", {"C": 0.1}), ("logistic", {"C": 1.0}),
+              ("logistic", {"C": 10.0}), ("forest", {"min_samples_leaf": 5}),
+              ("forest", {"min_samples_leaf": 1})]
+
+
+# ------------------------------------------------------------------ the draw and the folds
+
+def draw_groups(groups: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How often each image is drawn when whole groups are, with replacement: int64 [N].
+
+    Among the groups of a class (that of most of its images) as many are drawn as there are, two
+    different ones at least, for less cannot be cross-validated.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    votes = np.zeros((len(names), int(labels.max()) + 1), int)
+    np.add.at(votes, (member, labels), 1)
+    times = np.zeros(len(names), np.int64)
+    for label in range(votes.shape[1]):
+        own = np.flatnonzero(votes.argmax(axis=1) == label)
+        drawn = np.zeros(0, int)
+        while len(own) > 1 and len(np.unique(drawn)) < 2:
+            drawn = rng.choice(own, len(own))
+        times += np.bincount(drawn, minlength=len(names))
+    return times[member]
+
+
+def split_folds(groups: np.ndarray, labels: np.ndarray, seed: int) -> list[tuple]:
+    """Up to FOLDS pairs of index arrays (fit, check): no group is in both, classes are even."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fewest = min(len(set(groups[labels == label])) for label in np.unique(labels))
+    folds = StratifiedGroupKFold(max(2, min(FOLDS, fewest)), shuffle=True, random_state=seed)
+    return [(fit, check) for fit, check in folds.split(labels, labels, groups)
+            if len(np.unique(labels[fit])) == len(np.unique(labels))]
+
+
+# ------------------------------------------------------------------ models
+
+def build(family: str, settings: dict, seed: int):
+    """An unfitted model that fills gaps (an image without nuclei) by the training median."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = LogisticRegression(max_iter=2000, **settings) if family == "logistic" else \
+        RandomForestClassifier(TREES, random_state=seed, n_jobs=1, **settings)
+    return Pipeline([("fill", SimpleImputer(strategy="median", keep_empty_features=True)),
+                     ("scale", StandardScaler()), ("model", model)])
+
+
+def fit(candidate: tuple[str, dict], values: np.ndarray, labels: np.ndarray, times: np.ndarray,
+        seed: int):
+    """Fit a candidate to values float64 [N, F], each image counted `times` [N]."""
+    cli.check_stop()
+    return build(*candidate, seed).fit(values, labels, model__sample_weight=times)
+
+
+def choose(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, times: np.ndarray,
+           seed: int) -> tuple[int, list[float]]:
+    """The place of the best of CANDIDATES, and the accuracy of each, cross-validated by group."""
+    folds, accuracies = split_folds(groups, labels, seed), []
+    for candidate in CANDIDATES:
+        right = np.zeros(len(labels))
+        for inside, outside in folds:
+            model = fit(candidate, values[inside], labels[inside], times[inside], seed)
+            right[outside] = model.predict(values[outside]) == labels[outside]
+        checked = np.concatenate([outside for _, outside in folds])
+        accuracies.append(float(np.average(right[checked], weights=times[checked])))
+    return int(np.argmax(accuracies)), accuracies
+
+
+# ------------------------------------------------------------------ one repeat
+
+class Bench:
+    """The features of all splits, and what all repeats share."""
+
+    def __init__(self, data: Dataset, real: Dataset, benign: str | None) -> None:
+        self.data, self.benign = data, benign
+        self.warnings = list(dict.fromkeys([*data.warnings, *real.warnings]))
+        table = read_image_features(data.path, data.manifest)
+        self.rows = {split: data.select(split) for split in ("train", "val", "test")}
+        if [(row.file_name, row.label) for row in self.rows["test"]] != \
+                [(row.file_name, row.label) for row in real.select("test")]:
+            raise cli.Fault(f"{data.path} has other test images than {real.path}: the baseline is "
+                            "tested on the images that the CNNs are; make it again from there")
+        lacking = [row.file_name for row in data.rows if row.file_name not in table]
+        if lacking:
+            raise cli.Fault(f"{data.path / IMAGES_FILE} lacks {len(lacking)} images, the first is "
+                            f"{lacking[0]}: make the dataset again with --overwrite")
+        self.values = {split: np.array([table[row.file_name] for row in rows])
+                       for split, rows in self.rows.items()}
+        self.labels = {split: np.array([data.classes.index(row.label) for row in rows])
+                       for split, rows in self.rows.items()}
+        # without group ids every image is its own group
+        self.groups = np.array([row.group or row.file_name for row in self.rows["train"]])
+        for number, label in enumerate(data.classes):
+            found = len(set(self.groups[self.labels["train"] == number]))
+            if found < 2:
+                raise cli.Fault(f"class {label} has {found} group in the train split of "
+                                f"{data.path}: cross-validation by group needs two or more")
+
+    def run_repeat(self, identity: dict, directory: Path) -> None:
+        """Draw, choose, fit, test and record the repeat that `identity` describes."""
+        start = time.monotonic()
+        stream = [crc32(NAME.encode()), identity["seed"], identity["replicate"]]
+        rng = np.random.default_rng(stream)
+        values, labels = self.values["train"], self.labels["train"]
+        times = draw_groups(self.groups, labels, rng)
+        seed = int(rng.integers(2**31))
+        drawn = times > 0
+        best, accuracies = choose(values[drawn], labels[drawn], self.groups[drawn], times[drawn],
+                                  seed)
+        model = fit(CANDIDATES[best], values[drawn], labels[drawn], times[drawn], seed)
+        on_all = fit(CANDIDATES[best], values, labels, np.ones(len(labels)), seed)
+        probabilities = model.predict_proba(self.values["test"]).astype(np.float32)
+        test = self.labels["test"]
+        scores = records.split_metrics(probabilities, test, self.data.classes)
+        said = np.clip(model.predict_proba(values[drawn])[np.arange(drawn.sum()), labels[drawn]],
+                       1e-12, 1)
+        family, settings = CANDIDATES[best]
+        record = {
+            **identity, "kind": BASELINE, "own": scores, "real": scores,
+            "accuracy_own": scores["accuracy"], "accuracy_real": scores["accuracy"],
+            "accuracy_val": self.accuracy(model, "val"),
+            "accuracy_all_groups": self.accuracy(on_all, "test"),
+            "accuracy_cross_validated": accuracies[best],
+            "chosen": {"family": family, **settings},
+            "candidates": [{"family": name, **options, "accuracy": accuracy} for
+                           (name, options), accuracy in zip(CANDIDATES, accuracies)],
+            "train_loss": float(np.average(-np.log(said), weights=times[drawn])),
+            "num_train_images": int(times.sum()), "num_pool_images": len(labels),
+            "num_distinct_images": int(drawn.sum()),
+            "num_groups": len(set(self.groups)), "warnings": self.warnings,
+            "trained_on": self.data.trained_on(), "device": "cpu", "versions": versions()}
+        if self.benign is not None:
+            record["malignancy"] = malignancy(
+                probabilities, test, self.data.classes.index(self.benign)) | {"benign": self.benign}
+        names = np.array([row.file_name for row in self.rows["test"]])
+        arrays = {"classes": np.array(self.data.classes)}
+        for split in ("own", "real"):
+            arrays |= {f"{split}_probabilities": probabilities, f"{split}_labels": test,
+                       f"{split}_file_names": names}
+        records.write_record(directory, record, arrays, {
+            "elapsed_sec": round(time.monotonic() - start, 3), "commit": provenance()["commit"],
+            "threads": 1})
+
+    def accuracy(self, model, split: str) -> float:
+        return float((model.predict(self.values[split]) == self.labels[split]).mean())
+
+
+def malignancy(probabilities: np.ndarray, labels: np.ndarray, benign: int) -> dict[str, float]:
+    """How well tumour (any class but `benign`) is told from it: probabilities float [N, C].
+
+    An image is called tumour where the probability of benign is below one half.
+    """
+    tumour, score = labels != benign, 1 - probabilities[:, benign].astype(np.float64)
+    found = score > 0.5
+    sensitivity = float(found[tumour].mean())
+    specificity = float((~found[~tumour]).mean())
+    return {"balanced_accuracy": (sensitivity + specificity) / 2,
+            "sensitivity": sensitivity, "specificity": specificity,
+            "auroc": records.auroc(score, tumour)}
+
+
+def versions() -> dict[str, str]:
+    from importlib import metadata
+
+    return {**provenance()["versions"], "scikit-learn": metadata.version("scikit-learn")}
+
+
+# ------------------------------------------------------------------ the stage
+
+def run(*, features: Path, real: Path, results: Path, repeats: range, replicate: int,
+        benign: str | None, seed: int, overwrite: bool, dry_run: bool) -> None:
+    identities = identify(features, read_manifest(features), read_manifest(real), repeats,
+                          replicate=replicate, seed=seed, benign=benign)
+    directory = records.replicate_dir(results, NAME, replicate)
+    stale, pending = records.survey(directory, identities)
+    if stale and not overwrite:
+        raise cli.BadOptions(f"{directory} holds results of other options or datasets "
+                             f"({stale[min(stale)]}): use the same options, another --results or "
+                             "--replicate, or --overwrite")
+    if not pending and not stale:
+        return report(directory, identities, "already complete")
+    bench = Bench(*open_both(features, real, results), benign)
+    say(f"{NAME}: {len(IMAGE_COLUMNS)} features of {len(bench.groups)} images in "
+        f"{len(set(bench.groups))} groups, {len(CANDIDATES)} candidates")
+    say(f"found {len(identities) - len(pending)}, pending {len(pending)} of {len(identities)} "
+        f"repeats in {directory}" + (f", discarding {len(stale)} of other options" * bool(stale)))
+    if dry_run:
+        return None
+    if stale:
+        records.discard(directory, identities)
+    records.share(directory, identities, lambda identity: bench.run_repeat(identity, directory))
+    return report(directory, identities, "complete")
+
+
+def identify(path: Path, data: dict, real: dict, repeats: range, *, replicate: int, seed: int,
+             benign: str | None) -> list[dict]:
+    """What decides each repeat asked for; data and real are manifests."""
+    table = data.get("features", {}).get(IMAGES_FILE)
+    if table is None:
+        raise cli.Fault(f"{path} holds no {IMAGES_FILE}: --features takes a dataset made by "
+                        "voronoi_seg.py (--overwrite there, if it is of an older version)")
+    if benign is not None and benign not in real["classes"]:
+        raise cli.BadOptions(f"--benign {benign} is not a class: there are "
+                             f"{', '.join(real['classes'])}")
+    settings = {"recipe": RECIPE, "folds": FOLDS, "trees": TREES, "benign": benign,
+                "image_size": data["image_size"]}
+    return [{"dataset": NAME, "dataset_fingerprint": table["sha256"],
+             "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
+             "seed": seed + repeat, "model": MODEL, "settings": settings} for repeat in repeats]
+
+
+def open_both(features: Path, real: Path, results: Path) -> tuple[Dataset, Dataset]:
+    """Open and check both datasets and where the results go. Raises Fault, BadOptions."""
+    for path in (features, real):
+        if path.resolve() in (results.resolve(), *results.resolve().parents):
+            raise cli.BadOptions(f"--results {results} lies in the dataset {path}: choose another")
+    if results.exists() and not results.is_dir():
+        raise cli.BadOptions(f"--results {results} is not a directory")
+    real_dataset, data = open_dataset(real), open_dataset(features)
+    check_same_task(data, real_dataset)
+    return data, real_dataset
+
+
+def report(directory: Path, identities: list[dict], state: str) -> None:
+    """Print the accuracies, and what was found about malignancy."""
+    records.report(directory, identities, state)
+    there = records.read_records(directory)
+    asked = [there[each["repeat"]] for each in identities]
+    families = [record["chosen"]["family"] for record in asked]
+    print("chosen: " + ", ".join(f"{name} {families.count(name)}" for name in sorted(set(families)))
+          + f"  accuracy_all_groups mean "
+          f"{statistics.fmean(record['accuracy_all_groups'] for record in asked):.4f}")
+    told = [record["malignancy"] for record in asked if "malignancy" in record]
+    if told:
+        shown = "  ".join(f"{name} mean {statistics.fmean(each[name] for each in told):.4f}"
+                          for name in ("balanced_accuracy", "sensitivity", "specificity", "auroc"))
+        print(f"tumour against {told[0]['benign']}: {shown}")
+
+
+def build_parser():
+    parser = cli.stage_parser("nuclei_classify.py", __doc__)
+    group = parser.add_argument_group("Main")
+    group.add_argument("--features", type=cli.directory, required=True, metavar="DIR",
+                       help="the dataset made by voronoi_seg.py")
+    group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
+                       help="the real dataset, whose test split is the common yardstick")
+    group.add_argument("--results", type=cli.directory, required=True, metavar="DIR",
+                       help="the root of all results, outside the datasets")
+    group.add_argument("--repeats", type=cli.repeat_range, default="10", metavar="N|A-B",
+                       help="repeats 0..N-1, or A..B")
+    group.add_argument("--replicate", type=cli.non_negative_int, default=0, metavar="K",
+                       help="number of the whole-pipeline replicate the datasets belong to")
+    group.add_argument("--benign", metavar="CLASS",
+                       help="the class without tumour, to say how well tumour is told from it "
+                            "(default: not said)")
+    cli.add_common(parser, device=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
