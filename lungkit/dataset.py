@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,7 @@ from lungkit.provenance import provenance
 SCHEMA = "lungkit.dataset/1"
 MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test")
+MASKS = "_masks"  # kinds of masks of a record; not a column of metadata.csv
 GREY, RGB = 0, 2  # a PNG's colour types
 COLUMNS = ("file_name", "label", "split", "group", "source", "prompt", "seed", "sha256")
 
@@ -254,6 +256,8 @@ class DatasetWriter:
 
     Use: `with DatasetWriter(...) as writer:` then `add` what `missing` names, then `publish`.
     Items are keyed by their file name; the record of each is appended after its files are whole.
+    Files are flushed to disk all together, before the manifest: one by one that took most of the
+    time. So an interrupted writer's files are checked, for a power cut may have torn them.
     """
 
     def __init__(self, output: Output, *, stage: str, classes: list[str], image_size: int) -> None:
@@ -271,14 +275,22 @@ class DatasetWriter:
                     record = json.loads(line)
                 except ValueError:  # the line a kill cut short
                     continue
-                if (self.work_dir / record["file_name"]).exists():
+                if self._is_whole(record):
                     self.records[record["file_name"]] = record
-            self._rewrite(path)
+            write_text(path, "".join(json.dumps(r) + "\n" for r in self.records.values()))
         self._file = open(path, "a", encoding="utf-8")
         return self
 
-    def _rewrite(self, path: Path) -> None:
-        write_text(path, "".join(json.dumps(record) + "\n" for record in self.records.values()))
+    def _is_whole(self, record: dict) -> bool:
+        """Whether the image is the one recorded, and all its masks are whole."""
+        name = Path(record["file_name"])
+        try:
+            masks = [(self.work_dir / "masks" / kind / record["label"] / name.name).read_bytes()
+                     for kind in record[MASKS]]
+            image = (self.work_dir / name).read_bytes()
+        except OSError:
+            return False
+        return sha256(image) == record["sha256"] and None not in map(_png_header, masks)
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
@@ -297,10 +309,10 @@ class DatasetWriter:
         name = item_name(split, label, index)
         for kind, mask in (masks or {}).items():
             write_bytes(self.work_dir / "masks" / kind / label / Path(name).name,
-                        self._png(mask, GREY))
+                        self._png(mask, GREY), flush=False)
         content = self._png(image, RGB)
-        write_bytes(self.work_dir / name, content)
-        record = {"file_name": name, "label": label, "split": split,
+        write_bytes(self.work_dir / name, content, flush=False)
+        record = {"file_name": name, "label": label, "split": split, MASKS: sorted(masks or ()),
                   **{key: str(value) for key, value in columns.items()}, "sha256": sha256(content)}
         self.records[name] = record
         self._file.write(json.dumps(record) + "\n")
@@ -319,9 +331,10 @@ class DatasetWriter:
         Raises Fault when a class of a split holds nothing: an empty class is no dataset.
         """
         records = [self.records[name] for name in sorted(self.records)]
-        extra = sorted({key for record in records for key in record} - set(COLUMNS))
+        extra = sorted({key for record in records for key in record} - {*COLUMNS, MASKS})
         table = io.StringIO()
-        writer = csv.DictWriter(table, [*COLUMNS, *extra], restval="", lineterminator="\n")
+        writer = csv.DictWriter(table, [*COLUMNS, *extra], restval="", extrasaction="ignore",
+                                lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
         rows = [Row(**{key: record.get(key, "") for key in COLUMNS}) for record in records]
@@ -337,6 +350,7 @@ class DatasetWriter:
                     "counts": counts, "seed": seed, "parents": parents,
                     "fingerprint": fingerprint(rows), "warnings": warnings or [],
                     **more, **provenance()}
+        os.sync()  # everything added, before what says that it is complete
         self.output.publish(manifest)
         (self.output.output_dir / ".records.jsonl").unlink(missing_ok=True)
         return Dataset(self.output.output_dir, manifest, rows)

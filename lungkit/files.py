@@ -19,23 +19,27 @@ from lungkit.cli import BadOptions, Fault
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a hidden sibling to write to; flush it and rename it to `path` on success."""
+def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """Yield a hidden sibling to write to; flush it and rename it to `path` on success.
+
+    flush=False: for one of many files that their owner flushes together and checks on resuming.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # the suffix stays last: image and table writers choose the format by it
     hidden = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield hidden
-        with open(hidden, "rb") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with open(hidden, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    with atomic_path(path) as hidden:
+def write_bytes(path: Path, content: bytes, *, flush: bool = True) -> None:
+    with atomic_path(path, flush=flush) as hidden:
         hidden.write_bytes(content)
 
 

@@ -177,3 +177,22 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
     with lock(tmp_path / "out"):
         pass
     assert not (tmp_path / ".out.lock").exists()
+
+
+def test_what_a_power_cut_tore_is_written_again(tmp_path):
+    """Files are flushed together at the end: an interrupted writer believes only whole ones."""
+    image, mask = np.full((8, 8, 3), 7, np.uint8), np.zeros((8, 8), np.uint8)
+
+    def writer():
+        return DatasetWriter(Output(tmp_path / "x", "dataset.json", {}), stage="test",
+                             classes=["a", "b"], image_size=8)
+
+    with writer() as first:
+        for index in range(4):
+            first.add("train", "a", index, image, masks={"m": mask})
+        torn = first.work_dir
+    (torn / "train/a/000000.png").write_bytes(b"")
+    (torn / "masks/m/a/000001.png").write_bytes(b"")
+    (torn / "masks/m/a/000002.png").unlink()
+    with writer() as second:
+        assert [second.has("train", "a", index) for index in range(4)] == [False] * 3 + [True]
