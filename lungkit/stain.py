@@ -53,15 +53,17 @@ def background_light(image):
     import numpy as np
 
     pixels = cv2.GaussianBlur(image, (0, 0), 1.5).reshape(-1, 3)[::3]
-    red, green, blue = np.ascontiguousarray(pixels.T).astype(np.int16)
+    red, green, blue = np.ascontiguousarray(pixels.T)
     low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
-    found = ((red + green + blue > 3 * LIGHT_MEAN) & (low > LIGHT_MIN)
-             & (high - low < LIGHT_RANGE) & (np.minimum(red, blue) - green < LIGHT_GREEN_LACK))
-    background = pixels[found]
-    if len(background) < LIGHT_MIN_SHARE * len(pixels):
+    light = red.astype(np.uint16) + green + blue
+    lack = cv2.subtract(np.minimum(red, blue), green).ravel()  # 0 where green is not the weakest
+    found = np.flatnonzero((light > 3 * LIGHT_MEAN) & (low > LIGHT_MIN)
+                           & (high - low < LIGHT_RANGE) & (lack < LIGHT_GREEN_LACK))
+    if len(found) < LIGHT_MIN_SHARE * len(pixels):
         return np.full(3, 255.0)
-    light = background.sum(1, dtype=np.int64)
-    return np.median(background[light >= np.percentile(light, 70)], axis=0).astype(np.float64)
+    light = light[found]
+    brightest = found[light >= _percentile(light, 70)]
+    return np.median(pixels[brightest], axis=0).astype(np.float64)
 
 
 def balance_white(image, light):
@@ -156,7 +158,7 @@ class Stains:
 
 @dataclass(frozen=True)
 class Mixture:
-    """An image stained in one colour, or two too close to part: some of its densities [N, 3]."""
+    """An image stained in one colour, or two too close to part: some of its densities [3, N]."""
 
     densities: object
 
@@ -179,12 +181,14 @@ def _sample(pixels):
 
 
 def _stained(density, convention: Convention = OURS):
-    """Those of densities [N, 3] that are not background; None if they are too few."""
-    # the mean of the channels, written out: numpy's mean along a short axis is ten times slower
-    darkness = (density.min(1) if convention.every_channel
-                else (density[:, 0] + density[:, 1] + density[:, 2]) / 3)
-    stained = density[darkness > OD_BETA]
-    return stained if len(stained) >= max(MIN_STAINED_PIXELS, MIN_STAINED * len(density)) else None
+    """Those of densities [N, 3] that are not background, as [3, M]; None if they are too few."""
+    import numpy as np
+
+    planes = np.ascontiguousarray(density.T)  # whole channels: short rows make numpy slow
+    darkness = planes.min(0) if convention.every_channel else (planes[0] + planes[1] + planes[2]) / 3
+    stained = planes[:, np.flatnonzero(darkness > OD_BETA)]
+    enough = max(MIN_STAINED_PIXELS, MIN_STAINED * len(density))
+    return stained if stained.shape[1] >= enough else None
 
 
 def _percentile(values, percent: float):
@@ -199,10 +203,10 @@ def _percentile(values, percent: float):
 
 
 def _strength(density, matrix):
-    """Robust maxima [2] of the two stains' concentrations in densities [N, 3]."""
+    """Robust maxima [2] of the two stains' concentrations in densities [3, N]."""
     import numpy as np
 
-    return _percentile(np.linalg.pinv(matrix).astype(np.float32) @ density.T, STRENGTH_PERCENTILE)
+    return _percentile(np.linalg.pinv(matrix).astype(np.float32) @ density, STRENGTH_PERCENTILE)
 
 
 def estimate_stains(density, convention: Convention = OURS) -> Stains | None:
@@ -216,10 +220,10 @@ def estimate_stains(density, convention: Convention = OURS) -> Stains | None:
     stained = _stained(density, convention)
     if stained is None:
         return None
-    centred = stained - stained.mean(0, dtype=np.float64).astype(np.float32)
-    _, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+    centred = stained - stained.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+    _, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     plane = vectors[:, [2, 1]] * np.where(vectors[0, [2, 1]] < 0, -1, 1)
-    across, along = plane.T.astype(np.float32)[::-1] @ stained.T
+    across, along = plane.T.astype(np.float32)[::-1] @ stained
     angle = np.arctan2(across, along)
     ends = np.array([_percentile(angle, p) for p in (ANGLE_PERCENTILE, 100 - ANGLE_PERCENTILE)])
     if not MIN_STAIN_ANGLE_DEG < np.degrees(ends[1] - ends[0]) < 90:
@@ -229,7 +233,7 @@ def estimate_stains(density, convention: Convention = OURS) -> Stains | None:
         return None  # a stain does not emit light
     pair = np.maximum(pair[:, np.argsort(-pair[0])], 0)  # haematoxylin absorbs more red than eosin
     pair /= np.linalg.norm(pair, axis=0)
-    strength = _strength(density if convention.of_all else stained, pair)
+    strength = _strength(density.T if convention.of_all else stained, pair)
     return Stains(pair, strength) if (strength > OD_BETA).all() else None
 
 
@@ -242,7 +246,7 @@ def estimate_macenko(pixels) -> Stains | Mixture | None:
     stained = None if found else _stained(density)
     if stained is None:
         return found
-    return Mixture(stained[::max(1, len(stained) // MIXTURE_PIXELS)].astype(np.float16))
+    return Mixture(stained[:, ::max(1, stained.shape[1] // MIXTURE_PIXELS)].astype(np.float16))
 
 
 def reference_stains(found: list) -> Stains | None:
@@ -310,8 +314,8 @@ def estimate_colours(pixels) -> Colours | None:
     if stained is None:
         return None
     to_lms, to_lab = _lab_matrices()
-    lab = np.log(np.exp(-stained) @ to_lms.T) @ to_lab.T
-    found = Colours(lab.mean(0, dtype=np.float64), lab.std(0, dtype=np.float64))
+    lab = to_lab @ np.log(to_lms @ np.exp(-stained))
+    found = Colours(lab.mean(1, dtype=np.float64), lab.std(1, dtype=np.float64))
     return found if found.spread[0] > MIN_SPREAD else None
 
 

@@ -169,7 +169,7 @@ def test_what_is_measured_crosses_processes_and_is_small(white, method):
 @pytest.mark.parametrize(("method", "kind"), [("macenko", Stains), ("reinhard", Colours)])
 def test_a_reference_is_the_median_and_ignores_what_failed(white, method, kind):
     own = [METHODS[method].estimate(image) for image in white[:3]]
-    reference = METHODS[method].reference([None, *own, Mixture(np.ones((9, 3), np.float16))]
+    reference = METHODS[method].reference([None, *own, Mixture(np.ones((3, 9), np.float16))]
                                           if method == "macenko" else [None, *own])
     assert isinstance(reference, kind)
     last = list(vars(reference))[-1]
