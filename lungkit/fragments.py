@@ -160,13 +160,14 @@ def measure_regions(labels: np.ndarray, height: np.ndarray,
              stain: np.ndarray) -> tuple[np.ndarray, np.ndarray, list]:
     """Sums float64 [max + 1, 8], greatest height [max + 1] and hulls of regions 0..max."""
     count = int(labels.max()) + 1
-    ys, xs = np.nonzero(labels)
-    ids, dark = labels[ys, xs], stain[ys, xs].astype(np.float64)
+    inside = np.flatnonzero(labels)
+    ys, xs = np.divmod(inside, labels.shape[1])
+    ids, dark = labels.ravel()[inside], stain.ravel()[inside].astype(np.float64)
     x, y = xs.astype(np.float64), ys.astype(np.float64)
     sums = np.stack([np.bincount(ids, values, count) for values in (
         np.ones(len(ids)), x, y, x * x, y * y, x * y, dark, dark * dark)], axis=1)
     peaks = np.zeros(count)
-    np.maximum.at(peaks, ids, height[ys, xs])
+    np.maximum.at(peaks, ids, height.ravel()[inside])
     return sums, np.maximum(peaks, 1e-6), hulls_of(labels)
 
 

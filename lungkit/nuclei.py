@@ -131,8 +131,10 @@ def haematoxylin(image: np.ndarray) -> np.ndarray:
     Where there is more eosin than haematoxylin the surplus is taken off: red cells, which stain
     normalisation turns purple, hold haematoxylin by colour alone.
     """
+    import cv2
+
     table = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
-    haem, eosin = np.moveaxis(table[image] @ UNMIX, -1, 0)
+    haem, eosin = cv2.split(cv2.transform(cv2.LUT(image, table), UNMIX.T))
     return np.maximum(haem - np.maximum(eosin - haem, 0), 0)
 
 
@@ -192,8 +194,9 @@ def _otsu(values: np.ndarray) -> float:
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-6:
         return high
-    counts, edges = np.histogram(values, 256, (low, high))
-    centres = (edges[:-1] + edges[1:]) / 2
+    bins = ((values - low) * (256 / (high - low))).astype(np.int32)  # np.histogram takes 2 ms
+    counts = np.bincount(np.minimum(bins, 255).ravel(), minlength=256)
+    centres = low + (np.arange(256) + 0.5) * (high - low) / 256
     below = np.cumsum(counts)
     sums = np.cumsum(counts * centres)
     above = below[-1] - below
@@ -225,17 +228,19 @@ def _smooth(mask: np.ndarray, px_um: float) -> np.ndarray:
 
 
 def _peaks(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Largest value, not below 0, in each of regions 0..max of `labels`, float32 [max + 1]."""
+    """Largest value, not below 0, in each of regions 1..max of `labels`, float32 [max + 1]."""
     peaks = np.zeros(int(labels.max()) + 1, np.float32)
-    np.maximum.at(peaks, labels.ravel(), values.ravel().astype(np.float32))
+    inside = np.flatnonzero(labels)
+    np.maximum.at(peaks, labels.ravel()[inside], values.ravel()[inside])
     return peaks
 
 
 def _select(labels: np.ndarray, px_um: float,
             solidity: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keep regions of a nucleus's size and solidity: labels 1..N, centroids, areas (numbered by row)."""
-    ys, xs = np.nonzero(labels)
-    ids = labels[ys, xs]
+    inside = np.flatnonzero(labels)
+    ids = labels.ravel()[inside]
+    ys, xs = np.divmod(inside, labels.shape[1])
     count = int(labels.max()) + 1
     areas = np.bincount(ids, minlength=count).astype(float)
     least = np.full(count, MIN_AREA_UM2 * px_um**2)
