@@ -32,7 +32,6 @@ MIN_PIXELS = 100    # ours: of fewer tissue pixels no sharpness is measured
 # LC25000's tiles reach any of the three on 1.7 % of their area at most, simulated strokes 45 px
 # wide of seven inks on 11 % at least.
 INK_RED_OVER_GREEN, INK_RED, INK_BLUE = 0.1, 1.8, 1.0
-BLACK_DENSITY = 1.0        # ours, in every channel; the densest nuclei smear to 0.8
 CLIPPED_BLACK = 20         # CLAM's isBlackPatch_S
 
 
@@ -45,7 +44,7 @@ class Quality:
     structure: float        # share of grey variance that outlives averaging 4 x 4 px; else NaN
     sharpness: float        # detail of 1 to 2 px over detail of 2 to 4 px; NaN without tissue
     pen: float              # share of the tile under blue, green, red or black ink
-    black: float            # of it, under black ink or without light
+    brightest: float        # 99th percentile of the brightest channel, 0..1; grey: 1
     saturated_white: float  # share of the tissue with a channel at 255: its colour is not recorded
     saturated_black: float  # share of the tissue with every channel under 20; grey: 0
 
@@ -68,8 +67,8 @@ class Limits:
     min_sharpness: float = 0.40
     # CLAM's share of black pixels, for every ink: strokes are a millimetre wide, tiles less
     max_pen: float = 0.05
-    # ours: more than a stroke: the lamp was off, or a fold or a frame fills the tile
-    max_black: float = 0.9
+    # ours: the lamp was low, or black fills the tile; 0.83 is the tiles' least
+    min_brightest: float = 0.55
     # ours: 0.63 in LC25000's tiles of one clipped channel, over 0.8 at twice the exposure
     max_saturated_white: float = 0.75
     # CLAM's isBlackPatch_S
@@ -93,7 +92,7 @@ def measure(tile, mask, *, scale: float | None = None) -> Quality:
         mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_AREA)
     inside = mask.astype(np.uint8)
     count = cv2.countNonZero(inside)
-    pen = black = 0.0
+    pen, top = 0.0, 1.0
     if tile.ndim == 2:
         grey = brightest = tile
         amount = grey.astype(np.float32) / 255
@@ -102,7 +101,8 @@ def measure(tile, mask, *, scale: float | None = None) -> Quality:
         amount = cv2.LUT(grey, _density_table())
         red, green, blue = cv2.split(tile)
         brightest = cv2.max(cv2.max(red, green), blue)
-        pen, black = _ink(tile)
+        pen = _ink(tile)
+        top = float(np.percentile(brightest[::3, ::3], 99)) / 255  # every ninth is enough
     white, dark = (cv2.countNonZero(cv2.inRange(brightest, *ends) & inside)
                    for ends in ((255, 255), (0, CLIPPED_BLACK - 1)))
     if tile.ndim == 2:
@@ -111,7 +111,7 @@ def measure(tile, mask, *, scale: float | None = None) -> Quality:
                    contrast=float(cv2.meanStdDev(amount, mask=inside)[1][0, 0]),
                    structure=_structure(tile) if tile.ndim == 2 else float("nan"),
                    sharpness=_sharpness(grey, inside) if count >= MIN_PIXELS else float("nan"),
-                   pen=pen, black=black,
+                   pen=pen, brightest=top,
                    saturated_white=white / max(count, 1), saturated_black=dark / max(count, 1))
 
 
@@ -165,17 +165,15 @@ def _detail(grey, near) -> float:
     return float(cv2.meanStdDev(first - second, mask=near)[1][0, 0])
 
 
-def _ink(tile) -> tuple[float, float]:
-    """Shares of uint8 [H, W, 3] under ink of any colour, and under black."""
+def _ink(tile) -> float:
+    """Share of uint8 [H, W, 3] under ink of any colour."""
     import cv2
-    import numpy as np
 
     size = tuple(max(1, side // BLOCK_PX) for side in tile.shape[1::-1])
     small = cv2.GaussianBlur(cv2.resize(tile, size, interpolation=cv2.INTER_AREA), (0, 0), 1)
     red, green, blue = cv2.split(cv2.LUT(small, _density_table()))
     ink = (red - green > INK_RED_OVER_GREEN) | (red > INK_RED) | (blue > INK_BLUE)
-    black = np.minimum(np.minimum(red, green), blue) > BLACK_DENSITY
-    return float(ink.mean()), float(black.mean())
+    return float(ink.mean())
 
 
 def reason(quality: Quality, limits: Limits = Limits()) -> str | None:
@@ -184,7 +182,7 @@ def reason(quality: Quality, limits: Limits = Limits()) -> str | None:
         return "blank"
     if quality.tissue < limits.min_tissue:
         return "too little tissue"
-    if quality.black > limits.max_black or (quality.pen <= limits.max_pen
+    if quality.brightest < limits.min_brightest or (quality.pen <= limits.max_pen
                                             < quality.saturated_black):
         return "too dark"
     if quality.pen > limits.max_pen:
@@ -200,7 +198,7 @@ def reason(quality: Quality, limits: Limits = Limits()) -> str | None:
 
 # qc.csv: one row per tile, kept or dropped; the box is in pixels of the source image
 QC_COLUMNS = ("file_name", "label", "left_px", "top_px", "side_px", "tissue_fraction",
-              "contrast_od", "structure_fraction", "sharpness", "pen_fraction", "black_fraction",
+              "contrast_od", "structure_fraction", "sharpness", "pen_fraction", "brightest_fraction",
               "saturated_white_fraction", "saturated_black_fraction", "reason")
 
 

@@ -62,7 +62,7 @@ def background_light(image):
     if len(found) < LIGHT_MIN_SHARE * len(pixels):
         return np.full(3, 255.0)
     light = light[found]
-    brightest = found[light >= _percentile(light, 70)]
+    brightest = found[light >= _percentiles(light, 70)]
     return np.median(pixels[brightest], axis=0).astype(np.float64)
 
 
@@ -186,27 +186,29 @@ def _stained(density, convention: Convention = OURS):
 
     planes = np.ascontiguousarray(density.T)  # whole channels: short rows make numpy slow
     darkness = planes.min(0) if convention.every_channel else (planes[0] + planes[1] + planes[2]) / 3
-    stained = planes[:, np.flatnonzero(darkness > OD_BETA)]
+    stained = planes.take(np.flatnonzero(darkness > OD_BETA), axis=1)
     enough = max(MIN_STAINED_PIXELS, MIN_STAINED * len(density))
     return stained if stained.shape[1] >= enough else None
 
 
-def _percentile(values, percent: float):
-    """numpy's percentile along the last axis; a sort is four times faster for 10,000 float32."""
+def _percentiles(values, *percents: float):
+    """numpy's percentiles along the last axis, as a new last one; four times as fast by a sort."""
     import numpy as np
 
     values = np.sort(values)
-    at = percent / 100 * (values.shape[-1] - 1)
-    low, share = int(at), at - int(at)
-    high = min(low + 1, values.shape[-1] - 1)
-    return (1 - share) * values[..., low].astype(np.float64) + share * values[..., high]
+    at = np.array(percents) / 100 * (values.shape[-1] - 1)
+    low = at.astype(int)
+    high = np.minimum(low + 1, values.shape[-1] - 1)
+    share = at - low
+    return (1 - share) * values[..., low] + share * values[..., high]
 
 
 def _strength(density, matrix):
     """Robust maxima [2] of the two stains' concentrations in densities [3, N]."""
     import numpy as np
 
-    return _percentile(np.linalg.pinv(matrix).astype(np.float32) @ density, STRENGTH_PERCENTILE)
+    amounts = np.linalg.pinv(matrix).astype(np.float32) @ density
+    return _percentiles(amounts, STRENGTH_PERCENTILE)[:, 0]
 
 
 def estimate_stains(density, convention: Convention = OURS) -> Stains | None:
@@ -220,12 +222,11 @@ def estimate_stains(density, convention: Convention = OURS) -> Stains | None:
     stained = _stained(density, convention)
     if stained is None:
         return None
-    centred = stained - stained.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+    centred = stained - stained.mean(1, keepdims=True)
     _, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     plane = vectors[:, [2, 1]] * np.where(vectors[0, [2, 1]] < 0, -1, 1)
     across, along = plane.T.astype(np.float32)[::-1] @ stained
-    angle = np.arctan2(across, along)
-    ends = np.array([_percentile(angle, p) for p in (ANGLE_PERCENTILE, 100 - ANGLE_PERCENTILE)])
+    ends = _percentiles(np.arctan2(across, along), ANGLE_PERCENTILE, 100 - ANGLE_PERCENTILE)
     if not MIN_STAIN_ANGLE_DEG < np.degrees(ends[1] - ends[0]) < 90:
         return None
     pair = plane @ np.stack([np.cos(ends), np.sin(ends)])

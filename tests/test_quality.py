@@ -118,7 +118,7 @@ def test_light(tiles):
     for tile in tiles:
         assert judged(exposed(tile, 1.1))[1] is None
         assert judged(exposed(tile, 2.2))[1] == "over-exposed"
-        assert judged(exposed(tile, 0.15))[1] == "too dark"
+        assert [judged(exposed(tile, times))[1] for times in (0.5, 0.15)] == ["too dark"] * 2
 
 
 def test_black_patches_are_too_dark(tiles):
