@@ -12,6 +12,7 @@ is visible, the detector's least nucleus: remains of overlapped and border-cut o
 annotators leave out as well. `--lc25000` times real images, of which nobody knows the truth.
 
     OMP_NUM_THREADS=1 python benchmarks/nuclei_f1.py | tee benchmarks/nuclei_f1.txt
+    python benchmarks/nuclei_f1.py --lc25000 DIR --pictures docs
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from lungkit import cli, phantom
 from lungkit.nuclei import FIELD_UM, MIN_AREA_UM2, detect_nuclei
 
 FIRST_SEED = 1000
+PICTURED = {"lung_aca": 396, "lung_n": 104, "lung_scc": 146}  # places by name; ours
 REACH_UM = 6 / 224 * FIELD_UM
 
 
@@ -95,11 +97,42 @@ def time_real(folder: Path, num_images: int) -> None:
               f"{np.median(elapsed_sec) * 1e3:.1f} ms an image")
 
 
-def run(*, num_tiles: int, lc25000: Path | None) -> None:
-    """Print the table."""
+def picture(image: np.ndarray, zoom: int = 2) -> np.ndarray:
+    """An image beside itself with the outlines of its nuclei, uint8 [zoom S, 2 zoom S, 3]."""
+    import cv2
+
+    large = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    labels = detect_nuclei(image).labels.repeat(zoom, 0).repeat(zoom, 1)
+    outlined = large.copy()
+    inside = labels > 0
+    for axis in (0, 1):
+        edge = np.diff(labels, axis=axis, append=np.take(labels, [-1], axis)) != 0
+        outlined[edge & (inside | np.roll(inside, -1, axis))] = (255, 230, 0)
+    return np.concatenate([large, outlined], axis=1)
+
+
+def draw_pictures(folder: Path, output_dir: Path) -> None:
+    """Write nuclei_<class>.jpg of the PICTURED images of LC25000."""
+    from PIL import Image
+
+    from lungkit.images import decode_image
+
+    for label, position in PICTURED.items():
+        path = sorted((folder / "lung_image_sets" / label).iterdir())[position]
+        Image.fromarray(picture(decode_image(path.read_bytes()))).save(
+            output_dir / f"nuclei_{label}.jpg", quality=82)
+
+
+def run(*, num_tiles: int, lc25000: Path | None, pictures: Path | None) -> None:
+    """Print the table, or draw the pictures."""
     import cv2
 
     cv2.setNumThreads(1)
+    if pictures:
+        if not lc25000:
+            raise cli.BadOptions("--pictures needs --lc25000: the folder with the images")
+        draw_pictures(lc25000, pictures)
+        return
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one used; "
           f"seeds {FIRST_SEED}-{FIRST_SEED + num_tiles - 1}")
     print("                                              strict: P      R    F1   evaluable: P"
@@ -121,6 +154,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="tiles a class (default: %(default)s)")
     parser.add_argument("--lc25000", type=Path, default=os.environ.get("LC25000"), metavar="DIR",
                         help="folder that holds lung_image_sets (default: $LC25000)")
+    parser.add_argument("--pictures", type=Path, metavar="DIR",
+                        help="only write nuclei_<class>.jpg of one LC25000 image a class to DIR")
     return parser
 
 

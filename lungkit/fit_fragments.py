@@ -2,8 +2,8 @@
 
     python -m lungkit.fit_fragments
 
-Tiles of simulated tissue are drawn (H&E and DAPI), half a dozen pictures of each: as they are, and
-changed: enlarged and stretched (nuclei up to twice as large and 1.6 times as long, as those of real
+Tiles of simulated tissue are drawn (H&E and DAPI), five pictures of each: as they are, and
+changed: enlarged and stretched (nuclei up to twice as large and 2.2 times as long, as those of real
 tumours can be), with coarser chromatin, blurred, sharpened, with noise, as JPEG. Each is cut into
 fragments as `lungkit.nuclei` does; a pair of touching fragments is one nucleus where both lie
 mostly in the same true one. Unions count too: true pairs are joined at random and the pairs that
@@ -28,7 +28,7 @@ MAX_SEED = 50
 HIDDEN = 16
 ROUNDS = 4  # of random joins of true pairs, of which JOIN_SHARE is joined in each
 JOIN_SHARE = 0.5
-BATCH_SIZE, NUM_EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 512, 20, 8e-3, 1e-3  # ours
+BATCH_SIZE, NUM_EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 1024, 20, 8e-3, 1e-3  # ours
 
 
 def change(image: np.ndarray, truth: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def change(image: np.ndarray, truth: np.ndarray, rng) -> tuple[np.ndarray, np.nd
     from lungkit import tissue
 
     size = len(image)
-    scale, stretch = np.exp(rng.uniform(0, 0.64)), np.exp(rng.uniform(0, 0.45))
+    scale, stretch = np.exp(rng.uniform(0, 0.64)), np.exp(rng.uniform(0, 0.8))
     turn = rng.uniform(0, np.pi)
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix = turned @ np.diag([scale * stretch, scale]) @ turned.T
@@ -176,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=WEIGHTS_PATH, metavar="FILE")
     parser.add_argument("--num-seeds", type=int, choices=range(5, MAX_SEED + 1), default=MAX_SEED,
                         metavar=f"5..{MAX_SEED}", help="tiles a class (default: %(default)s)")
-    parser.add_argument("--num-changed", type=int, default=4, metavar="N",
+    parser.add_argument("--num-changed", type=cli.positive_int, default=3, metavar="N",
                         help="changed pictures of each tile (default: %(default)s)")
     return parser
 

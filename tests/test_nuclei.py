@@ -125,11 +125,11 @@ def lit(centres: list, radius: float = 8, gain: float = 110) -> np.ndarray:
 FAR = [(x, y) for x in range(25, 220, 43) for y in range(25, 220, 43)]
 
 
-@pytest.mark.parametrize("tilt", [0, 60, 120])
+@pytest.mark.parametrize("tilt", [0, 90, 180])
 def test_fluorescent_nuclei_on_an_uneven_ground(tilt):
     y, x = np.mgrid[:224, :224] / 223
     grain = np.random.default_rng(0).normal(0, 3, (224, 224))
-    light = np.clip(lit(FAR) + tilt * (x + 0.5 * y) / 1.5 + grain + 8, 0, 255)
+    light = np.clip(lit(FAR, gain=60) + tilt * (x + 0.5 * y) / 1.5 + grain + 8, 0, 255)
     image = np.repeat(np.uint8(light)[..., None], 3, axis=2)
     nuclei = detect_nuclei(image, modality="fluorescence")
     assert matched(nuclei.centroids, np.array(FAR), 1.5) == len(nuclei) == len(FAR)
