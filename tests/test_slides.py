@@ -330,6 +330,22 @@ def test_glass_is_never_read_at_full_resolution(folder, monkeypatch):
         assert [level for level, *_ in asked] == [0]
 
 
+def test_boxes_that_follow_one_another_are_near(folder, monkeypatch):
+    """Each tile of the file is decoded about once, though the cache holds few."""
+    monkeypatch.setattr(slides, "CACHE_BYTES", 40 * 256 * 256 * 3)
+    with open_slide(folder / "jpeg.ome.tif") as slide:
+        monkeypatch.setattr(slides, "tissue_map",
+                            lambda slide: (None, np.ones((96, 128), bool), 16))
+        boxes = tile_grid(slide, mpp=MPP, tile_px=80)
+        assert len(boxes) == len({box[:2] for box in boxes}) == (WIDTH // 80) * (HEIGHT // 80)
+        decode, decoded = slide._levels._decode, []
+        monkeypatch.setattr(slide._levels, "_decode",
+                            lambda *a: decoded.append(a[2]) or decode(*a))
+        for box in boxes:
+            slide.read(*box[:3], 80)
+    assert len(set(decoded)) == 48 and len(decoded) < 1.5 * 48
+
+
 def test_a_draw_of_tiles_is_repeatable(folder):
     with open_slide(folder / "jpeg.ome.tif") as slide:
         whole = tile_grid(slide, mpp=MPP, tile_px=64)
