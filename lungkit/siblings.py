@@ -1,0 +1,354 @@
+"""Find images that are copies of one another: turned, flipped, rescaled, cropped, re-compressed.
+
+An augmented copy of a training image in the test split is a leak. `describe` makes a small
+signature of one image (its strongest corners with their SIFT descriptors, and a thumbnail);
+`link` groups the images of many signatures without comparing all with all:
+
+1. an index proposes for each image the few with which it shares most features. Features hash to
+   the signs of random projections (Charikar 2002), to as many bits as keep lists equally long at
+   any number of images, and are asked for with their least sure bits turned as well (Lv et al.
+   2007). Found ones count if they are close (Hamming embedding) and agree on the angle between
+   the two images (weak geometric consistency; both Jegou et al. 2008, doi
+   10.1007/978-3-540-88682-2_24). A mirrored image's descriptors are a permutation of the
+   original's, so that flips cost one query more;
+2. a proposed pair is registered: matched features vote for a similarity, refined to an affine map
+   (copies made square from oblong originals are stretched too). It is a pair of copies if enough
+   features agree and the thumbnails correlate where they overlap;
+3. groups are the connected components of these pairs.
+
+SIFT: Lowe 2004, IJCV 60:91; square roots of it: Arandjelovic & Zisserman 2012. Thresholds are
+ours, set on half of the source tiles of LC25000; benchmarks/sibling_groups.py measures the rest.
+An image with fewer than LEAST_INLIERS features (blank, out of focus) is never linked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+WORK_PX = 160           # ours: root of the area looked at; 112 is faster and finds fewer features
+NUM_FEATURES = 96       # ours: the strongest; 64 lose one pair in fifty where one is enlarged 2:1
+THUMB_PX = 48           # ours: a nucleus of an LC25000 tile is 2-3 px wide, and still correlates
+CONTRAST = 0.02         # ours: half of OpenCV's default, so that pale tissue has features too
+SPREAD = 50.0           # grey levels: standard deviation that every image is brought to
+LEAST_SPREAD = 8.0      # grey levels: flatter images are not stretched up to show their noise
+ROOT_STEP = 0.35 / 15   # of a square root of a normalised descriptor's bin, 4 bits of it kept
+
+DIMENSIONS = 24         # ours: principal ones kept for the index, also the most bits of a key
+LIST_BITS = 1           # ours: keys are this many bits shorter than there are features
+TABLES = 3              # ours: with PROBES, by recall on half of LC25000
+PROBES = 3              # ours: least sure bits turned, one at a time
+LONGEST_LIST = 500      # ours: a key more features share says nothing
+CODE_BITS = 64
+MOST_BITS_APART = 16    # ours: of the 64; unrelated features differ by about 32
+ANGLE_BINS = 16         # ours: 22.5 degrees each; two neighbouring bins are counted together
+LEAST_VOTES = 3         # ours
+CANDIDATES = 12         # ours: copies of one original are a group well before all pairs are found
+BLOCK_FEATURES = 20_000  # ours: asked for at once; bounds memory
+
+LIKENESS = 0.80         # ours: cosine of two descriptors that match
+NEAR_PX = 15.0          # at WORK_PX: a match agrees with another's similarity; stretch needs room
+TOLERANCES_PX = (10.0, 6.0, 4.0, 4.0)  # the same, of affine maps refined in turn
+STRETCH = (0.31, 3.2)   # least and most of an affine map along any axis
+ANISOTROPY = 2.0        # most: 4:3 originals made square are 1.33
+LEAST_INLIERS = 8       # ours: the most of 2,000 unrelated pairs of one class was 7
+LEAST_AGREEMENT = 0.7   # ours: correlation; true pairs are above 0.9, unrelated ones below 0.45
+LEAST_OVERLAP = 0.1     # ours: share of a thumbnail
+
+# OpenCV's descriptor is [row 4][column 4][direction 8] in the frame of its main direction: in a
+# mirrored image rows are reversed and directions negated
+MIRROR = np.arange(128).reshape(4, 4, 8)[::-1, :, -np.arange(8) % 8].ravel()
+
+
+# ------------------------------------------------------------------ one image
+
+@dataclass(frozen=True, eq=False)
+class Signature:
+    """What of an image finds its copies: under 10 kB, and pickles."""
+
+    codes: np.ndarray   # uint8 [K, 64]: square roots of SIFT descriptors, 4 bits a bin
+    places: np.ndarray  # float16 [K, 4]: x, y, diameter (px of the working size), degrees
+    thumb: np.ndarray   # uint8 [THUMB_PX, THUMB_PX], grey
+    size: tuple[int, int]  # width, height (px) of the working size
+
+
+def describe(image: np.ndarray) -> Signature:
+    """Signature of uint8 [H, W, 3] RGB or [H, W], of any size."""
+    import cv2
+
+    grey = image if image.ndim == 2 else cv2.cvtColor(
+        np.ascontiguousarray(image[..., :3]), cv2.COLOR_RGB2GRAY)
+    height, width = grey.shape
+    scale = WORK_PX / np.sqrt(height * width)
+    size = tuple(int(np.clip(round(side * scale), 16, 8 * WORK_PX)) for side in (width, height))
+    grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    thumb = cv2.resize(grey, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_AREA)
+    even = grey.astype(np.float32)
+    even = 128 + SPREAD / max(float(even.std()), LEAST_SPREAD) * (even - even.mean())
+    even = np.uint8(np.clip(np.round(even), 0, 255))
+    sift = cv2.SIFT_create(contrastThreshold=CONTRAST)
+    points = sorted(sift.detect(even, None), key=lambda p: (-p.response, p.pt, p.angle))
+    points, values = sift.compute(even, points[:NUM_FEATURES])
+    if not points:
+        values = np.zeros((0, 128), np.float32)
+    root = np.sqrt(values / np.maximum(values.sum(1, keepdims=True), 1e-6))
+    levels = np.uint8(np.clip(np.round(root / ROOT_STEP), 0, 15))
+    places = np.array([(*p.pt, p.size, p.angle) for p in points], np.float16).reshape(-1, 4)
+    return Signature(levels[:, ::2] << 4 | levels[:, 1::2], places, thumb, size)
+
+
+def unpack(codes: np.ndarray) -> np.ndarray:
+    """Descriptors float32 [K, 128], in levels 0-15, of uint8 [K, 64]."""
+    levels = np.empty((len(codes), 128), np.float32)
+    levels[:, ::2], levels[:, 1::2] = codes >> 4, codes & 15
+    return levels
+
+
+# ------------------------------------------------------------------ candidates
+
+def propose(signatures: list[Signature]) -> Iterator[tuple[int, int, bool]]:
+    """Yield pairs (i, j, mirrored), i < j, that share most features, each once."""
+    owner = np.repeat(np.arange(len(signatures)), [len(s.codes) for s in signatures])
+    if len(owner) < 2:
+        return
+    angle = np.concatenate([s.places[:, 3] for s in signatures]).astype(np.float32)
+    codes = np.concatenate([s.codes for s in signatures])
+    bits = int(np.clip(np.ceil(np.log2(len(owner))) - LIST_BITS, 1, DIMENSIONS))
+    mean, axes = _principal_axes(codes)
+    rng = np.random.default_rng(0)
+    turns = [axes @ np.linalg.qr(rng.standard_normal((DIMENSIONS, DIMENSIONS)))[0][:, :bits]
+             for _ in range(TABLES)]
+    to_code = axes @ rng.standard_normal((DIMENSIONS, CODE_BITS))
+    short = np.empty(len(owner), np.uint64)
+    tables = [np.empty(len(owner), np.int32) for _ in turns]  # keys
+    blocks = [slice(i, i + BLOCK_FEATURES) for i in range(0, len(owner), BLOCK_FEATURES)]
+    for block in blocks:
+        levels = unpack(codes[block]) - mean
+        short[block] = _signs(levels @ to_code)
+        for keys, turn in zip(tables, turns):
+            keys[block] = _signs(levels @ turn)
+    orders = [np.argsort(keys, kind="stable").astype(np.int32) for keys in tables]
+    tables = [keys[order] for keys, order in zip(tables, orders)]
+
+    first = np.searchsorted(owner, np.arange(len(signatures) + 1))
+    chosen: list[set] = []
+    step = max(1, BLOCK_FEATURES // NUM_FEATURES)
+    for start in range(0, len(signatures), step):
+        stop = min(start + step, len(signatures))
+        asked = np.arange(first[start], first[stop])
+        found = []
+        for mirrored in (False, True):
+            levels = unpack(codes[asked])
+            levels = (levels[:, MIRROR] if mirrored else levels) - mean
+            code = _signs(levels @ to_code)
+            for keys, order, turn in zip(tables, orders, turns):
+                for query, hit in _look_up(levels @ turn, keys, order):
+                    apart = np.bitwise_count(code[query] ^ short[hit])
+                    near = (apart <= MOST_BITS_APART) & (owner[asked[query]] != owner[hit])
+                    query, hit = asked[query[near]], hit[near]
+                    angles = angle[hit] - (-angle[query] if mirrored else angle[query])
+                    bins = (angles % 360 * (ANGLE_BINS / 360)).astype(np.int64) % ANGLE_BINS
+                    pair = (owner[query] - start) * len(signatures) + owner[hit]
+                    found.append((pair * 2 + mirrored) * ANGLE_BINS + bins)
+        best = _most_votes(np.concatenate(found), stop - start, len(signatures))
+        for i, picked in enumerate(best, start):
+            chosen.append({j for j, _ in picked})
+            for j, mirrored in picked:
+                if j > i or i not in chosen[j]:
+                    yield min(i, j), max(i, j), mirrored
+
+
+def _principal_axes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean float32 [128] and axes [128, DIMENSIONS] of descriptors and their mirror images.
+
+    The sums are of whole numbers, so that they do not depend on the order.
+    """
+    total, product = np.zeros(128), np.zeros((128, 128))
+    for i in range(0, len(codes), BLOCK_FEATURES):
+        levels = unpack(codes[i:i + BLOCK_FEATURES]).astype(np.float64)
+        total += levels.sum(0)
+        product += levels.T @ levels
+    total += total[MIRROR]
+    product += product[np.ix_(MIRROR, MIRROR)]
+    mean = total / (2 * len(codes))
+    _, vectors = np.linalg.eigh(product / (2 * len(codes)) - np.outer(mean, mean))
+    values = _[-DIMENSIONS:]
+    return mean.astype(np.float32), (vectors[:, -DIMENSIONS:] / np.sqrt(
+        np.maximum(values, 1e-3))).astype(np.float32)
+
+
+def _signs(values: np.ndarray) -> np.ndarray:
+    """Signs of [N, B] as the bits of a number, [N]."""
+    return (values > 0) @ (np.uint64(1) << np.arange(values.shape[1], dtype=np.uint64))
+
+
+def _look_up(values: np.ndarray, keys: np.ndarray, order: np.ndarray) -> Iterator:
+    """Yield (rows of values, features found) for the keys of float [N, B] and their neighbours."""
+    key = _signs(values).astype(np.int32)
+    unsure = np.argpartition(np.abs(values), min(PROBES, values.shape[1] - 1), axis=1)
+    probes = [key] + [key ^ (1 << unsure[:, p]).astype(np.int32)
+                      for p in range(min(PROBES, values.shape[1]))]
+    for probe in probes:
+        low = np.searchsorted(keys, probe, "left")
+        count = np.searchsorted(keys, probe, "right") - low
+        count[count > LONGEST_LIST] = 0
+        query = np.repeat(np.arange(len(probe)), count)
+        place = np.arange(len(query)) + np.repeat(low - (np.cumsum(count) - count), count)
+        yield query, order[place]
+
+
+def _most_votes(votes: np.ndarray, num_queries: int, num_images: int) -> list[list]:
+    """The CANDIDATES images of most votes for each query, as (image, mirrored)."""
+    vote, count = np.unique(votes, return_counts=True)
+    turn = vote // ANGLE_BINS
+    beside = np.searchsorted(vote, turn * ANGLE_BINS + (vote + 1) % ANGLE_BINS)
+    beside[beside == len(vote)] = 0
+    same = vote[beside] == turn * ANGLE_BINS + (vote + 1) % ANGLE_BINS if len(vote) else []
+    count = count + np.where(same, count[beside], 0) if len(vote) else count
+    best: list[list] = [[] for _ in range(num_queries)]
+    seen = set()
+    enough = np.flatnonzero(count >= LEAST_VOTES)
+    query = turn // 2 // num_images
+    for k in enough[np.lexsort((vote[enough], -count[enough], query[enough]))].tolist():
+        pair, row = int(turn[k]) // 2, int(query[k])
+        if len(best[row]) < CANDIDATES and pair not in seen:
+            seen.add(pair)
+            best[row].append((pair % num_images, bool(turn[k] % 2)))
+    return best
+
+
+# ------------------------------------------------------------------ registration
+
+@dataclass(frozen=True)
+class Registration:
+    """How well one image maps onto another."""
+
+    inliers: int       # features that agree, in different places
+    agreement: float   # correlation of the thumbnails where they overlap, -1 to 1
+    overlap: float     # share of the second image's area that the first covers
+
+    @property
+    def are_copies(self) -> bool:
+        return (self.inliers >= LEAST_INLIERS and self.agreement >= LEAST_AGREEMENT
+                and self.overlap >= LEAST_OVERLAP)
+
+
+UNRELATED = Registration(0, 0.0, 0.0)
+
+
+def register(one: Signature, other: Signature, mirrored: bool) -> Registration:
+    """Map one image onto another and measure how well they agree."""
+    if min(len(one.codes), len(other.codes)) < LEAST_INLIERS:
+        return UNRELATED
+    a, b = unpack(one.codes), unpack(other.codes)
+    a = a[:, MIRROR] if mirrored else a
+    likeness = a @ b.T
+    likeness /= np.maximum(np.linalg.norm(a, axis=1), 1e-6)[:, None]
+    likeness /= np.maximum(np.linalg.norm(b, axis=1), 1e-6)
+    best = likeness.argmax(1)
+    rows = np.flatnonzero(likeness.max(1) > LIKENESS)
+    places = one.places[rows].astype(np.float64), other.places[best[rows]].astype(np.float64)
+    inliers, affine = _fit(*places, mirrored)
+    if inliers < LEAST_INLIERS:
+        return Registration(inliers, 0.0, 0.0)
+    return Registration(inliers, *_compare(one, other, affine))
+
+
+def _fit(p: np.ndarray, q: np.ndarray, mirrored: bool) -> tuple[int, np.ndarray | None]:
+    """Affine map [2, 3] of most of the places p [M, 4] onto q, and how many of them agree."""
+    if len(p) < LEAST_INLIERS:
+        return 0, None
+    sign = -1 if mirrored else 1
+    start, end = p[:, 0] + sign * 1j * p[:, 1], q[:, 0] + 1j * q[:, 1]
+    turn = np.radians(q[:, 3] - sign * p[:, 3])
+    spin = q[:, 2] / p[:, 2] * np.exp(1j * turn)  # the similarity that each match proposes
+    error = np.abs(spin[:, None] * (start - start[:, None]) + end[:, None] - end)
+    ratio = np.log(spin)
+    ratio = ratio - ratio[:, None]
+    near = ((error < NEAR_PX) & (np.abs(ratio.real) < 0.7) & (np.cos(ratio.imag) > 0.8))
+    support = near.sum(1)
+    inside = near[support.argmax()]
+    source, target = np.c_[p[:, :2], np.ones(len(p))], q[:, :2]
+    for tolerance in TOLERANCES_PX:
+        if inside.sum() < LEAST_INLIERS:
+            return int(inside.sum()), None
+        x = source[inside]
+        try:
+            affine = np.linalg.solve(x.T @ x, x.T @ target[inside])
+        except np.linalg.LinAlgError:  # all in one line
+            return 0, None
+        inside = ((source @ affine - target) ** 2).sum(1) < tolerance ** 2
+    most, least = np.linalg.svd(affine[:2], compute_uv=False)
+    if (least < STRETCH[0] or most > STRETCH[1] or most > ANISOTROPY * least
+            or np.linalg.det(affine[:2]) * sign < 0):
+        return 0, None
+    distinct = [len({*map(tuple, np.round(side[inside, :2] / 2).tolist())}) for side in (p, q)]
+    return min(distinct), affine.T
+
+
+def _compare(one: Signature, other: Signature, affine: np.ndarray) -> tuple[float, float]:
+    """Correlation of thumbnails where one, mapped by affine [2, 3], overlaps the other; the share.
+    """
+    import cv2
+
+    step_one, step_other = np.array(one.size) / THUMB_PX, np.array(other.size) / THUMB_PX
+    warp = np.empty((2, 3))  # of thumbnails; their pixel centres are at (t + 0.5) step - 0.5
+    warp[:, :2] = affine[:, :2] * step_one / step_other[:, None]
+    origin = affine[:, :2] @ (step_one / 2 - 0.5) + affine[:, 2]
+    warp[:, 2] = (origin + 0.5) / step_other - 0.5
+    shape = (THUMB_PX, THUMB_PX)
+    mask = cv2.warpAffine(np.full(shape, 255, np.uint8), warp, shape) == 255
+    if mask.mean() < LEAST_OVERLAP:
+        return 0.0, float(mask.mean())
+    a = cv2.warpAffine(one.thumb, warp, shape)[mask].astype(np.float64)
+    b = other.thumb[mask].astype(np.float64)
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-6)), float(mask.mean())
+
+
+def _register(item: tuple) -> Registration:
+    return register(*item)
+
+
+# ------------------------------------------------------------------ groups
+
+def find_pairs(signatures: list[Signature], workers: int = 1,
+               ) -> list[tuple[int, int, Registration]]:
+    """Registered pairs of copies (i, j, how well), i < j, sorted; not every pair of a group."""
+    from lungkit.workers import mapper
+
+    # in an order of their content, so that nothing depends on the order given
+    content = sorted(range(len(signatures)), key=lambda i: _bytes(signatures[i]))
+    ordered = [signatures[i] for i in content]
+    proposed = []
+
+    def items() -> Iterable[tuple]:
+        for i, j, mirrored in propose(ordered):
+            proposed.append((content[i], content[j]))
+            yield ordered[i], ordered[j], mirrored
+
+    with mapper(workers, len(signatures), chunk=64) as mapped:
+        results = list(mapped(_register, items()))
+    return sorted((min(pair), max(pair), result) for pair, result in zip(proposed, results)
+                  if result.are_copies)
+
+
+def _bytes(signature: Signature) -> bytes:
+    return b"".join(part.tobytes() for part in (signature.codes, signature.places,
+                                                signature.thumb))
+
+
+def link(signatures: list[Signature], workers: int = 1) -> list[int]:
+    """Group number of each image: the smallest index of the copies it belongs with."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not signatures:
+        return []
+    pairs = np.array([pair[:2] for pair in find_pairs(signatures, workers)], int).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(pairs)), pairs.T), (len(signatures),) * 2)
+    _, component = connected_components(graph, directed=False)
+    _, first = np.unique(component, return_index=True)  # components are numbered from the first
+    return first[component].tolist()
