@@ -129,11 +129,13 @@ class Convention:
     light: grey level of no stain. Ours 255: the image is white-balanced before.
     offset: added to grey levels, so that 0 has a logarithm. None: levels under 1 are taken as 1.
     every_channel: stained pixels are denser than OD_BETA in every channel, not on the mean of the
-        channels. Pure eosin leaves red light alone: of LC25000's benign tiles, every_channel
-        keeps 35 % of the pixels that the mean keeps, and loses eosin first.
-    of_all: a stain's strength is a percentile of all pixels, not of the stained ones; then it
-        measures the share of air as well.
-    max_ratio: a stain is made at most so many times stronger or weaker.
+        channels. Pure eosin leaves red light alone: of LC25000's stained pixels every_channel
+        keeps 31 %, eosin least, and the stains of 9 % of its tiles lie too close to be told
+        apart, against 2 %.
+    of_all: a stain's strength is a percentile of all pixels, not of the stained ones. Then it
+        measures air as well: LC25000's benign tiles read 22 % weaker, its squamous ones 1 %.
+    max_ratio: a stain is made at most so many times stronger or weaker. Without it eosin would
+        be amplified up to 4.3 times, and in 27 % of LC25000's tiles beyond 1.6.
     """
 
     light: float = 255
@@ -185,7 +187,8 @@ def _stained(density, convention: Convention = OURS):
     import numpy as np
 
     planes = np.ascontiguousarray(density.T)  # whole channels: short rows make numpy slow
-    darkness = planes.min(0) if convention.every_channel else (planes[0] + planes[1] + planes[2]) / 3
+    darkness = (planes.min(0) if convention.every_channel
+                else (planes[0] + planes[1] + planes[2]) / 3)
     stained = planes.take(np.flatnonzero(darkness > OD_BETA), axis=1)
     enough = max(MIN_STAINED_PIXELS, MIN_STAINED * len(density))
     return stained if stained.shape[1] >= enough else None
