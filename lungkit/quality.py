@@ -199,7 +199,8 @@ def reason(quality: Quality, limits: Limits = Limits()) -> str | None:
 # qc.csv: one row per tile, kept or dropped; the box is in pixels of the source image
 QC_COLUMNS = ("file_name", "label", "left_px", "top_px", "side_px", "tissue_fraction",
               "contrast_od", "structure_fraction", "sharpness", "pen_fraction",
-              "brightest_fraction", "saturated_white_fraction", "saturated_black_fraction", "reason")
+              "brightest_fraction", "saturated_white_fraction",
+              "saturated_black_fraction", "reason")
 
 
 def qc_row(file_name: str, label: str, box: tuple[int, int, int], quality: Quality,
