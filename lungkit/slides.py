@@ -15,7 +15,7 @@ A Slide is not for sharing between processes: each opens its own.
 from __future__ import annotations
 
 from collections import OrderedDict
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ MAX_LEVEL_ASPECT = 1.02  # ours: a level stretched by more does not show the sam
 SURVEY_MPP = 8.0
 SURVEY_MAX_PX = 8192     # ours: bounds memory where a slide claims an absurd resolution
 WINDOW_PX, HALO_PX = 256, 16  # ours: thresholds of tissue follow the slide, as they do in a tile
+LIGHT_PX = 1024          # ours: longer side of what the colour of bare glass is measured on
 NEAR = 8                 # ours: boxes come in blocks of 8 x 8, which fit into the cache
 MIN_TISSUE = 0.25        # ours: half of what alveolar lung covers at SURVEY_MPP
 FINER_THAN_SCAN = 0.9    # ours: nominal 0.25 um scans say 0.2253 to 0.2743; beyond is enlargement
@@ -147,7 +148,7 @@ class Slide:
     def close(self) -> None:
         self._levels.close()
 
-    def read(self, left: int, top: int, side: int, size: int):
+    def read(self, left: float, top: float, side: float, size: int):
         """uint8 [size, size, 3] RGB of the square at (left, top) of `side` px of level 0.
 
         Area-averaged from the coarsest level that is fine enough, placed to the nearest pixel of
@@ -340,30 +341,27 @@ def _check_colour(series) -> None:
 # ------------------------------------------------------------------ tiles
 
 def tissue_map(slide: Slide):
-    """Look for tissue at about SURVEY_MPP.
+    """Look for tissue at SURVEY_MPP, a window at a time.
 
-    Returns the slide at that resolution, uint8 [h, w, 3], white-balanced; bool [h, w], tissue;
-    and the px of level 0 along one of its px. Raises Unreadable of a slide of unknown mpp.
+    Returns bool [h, w], tissue, and the px of level 0 along one of its pixels (not a whole number).
+    Raises Unreadable of a slide of unknown mpp.
     """
-    import cv2
     import numpy as np
 
     from lungkit.stain import background_light, balance_white, tissue_mask
 
-    longest = max(slide.width, slide.height) * known_mpp(slide) / SURVEY_MPP
-    image = slide.thumbnail(min(SURVEY_MAX_PX, max(1, round(longest))))
-    image = balance_white(image, background_light(image))
-    height, width = image.shape[:2]
-    padded = cv2.copyMakeBorder(  # to windows of one size: tissue_mask smooths by its image's size
-        image, HALO_PX, HALO_PX + -height % WINDOW_PX, HALO_PX, HALO_PX + -width % WINDOW_PX,
-        cv2.BORDER_CONSTANT, value=(255, 255, 255))
-    mask = np.zeros((height, width), bool)
-    for y in range(0, height, WINDOW_PX):
-        for x in range(0, width, WINDOW_PX):
-            window = padded[y:y + WINDOW_PX + 2 * HALO_PX, x:x + WINDOW_PX + 2 * HALO_PX]
+    longest = max(slide.width, slide.height)
+    step = max(1.0, SURVEY_MPP / known_mpp(slide), longest / SURVEY_MAX_PX)
+    light = background_light(slide.thumbnail(min(LIGHT_PX, ceil(longest / step))))
+    mask = np.zeros((ceil(slide.height / step), ceil(slide.width / step)), bool)
+    size = WINDOW_PX + 2 * HALO_PX
+    for y in range(0, mask.shape[0], WINDOW_PX):
+        for x in range(0, mask.shape[1], WINDOW_PX):
+            window = slide.read((x - HALO_PX) * step, (y - HALO_PX) * step, size * step, size)
             part = mask[y:y + WINDOW_PX, x:x + WINDOW_PX]
-            part[:] = tissue_mask(window)[HALO_PX:, HALO_PX:][:part.shape[0], :part.shape[1]]
-    return image, mask, max(slide.width, slide.height) / max(height, width)
+            found = tissue_mask(balance_white(window, light))
+            part[:] = found[HALO_PX:, HALO_PX:][:part.shape[0], :part.shape[1]]
+    return mask, step
 
 
 def tile_grid(slide: Slide, *, mpp: float, tile_px: int, min_tissue: float = MIN_TISSUE,
@@ -386,10 +384,10 @@ def tile_grid(slide: Slide, *, mpp: float, tile_px: int, min_tissue: float = MIN
     down, across = slide.height // side, slide.width // side
     if not down or not across:
         return []
-    _, mask, _ = tissue_map(slide)
+    mask, step = tissue_map(slide)
     tops = (slide.height - down * side) // 2 + side * np.arange(down + 1)
     lefts = (slide.width - across * side) // 2 + side * np.arange(across + 1)
-    share = _shares(mask, tops * mask.shape[0] / slide.height, lefts * mask.shape[1] / slide.width)
+    share = _shares(mask, tops / step, lefts / step)
     rows, columns = np.nonzero(share >= max(min_tissue, np.finfo(float).tiny))
     order = np.lexsort((columns, rows, columns // NEAR, rows // NEAR))
     rows, columns = rows[order], columns[order]
@@ -407,14 +405,22 @@ def _shares(mask, tops, lefts):
     """
     import numpy as np
 
-    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))  # above and left of each corner
-    total[1:, 1:] = mask.cumsum(0).cumsum(1)
-    for axis, lines in enumerate((tops, lefts)):
-        first = np.clip(lines.astype(int), 0, mask.shape[axis] - 1)
-        part = np.expand_dims(lines - first, 1 - axis)
-        total = total.take(first, axis) * (1 - part) + total.take(first + 1, axis) * part
-    covered = np.diff(np.diff(total, axis=0), axis=1)
+    rows = np.diff(_sums_above(mask, tops), axis=0)
+    covered = np.diff(_sums_above(rows.T, lefts), axis=0).T
     return np.clip(covered / np.outer(np.diff(tops), np.diff(lefts)), 0, 1)
+
+
+def _sums_above(values, lines):
+    """Sums [n, w] of values [h, w] above each of n ascending lines, which may cut pixels."""
+    import numpy as np
+
+    sums, above, row = np.empty((len(lines), values.shape[1])), 0.0, 0
+    for number, line in enumerate(lines):
+        whole = min(int(line), len(values) - 1)
+        above = above + values[row:whole].sum(0)
+        sums[number] = above + (line - whole) * values[whole]
+        row = whole
+    return sums
 
 
 def known_mpp(slide: Slide) -> float:

@@ -332,10 +332,10 @@ def test_glass_is_never_read_at_full_resolution(folder, monkeypatch):
 
 def test_boxes_that_follow_one_another_are_near(folder, monkeypatch):
     """Each tile of the file is decoded about once, though the cache holds few."""
-    monkeypatch.setattr(slides, "CACHE_BYTES", 40 * 256 * 256 * 3)
+    monkeypatch.setattr(slides, "CACHE_BYTES", 12 * 256 * 256 * 3)
     with open_slide(folder / "jpeg.ome.tif") as slide:
         monkeypatch.setattr(slides, "tissue_map",
-                            lambda slide: (None, np.ones((96, 128), bool), 16))
+                            lambda slide: (np.ones((96, 128), bool), 16))
         boxes = tile_grid(slide, mpp=MPP, tile_px=80)
         assert len(boxes) == len({box[:2] for box in boxes}) == (WIDTH // 80) * (HEIGHT // 80)
         decode, decoded = slide._levels._decode, []
@@ -379,9 +379,9 @@ def test_tiles_finer_than_the_scan_are_refused(folder):
 
 def test_tissue_map_is_of_the_survey_resolution(folder, picture):
     with open_slide(folder / "aperio.svs") as slide:
-        image, mask, step = tissue_map(slide)
+        mask, step = tissue_map(slide)
     assert step == pytest.approx(slides.SURVEY_MPP / MPP)
-    assert image.shape == (*mask.shape, 3) == (HEIGHT // 16, WIDTH // 16, 3)
+    assert mask.shape == (HEIGHT // 16, WIDTH // 16)
     truth = smaller((picture != GLASS).any(-1).astype(np.float32), 16) > 0.5
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9
 
@@ -464,21 +464,19 @@ def peak_bytes(path) -> int:
     with open_slide(path) as slide:
         for box in tile_grid(slide, mpp=MPP, tile_px=256, min_tissue=0.5):
             slide.read(*box[:3], 256)
-        found = slide.width
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return peak // (found > 0)
+    return peak
 
 
 def test_memory_does_not_grow_with_the_slide(tmp_path, picture, monkeypatch):
     monkeypatch.setattr(slides, "CACHE_BYTES", 4 << 20)
     monkeypatch.setattr(slides, "BLOCK_PX", 512)
-    island = picture[256:256 + 360, 256:256 + 720]
-    small = np.tile(island, (3, 1, 1))[:1024, :512]
-    large = np.tile(small, (4, 8, 1))
+    small = np.tile(picture[256:256 + 360, 256:256 + 720], (6, 3, 1))[:2048, :2048]
+    large = np.tile(small, (2, 2, 1))
     for name, image in (("warm", small), ("small", small), ("large", large)):
-        write_pyramid(tmp_path / f"{name}.tif", image, kind={"tile": (256, 256), "photometric": "rgb"})
+        write_pyramid(tmp_path / f"{name}.tif", image,
+                      kind={"tile": (256, 256), "photometric": "rgb"})
     peak_bytes(tmp_path / "warm.tif")  # what is imported stays
     least, most = peak_bytes(tmp_path / "small.tif"), peak_bytes(tmp_path / "large.tif")
-    assert large.nbytes > 32 * small.nbytes - 1
-    assert most < large.nbytes / 3 and most - least < 0.1 * (large.nbytes - small.nbytes)
+    assert least < small.nbytes and most < large.nbytes / 5 and most < 1.5 * least
