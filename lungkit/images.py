@@ -2,25 +2,13 @@
 
 A file is taken by its content, not by its suffix. What cannot be decoded whole is refused with
 a reason (Unreadable); nothing is guessed and no missing part is filled in. Slides that are too
-large to be decoded whole are read by `lungkit.slides`.
-
-Stacks (TIFF, BigTIFF, OME-TIFF, ImageJ hyperstacks): one channel is chosen by number or name, its
-focal planes (axis Z) are projected to one, time series are refused. OME and ImageJ say which plane
-is what; of a plain TIFF of several grey pages nothing does, and its pages are taken as channels.
-
-Pixel sizes: PhysicalSizeX of the OME model (Goldberg et al. 2005, Genome Biology 6:R47), ImageJ's
-unit, or the resolution tags of TIFF 6.0.
+large to be decoded whole are read by `lungkit.slides`, TIFF files by `lungkit.tiff`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import html
 import io
-import logging
-import re
 import warnings
-from math import prod
 
 import numpy as np
 
@@ -28,22 +16,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # in any case
 MAX_PIXELS = 200_000_000  # height x width in the header; larger is refused undecoded
 MIN_SIDE_PX = 16          # ours: below this there is no texture left to classify
 Z_PROJECTIONS = ("max", "mean")  # of focal planes; max is the field's convention for fluorescence
-# Plausible side of a pixel in a microscope's image. Ours: half the finest sampling of a light
-# microscope to that of its weakest objective; 72 to 2,400 dpi, written for printers, lie outside.
-PLAUSIBLE_UM = (0.02, 10)
-MAX_ASPECT = 1.05         # ours: pixels less square have no one size
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF
-_GREY, _RGB = (0, 1), 2  # TIFF photometric: white is zero, black is zero; RGB
-_MICROMETRES = {"um": 1, "\u00b5m": 1, "\u03bcm": 1, "micron": 1, "microns": 1, "micrometer": 1,
-                "nm": 1e-3, "pm": 1e-6, "\u00e5": 1e-4, "\u212b": 1e-4, "mm": 1e3, "cm": 1e4,
-                "m": 1e6, "inch": 25_400, "in": 25_400}
-# what tifffile merely logs: pages are missing, or the description of the channels (tag 270) is
-_FATAL = ("page offset", "corrupt", "TiffTag 270 ")
-# array operations that undo TIFF/EXIF orientation 2..8
-_UPRIGHT = {2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-            5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
-            7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, 1)}
 
 
 class Unreadable(ValueError):
@@ -72,10 +46,12 @@ def decode_image(content: bytes, channel: int | str | None = None,
     elif content[:3] == b"\xff\xd8\xff":
         image = _decode_with_pillow(content)
     elif content[:4] in TIFF_STARTS:
-        return _decode_tiff(content, channel, z_projection)
+        from lungkit.tiff import decode_tiff
+
+        return decode_tiff(content, channel, z_projection)
     else:
         raise Unreadable("is not a PNG, JPEG or TIFF image, whatever its name says")
-    return _pick_channel(image, channel)
+    return pick_channel(image, channel)
 
 
 def pixel_size_um(content: bytes) -> float | None:
@@ -84,6 +60,8 @@ def pixel_size_um(content: bytes) -> float | None:
         return None
     import tifffile
 
+    from lungkit.tiff import complaints, tiff_pixel_size_um
+
     try:
         with complaints(), tifffile.TiffFile(io.BytesIO(content)) as file:
             return tiff_pixel_size_um(file)
@@ -91,7 +69,7 @@ def pixel_size_um(content: bytes) -> float | None:
         return None
 
 
-def _check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int) -> None:
     if min(height, width) < MIN_SIDE_PX:
         raise Unreadable(f"is {width} x {height} pixels, less than {MIN_SIDE_PX} a side")
     if height * width > MAX_PIXELS:
@@ -99,10 +77,10 @@ def _check_size(height: int, width: int) -> None:
                          f"{MAX_PIXELS // 10**6} megapixels allowed: cut it into tiles first")
 
 
-def _pick_channel(image: np.ndarray, channel: int | str | None) -> np.ndarray:
+def pick_channel(image: np.ndarray, channel: int | str | None) -> np.ndarray:
     """The chosen channel of uint8 [H, W, 3] or of a grey image; without a choice the image."""
     names = ["red", "green", "blue"] if image.ndim == 3 else None
-    chosen = _find_channel(channel, image.shape[2] if image.ndim == 3 else 1, names)
+    chosen = find_channel(channel, image.shape[2] if image.ndim == 3 else 1, names)
     if image.ndim == 2:
         return image
     if chosen is not None:
@@ -112,23 +90,23 @@ def _pick_channel(image: np.ndarray, channel: int | str | None) -> np.ndarray:
     return np.ascontiguousarray(red if grey else image)
 
 
-def _find_channel(channel: int | str | None, count: int, names: list[str] | None) -> int | None:
+def find_channel(channel: int | str | None, count: int, names: list[str] | None) -> int | None:
     """The 0-based number of a channel given by number or name. A name goes before a number."""
     if isinstance(channel, str):
         wanted = channel.strip().casefold()
         found = [i for i, name in enumerate(names or ()) if name.strip().casefold() == wanted]
         if len(found) > 1:
             raise Unreadable(f"has {len(found)} channels named {channel!r}: choose by number "
-                             f"({_channel_words(count, names)})")
+                             f"({channel_words(count, names)})")
         if not found and not (wanted.isascii() and wanted.isdigit()):
-            raise Unreadable(f"has no channel {channel!r}: it has {_channel_words(count, names)}")
+            raise Unreadable(f"has no channel {channel!r}: it has {channel_words(count, names)}")
         channel = found[0] if found else int(wanted)
     if channel is not None and not 0 <= channel < count:
-        raise Unreadable(f"has no channel {channel}: it has {_channel_words(count, names)}")
+        raise Unreadable(f"has no channel {channel}: it has {channel_words(count, names)}")
     return channel
 
 
-def _channel_words(count: int, names: list[str] | None = None) -> str:
+def channel_words(count: int, names: list[str] | None = None) -> str:
     if names:
         return ", ".join(f"{i} ({name})" for i, name in enumerate(names))
     return "channel 0 only" if count == 1 else f"channels 0 to {count - 1}"
@@ -145,10 +123,10 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF"))
-            _check_size(image.height, image.width)
+            check_size(image.height, image.width)
             image.load()
             image = ImageOps.exif_transpose(image)
-            return _flatten(image)
+            return flatten(image)
     except Unreadable:
         raise
     except Exception as error:  # a damaged file may raise anything at all, struct.error included
@@ -158,7 +136,7 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _flatten(image) -> np.ndarray:
+def flatten(image) -> np.ndarray:
     """A Pillow image of any mode as grey or RGB, transparency on white."""
     if image.mode.startswith("I"):  # 16-bit grey; Pillow reads some as 32-bit
         return np.asarray(image).astype(np.uint16)
@@ -173,221 +151,3 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
     """Lay uint8 [H, W, 4] on white: uint8 [H, W, 3]."""
     alpha = rgba[..., 3:].astype(np.uint16)
     return (255 - (alpha * (255 - rgba[..., :3].astype(np.uint16)) + 127) // 255).astype(np.uint8)
-
-
-# ------------------------------------------------------------------ TIFF
-
-def _decode_tiff(content: bytes, channel: int | str | None, z_projection: str) -> np.ndarray:
-    import tifffile
-
-    try:
-        with complaints() as said, tifffile.TiffFile(io.BytesIO(content)) as file:
-            page, series = file.pages[0], file.series[0]  # further series: previews, pyramid levels
-            pages = series.pages[:]
-            len(file.pages)  # walks the chain of directories to its end
-            if is_fatal(said):
-                raise Unreadable("is truncated")
-            _check_size(page.imagelength, page.imagewidth)
-            if any(end_of_data(one) > len(content) for one in pages if one):
-                raise Unreadable("is truncated")
-            orientation = page.tags.get("Orientation")
-            photometric = int(page.photometric)
-            planes = prod(n for axis, n in zip(series.axes, series.shape) if axis not in "YXS")
-            if photometric == _RGB and "S" in series.axes and planes == 1:
-                image = _tiff_colour(series)
-            elif photometric not in (*_GREY, _RGB):  # palette, CMYK, YCbCr: Pillow knows them
-                image = _tiff_other(content)
-            else:
-                return _upright(_tiff_channel(file, channel, z_projection), orientation)
-    except Unreadable:
-        raise
-    except Exception as error:  # a damaged file may raise anything at all
-        raise Unreadable(f"is truncated or damaged ({error})") from None
-    return _upright(_pick_channel(image, channel), orientation)
-
-
-@contextlib.contextmanager
-def complaints():
-    """Collect what tifffile logs: of a chain of pages that ends too early it only complains."""
-    said: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("tifffile")
-    before, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        yield said
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
-
-
-def is_fatal(said: list[str]) -> bool:
-    """Whether one of these complaints of tifffile means that a part of the file is missing."""
-    return any(fatal in one for one in said for fatal in _FATAL)
-
-
-def end_of_data(page) -> float:
-    """Where in the file the pixels of a TIFF page end, in bytes; infinity where it has none."""
-    return max((o + n for o, n in zip(page.dataoffsets, page.databytecounts)), default=np.inf)
-
-
-def _upright(image: np.ndarray, tag) -> np.ndarray:
-    turn = _UPRIGHT.get(int(tag.value) if tag else 1)
-    return np.ascontiguousarray(turn(image)) if turn else image
-
-
-def _tiff_colour(series) -> np.ndarray:
-    """uint8 [H, W, 3] of an RGB or RGBA TIFF."""
-    image = np.moveaxis(series.asarray(), series.axes.index("S"), -1)
-    image = image.reshape(image.shape[-3:])
-    if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    if image.dtype != np.uint8 or image.shape[2] not in (3, 4):
-        raise Unreadable(f"holds colour as {image.shape[2]} x {image.dtype}; "
-                         "save it as 8 or 16-bit RGB")
-    return on_white(image) if image.shape[2] == 4 else image
-
-
-def _tiff_other(content: bytes) -> np.ndarray:
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(content), formats=("TIFF",))
-    image.load()
-    return _flatten(image)
-
-
-def _tiff_channel(file, channel: int | str | None, z_projection: str) -> np.ndarray:
-    """[H, W] of uint8, uint16 or float32: the chosen channel, its focal planes projected to one."""
-    series = file.series[0]
-    stack = [(axis, length, place) for place, (axis, length)
-             in enumerate(zip(series.axes, series.shape)) if axis not in "YX" and length > 1]
-    channels = [one for one in stack if one[0] not in "ZT"]  # C, S, or pages that nothing names
-    depth = [one for one in stack if one[0] == "Z"]
-    times = [length for axis, length, _ in stack if axis == "T"]
-    if times:
-        raise Unreadable(f"is a time series of {times[0]} images; export one of them")
-    if len(channels) > 1 or len(depth) > 1:
-        sizes = " x ".join(f"{length} {axis}" for axis, length, _ in stack)
-        raise Unreadable(f"is a stack of {sizes} planes; export one plane or one projection "
-                         "per channel")
-    count = channels[0][1] if channels else 1
-    names = _channel_names(file, count)
-    chosen = _find_channel(channel, count, names)
-    if chosen is None and count > 1:
-        raise Unreadable(f"holds {count} channels: choose one with --channel "
-                         f"({_channel_words(count, names)})")
-    place = [0] * len(series.shape)
-    if channels:
-        place[channels[0][2]] = chosen
-    projected, num_planes = None, depth[0][1] if depth else 1
-    for plane in _tiff_planes(series, place, depth[0][2] if depth else None, num_planes):
-        plane = _tiff_values(plane, int(file.pages[0].photometric))
-        if projected is None:
-            projected = plane.astype(np.float64) if z_projection == "mean" else plane.copy()
-        elif z_projection == "mean":
-            projected += plane
-        else:
-            np.maximum(projected, plane, out=projected)
-    if z_projection == "mean":
-        projected /= num_planes
-        projected = (projected if plane.dtype.kind == "f" else np.rint(projected)
-                     ).astype(plane.dtype)
-    return projected
-
-
-def _tiff_planes(series, place: list[int], depth: int | None, num_planes: int):
-    """Yield [H, W] of each focal plane. place: index along every axis but Y and X; depth: axis Z.
-
-    Where a page is a plane, only the planes asked for are decoded, one at a time.
-    """
-    shape, pages = series.shape, series.pages
-    outer = next((k for k in range(len(shape)) if prod(shape[:k]) == len(pages) > 1
-                  and pages[0] is not None and prod(shape[k:]) == prod(pages[0].shape)), 0)
-    whole = None if outer else series.asarray()
-    for number in range(num_planes):
-        if depth is not None:
-            place[depth] = number
-        at = [slice(None) if axis in "YX" else i for axis, i in zip(series.axes, place)]
-        if whole is not None:
-            yield whole[tuple(at)]
-            continue
-        page = pages[int(np.ravel_multi_index(place[:outer], shape[:outer]))]
-        if page is None:
-            raise Unreadable("lacks a plane that its description puts into another file; "
-                             "save all planes in one")
-        yield page.asarray().reshape(shape[outer:])[tuple(at[outer:])]
-
-
-def _tiff_values(plane: np.ndarray, photometric: int) -> np.ndarray:
-    """Check the values of a plane; black is zero, true is 255."""
-    if plane.dtype == bool:
-        plane = plane.astype(np.uint8) * 255
-    if plane.dtype.kind == "f":
-        plane = plane.astype(np.float32)
-        if not np.isfinite(plane).all():
-            raise Unreadable("holds NaN or infinite values")
-    elif plane.dtype not in (np.uint8, np.uint16):
-        raise Unreadable(f"holds {plane.dtype} values; save it as 8 or 16 bit")
-    if photometric == 0:  # white is zero
-        return (plane.max() if plane.dtype.kind == "f" else np.iinfo(plane.dtype).max) - plane
-    return plane
-
-
-# ------------------------------------------------------------------ what a TIFF says of itself
-
-def _first_ome_image(file) -> str:
-    """The OME-XML of the first image; empty where there is none."""
-    return (file.ome_metadata or "").split("</Image>")[0] if file.is_ome else ""
-
-
-def _channel_names(file, count: int) -> list[str] | None:
-    """The names OME or ImageJ give the channels; None unless every channel has one."""
-    names = re.findall(r'<Channel\b[^>]*?\bName="([^"]*)"', _first_ome_image(file))
-    if not names and file.is_imagej:
-        names = (file.imagej_metadata or {}).get("Labels") or []
-    return [html.unescape(str(name)) for name in names] if len(names) == count else None
-
-
-def tiff_pixel_size_um(file) -> float | None:
-    """Side of a pixel of the first image of an open TIFF in um; None where it does not say.
-
-    None, too, of pixels that are not square (MAX_ASPECT) or of no PLAUSIBLE_UM size.
-    """
-    x, y = _ome_pixel_um(file) or _tagged_pixel_um(file) or (0.0, 0.0)
-    return plausible_um(x, y)
-
-
-def plausible_um(x: float, y: float) -> float | None:
-    """The side of a pixel of x by y um, where that is square and plausible."""
-    low, high = PLAUSIBLE_UM
-    if not (low <= x <= high and low <= y <= high and max(x, y) <= MAX_ASPECT * min(x, y)):
-        return None
-    return (x * y) ** 0.5
-
-
-def _ome_pixel_um(file) -> tuple[float, float] | None:
-    """PhysicalSizeX and Y of OME-XML in um; the model's default unit is um."""
-    pixels = re.search(r"<Pixels\b[^>]*>", _first_ome_image(file))
-    said = dict(re.findall(r'\b(\w+)="([^"]*)"', pixels[0])) if pixels else {}
-    sizes = []
-    for axis in "XY":
-        unit = html.unescape(said.get(f"PhysicalSize{axis}Unit", "um"))
-        try:
-            sizes.append(float(said[f"PhysicalSize{axis}"]) * _MICROMETRES[unit.strip().lower()])
-        except (KeyError, ValueError):
-            return None
-    return tuple(sizes)
-
-
-def _tagged_pixel_um(file) -> tuple[float, float] | None:
-    """The resolution tags in um a pixel, in ImageJ's unit where it gives one."""
-    tags = file.pages[0].tags
-    unit = {2: "inch", 3: "cm"}.get(int(tags.valueof("ResolutionUnit", 2)))
-    if file.is_imagej:
-        unit = str((file.imagej_metadata or {}).get("unit", unit)).replace("\\u00B5", "\u00b5")
-    length = _MICROMETRES.get((unit or "").strip().lower())
-    sizes = [tags.valueof(f"{axis}Resolution") for axis in "XY"]  # pixels a unit, as fractions
-    if not length or not all(sizes) or any(0 in size for size in sizes):
-        return None
-    return tuple(length * below / above for above, below in sizes)

@@ -13,7 +13,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lungkit import slides
+from lungkit import slide_levels, slides
 from lungkit.images import Unreadable, decode_image
 from lungkit.slides import is_slide, known_mpp, open_slide, tile_grid, tissue_map
 
@@ -61,7 +61,8 @@ def write_svs(path, picture, said="|AppMag = 20|MPP = 0.5000"):
                    compression="lzw", subfiletype=1)
 
 
-def write_pyramid(path, picture, flagged=True, resolution=10_000 / MPP, kind=FULL_COLOUR, **options):
+def write_pyramid(path, picture, flagged=True, resolution=10_000 / MPP, kind=FULL_COLOUR,
+                  **options):
     import tifffile
 
     with tifffile.TiffWriter(path, **options) as file:
@@ -332,7 +333,7 @@ def test_glass_is_never_read_at_full_resolution(folder, monkeypatch):
 
 def test_boxes_that_follow_one_another_are_near(folder, monkeypatch):
     """Each tile of the file is decoded about once, though the cache holds few."""
-    monkeypatch.setattr(slides, "CACHE_BYTES", 12 * 256 * 256 * 3)
+    monkeypatch.setattr(slide_levels, "CACHE_BYTES", 12 * 256 * 256 * 3)
     with open_slide(folder / "jpeg.ome.tif") as slide:
         monkeypatch.setattr(slides, "tissue_map",
                             lambda slide: (np.ones((96, 128), bool), 16))
@@ -451,7 +452,7 @@ def test_other_refusals_give_the_reason(tmp_path, picture, monkeypatch):
         with pytest.raises(Unreadable, match=reason):
             open_slide(tmp_path / name)
     write_ome(tmp_path / "a.ome.tif", picture, {"rowsperstrip": HEIGHT, "photometric": "rgb"})
-    monkeypatch.setattr(slides, "MAX_SEGMENT_BYTES", 2 << 20)
+    monkeypatch.setattr(slide_levels, "MAX_SEGMENT_BYTES", 2 << 20)
     with pytest.raises(Unreadable, match="pieces of 9 MB.*tiled pyramid"):
         open_slide(tmp_path / "a.ome.tif")
 
@@ -470,7 +471,7 @@ def peak_bytes(path) -> int:
 
 
 def test_memory_does_not_grow_with_the_slide(tmp_path, picture, monkeypatch):
-    monkeypatch.setattr(slides, "CACHE_BYTES", 4 << 20)
+    monkeypatch.setattr(slide_levels, "CACHE_BYTES", 4 << 20)
     monkeypatch.setattr(slides, "BLOCK_PX", 512)
     small = np.tile(picture[256:256 + 360, 256:256 + 720], (6, 3, 1))[:2048, :2048]
     large = np.tile(small, (2, 2, 1))
