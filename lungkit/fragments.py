@@ -5,10 +5,10 @@ with them many a nucleus that is long, notched or unevenly stained. Here touchin
 joined again, pair by pair, the likeliest first, as in region merging for nuclei (Lin et al., A
 hybrid 3D watershed algorithm incorporating gradient cues and object models, Cytometry A 56(1),
 2003). How likely two fragments are one nucleus is told by a network of 15 measured features, two
-hidden layers of 16, and a logistic output; a deep neck settles it alone. Its weights are in fragments.json;
-`lungkit.fit_fragments` fits them to simulated tissue, stretched, enlarged, sharpened and blurred
-far beyond what that tissue varies by itself, so that shape decides rather than the simulation's
-habits.
+hidden layers of 16, and a logistic output; a deep neck, or a round union without a neck, settles it
+alone. Its weights are in fragments.json; `lungkit.fit_fragments` fits them to simulated tissue,
+stretched, enlarged, sharpened and blurred far beyond what that tissue varies by itself, so that
+shape decides rather than the simulation's habits.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ FEATURES = (
     "stain_variation")  # of the union: deviation over mean
 JOIN_LOG_ODDS = 0.3  # ours: on seeds 60-89 of simulated tissue F1 is within 0.01 from 0 to 0.6
 LEAST_SADDLE = 0.6  # ours: a deeper neck parts two nuclei, whatever their shape; F1 is as without
+# Ours, after coarse pixels: what is round and has no neck is one nucleus; F1 is as without.
+ROUND_SADDLE, ROUND_FILL, ROUND_ELONGATION = 0.9, 0.94, 1.3
 AREA, X, Y, XX, YY, XY, STAIN, STAIN2 = range(8)  # columns of the sums over a region's pixels
 LENGTH, BORDER, SADDLE = range(3)  # columns of the edges: pixel sides, sum of stain, largest height
 
@@ -103,8 +105,12 @@ def log_odds(measured: np.ndarray) -> np.ndarray:
     for weight, bias in layers[:-1]:
         values = np.maximum(values @ weight + bias, 0)
     weight, bias = layers[-1]
-    apart = measured[:, FEATURES.index("saddle")] < LEAST_SADDLE
-    return np.where(apart, -np.inf, (values @ weight + bias)[:, 0])
+    odds = (values @ weight + bias)[:, 0]
+    of = dict(zip(FEATURES, measured.T, strict=True))
+    odds[of["saddle"] < LEAST_SADDLE] = -np.inf
+    odds[(of["saddle"] > ROUND_SADDLE) & (of["union_log_elongation"] < np.log(ROUND_ELONGATION))
+         & (np.minimum(of["union_solidity"], of["union_ellipticity"]) > ROUND_FILL)] = np.inf
+    return odds
 
 
 @functools.cache

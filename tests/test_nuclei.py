@@ -65,6 +65,18 @@ def test_touching_nuclei_are_parted_and_a_pale_centre_is_not():
     assert len(detect_nuclei(vesicular)) == 1
 
 
+@pytest.mark.parametrize("radius", [3, 4])
+def test_a_coarse_disc_is_one_nucleus(radius):
+    """64 px, without anti-aliasing: enlarging leaves corners, and corners are fragments."""
+    y, x = np.mgrid[:64, :64]
+    for cx, cy in [(12, 12), (50, 20), (20.5, 50.5), (46.3, 48)]:
+        image = np.full((64, 64, 3), EOSIN, np.uint8)
+        image[np.hypot(x - cx, y - cy) < radius] = HAEMATOXYLIN
+        nuclei = detect_nuclei(image)
+        assert len(nuclei) == 1
+        assert np.hypot(*(nuclei.centroids[0] - (cx, cy))) < 0.6
+
+
 def halves(centres: list, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Discs cut in two regions at x = 50, and a height that has no neck there."""
     y, x = np.mgrid[:100, :100]
