@@ -37,8 +37,8 @@ FEATURES = {"area_um2": "touches_border", "perimeter_um": "touches_border",
             "num_neighbours": "cell_touches_border", "nearest_neighbour_um": None}
 FLAGS = ("touches_border", "cell_touches_border")
 NUCLEUS_COLUMNS = ("nucleus", "centroid_x_px", "centroid_y_px", *FEATURES, *FLAGS)
-SUMMARIES = {"mean": np.mean, "sd": np.std, "p10": lambda values: np.percentile(values, 10),
-             "p50": np.median, "p90": lambda values: np.percentile(values, 90)}
+QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+SUMMARIES = ("mean", "sd", *QUANTILES)
 LAYOUT = ("num_nuclei", "density_per_mm2", "nuclear_area_fraction", "clark_evans")
 IMAGE_COLUMNS = (*LAYOUT, *(f"{name}_{word}" for name in FEATURES for word in SUMMARIES))
 
@@ -172,10 +172,21 @@ def summarise(features: dict[str, np.ndarray], *, field_um: float) -> dict[str, 
               "clark_evans": clark_evans(features["nearest_neighbour_um"], field_um)}
     for name, flag in FEATURES.items():
         counted = features[name] if flag is None else features[name][features[flag] == 0]
-        counted = counted[~np.isnan(counted)]
-        values |= {f"{name}_{word}": float(summary(counted)) if len(counted) else np.nan
-                   for word, summary in SUMMARIES.items()}
+        values |= {f"{name}_{word}": value for word, value in
+                   zip(SUMMARIES, _summary(np.sort(counted[~np.isnan(counted)])))}
     return values
+
+
+def _summary(ordered: np.ndarray) -> list[float]:
+    """SUMMARIES of sorted float64 [N], NaN of nothing; quantiles as numpy interpolates them."""
+    if len(ordered) == 0:
+        return [np.nan] * len(SUMMARIES)
+    places = [share * (len(ordered) - 1) for share in QUANTILES.values()]
+    lower = [ordered[int(place)] for place in places]
+    upper = [ordered[min(int(place) + 1, len(ordered) - 1)] for place in places]
+    return [float(ordered.mean()), float(ordered.std()),
+            *(float(low + (place % 1) * (high - low))
+              for place, low, high in zip(places, lower, upper))]
 
 
 def clark_evans(nearest_um: np.ndarray, field_um: float) -> float:

@@ -34,9 +34,8 @@ def voronoi_labels(centroids: np.ndarray, size: int) -> np.ndarray:
     cells = np.zeros((across, across), np.int32)
     top, left = (place.ravel() * side for place in np.indices(cells.shape))
     # candidate holds those of each block in turn, by index; counts says how many each has
-    candidate, counts = np.tile(np.arange(len(x)), len(top)), np.full(len(top), len(x))
+    candidate, counts, best = _first_candidates(x, y, np.arange(across) * side, side)
     while True:
-        candidate, counts, best = _prune(x, y, top, left, side, candidate, counts)
         cells[top // side, left // side] = best
         split = counts > 1
         candidate, counts = candidate[np.repeat(split, counts)], counts[split]
@@ -48,12 +47,25 @@ def voronoi_labels(centroids: np.ndarray, size: int) -> np.ndarray:
         candidate, counts = np.tile(candidate, 4), np.tile(counts, 4)
         top = np.concatenate([top, top, top + side, top + side])
         left = np.concatenate([left, left + side, left, left + side])
+        candidate, counts, best = _prune(x, y, top, left, side, candidate, counts)
     across = len(cells)
     cells = cells.repeat(side, axis=0).repeat(side, axis=1)
     if len(top):
         blocks = cells.reshape(across, side, across, side).swapaxes(1, 2)
         blocks[top // side, left // side] = _nearest(x, y, top, left, side, candidate, counts)
     return np.ascontiguousarray(cells[:size, :size])
+
+
+def _first_candidates(x: np.ndarray, y: np.ndarray, start: np.ndarray,
+                      side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_prune`, of all centroids for each block of the grid that starts at `start` both ways."""
+    middle = start[:, None] + (side - 1) / 2
+    gap = (((middle - y) ** 2)[:, None] + (middle - x) ** 2).reshape(-1, len(x))
+    best = gap.argmin(axis=1)  # the first of equal ones
+    least = gap[np.arange(len(gap)), best][:, None]
+    reach = np.abs(x - x[best, None]) + np.abs(y - y[best, None])
+    kept = gap - least <= reach * (side - 1) + ROUNDING * (gap + side**2)
+    return np.nonzero(kept)[1], kept.sum(axis=1), best
 
 
 def _prune(x: np.ndarray, y: np.ndarray, top: np.ndarray, left: np.ndarray, side: int,
@@ -77,20 +89,26 @@ def _prune(x: np.ndarray, y: np.ndarray, top: np.ndarray, left: np.ndarray, side
 
 def _nearest(x: np.ndarray, y: np.ndarray, top: np.ndarray, left: np.ndarray, side: int,
              candidate: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Compare every pixel of each block with all its candidates: int [blocks, side, side]."""
-    starts, steps = np.cumsum(counts) - counts, np.arange(side)
+    """Compare every pixel of each block with all its candidates: int32 [blocks, side, side]."""
+    order = np.argsort(-counts, kind="stable")  # those of many candidates first: views, not copies
+    starts, steps = (np.cumsum(counts) - counts)[order], np.arange(side)[:, None]
+    down, across = top[order] + steps, left[order] + steps
+    # the blocks are the last axis, for numpy is slow over short ones
+    least, gap = np.full((side, side, len(order)), np.inf), np.empty((side, side, len(order)))
+    closer = np.empty(gap.shape, bool)
+    winner = np.zeros(gap.shape, np.uint8 if counts.max() < 256 else np.int32)
     for rank in range(counts.max()):
-        rows = np.flatnonzero(counts > rank)
+        rows = slice(int((counts > rank).sum()))
         index = candidate[starts[rows] + rank]
-        across = (left[rows, None] + steps - x[index, None]) ** 2
-        gap = ((top[rows, None] + steps - y[index, None]) ** 2)[:, :, None] + across[:, None]
-        if rank == 0:
-            least, found = gap, np.repeat(index, side * side).reshape(gap.shape)
-            continue
-        closer = gap < least[rows]
-        least[rows] = np.where(closer, gap, least[rows])
-        found[rows] = np.where(closer, index[:, None, None], found[rows])
-    return found
+        dy, dx = (down[:, rows] - y[index]) ** 2, (across[:, rows] - x[index]) ** 2
+        np.add(dy[:, None], dx, out=gap[..., rows])
+        np.less(gap[..., rows], least[..., rows], out=closer[..., rows])
+        np.minimum(gap[..., rows], least[..., rows], out=least[..., rows])
+        later = closer[..., rows] * winner.dtype.type(rank)  # ranks rise, so the last one wins
+        np.maximum(winner[..., rows], later, out=winner[..., rows])
+    blocks = np.empty((len(order), side, side), np.int32)
+    blocks[order] = candidate[starts + winner].transpose(2, 0, 1)
+    return blocks
 
 
 # ------------------------------------------------------------------ geometry of the cells

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +136,7 @@ def test_each_cell_has_its_mean_colour():
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
     cells = np.random.default_rng(1).integers(0, 300, (9, 9)).astype(np.int32)
     cells[0] = 7
-    picture = voronoi_seg.cell_means(image, cells)
+    picture = voronoi_seg.fill(voronoi_seg.cell_means(image, cells), cells)
     for cell in np.unique(cells):
         expected = np.round(image[cells == cell].mean(axis=0))
         assert (picture[cells == cell] == expected).all()
@@ -336,15 +335,17 @@ def test_stopped_by_a_signal_then_resumed(real, made, tmp_path, monkeypatch, cap
 def test_killed_then_resumed(real, made, tmp_path, workers):
     output = tmp_path / "voronoi"
     argv = ["--real", str(real), "--output", str(output)]
-    stage = subprocess.Popen([sys.executable, str(SCRIPT), *argv, "--workers", str(workers)],
-                             stderr=subprocess.DEVNULL)
-    records = tmp_path / ".voronoi.partial" / ".records.jsonl"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (records.exists() and records.stat().st_size):
-        time.sleep(0.002)
-    stage.kill()
-    stage.wait()
-    assert not output.exists(), "it was complete before it could be killed"
+    killed = ("import os, sys, voronoi_seg as v\n"
+              "add, added = v.DatasetWriter.add, []\n"
+              "def third(*given, **named):\n"
+              "    added.append(add(*given, **named))\n"
+              "    len(added) < 3 or os.kill(os.getpid(), 9)\n"
+              "v.DatasetWriter.add = third\n"
+              "v.main(sys.argv[1:])")
+    stage = subprocess.run([sys.executable, "-c", killed, *argv, "--workers", str(workers)],
+                           cwd=SCRIPT.parent, stderr=subprocess.DEVNULL)
+    assert stage.returncode == -signal.SIGKILL and not output.exists()
+    assert len((tmp_path / ".voronoi.partial" / ".records.jsonl").read_text().splitlines()) == 3
     assert voronoi_seg.main(argv) == 0
     assert contents(output) == contents(made)
 
