@@ -276,7 +276,7 @@ def test_the_comparison_takes_it_as_one_more_arm_and_says_what_it_is(made, tmp_p
 
 
 @pytest.mark.parametrize(("dataset", "changed", "said"), [
-    ("voronoi", {"settings": {"steps": 10}}, "settings is not one in all results"),
+    ("voronoi", {"settings": {"steps": 10}}, "settings is not one in all results \\("),
     ("nuclei", {"model": "another"}, "model is not one in all results of nuclei"),
     ("nuclei", {"kind": "cnn"}, "kind is not one in nuclei"),
     ("nuclei", {"kind": "oracle"}, "kind 'oracle'"),
