@@ -127,7 +127,7 @@ def test_channel_of_a_microscopy_stack(content):
         decode_image(content, 4)
 
 
-NAMES = ["DAPI", "PanCK &amp; Ki-67", "CD8", "2"]
+NAMES = ["DAPI", "PanCK & Ki-67", "CD8", "2"]
 
 
 def ome(array, axes="CYX", names=NAMES, **metadata) -> bytes:
@@ -143,13 +143,21 @@ def ome(array, axes="CYX", names=NAMES, **metadata) -> bytes:
 def test_channels_are_chosen_by_name(content):
     with pytest.raises(Unreadable, match=r"--channel \(0 \(DAPI\), 1 \(PanCK"):
         decode_image(content)
-    for channel, number in ((2, 2), ("cd8", 2), (" CD8 ", 2), ("dapi", 0), ("1", 1), ("2", 3)):
+    for channel, number in ((2, 2), ("cd8", 2), (" CD8 ", 2), ("panck & ki-67", 1), ("dapi", 0), ("1", 1), ("2", 3)):
         np.testing.assert_array_equal(decode_image(content, channel), STACK[number])
     with pytest.raises(Unreadable, match=r"no channel 'CD4': it has 0 \(DAPI\), .*2 \(CD8\)"):
         decode_image(content, "CD4")
 
 
 def test_names_of_channels_are_those_of_the_image():
+    import tifffile
+
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, ome=True) as file:  # an overview comes with names of its own
+        for planes, names in ((STACK, list("ABCD")), (STACK[:2, :20, :20], ["A", "overview"])):
+            file.write(planes, photometric="minisblack",
+                       metadata={"axes": "CYX", "Channel": {"Name": names}})
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), "b"), STACK[1])
     with pytest.raises(Unreadable, match="2 channels named 'a': choose by number"):
         decode_image(ome(STACK, names=["a", "A", "b", "c"]), "a")
     with pytest.raises(Unreadable, match="no channel 'DAPI': it has channels 0 to 3"):
