@@ -24,6 +24,9 @@ PRESET=${PRESET:-}			# demo or full (demo)
 MODEL=${MODEL:-}			# small, resnet18 or convnext_tiny (by preset)
 METRIC=${METRIC:-accuracy_real}		# or accuracy_own: on each dataset's own test images
 SEED=${SEED:-0}				# repeat i has seed SEED + i
+BASELINE=${BASELINE-nuclei}		# classical baseline on the nuclei's features, from RUN/datasets/voronoi;
+					# BASELINE= for none
+BENIGN=${BENIGN:-}			# class without tumour: the baseline then also says how well tumour is told
 WORKERS=${WORKERS:-}			# trainings at a time (one per Slurm task, GPU or core)
 CNN_OPTIONS=${CNN_OPTIONS:-}		# more options of cnn_classify.py, e.g. "--steps 500"
 TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--margin 0.01"
@@ -54,6 +57,7 @@ check_positive N "$repeats"
 [[ -z $WORKERS ]] || check_positive WORKERS "$WORKERS"
 check_positive MAX_RESTARTS "$MAX_RESTARTS"
 [[ $SEED =~ ^[0-9]+$ ]] || bad_option "SEED is '$SEED': expected a whole number"
+[[ -z $BASELINE || $BASELINE == nuclei ]] || bad_option "BASELINE is '$BASELINE': expected nuclei, or nothing"
 [[ $METRIC == accuracy_real || $METRIC == accuracy_own ]] ||
 	bad_option "METRIC is '$METRIC': expected accuracy_real or accuracy_own"
 run_dir=$(absolute "${RUN:-$project/runs/demo}")
@@ -75,6 +79,11 @@ for name in real "${names[@]}"; do
 	[[ -f $run_dir/datasets/$name/dataset.json ]] || { fault "$run_dir/datasets/$name is not a complete dataset: make it with its stage first (found: ${names[*]:-none})"; exit 1; }
 done
 ((${#names[@]} > 1)) || { fault "$run_dir/datasets holds one dataset only (${names[*]}): a comparison needs two or more"; exit 1; }
+
+baseline=()	# one more row, where its features are at hand
+if [[ -n $BASELINE && " ${names[*]} " == *' voronoi '* && -f $run_dir/datasets/voronoi/image_features.csv ]]; then
+	baseline=(nuclei)
+fi
 
 # shellcheck source=setup_env.sh
 [[ -n ${LUNGKIT_JOB:-} ]] || source ./setup_env.sh
@@ -99,9 +108,11 @@ stage_command() {	# sets what run_stages starts
 			command=(python cnn_classify.py --data "$run_dir/datasets/$name" --real "$run_dir/datasets/real"
 				--results "$run_dir/results" --repeats "$repeats" --preset "$PRESET" --seed "$SEED"
 				${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
+		nuclei) command=(python nuclei_classify.py --features "$run_dir/datasets/voronoi" --real "$run_dir/datasets/real"
+				--results "$run_dir/results" --repeats "$repeats" --seed "$SEED" ${BENIGN:+--benign "$BENIGN"}) ;;
 		test) stdout=$log_dir/verdict.txt
 			command=(python wilcoxon_test.py "$run_dir/results" --output "$run_dir/comparison" --metric "$METRIC"
-				--datasets "${names[@]}" --repeats "$repeats" --sheets "$run_dir/sheets" "${test_options[@]}") ;;
+				--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats" --sheets "$run_dir/sheets" "${test_options[@]}") ;;
 	esac
 }
 
@@ -120,7 +131,7 @@ stages=()
 for name in "${names[@]}"; do
 	for ((k = 1; k <= slots; k++)); do stages+=("cnn $name $k"); done
 done
-run_stages "$slots" "${stages[@]}" || end_job $?
+run_stages "$slots" "${baseline[@]}" "${stages[@]}" || end_job $?
 
 rm -f "$log_dir/verdict.txt"
 run_stages 1 test || end_job $?

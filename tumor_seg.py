@@ -1,20 +1,26 @@
 #!/usr/bin/env python
-"""Make the dataset "real" from original images: tissue, stain, tiles, splits by group.
+"""Make the dataset "real" from original images: tissue, quality, stain, tiles, splits by group.
 
-Reads   INPUT/<class>/**, PNG, JPEG or TIFF, 8 or 16 bit, grey, colour or multi-channel;
-        GROUPS, a CSV with columns file_name,label,group, file_name relative to the folder
-        that holds the class folders. A group is what must not lie on both sides of a split:
-        a patient, a slide, or an original image and its augmented copies.
+Reads   INPUT/<class>/**, whole slides (SVS, NDPI, pyramidal and OME TIFF, ...), PNG, JPEG or
+        TIFF, 8 or 16 bit, grey, colour or multi-channel, with or without a z-stack.
 Writes  OUTPUT/{train,val,test}/<class>/000000.png   square RGB tiles of one size
-        OUTPUT/masks/tissue/<class>/000000.png       255 where there is tissue
+        OUTPUT/masks/{tissue,tumour}/<class>/000000.png   255 where there is tissue, tumour
+        OUTPUT/qc.csv, qc.png        every tile kept or dropped, why, and examples to look at
         OUTPUT/metadata.csv, OUTPUT/dataset.json     the latter last: present means complete
 
-Each image is cut into the largest squares along its long side (or --tile-size squares), never
-squashed. Tiles with too little tissue are dropped and counted. H&E images are white-balanced on
-their own background and stain-normalised towards a reference measured on training images only
-(Macenko et al. 2009, "A method for normalizing histology slides for quantitative analysis", ISBI).
-Grey and fluorescence images are denoised and stretched in contrast instead. Whole groups go to
-train, val or test, near 60/20/20 in every class.
+Tiles: a picture is cut into the largest squares along its long side (or --tile-size squares), a
+slide into squares of --image-size pixels of --mpp micrometres where its overview shows tissue.
+Tiles with too little tissue, out of focus, over-exposed or written on are dropped
+(lungkit.quality). Colour is white-balanced on the image's own background and stain-normalised
+towards a reference measured on training images only (lungkit.stain); grey and fluorescence images
+are denoised and stretched in contrast instead. A tumour map is drawn from the nuclei
+(lungkit.tumour_map).
+
+Groups: what must not lie on both sides of a split: a patient, a slide, an original and its
+augmented copies. They come from a CSV, from the file names, or are found; in any case images that
+are rotated, flipped, rescaled or re-compressed copies of one another (lungkit.siblings) are one
+group. Whole groups go to train, val or test, near 60/20/20 in every class, or to --fold k/K.
+What besides tissue could tell the classes apart is measured and named (lungkit.confounding).
 
 Running the same command again resumes, or finds the dataset complete.
 Exit statuses: 0 complete, 1 bad data, 2 bad options, 75 stopped, run it again to resume.
@@ -23,43 +29,52 @@ Exit statuses: 0 complete, 1 bad data, 2 bad options, 75 stopped, run it again t
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from lungkit import cli, sources
+import numpy as np
+
+from lungkit import cli, confounding, qc_report, quality, slides, sources, stain
 from lungkit.cli import BadOptions, Fault
-from lungkit.files import Output, sha256, sha256_file
-from lungkit.images import Unreadable, decode_image
+from lungkit.files import Output, sha256_file, write_bytes, write_text
+from lungkit.images import Unreadable
+from lungkit.originals import FIELD_UM, Cut, open_original, shrink
 from lungkit.progress import Progress, say
-from lungkit.splits import SPLITS, Specimen, merge_identical, split_groups, warn_of_confounding
-from lungkit.stain import (Stains, background_light, balance_white, enhance_grey, estimate_stains,
-                           normalise_stains, optical_density, reference_stains, tissue_mask)
+from lungkit.splits import SPLITS, fold, merge_groups, split_groups
+from lungkit.tumour_map import reason_to_drop, tumour_mask
+from lungkit.workers import mapper
 
 PRESETS = {"demo": {"image_size": 64}, "full": {"image_size": 256}}
-MIN_TISSUE = 0.05  # ours: drops air alone, keeps one thin alveolar wall; LC25000's least is 0.19
-WORK_SIZE = 512  # ours: larger tiles are shrunk to this side before colours are measured
-STAIN_PIXELS = 10_000  # ours: pixels of an image its stains are estimated from
+WORK_PX = 512       # ours: larger tiles are shrunk to this side before anything is measured
+MAP_PX = 224        # ours: the tumour map's working size, 0.8 um a pixel of an LC25000 tile
+STAIN_TILES = 48    # ours: a slide's stain is measured on those of so many tiles that are kept
+JOB_TILES = 32      # ours: tiles of a slide that go to a process at a time
 
 
-# ------------------------------------------------------------------ tiles
+# ------------------------------------------------------------------ one original image
 
-def tile_boxes(height: int, width: int, tile_size: int | None) -> list[tuple[int, int, int]]:
-    """(top, left, side) of the full squares that fit, centred. tile_size None: the shorter side."""
-    side = tile_size or min(height, width)
-    down, across = height // side, width // side
-    top, left = (height - down * side) // 2, (width - across * side) // 2
-    return [(top + i * side, left + j * side, side) for i in range(down) for j in range(across)]
+@dataclass(frozen=True)
+class Recipe:
+    """How originals become tiles: what examining and rendering must agree on."""
+
+    cut: Cut
+    channel: int | str | None = None
+    source_mpp: float | None = None  # micrometres per pixel of originals that do not say theirs
+    region: str = "tissue"
+    benign: tuple[str, ...] = ()
+    stain_normalisation: str = "macenko"
+    limits: quality.Limits = quality.Limits()
+    quality_control: bool = True     # False: only the share of tissue counts
 
 
-def shrink(image, side: int):
-    """Area-average to `side` pixels where that is smaller."""
-    import cv2
+@dataclass(frozen=True)
+class Tile:
+    """One square of an original, kept or dropped."""
 
-    scale = side / min(image.shape[:2])
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    box: tuple[int, int, int]    # top, left, side in pixels of the original
+    measured: quality.Quality
+    reason: str | None           # why it is dropped; None: kept
 
 
 @dataclass(frozen=True)
@@ -68,88 +83,118 @@ class Original:
 
     source: sources.Source
     sha256: str
-    look: tuple  # width, height, suffix, grey or colour: what should not give the class away
-    light: object          # background colour [3], None for grey
-    stains: Stains | None  # None where they cannot be told apart
-    kept: tuple            # ((top, left, side), tissue share) of the tiles kept
-    dropped: tuple         # reasons, one for each tile dropped
+    file_bytes: int
+    look: tuple                  # width, height, suffix, grey or colour, before any change
+    statistics: tuple            # mean red, green, blue, brightness, contrast, 0..255
+    um_px: float | None
+    light: object                # background colour [3]; None for grey
+    stains: object               # what the stain method measured, or None
+    bright: bool                 # grey on a bright background
+    tiles: tuple[Tile, ...]
+    signature: object            # for finding copies
+
+    @property
+    def kept(self) -> list[Tile]:
+        return [tile for tile in self.tiles if tile.reason is None]
 
 
-def cut_tiles(pixels, light, tile_size: int | None, image_size: int):
-    """Cut a decoded image into tiles of at most WORK_SIZE pixels (image_size if that is larger).
+def examine(source: sources.Source, recipe: Recipe) -> Original | str:
+    """Measure one original: background, stain, quality of its tiles; or say why it is unusable."""
+    from lungkit import siblings
 
-    light: background colour of a colour image, None for grey.
-    Yields (box, tile, mask): the tile uint8 [S, S, 3] or [S, S], the tissue mask bool [S, S].
-    """
-    bright = False
-    if light is None:
-        pixels, bright = enhance_grey(pixels)
-    for top, left, side in tile_boxes(*pixels.shape[:2], tile_size):
-        tile = shrink(pixels[top:top + side, left:left + side], max(WORK_SIZE, image_size))
-        if light is None:
-            mask = tissue_mask(255 - tile if bright else tile)
-        else:
-            mask = tissue_mask(balance_white(tile, light))
-        yield (top, left, side), tile, mask
-
-
-def examine(source: sources.Source, *, channel: int | None, tile_size: int | None, image_size: int,
-            min_tissue: float) -> Original:
-    """Decode one image and measure background, stains and tissue. Raises Unreadable."""
-    content = source.path.read_bytes()
-    pixels = decode_image(content, channel)
-    height, width = pixels.shape[:2]
-    light = stains = None
-    if pixels.ndim == 3:
-        small = shrink(pixels, WORK_SIZE)
-        light = background_light(small)
-        flat = balance_white(small, light).reshape(-1, 3)
-        stains = estimate_stains(optical_density(flat[::max(1, len(flat) // STAIN_PIXELS)]))
-    kept, dropped = [], []
-    for box, _, mask in cut_tiles(pixels, light, tile_size, image_size):
-        share = float(mask.mean())
-        if share < min_tissue:
-            dropped.append(f"less than {min_tissue:g} of the tile is tissue")
-        else:
-            kept.append((box, share))
-    if not kept and not dropped:
-        dropped.append(f"the image is smaller than --tile-size {tile_size}")
-    look = (width, height, source.path.suffix.lower(), "grey" if light is None else "colour")
-    return Original(source, sha256(content), look, light, stains, tuple(kept), tuple(dropped))
+    try:
+        with open_original(source.path, channel=recipe.channel,
+                           um_px=recipe.source_mpp) as picture:
+            overview = picture.overview()
+            light = stain.background_light(overview) if picture.colour else None
+            tiles, boxes = [], picture.boxes(recipe.cut)
+            stained, samples = set(qc_report.spread(boxes, STAIN_TILES)), []
+            for box in boxes:
+                pixels = picture.read(box, max(WORK_PX, recipe.cut.image_size))
+                tile = judge(pixels, box, light, picture, source.label, recipe)
+                tiles.append(tile)
+                if box in stained and tile.reason is None:
+                    samples.append(shrink(pixels, MAP_PX))
+            stains = None
+            if picture.colour:
+                seen = samples if picture.is_slide else [overview]
+                flat = [stain.balance_white(part, light).reshape(-1, 3) for part in seen]
+                if flat:
+                    stains = stain.METHODS[recipe.stain_normalisation].estimate(
+                        np.concatenate(flat))
+            height, width = picture.size
+            look = (width, height, source.path.suffix.lower(),
+                    "colour" if picture.colour else "grey")
+            return Original(source, picture.sha256, picture.file_bytes, look,
+                            statistics(overview), picture.um_px, light, stains, picture.bright,
+                            tuple(tiles), siblings.describe(overview))
+    except Unreadable as error:
+        return f"{source.name} {error}"
+    except OSError as error:
+        return f"{source.name} cannot be read ({error.strerror})"
 
 
-def render(tile, mask, original: Original, reference: Stains | None, normalise: bool,
-           image_size: int):
-    """Normalise a tile and bring it to size: uint8 RGB [S, S, 3] and its tissue mask [S, S]."""
+def judge(pixels, box, light, picture, label: str, recipe: Recipe) -> Tile:
+    """Measure the quality of a tile as read, and say whether it is kept."""
+    flat, mask = balanced(pixels, light, picture.bright)
+    um_px = picture.um_px and picture.um_px * box[2] / len(pixels)
+    measured = quality.measure(flat, mask, scale=um_px)
+    if recipe.quality_control:
+        reason = quality.reason(measured, recipe.limits)
+    else:
+        reason = "too little tissue" if measured.tissue < recipe.limits.min_tissue else None
+    if reason is None and recipe.region == "tumour":
+        share = tumour_share(flat, mask, um_px)
+        reason = reason_to_drop(recipe.region, share, label, recipe.benign)
+    return Tile(box, measured, reason)
+
+
+def balanced(pixels, light, bright: bool):
+    """A tile as read -> the tile white-balanced, and its tissue mask bool [S, S]."""
+    if pixels.ndim == 2:
+        return pixels, stain.tissue_mask(255 - pixels if bright else pixels)
+    flat = stain.balance_white(pixels, light)
+    return flat, stain.tissue_mask(flat)
+
+
+def tumour_map(flat, um_px: float | None):
+    """The tumour map of a white-balanced colour tile, bool [M, M], M at most MAP_PX."""
+    small = shrink(flat, MAP_PX)
+    return tumour_mask(small, field_um=um_px * len(flat) if um_px else FIELD_UM)
+
+
+def tumour_share(flat, mask, um_px: float | None) -> float:
+    """Share of a tile's tissue that is tumour; 0 without tissue, and of grey tiles."""
     import cv2
 
-    if tile.ndim == 2:
-        tile = cv2.merge([tile] * 3)
-    elif normalise:
-        tile = balance_white(tile, original.light)
-        if original.stains and reference:
-            tile = normalise_stains(tile, original.stains, reference)
-    way = cv2.INTER_AREA if tile.shape[0] > image_size else cv2.INTER_CUBIC
-    size = (image_size, image_size)
-    share = cv2.resize(mask.astype("float32"), size, interpolation=cv2.INTER_AREA)
-    return cv2.resize(tile, size, interpolation=way), (share >= 0.5).astype("uint8") * 255
+    if flat.ndim == 2:
+        return 0.0
+    found = tumour_map(flat, um_px)
+    tissue = cv2.resize(mask.astype(np.uint8), found.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return float(np.count_nonzero(found & (tissue > 0)) / max(1, np.count_nonzero(tissue)))
 
 
-# ------------------------------------------------------------------ survey and report
+def statistics(image) -> tuple[float, ...]:
+    """Mean red, green and blue, mean and standard deviation of grey: what needs no shape."""
+    import cv2
 
-def survey(found: list[sources.Source], **how) -> list[Original]:
+    grey = image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3, np.float32))
+    means = cv2.mean(image)[:3] if image.ndim == 3 else cv2.mean(image)[:1] * 3
+    brightness, contrast = cv2.meanStdDev(grey)
+    return (*means, float(brightness[0, 0]), float(contrast[0, 0]))
+
+
+# ------------------------------------------------------------------ the survey
+
+def survey(found: list[sources.Source], recipe: Recipe, workers: int) -> list[Original]:
     """Examine every image; raise one Fault that names the unusable ones."""
     originals, faults = [], []
     progress = Progress("examining images", len(found))
-    for number, source in enumerate(found, 1):
-        try:
-            originals.append(examine(source, **how))
-        except Unreadable as error:
-            faults.append(f"{source.name} {error}")
-        except OSError as error:
-            faults.append(f"{source.name} cannot be read ({error.strerror})")
-        cli.check_stop()
-        progress.update(number)
+    with mapper(workers, len(found)) as mapped:
+        for number, seen in enumerate(mapped(partial(examine, recipe=recipe), found), 1):
+            (faults if isinstance(seen, str) else originals).append(seen)
+            progress.update(number)
+            cli.check_stop()
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise Fault(f"{len(faults)} of {len(found)} images cannot be used: "
@@ -157,33 +202,17 @@ def survey(found: list[sources.Source], **how) -> list[Original]:
     return originals
 
 
-def count_dropped(originals: list[Original], others: list[str]) -> list[dict]:
-    """What does not reach the dataset: [{reason, count, by_class, examples}]."""
-    reasons: dict[str, list] = {}
-    for original in originals:
-        for reason in original.dropped:
-            reasons.setdefault(reason, []).append(original.source)
-    table = [{"reason": reason, "count": len(hit), "by_class": dict(Counter(s.label for s in hit)),
-              "examples": sorted({s.name for s in hit})[:10]}
-             for reason, hit in sorted(reasons.items())]
-    if others:
-        table.append({"reason": "not a PNG, JPEG or TIFF file", "count": len(others),
-                      "by_class": dict(Counter(name.split("/")[0] for name in others)),
-                      "examples": others[:10]})
-    return table
+def find_copies(originals: list[Original], workers: int) -> list[tuple[str, str]]:
+    """Pairs of names of images that are rotated, flipped, rescaled, re-compressed copies."""
+    from lungkit import siblings
+
+    first: dict[int, str] = {}
+    group_of = siblings.link([o.signature for o in originals], workers=workers)
+    return [(first[group], o.source.name) for group, o in zip(group_of, originals)
+            if first.setdefault(group, o.source.name) != o.source.name]
 
 
-def check_paths(input_dir: Path, output_dir: Path) -> None:
-    """Refuse an output that could overwrite the input, or that would be read as input."""
-    if not input_dir.is_dir():
-        raise Fault(f"--input {input_dir} is not a directory: give the folder of the class folders")
-    inner, outer = input_dir.resolve(), output_dir.resolve()
-    if inner == outer or outer.is_relative_to(inner) or inner.is_relative_to(outer):
-        raise BadOptions(f"--output {output_dir} and --input {input_dir} lie one inside the other: "
-                         "choose an --output beside the input")
-
-
-# ------------------------------------------------------------------ the stage
+# ------------------------------------------------------------------ groups, splits, reference
 
 @dataclass(frozen=True)
 class Plan:
@@ -192,9 +221,9 @@ class Plan:
     originals: list[Original]    # with at least one tile, by class and name: the order of the tiles
     group_of: dict[str, str]     # by source name
     split_of: dict[str, str]     # by group
-    reference: Stains | None
-    dropped: list[dict]
-    warnings: list[str]
+    groups_given: str            # csv, regex or auto, and +auto where copies were looked for too
+    joined: int                  # groups that copies joined
+    reference: object            # of the stain method, or None
 
     def split(self, original: Original) -> str:
         return self.split_of[self.group_of[original.source.name]]
@@ -210,114 +239,293 @@ class Plan:
         return {split: {label: sum(f[:2] == (split, label) for f in found) for label in labels}
                 for split in SPLITS}
 
+    def specimens(self, after: dict[str, tuple] | None = None) -> list[confounding.Specimen]:
+        """What could give a class away; after: statistics by source name, of the tiles written."""
+        return [confounding.Specimen(
+            o.source.label, self.group_of[o.source.name], o.source.name, o.sha256, o.look,
+            o.file_bytes, o.statistics[:3], *o.statistics[3:],
+            after=(after or {}).get(o.source.name)) for o in self.originals]
 
-def make_plan(originals: list[Original], others: list[str], group_of: dict[str, str], *,
-              groups_given: bool, seed: int, image_size: int) -> Plan:
-    """Drop, group, split, and measure the reference stains. Raises Fault where that cannot be."""
-    group_of, joined = merge_identical(group_of, {o.source.name: o.sha256 for o in originals})
-    dropped = count_dropped(originals, others)
+
+def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *, seed: int,
+              fold: tuple[int, int] | None, trust_groups: bool, method: str,
+              workers: int) -> Plan:
+    """Drop, group, split, and measure the reference stain. Raises Fault where that cannot be."""
     kept = [original for original in originals if original.kept]
-    lost = sorted({o.source.label for o in originals} - {o.source.label for o in kept})
+    labels = {o.source.label for o in originals}
+    lost = sorted(labels - {o.source.label for o in kept})
     if lost:
-        raise Fault(f"every tile of {sources.shown(lost)} was dropped ({dropped[0]['reason']}): "
-                    "lower --min-tissue or --tile-size, or look at the images")
+        reasons = Counter(t.reason for o in originals if o.source.label in lost for t in o.tiles)
+        why = reasons.most_common(1)[0][0] if reasons else "smaller than --tile-size"
+        raise Fault(f"every tile of {sources.shown(lost)} was dropped ({why}): look at the images, "
+                    "or change what is asked of a tile")
+    hashes = {o.source.name: o.sha256 for o in kept}
+    group_of = {name: group_of[name] for name in hashes}
+    links = [] if trust_groups else find_copies(kept, workers)
+    group_of, joined = merge_groups(group_of, links, hashes=hashes)
     split_of = split_groups([(group_of[o.source.name], o.source.label)
-                             for o in kept for _ in o.kept], seed)
-    specimens = [Specimen(o.source.label, group_of[o.source.name], o.sha256, o.look) for o in kept]
-    warnings = warn_of_confounding(specimens, groups_given)
-    if joined:
-        warnings.append(f"{joined} groups shared a byte-identical image with another and were "
-                        "joined to it.")
-    small = sum(box[2] < image_size for o in kept for box, _ in o.kept)
+                             for o in kept for _ in o.kept], seed, fold)
+    reference = stain.METHODS[method].reference(
+        [o.stains for o in kept if split_of[group_of[o.source.name]] == "train"])
+    if not trust_groups and given != "auto":
+        given += "+auto"
+    return Plan(kept, group_of, split_of, given, joined, reference)
+
+
+def warn(plan: Plan, report: dict, recipe: Recipe) -> list[str]:
+    """What the reader of every later result must know, as 'name: sentence'."""
+    found = confounding.warnings(report)
+    if plan.joined and plan.groups_given != "auto":
+        found.append(f"groups joined: {plan.joined} groups held a copy (identical, rotated, "
+                     "flipped, rescaled or re-compressed) of an image of another and were joined "
+                     "to it; if these are no copies, --trust-groups keeps the groups as given.")
+    small = sum(t.box[2] < recipe.cut.image_size for o in plan.originals for t in o.kept)
     if small:
-        warnings.append(f"{small} tiles are smaller than {image_size} pixels and were enlarged.")
-    reference = reference_stains([o.stains for o in kept if o.stains
-                                  and split_of[group_of[o.source.name]] == "train"])
-    return Plan(kept, group_of, split_of, reference, dropped, warnings)
+        found.append(f"tiles enlarged: {small} tiles are smaller than "
+                     f"{recipe.cut.image_size} pixels and were enlarged.")
+    sides = sorted(s for s in fields_um(plan.originals))
+    if sides and sides[-1] > 1.1 * sides[0]:
+        found.append(f"mixed magnification: tiles cover {sides[0]:.0f} to {sides[-1]:.0f} um a "
+                     "side; give --mpp to cut them all alike.")
+    return found
 
 
-def write_tiles(writer, plan: Plan, original: Original, first: int, *, normalise: bool, seed: int,
-                channel: int | None, tile_size: int | None) -> None:
-    """Write the kept tiles of one image, numbered from `first`, that are not written yet."""
-    name, label = original.source.name, original.source.label
-    split, size = plan.split(original), writer.image_size
-    pending = {box: (first + i, share) for i, (box, share) in enumerate(original.kept)
-               if not writer.has(split, label, first + i)}
-    if not pending:
-        return
-    pixels = decode_image(original.source.path.read_bytes(), channel)
-    for box, tile, mask in cut_tiles(pixels, original.light, tile_size, size):
-        if box in pending:
-            number, share = pending[box]
-            image, tissue = render(tile, mask, original, plan.reference, normalise, size)
-            writer.add(split, label, number, image, masks={"tissue": tissue}, source=name,
-                       group=plan.group_of[name], seed=seed, tissue_fraction=f"{share:.4f}")
+def fields_um(originals: list[Original]) -> list[float]:
+    """Sides of the kept tiles in micrometres, of the originals that say their resolution."""
+    return [t.box[2] * o.um_px for o in originals if o.um_px for t in o.kept]
 
 
-def run(*, input: Path, output: Path, groups: Path | None, channel: int | None,
-        image_size: int | None, stain_normalisation: str, min_tissue: float, tile_size: int | None,
-        seed: int, preset: str, overwrite: bool, dry_run: bool) -> None:
-    """Survey the images, split their groups, write the tiles, publish the dataset."""
-    image_size = image_size or PRESETS[preset]["image_size"]
+# ------------------------------------------------------------------ rendering
+
+def bring_to(tile, size: int):
+    """A tile as uint8 RGB [size, size, 3]."""
+    import cv2
+
+    way = cv2.INTER_AREA if tile.shape[0] > size else cv2.INTER_CUBIC
+    tile = cv2.resize(tile, (size, size), interpolation=way)
+    return cv2.merge([tile] * 3) if tile.ndim == 2 else tile
+
+
+def look_at(original: Original, tile: Tile, recipe: Recipe):
+    """A tile for the sheet of kept and dropped ones, white-balanced: uint8 [P, P, 3]."""
+    with open_original(original.source.path, channel=recipe.channel,
+                       um_px=recipe.source_mpp) as picture:
+        flat, _ = balanced(picture.read(tile.box, WORK_PX), original.light, original.bright)
+    return bring_to(flat, qc_report.SHEET_PX)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Tiles of one original still to be written, by number."""
+
+    original: Original
+    tiles: dict[int, Tile]
+
+
+def render(job: Job, recipe: Recipe, reference: object) -> list[tuple]:
+    """Normalise tiles and bring them to size: (number, image PNG, {mask kind: PNG}) of each."""
+    from lungkit.dataset import encode_png
+
+    original, size, rendered = job.original, recipe.cut.image_size, []
+    method = stain.METHODS[recipe.stain_normalisation]
+    with open_original(original.source.path, channel=recipe.channel,
+                       um_px=recipe.source_mpp) as picture:
+        for number, tile in job.tiles.items():
+            pixels = picture.read(tile.box, max(WORK_PX, size))
+            flat, tissue = balanced(pixels, original.light, original.bright)
+            masks = {"tissue": tissue}
+            image = pixels
+            if pixels.ndim == 3:
+                um_px = original.um_px and original.um_px * tile.box[2] / len(pixels)
+                masks["tumour"] = tumour_map(flat, um_px)
+                if recipe.stain_normalisation != "none":
+                    image = method.normalise(flat, original.stains, reference)
+            rendered.append((number, encode_png(bring_to(image, size)),
+                             {kind: encode_png(mask_to(mask, size))
+                              for kind, mask in masks.items()}))
+    return rendered
+
+
+def mask_to(mask, size: int):
+    """A bool mask as uint8 [size, size], 255 where half of a pixel or more is set."""
+    import cv2
+
+    share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    return (share >= 0.5).astype(np.uint8) * 255
+
+
+def pending_jobs(writer, plan: Plan) -> list[Job]:
+    """What is not written yet; tiles are numbered by class and name, never by split."""
+    jobs, number = [], 0
+    for original in plan.originals:
+        split, label = plan.split(original), original.source.label
+        tiles = {number + i: tile for i, tile in enumerate(original.kept)
+                 if not writer.has(split, label, number + i)}
+        number += len(original.kept)
+        numbers = list(tiles)
+        light = replace(original, tiles=(), signature=None)  # what goes to a worker must be small
+        jobs += [Job(light, {n: tiles[n] for n in numbers[i:i + JOB_TILES]})
+                 for i in range(0, len(numbers), JOB_TILES)]
+    return jobs
+
+
+def statistics_of_file(path: Path) -> tuple[float, ...]:
+    """`statistics` of an image of the dataset."""
+    from lungkit.dataset import decode_png
+
+    return statistics(decode_png(path.read_bytes()))
+
+
+# ------------------------------------------------------------------ the stage
+
+def check_paths(input_dir: Path, output_dir: Path) -> None:
+    """Refuse an output that could overwrite the input, or that would be read as input."""
+    if not input_dir.is_dir():
+        raise Fault(f"--input {input_dir} is not a directory: give the folder of the class folders")
+    inner, outer = input_dir.resolve(), output_dir.resolve()
+    if inner == outer or outer.is_relative_to(inner) or inner.is_relative_to(outer):
+        raise BadOptions(f"--output {output_dir} and --input {input_dir} lie one inside the other: "
+                         "choose an --output beside the input")
+
+
+def read_group_ids(found: list[sources.Source], groups: str, group_regex: str | None
+                   ) -> tuple[dict[str, str], str]:
+    """{source name: group} as the user gives it, and how: csv, regex or auto."""
+    if group_regex is not None:
+        return sources.groups_by_pattern(group_regex, found), "regex"
+    if groups != "auto":
+        return sources.read_groups(Path(groups), found), "csv"
+    return {s.name: s.name for s in found}, "auto"
+
+
+def run(*, input: Path, output: Path, groups: str | None, group_regex: str | None,
+        trust_groups: bool, fold: tuple[int, int] | None, channel: int | str | None,
+        image_size: int | None, mpp: float | None, source_mpp: float | None,
+        tile_size: int | None, tiles_per_slide: int | None, region: str, benign: list[str] | None,
+        min_tissue: float, quality_control: bool, stain_normalisation: str, seed: int,
+        workers: int, preset: str, overwrite: bool, dry_run: bool) -> None:
+    """Survey the images, group and split them, write the tiles, publish the dataset."""
+    if groups not in (None, "auto") and group_regex is not None:
+        raise BadOptions("--groups and --group-regex both say what belongs together: give one")
+    if trust_groups and group_regex is None and groups in (None, "auto"):
+        raise BadOptions("--trust-groups without groups to trust: give --groups CSV or "
+                         "--group-regex")
+    if mpp and tile_size:
+        raise BadOptions("--mpp and --tile-size both set a tile's size: give one")
     check_paths(input, output)
     root = sources.find_root(input)
     found, others = sources.find_sources(root)
-    options = {"channel": channel, "image_size": image_size, "min_tissue": min_tissue, "seed": seed,
+    labels = sorted({source.label for source in found})
+    unknown = sorted(set(benign or ()) - set(labels))
+    if unknown:
+        raise BadOptions(f"--benign {' '.join(unknown)}: the classes are {', '.join(labels)}")
+    limits = quality.Limits(min_tissue=0 if region == "all" else min_tissue)
+    cut = Cut(image_size or PRESETS[preset]["image_size"], tile_size, mpp,
+              0 if region == "all" else slides.MIN_TISSUE, tiles_per_slide, seed)
+    recipe = Recipe(cut, channel, source_mpp, region, tuple(sorted(benign or ())),
+                    stain_normalisation, limits, quality_control)
+    by_csv = groups not in (None, "auto")
+    options = {"benign": recipe.benign, "channel": channel,
+               "fold": fold and f"{fold[0]}/{fold[1]}", "group_regex": group_regex,
+               "groups": sha256_file(Path(groups)) if by_csv else "auto",
+               "image_size": recipe.cut.image_size, "input": sources.quick_fingerprint(found),
+               "min_tissue": min_tissue, "mpp": mpp, "quality_control": quality_control,
+               "region": region, "seed": seed, "source_mpp": source_mpp,
                "stain_normalisation": stain_normalisation, "tile_size": tile_size,
-               "input": sources.quick_fingerprint(found),
-               "groups": sha256_file(groups) if groups else None}
+               "tiles_per_slide": tiles_per_slide, "trust_groups": trust_groups}
     target = Output(output, "dataset.json", options, overwrite=overwrite)
     if target.is_complete():
         print(f"{output}: already complete")
         return
-    labels = sorted({source.label for source in found})
     say(f"tumor_seg: {len(found)} images of {len(labels)} classes ({', '.join(labels)}) in {root}; "
-        + ", ".join(f"{name} {value}" for name, value in options.items()))
-    group_of = sources.read_groups(groups, found) if groups else {s.name: s.name for s in found}
+        + ", ".join(f"{name} {value}" for name, value in options.items() if value is not None))
+    group_of, given = read_group_ids(found, groups or "auto", group_regex)
 
-    originals = survey(found, channel=channel, tile_size=tile_size, image_size=image_size,
-                       min_tissue=min_tissue)
-    plan = make_plan(originals, others, group_of, groups_given=groups is not None, seed=seed,
-                     image_size=image_size)
-    normalise = stain_normalisation == "macenko"
-    colour = [o for o in plan.originals if o.light is not None and normalise]
-    unmeasured = sum(o.stains is None or plan.reference is None for o in colour)
-    notes = [f"dropped {entry['count']}: {entry['reason']}" for entry in plan.dropped]
-    if unmeasured:
-        notes.append(f"the stains of {unmeasured} of {len(colour)} images cannot be told apart: "
-                     "they are white-balanced only")
-    for note in notes + [f"warning: {warning}" for warning in plan.warnings]:
-        say(f"tumor_seg: {note}")
+    originals = survey(found, recipe, workers)
+    dropped = qc_report.count_dropped(originals, others)
+    for entry in dropped:
+        say(f"tumor_seg: dropped {entry['count']}: {entry['reason']}")
+    plan = make_plan(originals, group_of, given, seed=seed, fold=fold, trust_groups=trust_groups,
+                     method=stain_normalisation, workers=workers)
     tiles = plan.count_tiles()
-    counts = (f"{sum(tiles.values())} tiles of {image_size} px "
+    counts = (f"{sum(tiles.values())} tiles of {recipe.cut.image_size} px "
               f"({', '.join(f'{split} {tiles[split]}' for split in SPLITS)}), "
-              f"{len(plan.split_of)} groups, {sum(each['count'] for each in plan.dropped)} dropped")
+              f"{len(plan.split_of)} groups, {sum(each['count'] for each in dropped)} dropped")
     if dry_run:
+        report = confounding.report(plan.specimens(), plan.split_of, plan.groups_given)
+        for warning in warn(plan, report, recipe):
+            say(f"tumor_seg: warning: {warning}")
         done = 0 if overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
         print(f"{output}: would write {counts}; {done} done, {sum(tiles.values()) - done} pending")
         return
 
-    from lungkit.dataset import DatasetWriter
+    from lungkit.dataset import DatasetWriter, item_name
 
-    with DatasetWriter(target, stage="tumor_seg", classes=labels, image_size=image_size) as writer:
+    with DatasetWriter(target, stage="tumor_seg", classes=labels,
+                       image_size=recipe.cut.image_size) as writer:
         progress = Progress("writing tiles", sum(tiles.values()), done=len(writer.records),
                             jsonl_path=writer.work_dir / "progress.jsonl")
-        first = 0  # numbers follow class and name, never the split
+        jobs = pending_jobs(writer, plan)
+        with mapper(workers, len(jobs)) as mapped:
+            made = mapped(partial(render, recipe=recipe, reference=plan.reference), jobs)
+            for job, rendered in zip(jobs, made):
+                source = job.original.source
+                for number, image, masks in rendered:
+                    tile = job.tiles[number]
+                    writer.add(plan.split(job.original), source.label, number, image, masks=masks,
+                               source=source.name, group=plan.group_of[source.name], seed=seed,
+                               tissue_fraction=f"{tile.measured.tissue:.4f}")
+                progress.update(len(writer.records))
+                cli.check_stop()
+        first, number = {}, 0
         for original in plan.originals:
-            write_tiles(writer, plan, original, first, normalise=normalise, seed=seed,
-                        channel=channel, tile_size=tile_size)
-            first += len(original.kept)
-            progress.update(len(writer.records))
-            cli.check_stop()
-        shown = plan.reference if colour else None
-        writer.publish(
-            parents=[], seed=seed, warnings=plan.warnings, dropped=plan.dropped,
-            groups=plan.count_groups(),
-            stain={"method": stain_normalisation, "images": len(colour),
-                   "not_estimated": unmeasured,
-                   "reference_matrix": shown.matrix.round(4).tolist() if shown else None,
-                   "reference_strength": shown.strength.round(4).tolist() if shown else None})
+            first[original.source.name] = writer.work_dir / item_name(
+                plan.split(original), original.source.label, number)
+            number += len(original.kept)
+        after = dict(zip(first, map(statistics_of_file, first.values())))
+        report = confounding.report(plan.specimens(after), plan.split_of, plan.groups_given)
+        warnings = warn(plan, report, recipe)
+        write_text(writer.work_dir / "qc.csv", qc_report.table(originals))
+        write_bytes(writer.work_dir / "qc.png",
+                    qc_report.sheet(originals, partial(look_at, recipe=recipe)))
+        writer.publish(parents=[], seed=seed, warnings=warnings, dropped=dropped,
+                       groups=plan.count_groups(), confounding=report,
+                       stain=describe_stain(plan, recipe), **describe_scale(plan, recipe))
+    for line in (confounding.describe(report).splitlines()
+                 + [f"warning: {w}" for w in warnings if w not in confounding.warnings(report)]):
+        say(f"tumor_seg: {line}")
     print(f"{output}: {counts}")
+
+
+def describe_stain(plan: Plan, recipe: Recipe) -> dict:
+    """For the manifest: the reference, and how many images fall short of it, and why."""
+    colour = [o for o in plan.originals if o.light is not None]
+    if recipe.stain_normalisation == "none" or not colour:
+        return {"method": recipe.stain_normalisation, "images": 0, "short": {}, "reference": None}
+    short = Counter(filter(None, (stain.shortfall(o.stains, plan.reference) for o in colour)))
+    for why, count in sorted(short.items()):
+        say(f"tumor_seg: {count} of {len(colour)} images: {why}")
+    return {"method": recipe.stain_normalisation, "images": len(colour),
+            "short": dict(sorted(short.items())), "reference": stain.describe(plan.reference)}
+
+
+def describe_scale(plan: Plan, recipe: Recipe) -> dict:
+    """For the manifest: what the images are, and how much tissue a tile covers, where known."""
+    fields = sorted(fields_um(plan.originals))
+    known = len(fields) == sum(len(o.kept) for o in plan.originals)
+    kinds = {"he" if o.light is not None else None if o.bright else "fluorescence"
+             for o in plan.originals}
+    return {"field_um": round(fields[len(fields) // 2], 3) if known else None,
+            "modality": kinds.pop() if len(kinds) == 1 else None}
+
+
+def channel(text: str) -> int | str:
+    """Option type: a channel's number, counted from 0, or its name."""
+    if text.lstrip("-").isdigit():
+        return cli.non_negative_int(text)
+    if not text.strip():
+        raise ValueError
+    return text
 
 
 def build_parser():
@@ -327,19 +535,48 @@ def build_parser():
                        help="folder of the class folders")
     group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
                        help="dataset to make")
-    group.add_argument("--groups", type=Path, metavar="CSV",
-                       help="file_name,label,group of every image (default: a file is a group)")
-    group = parser.add_argument_group("Hyperparameters")
-    group.add_argument("--channel", type=cli.non_negative_int, metavar="N",
-                       help="channel or page of a multi-channel image, counted from 0")
+    group = parser.add_argument_group("Groups and splits")
+    group.add_argument("--groups", metavar="CSV",
+                       help="file_name,label,group of every image; auto: copies are found, and "
+                            "else a file is a group (default: auto)")
+    group.add_argument("--group-regex", metavar="REGEX",
+                       help="what it finds in a file's path, or its capture group, is the group: "
+                            "'TCGA-..-....' is a patient")
+    group.add_argument("--trust-groups", action="store_true",
+                       help="do not join groups that hold rotated, flipped, rescaled or "
+                            "re-compressed copies of one image; identical files always are")
+    group.add_argument("--fold", type=fold, metavar="k/K",
+                       help="cross-validation: test on fold k of K, validate on the next "
+                            "(default: one split, 60/20/20)")
+    group = parser.add_argument_group("Tiles")
+    group.add_argument("--channel", type=channel, metavar="N|NAME",
+                       help="channel or page of a multi-channel image, counted from 0, or its name")
     group.add_argument("--image-size", type=cli.positive_int, metavar="PX",
                        help="side of a tile written (default: demo 64, full 256)")
-    group.add_argument("--stain-normalisation", choices=("macenko", "none"), default="macenko",
-                       help="of colour images; none leaves their pixels as they are")
-    group.add_argument("--min-tissue", type=cli.fraction, default=MIN_TISSUE, metavar="FRACTION",
-                       help="share of a tile that must be tissue")
+    group.add_argument("--mpp", type=cli.positive_float, metavar="UM",
+                       help="micrometres per pixel of the tiles written (default: slides: "
+                            f"{FIELD_UM:g} um a tile; other images: as large a tile as fits)")
+    group.add_argument("--source-mpp", type=cli.positive_float, metavar="UM",
+                       help="micrometres per pixel of originals that do not say theirs")
     group.add_argument("--tile-size", type=cli.positive_int, metavar="PX",
                        help="side of a tile in the original image (default: its shorter side)")
+    group.add_argument("--tiles-per-slide", type=cli.positive_int, metavar="N",
+                       help="at most so many tiles of a whole slide, drawn by the seed (default: "
+                            "all)")
+    group.add_argument("--region", choices=("tumour", "tissue", "all"), default="tissue",
+                       help="tiles taken: mostly tumour by the tumour map; with enough tissue; all "
+                            "that pass the quality control")
+    group.add_argument("--benign", nargs="+", metavar="CLASS",
+                       help="classes without tumour: --region tumour takes their tissue")
+    group.add_argument("--min-tissue", type=cli.fraction, default=quality.Limits().min_tissue,
+                       metavar="FRACTION", help="share of a tile that must be tissue")
+    group.add_argument("--no-quality-control", action="store_false", dest="quality_control",
+                       help="keep tiles that are blurred, written on, over-exposed or blank")
+    group.add_argument("--stain-normalisation", choices=tuple(stain.METHODS), default="macenko",
+                       help="of colour images; none leaves their pixels as they are")
+    group = parser.add_argument_group("Performance")
+    group.add_argument("--workers", type=cli.positive_int, default=1, metavar="N",
+                       help="processes; the result does not depend on it")
     cli.add_common(parser, presets=PRESETS, device=False)
     return parser
 

@@ -34,6 +34,19 @@ def grid(rows: list[np.ndarray], *, scale: int = 1, gap_px: int = 4) -> np.ndarr
     return sheet
 
 
+def labelled_grid(rows: dict[str, list[np.ndarray]], *, margin_px: int = 230) -> np.ndarray:
+    """`grid` of rows of uint8 [S, S, 3] images with the rows' names in the margin to the left."""
+    import cv2
+
+    sheet = grid([np.stack(images) for images in rows.values()])
+    margin = np.full((len(sheet), margin_px, 3), 255, np.uint8)
+    height = len(sheet) / len(rows)
+    for number, name in enumerate(rows):
+        at = (8, round((number + 0.5) * height))
+        cv2.putText(margin, name, at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([margin, sheet], axis=1)
+
+
 def write_contact_sheet(dataset: Dataset, path: Path, *, split: str = "train",
                         columns: int = 12) -> None:
     """Write evenly spaced images of `split`, one row per class in label order, as a PNG."""

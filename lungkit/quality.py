@@ -40,7 +40,7 @@ class Quality:
     """What measure() finds; shares are 0..1."""
 
     tissue: float           # share of the tile
-    contrast: float         # standard deviation of the tissue's optical density, or of grey / 255
+    contrast: float         # deviation of the tissue's optical density, or of a tile's grey / 255
     structure: float        # share of grey variance that outlives averaging 4 x 4 px; else NaN
     sharpness: float        # detail of 1 to 2 px over detail of 2 to 4 px; NaN without tissue
     pen: float              # share of the tile under blue, green, red or black ink
@@ -105,10 +105,12 @@ def measure(tile, mask, *, scale: float | None = None) -> Quality:
         top = float(np.percentile(brightest[::3, ::3], 99)) / 255  # every ninth is enough
     white, dark = (cv2.countNonZero(cv2.inRange(brightest, *ends) & inside)
                    for ends in ((255, 255), (0, CLIPPED_BLACK - 1)))
+    # even cells on an even ground are no blank: in grey the ground counts as well
+    near = inside if tile.ndim == 3 else None
     if tile.ndim == 2:
         dark = 0  # where its contrast was stretched, the darkest is black by making
     return Quality(tissue=count / inside.size,
-                   contrast=float(cv2.meanStdDev(amount, mask=inside)[1][0, 0]),
+                   contrast=float(cv2.meanStdDev(amount, mask=near)[1][0, 0]),
                    structure=_structure(tile) if tile.ndim == 2 else float("nan"),
                    sharpness=_sharpness(grey, inside) if count >= MIN_PIXELS else float("nan"),
                    pen=pen, brightest=top,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lungkit.cli import BadOptions, Fault
 from lungkit.images import SUFFIXES
+from lungkit.slides import SLIDE_SUFFIXES
 from lungkit.splits import SPLITS
 
 
@@ -50,7 +51,7 @@ def _folders(path: Path) -> list[str]:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES + SLIDE_SUFFIXES) and not name.startswith(".")
 
 
 def find_sources(root: Path) -> tuple[list[Source], list[str]]:
@@ -77,7 +78,7 @@ def find_sources(root: Path) -> tuple[list[Source], list[str]]:
         others += [name for name in names if not _is_image(Path(name).name)]
         sources += [Source(path, name, label) for path, name in images]
         if not images and not faults:
-            faults.append(f"class folder {label!r} holds no PNG, JPEG or TIFF image")
+            faults.append(f"class folder {label!r} holds no PNG, JPEG, TIFF or slide")
     broken = [s.name for s in sources if any(c in s.name for c in "\n\r\0")]
     if broken:
         faults.append(f"names hold a line break: {shown(broken)}: rename them")
@@ -98,7 +99,8 @@ def _walk(top: Path, faults: list[str]) -> list[Path]:
         faults.append(f"{error.filename!r} cannot be read ({error.strerror})")
 
     for folder, inner, names in os.walk(top, onerror=unreadable, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        parts = {name[:-5] for name in names if name.lower().endswith(".mrxs")}  # of those slides
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and name not in parts)
         real = os.path.realpath(folder)
         if real in seen:
             inner[:] = []
