@@ -32,6 +32,7 @@ MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test")
 MASKS = "_masks"  # kinds of masks of a record; not a column of metadata.csv
 GREY, RGB = 0, 2  # a PNG's colour types
+PNG_LEVEL = 1     # of 9: at 224 px 4 ms instead of 10 for level 6, and 4 % larger
 COLUMNS = ("file_name", "label", "split", "group", "source", "prompt", "seed", "sha256")
 
 
@@ -65,7 +66,7 @@ def encode_png(image: np.ndarray) -> bytes:
     import cv2
 
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    done, buffer = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    done, buffer = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
     assert done, "PNG encoding failed"
     return buffer.tobytes()
 
