@@ -1,4 +1,4 @@
-"""The real dataset can be trusted: no leak, folds, quality, regions, scale, any number of workers."""
+"""The real dataset can be trusted: no leak, folds, quality, regions, scale, any worker count."""
 
 from __future__ import annotations
 
@@ -171,7 +171,8 @@ def test_region_tumour_takes_tiles_by_the_map_and_spares_benign_classes(sample_d
     dataset = open_dataset(tmp_path / "real")
     taken = {row.source for row in dataset.rows}
     with open(tmp_path / "real" / "qc.csv", newline="") as file:
-        dropped = [row for row in csv.DictReader(file) if row["reason"].endswith("of its tissue is tumour")]
+        dropped = [row for row in csv.DictReader(file)
+                   if row["reason"].endswith("of its tissue is tumour")]
     assert {row["label"] for row in dropped} <= {"lung_aca", "lung_scc"}
     assert sum(name.startswith("lung_n/") for name in taken) == 12
 
