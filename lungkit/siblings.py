@@ -37,25 +37,27 @@ LEAST_SPREAD = 8.0      # grey levels: flatter images are not stretched up to sh
 ROOT_STEP = 0.35 / 15   # of a square root of a normalised descriptor's bin, 4 bits of it kept
 
 DIMENSIONS = 24         # ours: principal ones kept for the index, also the most bits of a key
-LIST_BITS = 1           # ours: keys are this many bits shorter than there are features
-TABLES = 3              # ours: with PROBES, by recall on half of LC25000
-PROBES = 3              # ours: least sure bits turned, one at a time
+LIST_BITS = 3           # ours: keys are as many bits shorter than the number of features
+TABLES = 4              # ours: with LIST_BITS and PROBES, on half of LC25000: true pairs proposed
+PROBES = 4              # ours: least sure bits turned, one at a time; 3, 1, 3 lose 2 % more
 LONGEST_LIST = 500      # ours: a key more features share says nothing
 CODE_BITS = 64
 MOST_BITS_APART = 16    # ours: of the 64; unrelated features differ by about 32
 ANGLE_BINS = 16         # ours: 22.5 degrees each; two neighbouring bins are counted together
 LEAST_VOTES = 3         # ours
-CANDIDATES = 12         # ours: copies of one original are a group well before all pairs are found
+CANDIDATES = 16         # ours: copies of one original are a group well before all pairs are found
 BLOCK_FEATURES = 20_000  # ours: asked for at once; bounds memory
 
 LIKENESS = 0.80         # ours: cosine of two descriptors that match
 NEAR_PX = 15.0          # at WORK_PX: a match agrees with another's similarity; stretch needs room
+NEAR_GROWTH = 0.7       # the same of their logarithms of scale: a factor 2
+NEAR_COSINE = 0.8       # and of their angles: 37 degrees
 TOLERANCES_PX = (10.0, 6.0, 4.0, 4.0)  # the same, of affine maps refined in turn
 STRETCH = (0.31, 3.2)   # least and most of an affine map along any axis
 ANISOTROPY = 2.0        # most: 4:3 originals made square are 1.33
 LEAST_INLIERS = 8       # ours: the most of 2,000 unrelated pairs of one class was 7
-LEAST_AGREEMENT = 0.7   # ours: correlation; true pairs are above 0.9, unrelated ones below 0.45
-LEAST_OVERLAP = 0.1     # ours: share of a thumbnail
+LEAST_AGREEMENT = 0.8   # ours: correlation; true pairs are above 0.9, unrelated ones below 0.45
+LEAST_OVERLAP = 0.4     # ours: copies of one tile of LC25000 share 0.65, neighbouring fields 0.1-0.3
 
 # OpenCV's descriptor is [row 4][column 4][direction 8] in the frame of its main direction: in a
 # mirrored image rows are reversed and directions negated
@@ -108,8 +110,8 @@ def unpack(codes: np.ndarray) -> np.ndarray:
 
 # ------------------------------------------------------------------ candidates
 
-def propose(signatures: list[Signature]) -> Iterator[tuple[int, int, bool]]:
-    """Yield pairs (i, j, mirrored), i < j, that share most features, each once."""
+def propose(signatures: list[Signature]) -> Iterator[tuple[int, int]]:
+    """Yield pairs i < j that share most features, each once."""
     owner = np.repeat(np.arange(len(signatures)), [len(s.codes) for s in signatures])
     if len(owner) < 2:
         return
@@ -154,10 +156,10 @@ def propose(signatures: list[Signature]) -> Iterator[tuple[int, int, bool]]:
                     found.append((pair * 2 + mirrored) * ANGLE_BINS + bins)
         best = _most_votes(np.concatenate(found), stop - start, len(signatures))
         for i, picked in enumerate(best, start):
-            chosen.append({j for j, _ in picked})
-            for j, mirrored in picked:
+            chosen.append(set(picked))
+            for j in picked:
                 if j > i or i not in chosen[j]:
-                    yield min(i, j), max(i, j), mirrored
+                    yield min(i, j), max(i, j)
 
 
 def _principal_axes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -173,10 +175,9 @@ def _principal_axes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     total += total[MIRROR]
     product += product[np.ix_(MIRROR, MIRROR)]
     mean = total / (2 * len(codes))
-    _, vectors = np.linalg.eigh(product / (2 * len(codes)) - np.outer(mean, mean))
-    values = _[-DIMENSIONS:]
-    return mean.astype(np.float32), (vectors[:, -DIMENSIONS:] / np.sqrt(
-        np.maximum(values, 1e-3))).astype(np.float32)
+    values, vectors = np.linalg.eigh(product / (2 * len(codes)) - np.outer(mean, mean))
+    axes = vectors / np.sqrt(np.maximum(values, 1e-3))  # of equal variance: bits of equal worth
+    return mean.astype(np.float32), axes[:, -DIMENSIONS:].astype(np.float32)
 
 
 def _signs(values: np.ndarray) -> np.ndarray:
@@ -200,22 +201,22 @@ def _look_up(values: np.ndarray, keys: np.ndarray, order: np.ndarray) -> Iterato
 
 
 def _most_votes(votes: np.ndarray, num_queries: int, num_images: int) -> list[list]:
-    """The CANDIDATES images of most votes for each query, as (image, mirrored)."""
+    """The CANDIDATES images of most votes for each query: in the same hand, near one angle."""
+    best: list[list[int]] = [[] for _ in range(num_queries)]
+    if not len(votes):
+        return best
     vote, count = np.unique(votes, return_counts=True)
-    turn = vote // ANGLE_BINS
-    beside = np.searchsorted(vote, turn * ANGLE_BINS + (vote + 1) % ANGLE_BINS)
-    beside[beside == len(vote)] = 0
-    same = vote[beside] == turn * ANGLE_BINS + (vote + 1) % ANGLE_BINS if len(vote) else []
-    count = count + np.where(same, count[beside], 0) if len(vote) else count
-    best: list[list] = [[] for _ in range(num_queries)]
-    seen = set()
-    enough = np.flatnonzero(count >= LEAST_VOTES)
-    query = turn // 2 // num_images
-    for k in enough[np.lexsort((vote[enough], -count[enough], query[enough]))].tolist():
-        pair, row = int(turn[k]) // 2, int(query[k])
-        if len(best[row]) < CANDIDATES and pair not in seen:
-            seen.add(pair)
-            best[row].append((pair % num_images, bool(turn[k] % 2)))
+    beside = vote // ANGLE_BINS * ANGLE_BINS + (vote + 1) % ANGLE_BINS
+    place = np.minimum(np.searchsorted(vote, beside), len(vote) - 1)
+    count = count + np.where(vote[place] == beside, count[place], 0)
+    pair = vote // (2 * ANGLE_BINS)
+    first = np.flatnonzero(np.r_[True, np.diff(pair) > 0])
+    pair, count = pair[first], np.maximum.reduceat(count, first)
+    pair, count = pair[count >= LEAST_VOTES], count[count >= LEAST_VOTES]
+    for i in np.lexsort((pair, -count)).tolist():
+        row = best[pair[i] // num_images]
+        if len(row) < CANDIDATES:
+            row.append(int(pair[i] % num_images))
     return best
 
 
@@ -227,7 +228,7 @@ class Registration:
 
     inliers: int       # features that agree, in different places
     agreement: float   # correlation of the thumbnails where they overlap, -1 to 1
-    overlap: float     # share of the second image's area that the first covers
+    overlap: float     # share of the image that shows less tissue which the other shows too
 
     @property
     def are_copies(self) -> bool:
@@ -238,19 +239,20 @@ class Registration:
 UNRELATED = Registration(0, 0.0, 0.0)
 
 
-def register(one: Signature, other: Signature, mirrored: bool) -> Registration:
-    """Map one image onto another and measure how well they agree."""
+def register(one: Signature, other: Signature) -> Registration:
+    """Map one image, or its mirror image, onto another and measure how well they agree."""
     if min(len(one.codes), len(other.codes)) < LEAST_INLIERS:
         return UNRELATED
-    a, b = unpack(one.codes), unpack(other.codes)
-    a = a[:, MIRROR] if mirrored else a
-    likeness = a @ b.T
-    likeness /= np.maximum(np.linalg.norm(a, axis=1), 1e-6)[:, None]
-    likeness /= np.maximum(np.linalg.norm(b, axis=1), 1e-6)
-    best = likeness.argmax(1)
-    rows = np.flatnonzero(likeness.max(1) > LIKENESS)
-    places = one.places[rows].astype(np.float64), other.places[best[rows]].astype(np.float64)
-    inliers, affine = _fit(*places, mirrored)
+    a, b = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-6)
+            for part in (unpack(one.codes), unpack(other.codes)))
+    places = one.places.astype(np.float64), other.places.astype(np.float64)
+    fits = []
+    for mirrored in (False, True):
+        likeness = (a[:, MIRROR] if mirrored else a) @ b.T
+        best, row = likeness.argmax(1), np.arange(len(a))
+        rows = np.flatnonzero((likeness.argmax(0)[best] == row) & (likeness[row, best] > LIKENESS))
+        fits.append(_fit(places[0][rows], places[1][best[rows]], mirrored))
+    inliers, affine = max(fits, key=lambda fit: fit[0])
     if inliers < LEAST_INLIERS:
         return Registration(inliers, 0.0, 0.0)
     return Registration(inliers, *_compare(one, other, affine))
@@ -264,10 +266,11 @@ def _fit(p: np.ndarray, q: np.ndarray, mirrored: bool) -> tuple[int, np.ndarray 
     start, end = p[:, 0] + sign * 1j * p[:, 1], q[:, 0] + 1j * q[:, 1]
     turn = np.radians(q[:, 3] - sign * p[:, 3])
     spin = q[:, 2] / p[:, 2] * np.exp(1j * turn)  # the similarity that each match proposes
-    error = np.abs(spin[:, None] * (start - start[:, None]) + end[:, None] - end)
-    ratio = np.log(spin)
-    ratio = ratio - ratio[:, None]
-    near = ((error < NEAR_PX) & (np.abs(ratio.real) < 0.7) & (np.cos(ratio.imag) > 0.8))
+    error = np.multiply.outer(spin, start) - end + (end - spin * start)[:, None]
+    growth, unit = np.log(q[:, 2] / p[:, 2]), spin / np.abs(spin)
+    near = ((error.real ** 2 + error.imag ** 2 < NEAR_PX ** 2)
+            & (np.abs(growth - growth[:, None]) < NEAR_GROWTH)
+            & (np.multiply.outer(unit, unit.conj()).real > NEAR_COSINE))
     support = near.sum(1)
     inside = near[support.argmax()]
     source, target = np.c_[p[:, :2], np.ones(len(p))], q[:, :2]
@@ -289,8 +292,7 @@ def _fit(p: np.ndarray, q: np.ndarray, mirrored: bool) -> tuple[int, np.ndarray 
 
 
 def _compare(one: Signature, other: Signature, affine: np.ndarray) -> tuple[float, float]:
-    """Correlation of thumbnails where one, mapped by affine [2, 3], overlaps the other; the share.
-    """
+    """Agreement and overlap of one, mapped by affine [2, 3], with the other."""
     import cv2
 
     step_one, step_other = np.array(one.size) / THUMB_PX, np.array(other.size) / THUMB_PX
@@ -300,12 +302,14 @@ def _compare(one: Signature, other: Signature, affine: np.ndarray) -> tuple[floa
     warp[:, 2] = (origin + 0.5) / step_other - 0.5
     shape = (THUMB_PX, THUMB_PX)
     mask = cv2.warpAffine(np.full(shape, 255, np.uint8), warp, shape) == 255
-    if mask.mean() < LEAST_OVERLAP:
-        return 0.0, float(mask.mean())
+    share = float(mask.mean())
+    overlap = min(1.0, share / min(1.0, abs(np.linalg.det(warp[:, :2]))))
+    if overlap < LEAST_OVERLAP:
+        return 0.0, overlap
     a = cv2.warpAffine(one.thumb, warp, shape)[mask].astype(np.float64)
     b = other.thumb[mask].astype(np.float64)
     a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-6)), float(mask.mean())
+    return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-6)), overlap
 
 
 def _register(item: tuple) -> Registration:
@@ -325,9 +329,9 @@ def find_pairs(signatures: list[Signature], workers: int = 1,
     proposed = []
 
     def items() -> Iterable[tuple]:
-        for i, j, mirrored in propose(ordered):
+        for i, j in propose(ordered):
             proposed.append((content[i], content[j]))
-            yield ordered[i], ordered[j], mirrored
+            yield ordered[i], ordered[j]
 
     with mapper(workers, len(signatures), chunk=64) as mapped:
         results = list(mapped(_register, items()))
