@@ -274,5 +274,5 @@ def known_mpp(slide: Slide) -> float:
     """um a pixel of level 0. Raises Unreadable where neither file nor caller said."""
     if not slide.mpp:
         raise Unreadable("does not say how large its pixels are: give micrometres a pixel with "
-                         "--slide-mpp")
+                         "--source-mpp")
     return slide.mpp

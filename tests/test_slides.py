@@ -364,7 +364,7 @@ def test_resolution_is_needed_and_never_guessed(tmp_path, picture):
     for name in ("a.svs", "b.tif"):
         with open_slide(tmp_path / name) as slide:
             assert slide.mpp is None
-            with pytest.raises(Unreadable, match="how large its pixels are.*--slide-mpp"):
+            with pytest.raises(Unreadable, match="how large its pixels are.*--source-mpp"):
                 tile_grid(slide, mpp=1, tile_px=64)
         with open_slide(tmp_path / name, mpp=0.25) as slide:
             assert known_mpp(slide) == 0.25
