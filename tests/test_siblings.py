@@ -1,0 +1,170 @@
+"""Near-duplicates are found whatever was done to them, and unrelated images are left apart."""
+
+import csv
+import os
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from lungkit import siblings
+from lungkit.phantom import draw_fluorescence, draw_tile
+from lungkit.siblings import describe, find_pairs, link
+
+LABELS = ("lung_aca", "lung_n", "lung_scc")
+
+
+def turned(image, degrees, border=cv2.BORDER_REFLECT_101, scale=1.0):
+    side = image.shape[0]
+    matrix = cv2.getRotationMatrix2D(((side - 1) / 2,) * 2, degrees, scale)
+    return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_CUBIC, borderMode=border)
+
+
+def resized(image, width, height):
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def compressed(image, quality):
+    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
+
+
+def recoloured(image):
+    return np.uint8(np.clip(image * np.array([1.06, 0.94, 1.03]) - 8, 0, 255))
+
+
+CHANGES = {
+    "turned 25 degrees, reflected border": lambda image: turned(image, 25),
+    "turned back, black border": lambda image: turned(image, -20, cv2.BORDER_CONSTANT),
+    "a quarter turn": lambda image: np.rot90(image).copy(),
+    "flipped, compressed at 60": lambda image: compressed(image[:, ::-1].copy(), 60),
+    "upside down and turned": lambda image: turned(image[::-1].copy(), 12),
+    "enlarged 1.5 times, stretched 4:3": lambda image: resized(
+        turned(image, -8, scale=1.5)[28:196], 224, 224),
+    "cropped to a corner of 0.8": lambda image: image[:179, :179],
+    "at 0.6 of the size": lambda image: resized(image, 134, 134),
+    "at three times the size": lambda image: resized(image, 672, 672),
+    "recoloured and flipped": lambda image: recoloured(image[:, ::-1]),
+    "grey": lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY),
+}
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """Two patients; in both, tiles of the same stain and slide."""
+    return [draw_tile(label, patient=patient, index=index).image
+            for patient in (0, 1) for label in LABELS for index in range(3)]
+
+
+@pytest.fixture(scope="module")
+def copies(tiles):
+    """Three copies of each tile, each change on several tiles: (number of the tile, signature)."""
+    changes = list(CHANGES.values())
+    return [(i, describe(changes[(3 * i + k) % len(changes)](tile)))
+            for i, tile in enumerate(tiles) for k in range(3)]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_copy_is_found_after(name, tiles):
+    signatures = [describe(tile) for tile in (*tiles[:6], CHANGES[name](tiles[0]),
+                                              CHANGES[name](tiles[4]))]
+    assert link(signatures) == [0, 1, 2, 3, 4, 5, 0, 4]
+
+
+def test_groups_are_the_tiles_and_tiles_of_one_patient_stay_apart(tiles, copies):
+    signatures = [describe(tile) for tile in tiles] + [signature for _, signature in copies]
+    assert link(signatures) == [*range(len(tiles)), *(i for i, _ in copies)]
+
+
+def test_groups_do_not_depend_on_order_nor_on_processes(copies):
+    signatures = [signature for _, signature in copies]
+    groups = link(signatures)
+    order = np.random.default_rng(0).permutation(len(signatures)).tolist()
+    shuffled = link([signatures[i] for i in order], workers=2)
+    members = {frozenset(np.flatnonzero(np.array(groups) == g).tolist()) for g in groups}
+    assert members == {frozenset(order[i] for i in np.flatnonzero(np.array(shuffled) == g))
+                       for g in shuffled}
+    assert all(group <= i and groups[group] == group for i, group in enumerate(groups))
+    assert find_pairs(signatures) == find_pairs(signatures)
+
+
+def test_each_pair_is_registered_once_and_says_how_well(copies):
+    pairs = find_pairs([signature for _, signature in copies])
+    assert len({pair[:2] for pair in pairs}) == len(pairs) > len(copies) / 2
+    assert all(i < j and copies[i][0] == copies[j][0] for i, j, _ in pairs)
+    assert all(siblings.LEAST_AGREEMENT <= how.agreement <= 1 and how.overlap <= 1
+               for *_, how in pairs)
+
+
+def test_registration_knows_how_much_is_shared(tiles):
+    left, right = describe(tiles[0][:, :150]), describe(tiles[0][:, 74:])  # 76 of 150 columns
+    how = siblings.register(left, right)
+    assert how.inliers >= siblings.LEAST_INLIERS and how.agreement > 0.9
+    assert how.overlap == pytest.approx(76 / 150, abs=0.06)
+    assert siblings.register(describe(tiles[0]), left).overlap == pytest.approx(1, abs=0.06)
+
+
+def test_fields_that_share_a_strip_are_no_copies(tiles):
+    wide = np.hstack([tiles[0], tiles[2]])
+    assert link([describe(wide[:, :224]), describe(wide[:, 168:392])]) == [0, 1]
+
+
+def test_fluorescence_is_seen_too():
+    nuclei = [draw_fluorescence("lung_aca", patient=0, index=index)[0, 0] for index in range(3)]
+    nuclei = [np.uint8(np.clip(channel / np.percentile(channel, 99.9), 0, 1) * 255)
+              for channel in nuclei]
+    signatures = [describe(image) for image in (*nuclei, turned(nuclei[1][:, ::-1].copy(), 15))]
+    assert link(signatures) == [0, 1, 2, 1]
+
+
+def test_images_without_features_are_alone_whatever_their_shape(tiles):
+    rng = np.random.default_rng(0)
+    blank = [np.full((224, 224, 3), 255, np.uint8), np.zeros((224, 224), np.uint8),
+             np.full((224, 224, 3), 240, np.uint8), np.zeros((1, 1, 3), np.uint8),
+             np.zeros((2, 900, 3), np.uint8), np.full((3000, 10, 3), 7, np.uint8),
+             *rng.normal(240, 2, (3, 224, 224, 3)).clip(0, 255).astype(np.uint8)]
+    signatures = [describe(image) for image in (*blank, tiles[0], np.rot90(tiles[0]))]
+    alone = list(range(len(blank) + 1))
+    assert link(signatures) == [*alone, alone[-1]]
+    assert link([describe(blank[0])] * 3) == [0, 1, 2]  # equal files are joined by their hash
+    assert link([]) == [] and link(signatures[-1:]) == [0]
+
+
+def test_a_signature_is_small_and_of_the_pixels_alone(tiles):
+    signature = describe(tiles[0])
+    assert len(pickle.dumps(signature)) <= 10_000
+    again = pickle.loads(pickle.dumps(describe(tiles[0].copy())))
+    assert all(np.array_equal(one, other)
+               for one, other in zip(vars(signature).values(), vars(again).values()))
+    assert len(signature.codes) == siblings.NUM_FEATURES
+
+
+def test_mirrored_descriptors_are_the_mirror_images(tiles):
+    """The permutation against OpenCV's own descriptors of the mirrored image, at the same places.
+    """
+    grey = cv2.cvtColor(tiles[0], cv2.COLOR_RGB2GRAY)
+    sift = cv2.SIFT_create()
+    points, values = sift.detectAndCompute(grey, None)
+    mirrored = [cv2.KeyPoint(223 - p.pt[0], p.pt[1], p.size, (180 - p.angle) % 360, p.response,
+                             p.octave) for p in points]
+    kept, found = sift.compute(grey[:, ::-1].copy(), mirrored)
+    assert len(kept) == len(points)
+    expected = values[:, siblings.MIRROR]
+    cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(
+        expected, axis=1)
+    assert np.median(cosine) > 0.97
+
+
+@pytest.mark.skipif("LC25000" not in os.environ, reason="needs LC25000=<folder of groups.csv>")
+def test_copies_of_lc25000_are_found():
+    root = Path(os.environ["LC25000"])
+    with open(root / "groups.csv", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    wanted = sorted({row["group"] for row in rows})[::15]
+    rows = [row for row in rows if row["group"] in wanted]
+    images = [cv2.imread(str(root / "lung_image_sets" / row["file_name"])) for row in rows]
+    groups = link([describe(image[..., ::-1]) for image in images])
+    assert len(rows) == 5 * len(wanted) == 150
+    wrong = sum(rows[group]["group"] != row["group"] for row, group in zip(rows, groups))
+    assert wrong == 0 and len(set(groups)) <= len(wanted) + 1
