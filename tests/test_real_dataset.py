@@ -243,3 +243,37 @@ def test_mpp_cuts_tiles_of_one_field_whatever_the_resolution(sample_dir, tmp_pat
     assert dataset.manifest["field_um"] == pytest.approx(64, abs=1)
     assert len(dataset.rows) > 36  # 64 of 180 um: up to four tiles an image
     assert make(tree, tmp_path / "x", *options, "--tile-size", 40) == 2
+
+
+def test_whole_slides_become_tiles_of_one_field_and_stay_whole(tmp_path, capsys):
+    """SVS, OME-TIFF and plain pyramids side by side: a slide is a group, glass is left out."""
+    from test_slides import ISLANDS, MPP, write_ome, write_pyramid, write_svs
+
+    tree = tmp_path / "in"
+    writers = {"svs": write_svs, "ome.tif": write_ome, "tif": write_pyramid}
+    for number, label in enumerate(("lung_n", "lung_scc")):
+        for slide, (suffix, write) in enumerate(writers.items()):
+            picture = np.full((1536, 2048, 3), (243, 241, 244), np.uint8)
+            for index, (top, left) in enumerate(ISLANDS):
+                tile = phantom.draw_tile(label, patient=3 * number + slide, index=index, seed=21,
+                                         image_size=360)
+                picture[top:top + 360, left:left + 360] = tile.image
+            path = tree / label / f"{slide}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, picture)
+    assert make(tree, tmp_path / "real") == 0
+    dataset = open_dataset(tmp_path / "real")
+    assert dataset.manifest["field_um"] == pytest.approx(180, rel=0.02)
+    assert dataset.manifest["modality"] == "he"
+    by_slide = {row.source: {r.split for r in dataset.rows if r.source == row.source}
+                for row in dataset.rows}
+    assert len(by_slide) == 6 and all(len(splits) == 1 for splits in by_slide.values())
+    assert 12 <= len(dataset.rows) <= 6 * 16  # of 4 x 5 squares a slide, 16 at most touch tissue
+    assert max(dataset.image(row).mean() for row in dataset.rows) < 250  # glass: 255
+    assert make(tree, tmp_path / "few", "--tiles-per-slide", 1) == 0
+    assert len(open_dataset(tmp_path / "few").rows) == 6
+    assert make(tree, tmp_path / "fine", "--mpp", 4 * MPP) == 0
+    fine = open_dataset(tmp_path / "fine")
+    assert fine.manifest["field_um"] == pytest.approx(64) and len(fine.rows) > len(dataset.rows)
+    assert make(tree, tmp_path / "x", "--mpp", MPP / 4) == 1
+    assert "too coarse" in capsys.readouterr().err
