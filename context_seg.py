@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,16 +64,24 @@ NUM_CANDIDATES = 24   # ours: uniform candidates weighed for each nucleus of a s
 
 # ------------------------------------------------------------------ measured context
 
-def measure_layouts(data, path: Path) -> list[Layout]:
-    """Detect the nuclei of every training image, in the order of `select`; keep them in `path`."""
-    from lungkit.nuclei import detect_nuclei
+def measure_layouts(data, path: Path, nuclei_weights: Path | None = None) -> list[Layout]:
+    """Detect the nuclei of every training image, in the order of `select`; keep them in `path`.
 
+    nuclei_weights: of an InstanSeg model; None: the rules of lungkit/nuclei.py.
+    """
+    from lungkit.instanseg import load_detector
+    from lungkit.nuclei import FIELD_UM, METHODS
+
+    recorded = data.manifest.get("modality")
+    detect = partial(load_detector(nuclei_weights),
+                     modality=recorded if recorded in METHODS else "auto",
+                     field_um=data.manifest.get("field_um") or FIELD_UM)
     rows = data.select("train")
     if not path.exists():
         progress = Progress("nuclei of training images", len(rows))
         found = []
         for row in rows:
-            nuclei = detect_nuclei(data.image(row))
+            nuclei = detect(data.image(row))
             found.append(Layout(nuclei.centroids, nuclei.areas_px))
             progress.update(len(found))
         with atomic_path(path) as hidden:
@@ -172,7 +181,7 @@ def get_controlnet(base: BaseModel, controlnet: str | None):
 def train_models(model: Output, base: BaseModel, data, words: Prompts, *, controlnet: str | None,
                  adapter: str, rank: int, target: str, controlnet_steps: int, train_steps: int,
                  batch_size: int, learning_rate: float, controlnet_learning_rate: float,
-                 seed: int) -> None:
+                 nuclei_weights: Path | None, seed: int) -> None:
     """Measure layouts, train the ControlNet on all classes and an adapter on each; publish."""
     import torch
 
@@ -180,7 +189,7 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
     from lungkit.training import train
 
     with model.writing() as work_dir:
-        layouts = measure_layouts(data, work_dir / "layouts.npz")
+        layouts = measure_layouts(data, work_dir / "layouts.npz", nuclei_weights)
         levels = Levels(layouts, data.image_size)
         rows = data.select("train")
         maps = np.stack([structure_map(layout, data.image_size)
@@ -235,8 +244,8 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
 # ------------------------------------------------------------------ the stage
 
 def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
-        adapter: str, layouts: str, prompts: Path, preset: str, sampler: str, pool: int, seed: int,
-        device: str, overwrite: bool, dry_run: bool,
+        nuclei_weights: Path | None, adapter: str, layouts: str, prompts: Path, preset: str,
+        sampler: str, pool: int, seed: int, device: str, overwrite: bool, dry_run: bool,
         **options: object) -> None:
     """Check the prompts, train ControlNet and adapters, draw each class over layouts, publish."""
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
@@ -250,7 +259,8 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     manifest = read_manifest(real)
     trained = {**training, "adapter": adapter, "seed": seed, "prompts": words.fingerprint,
                "base_model": folder_fingerprint(folder), "real": manifest["fingerprint"],
-               "controlnet": folder_fingerprint(Path(controlnet)) if controlnet else None}
+               "controlnet": folder_fingerprint(Path(controlnet)) if controlnet else None,
+               "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights")}
     sampling = {"sampler": sampler, "pool": pool, "layouts": layouts,
                 **{key: options[key] for key in ("sampling_steps", "guidance_scale")}}
     target = Output(output, MANIFEST, {**trained, **sampling}, overwrite=overwrite)
@@ -277,7 +287,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     draws = stream("context_seg", seed)
     if not ready:
         train_models(weights, base, data, words, controlnet=controlnet, adapter=adapter, seed=seed,
-                     **training)
+                     nuclei_weights=nuclei_weights, **training)
     dataset = draw_dataset(target, weights.output_dir, base, data, words, items, mode=layouts,
                            sampler=sampler, steps=options["sampling_steps"], seed=draws,
                            guidance_scale=options["guidance_scale"])
@@ -336,6 +346,9 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--layouts", choices=("sampled", "training"), default="sampled",
                        help="where a generated image's nuclei lie: newly sampled from the class's "
                             "point statistics, or as in a training image")
+    group.add_argument("--nuclei-weights", type=Path, metavar="FILE",
+                       help="find nuclei by this InstanSeg model (TorchScript: loading it runs its "
+                            "code) and not by the rules of lungkit/nuclei.py")
     hyperparameters.add_argument("--controlnet-steps", type=cli.positive_int, metavar="INT",
                                  help="optimiser steps of the ControlNet, on all classes")
     hyperparameters.add_argument("--controlnet-learning-rate", type=cli.positive_float,

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,8 @@ from lungkit.dataset import (MANIFEST, SPLITS, Dataset, DatasetWriter, Row, deco
                              open_dataset, parent_of, read_manifest)
 from lungkit.files import Output
 from lungkit.nuclear_features import FeatureLog, measure_nuclei, nucleus_lines, summarise
-from lungkit.nuclei import FIELD_UM, METHODS, SOLIDITY, detect_nuclei, guess_modality
+from lungkit.nuclei import (FIELD_UM, METHODS, SOLIDITY, Nuclei, detect_nuclei,
+                            guess_modality)
 from lungkit.progress import Progress, say
 from lungkit.voronoi import borders, voronoi_labels
 from lungkit.workers import mapper
@@ -141,11 +142,11 @@ class Drawing:
     summary: dict[str, float]
 
 
-def draw(image: np.ndarray, *, render: str, modality: str, solidity: float,
-         field_um: float) -> Drawing:
+def draw(image: np.ndarray, *, render: str, modality: str, solidity: float, field_um: float,
+         detect: Callable[..., Nuclei] = detect_nuclei) -> Drawing:
     """Draw the diagram of a uint8 [S, S, 3] image, and measure its nuclei."""
     size = image.shape[0]
-    nuclei = detect_nuclei(image, modality=modality, solidity=solidity, field_um=field_um)
+    nuclei = detect(image, modality=modality, solidity=solidity, field_um=field_um)
     cells = voronoi_labels(nuclei.centroids, size)
     features = measure_nuclei(nuclei, cells, image if modality == "he" else None,
                               um_per_px=field_um / size)
@@ -204,14 +205,18 @@ def warn(nuclei: dict[str, dict]) -> list[str]:
 
 # ------------------------------------------------------------------ the stage
 
-def run(*, real: Path, output: Path, render: str, modality: str, solidity: float, field_um: float,
-        workers: int, preset: str, overwrite: bool, dry_run: bool) -> None:
+def run(*, real: Path, output: Path, render: str, modality: str, solidity: float,
+        field_um: float | None, nuclei_weights: Path | None, workers: int, preset: str,
+        overwrite: bool, dry_run: bool) -> None:
     real_dir, output_dir = Path(real).resolve(), Path(output).resolve()
     if real_dir == output_dir or real_dir in output_dir.parents or output_dir in real_dir.parents:
         raise cli.BadOptions(f"--output {output} and --real {real} lie in one another: "
                              "choose an --output outside the real dataset")
-    options = {"real": read_manifest(real_dir)["fingerprint"], "render": render,
-               "modality": modality, "solidity": solidity, "field_um": field_um, "recipe": RECIPE}
+    manifest = read_manifest(real_dir)
+    field_um = field_um or manifest.get("field_um") or FIELD_UM
+    options = {"real": manifest["fingerprint"], "render": render, "modality": modality,
+               "solidity": solidity, "field_um": field_um, "recipe": RECIPE,
+               "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights")}
     target = Output(output_dir, MANIFEST, options, overwrite=overwrite)
     if target.is_complete():
         print(f"{output_dir}: already complete")
@@ -237,6 +242,9 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         say(f"found {len(data.rows)} images, processing {len(pending)} ({how['modality']})")
         progress = Progress("voronoi", len(data.rows), done=done,
                             jsonl_path=writer.work_dir / "progress.jsonl")
+        if nuclei_weights:
+            from lungkit.instanseg import load_detector
+            how["detect"] = load_detector(nuclei_weights)
         with mapper(workers, len(pending)) as mapped:
             drawn = mapped(partial(draw_row, real_dir=real_dir, **how), pending)
             for row, (picture, mask, lines, summary) in zip(pending, drawn):
@@ -279,9 +287,13 @@ def build_parser() -> argparse.ArgumentParser:
                        help="auto: as the real dataset says, else as its training images look")
     group.add_argument("--solidity", type=cli.fraction, default=SOLIDITY, metavar="FRACTION",
                        help="least share of its convex hull that a nucleus fills")
-    group.add_argument("--field-um", type=cli.positive_float, default=FIELD_UM, metavar="UM",
-                       help="side of an image in micrometres, which sets the sizes searched for; "
-                            "the default is an LC25000 tile's, %(default)s")
+    group.add_argument("--field-um", type=cli.positive_float, metavar="UM",
+                       help="side of an image in micrometres, which sets the sizes searched for "
+                            f"(default: as the real dataset says, else {FIELD_UM:g}, an LC25000 "
+                            "tile's)")
+    group.add_argument("--nuclei-weights", type=Path, metavar="FILE",
+                       help="find nuclei by this InstanSeg model (TorchScript: loading it runs its "
+                            "code) and not by the rules of lungkit/nuclei.py")
     group = parser.add_argument_group("Workers")
     group.add_argument("--workers", type=cli.positive_int, default=1, metavar="N",
                        help="processes; the result does not depend on it")

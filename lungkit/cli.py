@@ -198,6 +198,17 @@ def directory(text: str) -> Path:
     return Path(text)
 
 
+def file_sha256(path: Path | None, option: str) -> str | None:
+    """SHA-256 of an option's file, which is what its value means; None of None. Raises Fault."""
+    from lungkit.files import sha256_file
+
+    if path is None:
+        return None
+    if not path.is_file():
+        raise Fault(f"{option} {path} is not a file")
+    return sha256_file(path)
+
+
 def _number(kind: Callable, text: str, wanted: str):
     try:
         return kind(text)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,12 @@ def load_detector(weights: Path | None = None, device: str = "auto") -> Callable
     return detect_nuclei if weights is None else InstanSeg(weights, device)
 
 
+@lru_cache(maxsize=1)
+def _load_once(weights: Path, device: str) -> InstanSeg:
+    """A worker is sent the detector with every chunk of images, and loads its model once."""
+    return InstanSeg(weights, device)
+
+
 class InstanSeg:
     """`detect_nuclei` by an InstanSeg model; pickles as its path, so that processes can share it."""
 
@@ -50,7 +57,7 @@ class InstanSeg:
         self._load()
 
     def __reduce__(self) -> tuple:
-        return InstanSeg, (self.weights, self.device_name)
+        return _load_once, (self.weights, self.device_name)
 
     def _load(self) -> None:
         import torch

@@ -12,7 +12,6 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from lungkit.cli import Fault
 
@@ -23,8 +22,6 @@ RESCUES = 200          # ours: random starts more where all of these left a cell
 VISITS = 20_000        # ours: groups placed in all restarts together: a second or two
 GOOD_ENOUGH = 1e-6     # ours: summed squared deviation of 0.1 % of a class; no restart mends that
 EMPTY_PENALTY = 100.0  # ours: beyond any sum of squared deviations, so an empty cell never wins
-FEW_GROUPS = 10        # ours: below it a test split holds one or two patients
-CONFOUNDED = 0.2       # ours: how far above guessing a file's format may predict its class
 
 
 # ------------------------------------------------------------------ groups
@@ -58,11 +55,6 @@ def identical(hashes: dict[str, str]) -> list[tuple[str, str]]:
     first: dict[str, str] = {}
     return [(first[hashes[name]], name) for name in sorted(hashes)
             if first.setdefault(hashes[name], name) != name]
-
-
-def merge_identical(groups: dict[str, str], hashes: dict[str, str]) -> tuple[dict[str, str], int]:
-    """Join groups that share a byte-identical image; return them and how many were joined."""
-    return merge_groups(groups, hashes=hashes)
 
 
 # ------------------------------------------------------------------ splits and folds
@@ -184,52 +176,3 @@ def _place(order: list[str], rows: dict[str, list], shares: tuple[float, ...], n
     cost = sum((share[part][label] - shares[part]) ** 2 + EMPTY_PENALTY * (not images[part][label])
                for part in parts for label in range(num_classes))
     return chosen, cost
-
-
-# ------------------------------------------------------------------ see lungkit.confounding
-
-@dataclass(frozen=True)
-class Specimen:
-    """What decides about one image's split, and what could give its class away."""
-
-    label: str
-    group: str
-    sha256: str
-    look: tuple  # width, height, file type, colour mode: nothing of the tissue
-
-
-def warn_of_confounding(specimens: list[Specimen], groups_given: bool) -> list[str]:
-    """What in the data could make an accuracy mean less than it seems, as sentences."""
-    warnings = []
-    if not groups_given:
-        warnings.append("No group ids were given, so each file is its own group: images of one "
-                        "patient, or augmented copies, may lie on both sides of a split and "
-                        "inflate every accuracy.")
-    totals = Counter(s.label for s in specimens)
-    for label, total in sorted(totals.items()):
-        sizes = Counter(s.group for s in specimens if s.label == label)
-        group, most = sizes.most_common(1)[0]
-        if most > total / 2:
-            warnings.append(f"{most} of {total} images of {label!r} come from one group "
-                            f"({group!r}): telling this class may mean telling this specimen.")
-        if len(sizes) < FEW_GROUPS:
-            warnings.append(f"{label!r} has {len(sizes)} groups only: its test split says little "
-                            "about the next patient.")
-    labels_of: dict[str, set] = {}
-    for s in specimens:
-        labels_of.setdefault(s.sha256, set()).add(s.label)
-    twice = sum(len(labels) > 1 for labels in labels_of.values())
-    if twice:
-        warnings.append(f"{twice} images lie, byte for byte, in more than one class folder: "
-                        "one of their labels is wrong.")
-    looks = Counter((s.look, s.label) for s in specimens)
-    right = 0  # leave one out: is the commonest class among the others of this look the right one?
-    for s in specimens:
-        others = {label: looks[s.look, label] - (label == s.label) for label in sorted(totals)}
-        right += others[s.label] > 0 and max(others, key=others.__getitem__) == s.label
-    told, guess = right / len(specimens), max(totals.values()) / len(specimens)
-    if told > guess + CONFOUNDED:
-        warnings.append("Width, height, file type and colour mode alone tell the class of "
-                        f"{told:.0%} of the images (guessing: {guess:.0%}): the classes were "
-                        "acquired differently, and a network may learn that instead of tissue.")
-    return warnings

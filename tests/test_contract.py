@@ -18,6 +18,7 @@ from lungkit.dataset import SPLITS, open_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ["tumor_seg", "voronoi_seg", "diffusion_seg", "prompt_seg", "context_seg", "cnn_classify",
+          "nuclei_classify",
           "wilcoxon_test"]
 
 
@@ -174,7 +175,7 @@ def test_help_is_quick_and_imports_nothing_heavy(stage):
     program = ("import sys, runpy; sys.argv = [sys.argv[1], '--help']\n"
                "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
                "except SystemExit as end: assert not end.code\n"
-               "heavy = {'torch', 'diffusers', 'scipy', 'pandas', 'cv2', 'skimage', 'matplotlib'}\n"
+               "heavy = {'torch', 'diffusers', 'scipy', 'pandas', 'cv2', 'skimage', 'matplotlib', 'sklearn'}\n"
                "print('HEAVY', sorted(heavy & set(sys.modules)))")
     user_sec = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     answer = subprocess.run([sys.executable, "-c", program, ROOT / f"{stage}.py"],
@@ -185,6 +186,7 @@ def test_help_is_quick_and_imports_nothing_heavy(stage):
 
 
 REQUIRED = {"tumor_seg": "--input x --output y", "cnn_classify": "--data x --real x --results y --repeats 2",
+            "nuclei_classify": "--features x --real x --results y",
             "wilcoxon_test": "x --output y"}
 
 

@@ -396,23 +396,6 @@ def test_warnings_name_what_could_mislead(tree):
     warnings = " ".join(open_dataset(tree.parent / "real").warnings)
     assert "No group ids were given" in warnings and "'a' has 6 groups only" in warnings
 
-    def make(label, group, i, look=(9, 9)):
-        return splits.Specimen(label, group, f"{label}{i}", look)
-
-    def warn(specimens):
-        return " ".join(splits.warn_of_confounding(specimens, groups_given=True))
-
-    calm = [make(label, f"g{i % 12}", i) for label in "ab" for i in range(24)]
-    assert warn(calm) == ""
-    one = [make("a", "tumour" if i < 13 else f"g{i}", i) for i in range(24)] + calm[24:]
-    assert "13 of 24 images of 'a' come from one group ('tumour')" in warn(one)
-    told = [make(s.label, s.group, i, (9, 9 - (s.label == "a"))) for i, s in enumerate(calm)]
-    assert "tell the class of 100% of the images" in warn(told)
-    unique = [make(s.label, s.group, i, (i, i)) for i, s in enumerate(calm)]
-    assert warn(unique) == ""
-    both = calm + [splits.Specimen("b", "g1", "a3", (9, 9))]
-    assert "1 images lie, byte for byte, in more than one class" in warn(both)
-
 
 # ------------------------------------------------------------------ running again
 
