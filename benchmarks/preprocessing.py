@@ -10,7 +10,8 @@ Prints  four parts, to standard output:
 
 1. Milliseconds an image of each of our steps, in one process.
 2. The same images through our steps (decode, background, tissue, stain, quality; and, after the
-   reference is known, decode, tissue, normalise, resize, save) and through a plain loop (PIL opens,
+   reference is known, decode, tissue, normalise, resize, save); through the same without tissue
+   mask and quality control, which is what the plain loop does ("same"); and through a plain loop (PIL opens,
    torchstain's Macenko fitted on one image normalises, PIL resizes and saves): one process and one
    thread each, in turn, so that a busy machine slows all. "plain" calls torchstain as its README
    does; "lean" switches off the separate images of the two stains, which nothing here needs. Theirs
@@ -104,8 +105,12 @@ class Clock:
         self.last = time.perf_counter()
 
 
-def run_ours(paths: list[Path], output: Path, image_size: int, clock: Clock) -> float:
-    """Both passes over the images, as the stage does; seconds."""
+def run_ours(paths: list[Path], output: Path, image_size: int, clock: Clock, *,
+             same_work: bool = False) -> float:
+    """Both passes over the images, as the stage does; seconds.
+
+    same_work: no more than the plain loop does, that is no tissue mask and no quality control.
+    """
     method, begin = stain.METHODS["macenko"], time.perf_counter()
     surveyed = []
     clock.start()
@@ -117,12 +122,13 @@ def run_ours(paths: list[Path], output: Path, image_size: int, clock: Clock) -> 
         clock("background light")
         white = stain.balance_white(image, light)
         clock("white balance, twice")
-        mask = stain.tissue_mask(white)
-        clock("tissue, twice")
-        own = method.estimate(white)
+        own, why = method.estimate(white), None
         clock("stain estimate")
-        why = reason(measure(white, mask))
-        clock("quality")
+        if not same_work:
+            mask = stain.tissue_mask(white)
+            clock("tissue, twice")
+            why = reason(measure(white, mask))
+            clock("quality")
         surveyed.append((light, own, why))
     reference = method.reference([own for _, own, _ in surveyed])
     clock.start()
@@ -133,12 +139,11 @@ def run_ours(paths: list[Path], output: Path, image_size: int, clock: Clock) -> 
         clock("decode, twice")
         white = stain.balance_white(image, light)
         clock("white balance, twice")
-        mask = stain.tissue_mask(white)
-        clock("tissue, twice")
-        tile = method.normalise(white, own, reference)
-        clock("normalise")
-        tile, _ = resized(tile, image_size), resized(np.uint8(mask), image_size)
-        clock("resize")
+        tile = resized(method.normalise(white, own, reference), image_size)
+        clock("normalise, resize")
+        if not same_work:
+            resized(np.uint8(stain.tissue_mask(white)), image_size)
+            clock("tissue, twice")
         (output / f"{number:06d}.png").write_bytes(encode_png(tile))
         clock("save")
     return time.perf_counter() - begin
@@ -146,11 +151,10 @@ def run_ours(paths: list[Path], output: Path, image_size: int, clock: Clock) -> 
 
 def shrink(image):
     """To the stage's working size, as it does before anything is measured."""
-    from tumor_seg import WORK_SIZE
+    from lungkit.originals import shrink
+    from tumor_seg import WORK_PX
 
-    if min(image.shape[:2]) <= WORK_SIZE:
-        return image
-    return cv2.resize(image, (WORK_SIZE, WORK_SIZE), interpolation=cv2.INTER_AREA)
+    return shrink(image, WORK_PX)
 
 
 def resized(image, image_size: int):
@@ -182,7 +186,7 @@ def compare(paths: list[Path], image_sizes: list[int], rounds: int, folder: Path
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    outputs = {name: folder / name for name in ("ours", "plain", "lean")}
+    outputs = {name: folder / name for name in ("ours", "same", "plain", "lean")}
     for output in outputs.values():
         output.mkdir()
     for image_size in image_sizes:
@@ -191,15 +195,18 @@ def compare(paths: list[Path], image_sizes: list[int], rounds: int, folder: Path
         seconds, clock = {name: [] for name in outputs}, Clock()
         for _ in range(rounds):
             seconds["ours"].append(run_ours(paths, outputs["ours"], image_size, clock))
+            seconds["same"].append(run_ours(paths, outputs["same"], image_size, Clock(),
+                                            same_work=True))
             seconds["plain"].append(run_plain(paths, outputs["plain"], image_size))
             seconds["lean"].append(run_plain(paths, outputs["lean"], image_size, stains=False))
         print(f"\n{len(paths)} images to {image_size} px, one thread, {rounds} rounds in turn; "
               "ms an image of the median round (fastest-slowest)")
-        ours = statistics.median(seconds["ours"])
+        ours, same = (statistics.median(seconds[name]) for name in ("ours", "same"))
         for name, values in seconds.items():
             each = [1000 * value / len(paths) for value in values]
             print(f"  {name:<6} {statistics.median(each):7.2f}  ({min(each):.2f}-{max(each):.2f})"
-                  f"   {statistics.median(values) / ours:5.2f} times ours")
+                  f"   {statistics.median(values) / ours:5.2f} times ours"
+                  f"   {statistics.median(values) / same:5.2f} times same")
         print("  ours: " + ", ".join(f"{step} {1000 * value / rounds / len(paths):.2f}"
                                      for step, value in clock.seconds.items()))
 
