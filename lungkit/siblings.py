@@ -18,7 +18,9 @@ signature of one image (its strongest corners with their SIFT descriptors, and a
 
 SIFT: Lowe 2004, IJCV 60:91; square roots of it: Arandjelovic & Zisserman 2012. Thresholds are
 ours, set on half of the source tiles of LC25000; benchmarks/sibling_groups.py measures the rest.
-An image with fewer than LEAST_INLIERS features (blank, out of focus) is never linked.
+An image with fewer than LEAST_INLIERS features (blank, out of focus) is never linked. Fields that
+overlap by less than LEAST_OVERLAP (neighbours on a slide) are no copies; where fields overlap by
+more they leak as copies do, and are linked.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ TOLERANCES_PX = (10.0, 6.0, 4.0, 4.0)  # the same, of affine maps refined in tur
 STRETCH = (0.31, 3.2)   # least and most of an affine map along any axis
 ANISOTROPY = 2.0        # most: 4:3 originals made square are 1.33
 LEAST_INLIERS = 8       # ours: the most of 2,000 unrelated pairs of one class was 7
-LEAST_AGREEMENT = 0.8   # ours: correlation; true pairs are above 0.9, unrelated ones below 0.45
+LEAST_AGREEMENT = 0.7   # ours: copies are above 0.85 (0.6 where both have black corners), others below 0.45
+BLOCKS = 4              # ours: a side; of 56 px in an image of 224
+FLAT = 4.0              # ours: grey levels; blocks of less contrast (background) say nothing
 LEAST_OVERLAP = 0.4     # ours: copies of one tile of LC25000 share 0.65, neighbouring fields 0.1-0.3
 
 # OpenCV's descriptor is [row 4][column 4][direction 8] in the frame of its main direction: in a
@@ -227,7 +231,8 @@ class Registration:
     """How well one image maps onto another."""
 
     inliers: int       # features that agree, in different places
-    agreement: float   # correlation of the thumbnails where they overlap, -1 to 1
+    agreement: float   # correlation of the thumbnails where they overlap: -1 to 1, the least of
+    #                    the whole's and the median block's, which a mark on both does not raise
     overlap: float     # share of the image that shows less tissue which the other shows too
 
     @property
@@ -302,14 +307,28 @@ def _compare(one: Signature, other: Signature, affine: np.ndarray) -> tuple[floa
     warp[:, 2] = (origin + 0.5) / step_other - 0.5
     shape = (THUMB_PX, THUMB_PX)
     mask = cv2.warpAffine(np.full(shape, 255, np.uint8), warp, shape) == 255
-    share = float(mask.mean())
-    overlap = min(1.0, share / min(1.0, abs(np.linalg.det(warp[:, :2]))))
-    if overlap < LEAST_OVERLAP:
-        return 0.0, overlap
-    a = cv2.warpAffine(one.thumb, warp, shape)[mask].astype(np.float64)
-    b = other.thumb[mask].astype(np.float64)
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-6)), overlap
+    overlap = min(1.0, float(mask.mean()) / min(1.0, abs(float(np.linalg.det(warp[:, :2])))))
+    if not mask.any():
+        return 0.0, 0.0
+    a = cv2.warpAffine(one.thumb, warp, shape).astype(np.float64)
+    b = other.thumb.astype(np.float64)
+    whole = _correlate(a[mask][None], b[mask][None], np.ones((1, int(mask.sum()))))[0]
+    blocks = _correlate(*(values.reshape(BLOCKS, -1, BLOCKS, THUMB_PX // BLOCKS).swapaxes(1, 2)
+                          .reshape(BLOCKS * BLOCKS, -1) for values in (a, b, mask * 1.0)))
+    return min(float(whole), float(np.median(blocks)) if len(blocks) else -1.0), overlap
+
+
+def _correlate(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Correlations of the rows of a and b, [N, P], where the mask is 1, of rows that are no blank.
+    """
+    count = mask.sum(1, keepdims=True)
+    a, b = ((values - (values * mask).sum(1, keepdims=True) / np.maximum(count, 1)) * mask
+            for values in (a, b))
+    variance = (a * a).sum(1), (b * b).sum(1)
+    worth = ((count[:, 0] >= mask.shape[1] / 2)
+             & (np.maximum(*variance) > FLAT ** 2 * count[:, 0]))
+    product = (a * b).sum(1)[worth]
+    return product / np.sqrt(np.maximum((variance[0] * variance[1])[worth], 1e-6))
 
 
 def _register(item: tuple) -> Registration:

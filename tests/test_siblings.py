@@ -46,6 +46,7 @@ CHANGES = {
     "at 0.6 of the size": lambda image: resized(image, 134, 134),
     "at three times the size": lambda image: resized(image, 672, 672),
     "recoloured and flipped": lambda image: recoloured(image[:, ::-1]),
+    "faded to a tenth of the contrast": lambda image: np.uint8(200 + image / 10.0),
     "grey": lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY),
 }
 
@@ -86,7 +87,9 @@ def test_groups_do_not_depend_on_order_nor_on_processes(copies):
     assert members == {frozenset(order[i] for i in np.flatnonzero(np.array(shuffled) == g))
                        for g in shuffled}
     assert all(group <= i and groups[group] == group for i, group in enumerate(groups))
-    assert find_pairs(signatures) == find_pairs(signatures)
+    how = {frozenset(pair): result for *pair, result in find_pairs(signatures)}
+    assert how == {frozenset((order[i], order[j])): result
+                   for i, j, result in find_pairs([signatures[i] for i in order])}
 
 
 def test_each_pair_is_registered_once_and_says_how_well(copies):
@@ -106,8 +109,31 @@ def test_registration_knows_how_much_is_shared(tiles):
 
 
 def test_fields_that_share_a_strip_are_no_copies(tiles):
-    wide = np.hstack([tiles[0], tiles[2]])
-    assert link([describe(wide[:, :224]), describe(wide[:, 168:392])]) == [0, 1]
+    wide = np.hstack([tiles[5], tiles[6]])
+    fields = [describe(wide[:, :224]), describe(wide[:, 146:370])]
+    how = siblings.register(*fields)
+    assert how.inliers >= siblings.LEAST_INLIERS and how.agreement > 0.9  # so only the share tells
+    assert how.overlap == pytest.approx(78 / 224, abs=0.05) and not how.are_copies
+    assert link(fields) == [0, 1]
+
+
+def test_a_mark_that_unrelated_tiles_share_does_not_join_them(tiles):
+    """As a logo or a ruler in the picture; this one takes a quarter of it, in black and white."""
+    mark = np.random.default_rng(0).integers(0, 2, (9, 9), np.uint8).repeat(12, 0).repeat(12, 1)
+    marked = [tiles[0].copy(), tiles[5].copy()]
+    for tile in marked:
+        tile[58:166, 58:166] = 255 * mark[..., None]
+    signatures = [describe(tile) for tile in marked]
+    how = siblings.register(*signatures)
+    assert how.inliers >= siblings.LEAST_INLIERS and how.overlap > 0.9
+    assert not how.are_copies and link(signatures) == [0, 1]
+
+
+def test_the_index_proposes_a_flipped_copy_before_any_other(tiles, monkeypatch):
+    monkeypatch.setattr(siblings, "CANDIDATES", 1)
+    flipped = [turned(tile[:, ::-1].copy(), 10) for tile in tiles]
+    proposed = set(siblings.propose([describe(image) for image in (*tiles, *flipped)]))
+    assert {(i, i + len(tiles)) for i in range(len(tiles))} == proposed
 
 
 def test_fluorescence_is_seen_too():
