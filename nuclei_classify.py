@@ -35,6 +35,7 @@ from zlib import crc32
 import numpy as np
 
 from lungkit import cli, records
+from lungkit.cli import Fault
 from lungkit.dataset import Dataset, check_same_task, open_dataset, read_manifest
 from lungkit.nuclear_features import IMAGE_COLUMNS, IMAGES_FILE, read_image_features
 from lungkit.progress import say
@@ -44,6 +45,7 @@ from lungkit.results import BASELINE
 NAME, MODEL = "nuclei", "nuclear features"
 RECIPE = 1   # raise it when what follows changes: results of two recipes must not be mixed
 FOLDS = 5    # usual; fewer where a class has fewer groups
+MOST_DRAWS = 1000  # ours: draws with two groups of every class are rarer only where none is
 TREES = 200  # ours: 100 to 400 differ by less than the forest's seed does
 # in this order, so that of equally accurate ones the simplest is taken: ours, the usual range
 CANDIDATES = [("logistic", {"C": 0.01}), ("logistic", {"C": 0.1}), ("logistic", {"C": 1.0}),
@@ -56,20 +58,25 @@ CANDIDATES = [("logistic", {"C": 0.01}), ("logistic", {"C": 0.1}), ("logistic", 
 def draw_groups(groups: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """How often each image is drawn when whole groups are, with replacement: int64 [N].
 
-    Among the groups of a class (that of most of its images) as many are drawn as there are, two
-    different ones at least, for less cannot be cross-validated.
+    Among the groups of a class (that of most of its images; classes of one such group together)
+    as many are drawn as there are. Drawn anew until two different groups of every class are, for
+    less cannot be cross-validated. Raises Fault where that cannot be.
     """
     names, member = np.unique(groups, return_inverse=True)
     votes = np.zeros((len(names), int(labels.max()) + 1), int)
     np.add.at(votes, (member, labels), 1)
-    times = np.zeros(len(names), np.int64)
-    for label in range(votes.shape[1]):
-        own = np.flatnonzero(votes.argmax(axis=1) == label)
-        drawn = np.zeros(0, int)
-        while len(own) > 1 and len(np.unique(drawn)) < 2:
-            drawn = rng.choice(own, len(own))
-        times += np.bincount(drawn, minlength=len(names))
-    return times[member]
+    holds = votes[:, np.unique(labels)] > 0
+    strata = [np.flatnonzero(votes.argmax(axis=1) == label) for label in range(votes.shape[1])]
+    single = np.array([own[0] for own in strata if len(own) == 1], int)
+    strata = [own for own in [*strata, single] if len(own) > 1 or own is single and len(own)]
+    for _ in range(MOST_DRAWS):
+        times = np.zeros(len(names), np.int64)
+        for own in strata:
+            times += np.bincount(rng.choice(own, len(own)), minlength=len(names))
+        if (holds[times > 0].sum(axis=0) >= 2).all():
+            return times[member]
+    raise Fault(f"{MOST_DRAWS} draws of the {len(names)} groups of the train split held no two of "
+                "every class: add images of other patients")
 
 
 def split_folds(groups: np.ndarray, labels: np.ndarray, seed: int) -> list[tuple]:

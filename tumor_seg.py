@@ -37,7 +37,7 @@ import numpy as np
 
 from lungkit import cli, confounding, qc_report, quality, slides, sources, stain
 from lungkit.cli import BadOptions, Fault
-from lungkit.files import Output, sha256_file, write_bytes, write_text
+from lungkit.files import Output, sha256, sha256_file, write_bytes, write_text
 from lungkit.images import Unreadable
 from lungkit.originals import FIELD_UM, Cut, open_original, shrink
 from lungkit.progress import Progress, say
@@ -45,10 +45,13 @@ from lungkit.splits import SPLITS, fold, merge_groups, split_groups
 from lungkit.tumour_map import reason_to_drop, tumour_mask
 from lungkit.workers import mapper
 
+RECIPE = 1          # raise it when tiles come out otherwise: a dataset of another is not complete
 PRESETS = {"demo": {"image_size": 64}, "full": {"image_size": 256}}
 WORK_PX = 512       # ours: larger tiles are shrunk to this side before anything is measured
 MAP_PX = 224        # ours: the tumour map's working size, 0.8 um a pixel of an LC25000 tile
 STAIN_TILES = 48    # ours: a slide's stain is measured on those of so many tiles that are kept
+AFTER_TILES = 8     # ours: tiles of an original that are measured as written
+UNEVEN = 0.1        # ours: difference between classes in the share of tiles dropped
 JOB_TILES = 32      # ours: tiles of a slide that go to a process at a time
 
 
@@ -110,6 +113,7 @@ def examine(source: sources.Source, recipe: Recipe) -> Original | str:
             tiles, boxes = [], picture.boxes(recipe.cut)
             stained, samples = set(qc_report.spread(boxes, STAIN_TILES)), []
             for box in boxes:
+                cli.check_stop()
                 pixels = picture.read(box, max(WORK_PX, recipe.cut.image_size))
                 tile = judge(pixels, box, light, picture, source.label, recipe)
                 tiles.append(tile)
@@ -198,7 +202,7 @@ def survey(found: list[sources.Source], recipe: Recipe, workers: int) -> list[Or
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise Fault(f"{len(faults)} of {len(found)} images cannot be used: "
-                    f"{'; '.join(faults[:5])}{more}: repair or remove them")
+                    f"{'; '.join(faults[:5])}{more}: repair or remove them, or change the options")
     return originals
 
 
@@ -223,6 +227,7 @@ class Plan:
     split_of: dict[str, str]     # by group
     groups_given: str            # csv, regex or auto, and +auto where copies were looked for too
     joined: int                  # groups that copies joined
+    crossed: list[tuple[str, str]]  # copies, but not the same bytes, with different labels
     reference: object            # of the stain method, or None
 
     def split(self, original: Original) -> str:
@@ -244,7 +249,13 @@ class Plan:
         return [confounding.Specimen(
             o.source.label, self.group_of[o.source.name], o.source.name, o.sha256, o.look,
             o.file_bytes, o.statistics[:3], *o.statistics[3:],
-            after=(after or {}).get(o.source.name)) for o in self.originals]
+            after=(after or {}).get(o.source.name), tiles=len(o.kept)) for o in self.originals]
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides the tiles: numbers, splits, boxes, groups, reference."""
+        text = repr([(o.source.name, o.sha256, self.group_of[o.source.name], self.split(o),
+                      [tile.box for tile in o.kept]) for o in self.originals])
+        return sha256(f"{text} {stain.describe(self.reference)}".encode())
 
 
 def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *, seed: int,
@@ -269,25 +280,58 @@ def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *
         [o.stains for o in kept if split_of[group_of[o.source.name]] == "train"])
     if not trust_groups and given != "auto":
         given += "+auto"
-    return Plan(kept, group_of, split_of, given, joined, reference)
+    label_of = {o.source.name: o.source.label for o in kept}
+    crossed = [(one, other) for one, other in links
+               if label_of[one] != label_of[other] and hashes[one] != hashes[other]]
+    return Plan(kept, group_of, split_of, given, joined, crossed, reference)
 
 
-def warn(plan: Plan, report: dict, recipe: Recipe) -> list[str]:
-    """What the reader of every later result must know, as 'name: sentence'."""
+def warn(plan: Plan, report: dict, recipe: Recipe, dropped: dict[str, float]) -> list[str]:
+    """What the reader of every later result must know, as 'name: sentence'.
+
+    dropped: share of the tiles dropped, by class.
+    """
     found = confounding.warnings(report)
     if plan.joined and plan.groups_given != "auto":
         found.append(f"groups joined: {plan.joined} groups held a copy (identical, rotated, "
                      "flipped, rescaled or re-compressed) of an image of another and were joined "
                      "to it; if these are no copies, --trust-groups keeps the groups as given.")
+    if plan.crossed:
+        found.append(f"copies with different labels: {len(plan.crossed)} images are copies of one "
+                     f"in another class folder ({' = '.join(map(repr, plan.crossed[0]))}): one of "
+                     "their labels is wrong.")
+    cut = sum(len(o.tiles) > 1 for o in plan.originals)
+    if cut and plan.groups_given == "auto":
+        found.append(f"parts not compared: copies are looked for among whole images; {cut} were "
+                     "cut into tiles, and an image that shows a part of another is not found. "
+                     "Name the groups if that may be.")
+    least, most = (pick(dropped, key=dropped.__getitem__) for pick in (min, max))
+    if dropped[most] - dropped[least] > UNEVEN:
+        found.append(f"dropped unevenly: {dropped[most]:.0%} of the tiles of {most!r} but "
+                     f"{dropped[least]:.0%} of {least!r}: what is left may not be like the class; "
+                     "look at qc.png.")
     small = sum(t.box[2] < recipe.cut.image_size for o in plan.originals for t in o.kept)
     if small:
         found.append(f"tiles enlarged: {small} tiles are smaller than "
                      f"{recipe.cut.image_size} pixels and were enlarged.")
     sides = sorted(s for s in fields_um(plan.originals))
+    if len(sides) < sum(len(o.kept) for o in plan.originals):
+        found.append(f"resolution unknown: {sum(not o.um_px for o in plan.originals)} images do "
+                     f"not say their micrometres per pixel; their tiles are taken to be "
+                     f"{FIELD_UM:g} um a side wherever nuclei are measured; give --source-mpp.")
     if sides and sides[-1] > 1.1 * sides[0]:
         found.append(f"mixed magnification: tiles cover {sides[0]:.0f} to {sides[-1]:.0f} um a "
                      "side; give --mpp to cut them all alike.")
     return found
+
+
+def shares_dropped(originals: list[Original]) -> dict[str, float]:
+    """Share of the tiles that were dropped, by class."""
+    tiles, lost = Counter(), Counter()
+    for original in originals:
+        tiles[original.source.label] += len(original.tiles)
+        lost[original.source.label] += len(original.tiles) - len(original.kept)
+    return {label: lost[label] / max(1, tiles[label]) for label in tiles}
 
 
 def fields_um(originals: list[Original]) -> list[float]:
@@ -369,11 +413,13 @@ def pending_jobs(writer, plan: Plan) -> list[Job]:
     return jobs
 
 
-def statistics_of_file(path: Path) -> tuple[float, ...]:
-    """`statistics` of an image of the dataset."""
+def statistics_of_files(paths: list[Path]) -> tuple[float, ...]:
+    """Mean `statistics` of some of the tiles that one original gave to the dataset."""
     from lungkit.dataset import decode_png
 
-    return statistics(decode_png(path.read_bytes()))
+    some = qc_report.spread(paths, AFTER_TILES)
+    return tuple(np.mean([statistics(decode_png(path.read_bytes())) for path in some], axis=0)
+                 .tolist())
 
 
 # ------------------------------------------------------------------ the stage
@@ -427,10 +473,10 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
     by_csv = groups not in (None, "auto")
     options = {"benign": recipe.benign, "channel": channel,
                "fold": fold and f"{fold[0]}/{fold[1]}", "group_regex": group_regex,
-               "groups": sha256_file(Path(groups)) if by_csv else "auto",
+               "groups": sha256_file(Path(groups)) if by_csv else None if group_regex else "auto",
                "image_size": recipe.cut.image_size, "input": sources.quick_fingerprint(found),
                "min_tissue": min_tissue, "mpp": mpp, "quality_control": quality_control,
-               "region": region, "seed": seed, "source_mpp": source_mpp,
+               "recipe": RECIPE, "region": region, "seed": seed, "source_mpp": source_mpp,
                "stain_normalisation": stain_normalisation, "tile_size": tile_size,
                "tiles_per_slide": tiles_per_slide, "trust_groups": trust_groups}
     target = Output(output, "dataset.json", options, overwrite=overwrite)
@@ -444,7 +490,8 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
     originals = survey(found, recipe, workers)
     dropped = qc_report.count_dropped(originals, others)
     for entry in dropped:
-        say(f"tumor_seg: dropped {entry['count']}: {entry['reason']}")
+        by_class = ", ".join(f"{label} {count}" for label, count in entry["by_class"].items())
+        say(f"tumor_seg: dropped {entry['count']}: {entry['reason']} ({by_class})")
     plan = make_plan(originals, group_of, given, seed=seed, fold=fold, trust_groups=trust_groups,
                      method=stain_normalisation, workers=workers)
     tiles = plan.count_tiles()
@@ -453,7 +500,7 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
               f"{len(plan.split_of)} groups, {sum(each['count'] for each in dropped)} dropped")
     if dry_run:
         report = confounding.report(plan.specimens(), plan.split_of, plan.groups_given)
-        for warning in warn(plan, report, recipe):
+        for warning in warn(plan, report, recipe, shares_dropped(originals)):
             say(f"tumor_seg: warning: {warning}")
         done = 0 if overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
         print(f"{output}: would write {counts}; {done} done, {sum(tiles.values()) - done} pending")
@@ -462,11 +509,12 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
     from lungkit.dataset import DatasetWriter, item_name
 
     with DatasetWriter(target, stage="tumor_seg", classes=labels,
-                       image_size=recipe.cut.image_size) as writer:
+                       image_size=recipe.cut.image_size, plan=plan.digest()) as writer:
         progress = Progress("writing tiles", sum(tiles.values()), done=len(writer.records),
                             jsonl_path=writer.work_dir / "progress.jsonl")
         jobs = pending_jobs(writer, plan)
-        with mapper(workers, len(jobs)) as mapped:
+        with mapper(workers, len(jobs), chunk=None if len(jobs) == len(plan.originals) else 1
+                    ) as mapped:
             made = mapped(partial(render, recipe=recipe, reference=plan.reference), jobs)
             for job, rendered in zip(jobs, made):
                 source = job.original.source
@@ -477,14 +525,15 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
                                tissue_fraction=f"{tile.measured.tissue:.4f}")
                 progress.update(len(writer.records))
                 cli.check_stop()
-        first, number = {}, 0
+        written, number = {}, 0
         for original in plan.originals:
-            first[original.source.name] = writer.work_dir / item_name(
-                plan.split(original), original.source.label, number)
+            written[original.source.name] = [
+                writer.work_dir / item_name(plan.split(original), original.source.label, n)
+                for n in range(number, number + len(original.kept))]
             number += len(original.kept)
-        after = dict(zip(first, map(statistics_of_file, first.values())))
+        after = {name: statistics_of_files(paths) for name, paths in written.items()}
         report = confounding.report(plan.specimens(after), plan.split_of, plan.groups_given)
-        warnings = warn(plan, report, recipe)
+        warnings = warn(plan, report, recipe, shares_dropped(originals))
         write_text(writer.work_dir / "qc.csv", qc_report.table(originals))
         write_bytes(writer.work_dir / "qc.png",
                     qc_report.sheet(originals, partial(look_at, recipe=recipe)))

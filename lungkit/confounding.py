@@ -1,4 +1,4 @@
-"""What besides tissue could tell the classes apart: groups, sources, and statistics without a shape.
+"""What besides tissue could tell the classes apart: groups, sources, statistics without a shape.
 
 A network is said to have learnt morphology when it may have learnt the scanner, the hospital, the
 compression or one patient's stain (Howard et al. 2021, "The impact of site-specific digital
@@ -26,9 +26,10 @@ from lungkit.splits import SPLITS, partition
 
 FEW_GROUPS = 10      # ours: below it a test split holds one or two patients
 FEW_EFFECTIVE = 5    # ours: as few, when groups are counted by how evenly they share the images
+FEW_IN_TRAIN = 3     # ours: one or two specimens are no sample of a class
 DOMINATED = 0.5      # ours: more than half of a class from one group or one source ...
 SOURCE_EXCESS = 0.25 # ours: ... which gives so much less of the other classes
-TOLD = 0.2           # ours: balanced accuracy so far above guessing that a study needs an answer
+TOLD = 0.2           # ours: balanced accuracy so far above guessing asks for an answer
 SIGNIFICANT = 0.05   # by convention
 NEIGHBOURS = 25      # ours: on LC25000 5 are worse, 45 alike; logistic and quadratic rules no better
 FOLDS = 5
@@ -55,6 +56,7 @@ class Specimen:
     brightness: float
     contrast: float
     after: tuple[float, float, float, float, float] | None = None
+    tiles: int = 1  # that it gives to the dataset: what groups and sources are counted by
 
 
 # ------------------------------------------------------------------ groups and sources
@@ -91,7 +93,10 @@ def _groups(specimens: list[Specimen], split_of: dict[str, str]) -> dict:
     """Per class: images, groups, effective groups, the largest group and its share, by split."""
     found = {}
     for label in sorted({s.label for s in specimens}):
-        sizes = Counter(s.group for s in specimens if s.label == label)
+        sizes: Counter = Counter()
+        for s in specimens:
+            sizes[s.group] += s.tiles * (s.label == label)
+        sizes = +sizes
         images = sum(sizes.values())
         largest = min(sizes, key=lambda group: (-sizes[group], group))
         by_split = Counter(split_of[group] for group in sizes)
@@ -109,14 +114,16 @@ def _sources(specimens: list[Specimen]) -> dict:
     found = {}
     labels = sorted({s.label for s in specimens})
     for kind, source_of in SOURCES.items():
-        sources = Counter((s.label, source_of(s)) for s in specimens)
-        totals = Counter(s.label for s in specimens)
+        sources, totals = Counter(), Counter()
+        for s in specimens:
+            sources[s.label, source_of(s)] += s.tiles
+            totals[s.label] += s.tiles
         found[kind] = {}
         for label in labels:
             own = {name: n for (of, name), n in sources.items() if of == label}
             first = min(own, key=lambda name: (-own[name], name))
             others = sum(sources[other, first] for other in labels if other != label)
-            rest = len(specimens) - totals[label]
+            rest = sum(totals.values()) - totals[label]
             found[kind][label] = {"sources": len(own), "commonest": first,
                                   "share": round(own[first] / totals[label], 4),
                                   "share_of_others": round(others / rest, 4) if rest else 0.0}
@@ -274,6 +281,7 @@ def report(specimens: list[Specimen], split_of: dict[str, str], groups_given: st
     labels = sorted({s.label for s in specimens})
     return {
         "groups_given": groups_given, "images": len(specimens),
+        "tiles": sum(s.tiles for s in specimens),
         "groups": len({s.group for s in specimens}),
         "classes": _groups(specimens, split_of), "sources": _sources(specimens),
         "identical_with_other_label": _identical(specimens),
@@ -312,6 +320,10 @@ def _warn_of_groups(report: dict):
             yield (f"few groups: {label!r} has {found['groups']} groups, but so uneven ones that "
                    f"they count for {found['effective_groups']:g}: its test split says little "
                    "about the next patient.")
+        in_train = found["groups_by_split"]["train"]
+        if in_train < min(FEW_IN_TRAIN, found["groups"] - 2):
+            yield (f"few groups in train: {label!r} has {found['groups']} groups, {in_train} of "
+                   "them in train: what is learnt of it may be one specimen.")
     twice = report["identical_with_other_label"]
     if twice:
         yield (f"identical images with different labels: {len(twice)} images lie, byte for byte, "
@@ -361,7 +373,7 @@ def describe(report: dict) -> str:
                      f"as good as {found['effective_groups']:g} even ones; the largest, "
                      f"{found['largest_group']!r}, has {found['largest_images']}")
     trivial = report["trivial"]
-    lines.append(f"the class told without any shape, balanced accuracy (95 % interval over groups), "
+    lines.append("the class told without any shape, balanced accuracy (95 % interval over groups), "
                  f"guessing {trivial['guessing']:.2f}:")
     for name, found in trivial["families"].items():
         lines.append(f"  {name}: " + ("the same in all images" if found["constant"] else

@@ -16,6 +16,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -261,15 +262,22 @@ class DatasetWriter:
     time. So an interrupted writer's files are checked, for a power cut may have torn them.
     """
 
-    def __init__(self, output: Output, *, stage: str, classes: list[str], image_size: int) -> None:
-        self.output, self.stage = output, stage
+    def __init__(self, output: Output, *, stage: str, classes: list[str], image_size: int,
+                 plan: str = "") -> None:
+        """plan: what else decides every item; an interrupted writer with another is begun anew."""
+        self.output, self.stage, self.plan = output, stage, plan
         self.classes, self.image_size = list(classes), image_size
         self.records: dict[str, dict] = {}
 
     def __enter__(self) -> DatasetWriter:
         self._writing = self.output.writing()
         self.work_dir = self._writing.__enter__()
-        path = self.work_dir / ".records.jsonl"
+        path, plan = self.work_dir / ".records.jsonl", self.work_dir / ".plan"
+        if path.exists() and (plan.read_text() if plan.exists() else "") != self.plan:
+            for left in self.work_dir.iterdir():  # of another plan: mixed they would be a leak
+                if left.name != ".options.json":
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+        write_text(plan, self.plan)
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 try:
@@ -353,7 +361,8 @@ class DatasetWriter:
                     **more, **provenance()}
         os.sync()  # everything added, before what says that it is complete
         self.output.publish(manifest)
-        (self.output.output_dir / ".records.jsonl").unlink(missing_ok=True)
+        for name in (".records.jsonl", ".plan"):
+            (self.output.output_dir / name).unlink(missing_ok=True)
         return Dataset(self.output.output_dir, manifest, rows)
 
 

@@ -188,7 +188,7 @@ class Output:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
-        """Hold the lock and yield `work_dir`, emptied first if `overwrite`."""
+        """Hold the lock and yield `work_dir`; `overwrite` discards what other options left there."""
         self.output_dir.parent.mkdir(parents=True, exist_ok=True)
         with lock(self.output_dir):
             if not self.overwrite and self.manifest() is not None:

@@ -120,6 +120,11 @@ def quick_fingerprint(sources: list[Source]) -> str:
     for source in sources:
         size = os.stat(source.path).st_size
         digest.update(f"{source.name}\t{size}\n".encode("utf-8", "surrogateescape"))
+        parts = source.path.with_suffix("")  # a MIRAX slide's pixels lie in a folder beside it
+        if source.path.suffix.lower() == ".mrxs" and parts.is_dir():
+            for part in sorted(parts.iterdir()):
+                digest.update(f"{part.name}\t{part.stat().st_size}\n".encode("utf-8",
+                                                                           "surrogateescape"))
         with open(source.path, "rb") as file:
             if size <= 16384:
                 digest.update(file.read())

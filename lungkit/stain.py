@@ -118,7 +118,9 @@ def enhance_grey(values):
         ground = cv2.GaussianBlur(cv2.morphologyEx(small, cv2.MORPH_OPEN, ball), (0, 0), side / 12)
         smooth -= cv2.resize(ground, smooth.shape[::-1], interpolation=cv2.INTER_LINEAR)
         low, high = np.percentile(smooth[::2, ::2], [0.5, 99.8])
-    if high <= low:
+    if high <= low:  # even: white stays white
+        top = np.iinfo(values.dtype).max if values.dtype.kind == "u" else max(float(high), 1.0)
+        bright = float(np.median(values)) > top / 2
         return np.full(values.shape, 255 * bright, np.uint8), bright
     return (np.clip((smooth - low) / (high - low), 0, 1) * 255 + 0.5).astype(np.uint8), bright
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
-CHUNK = 8  # items sent to a process at a time: sending costs about a millisecond
+CHUNK = 8  # most items sent to a process at a time: sending costs about a millisecond
 AHEAD = 3  # chunks per process begun before the first is taken: results wait, and must not pile up
 
 
@@ -30,12 +30,14 @@ def _run_chunk(function: Callable, items: list) -> list:
 
 
 @contextlib.contextmanager
-def mapper(workers: int, num_items: int, *, chunk: int = CHUNK) -> Iterator[Callable]:
+def mapper(workers: int, num_items: int, *, chunk: int | None = None) -> Iterator[Callable]:
     """A `map` over `workers` processes, in order; in this process if one is enough.
 
     The function and the items must pickle: a function of a module, or a partial of one. Memory
     does not grow with the number of items: at most AHEAD chunks per process wait to be taken.
+    chunk: items sent at a time; None: up to CHUNK, fewer where some process would have none.
     """
+    chunk = chunk or max(1, min(CHUNK, num_items // (4 * workers)))
     if min(workers, num_items) <= 1:
         yield map
         return

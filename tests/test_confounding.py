@@ -205,8 +205,8 @@ def test_groups_that_span_classes_awkwardly_fall_back_to_the_split():
             if s.group != f"a-p{number}"]
     split_of = split_groups([(s.group, s.label) for s in data], 0)
     fold = confounding._fold_of(data, split_of)
-    assert max(fold) == 2 and set(warned(data)) == {"few groups",
-                                                    "identical images with different labels"}
+    assert max(fold) == 2 and set(warned(data)) == {
+        "few groups", "few groups in train", "identical images with different labels"}
     assert max(confounding._fold_of(calm(6), {})) == 4
 
 
@@ -232,3 +232,12 @@ def test_colour_alone_tells_lc25000_apart():
     assert 0.65 < found["trivial"]["families"]["mean colour"]["balanced_accuracy"] < 0.9
     assert {line.split(":")[0] for line in warnings(found)} == {
         "trivial statistics predict the class"}
+
+
+def test_a_large_slide_counts_by_its_tiles():
+    """Ten slides of one tile and one of 96: the dataset is one specimen, whatever the files say."""
+    slides = calm(12)
+    large = [replace(s, tiles=96) if s.group == slides[0].group and s.label == "a" else s
+             for s in slides]
+    assert "one group dominates" not in warned(slides)
+    assert slides[0].group in warned(large)["one group dominates"]

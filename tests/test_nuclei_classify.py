@@ -299,3 +299,20 @@ def test_help_says_what_it_reads_and_needs_no_library():
         cwd=SCRIPT.parent, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
     assert answer.stdout.rstrip().endswith("[]"), answer.stderr
     assert "Reads" in answer.stdout and "Exit status" in answer.stdout
+
+
+def test_no_draw_lacks_a_class_that_is_a_majority_nowhere():
+    """Patients of six benign and three tumour tiles; one class is the majority of one group."""
+    groups = np.repeat([f"p{i}" for i in range(6)], 9)
+    labels = np.tile([0] * 6 + [1] * 3, 6)
+    labels[-9:] = 2
+    labels[-18:-15] = 2
+    drawn = set()
+    for seed in range(100):
+        times = nuclei_classify.draw_groups(groups, labels, np.random.default_rng(seed))
+        assert all(len(set(groups[(times > 0) & (labels == label)])) >= 2 for label in range(3))
+        drawn |= set(groups[times > 0])
+    assert drawn == set(groups)
+    labels[-18:-15] = 0  # now one group alone holds class 2
+    with pytest.raises(Fault, match="add images of other patients"):
+        nuclei_classify.draw_groups(groups, labels, np.random.default_rng(0))

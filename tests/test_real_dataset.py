@@ -277,3 +277,50 @@ def test_whole_slides_become_tiles_of_one_field_and_stay_whole(tmp_path, capsys)
     assert fine.manifest["field_um"] == pytest.approx(64) and len(fine.rows) > len(dataset.rows)
     assert make(tree, tmp_path / "x", "--mpp", MPP / 4) == 1
     assert "too coarse" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ what an interruption leaves
+
+def test_tiles_of_another_plan_are_never_mixed_in(sample_dir, tmp_path, monkeypatch):
+    """Stopped, then run by a version that splits otherwise: nothing of the first plan stays."""
+    from lungkit.dataset import DatasetWriter
+
+    options, add = ["--group-regex", r"patient\d+"], DatasetWriter.add
+
+    def stopping(self, *args, **columns):
+        add(self, *args, **columns)
+        if len(self.records) == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(DatasetWriter, "add", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        make(sample_dir / "images", tmp_path / "real", *options)
+    assert len(list((tmp_path / ".real.partial").rglob("0*.png"))) >= 10
+    monkeypatch.setattr(DatasetWriter, "add", add)
+    split = tumor_seg.split_groups
+    monkeypatch.setattr(tumor_seg, "split_groups", lambda items, seed, fold: split(items, 99, fold))
+    assert make(sample_dir / "images", tmp_path / "real", *options) == 0
+    dataset = open_dataset(tmp_path / "real")
+    assert len(dataset.rows) == len({row.source for row in dataset.rows}) == 36
+
+
+# ------------------------------------------------------------------ warnings with a name
+
+def test_what_misleads_is_a_named_warning(sample_dir, tmp_path):
+    """Half of one class is glass; copies under another label; unknown resolution; cut pictures."""
+    tree = tmp_path / "in"
+    shutil.copytree(sample_dir / "images", tree)
+    for path in sorted((tree / "lung_n").iterdir())[:6]:
+        path.write_bytes(encode_png(np.full((112, 112, 3), (244, 243, 246), np.uint8)))
+    first, second = sorted((tree / "lung_scc").iterdir())[:2]
+    flipped = decode_png(first.read_bytes())[:, ::-1]
+    (tree / "lung_aca" / "flipped.png").write_bytes(encode_png(np.ascontiguousarray(flipped)))
+    pair = np.hstack([decode_png(path.read_bytes()) for path in (first, second)])
+    (tree / "lung_scc" / "wide.png").write_bytes(encode_png(pair))
+    assert make(tree, tmp_path / "real") == 0
+    warnings = dict(line.split(": ", 1) for line in open_dataset(tmp_path / "real").warnings)
+    assert "50% of the tiles of 'lung_n' but 0%" in warnings["dropped unevenly"]
+    assert "flipped.png" in warnings["copies with different labels"]
+    assert warnings["parts not compared"] and warnings["resolution unknown"]
+    assert make(tree, tmp_path / "known", "--source-mpp", 1.6) == 0
+    assert "resolution unknown" not in " ".join(open_dataset(tmp_path / "known").warnings)

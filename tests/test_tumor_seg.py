@@ -242,6 +242,13 @@ def test_an_uneven_dark_background_is_evened():
     assert abs(quiet[0] - quiet[1]) < 40
 
 
+def test_an_even_grey_image_keeps_its_tone():
+    for value, tone in ((255, 255), (250, 255), (0, 0), (7, 0)):
+        even = np.full((64, 64), value, np.uint8)
+        image, bright = stain.enhance_grey(even)
+        assert (image == tone).all() and bright == (tone == 255)
+
+
 def test_grey_with_bright_background_keeps_its_order():
     dark_cells = 60000 - spots(1) * 10
     image, bright = stain.enhance_grey(dark_cells)
