@@ -51,7 +51,6 @@ WORK_PX = 512       # ours: larger tiles are shrunk to this side before anything
 MAP_PX = 224        # ours: the tumour map's working size, 0.8 um a pixel of an LC25000 tile
 STAIN_TILES = 48    # ours: a slide's stain is measured on those of so many tiles that are kept
 AFTER_TILES = 8     # ours: tiles of an original that are measured as written
-UNEVEN = 0.1        # ours: difference between classes in the share of tiles dropped
 JOB_TILES = 32      # ours: tiles of a slide that go to a process at a time
 
 
@@ -286,59 +285,6 @@ def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *
     return Plan(kept, group_of, split_of, given, joined, crossed, reference)
 
 
-def warn(plan: Plan, report: dict, recipe: Recipe, dropped: dict[str, float]) -> list[str]:
-    """What the reader of every later result must know, as 'name: sentence'.
-
-    dropped: share of the tiles dropped, by class.
-    """
-    found = confounding.warnings(report)
-    if plan.joined and plan.groups_given != "auto":
-        found.append(f"groups joined: {plan.joined} groups held a copy (identical, rotated, "
-                     "flipped, rescaled or re-compressed) of an image of another and were joined "
-                     "to it; if these are no copies, --trust-groups keeps the groups as given.")
-    if plan.crossed:
-        found.append(f"copies with different labels: {len(plan.crossed)} images are copies of one "
-                     f"in another class folder ({' = '.join(map(repr, plan.crossed[0]))}): one of "
-                     "their labels is wrong.")
-    cut = sum(len(o.tiles) > 1 for o in plan.originals)
-    if cut and plan.groups_given == "auto":
-        found.append(f"parts not compared: copies are looked for among whole images; {cut} were "
-                     "cut into tiles, and an image that shows a part of another is not found. "
-                     "Name the groups if that may be.")
-    least, most = (pick(dropped, key=dropped.__getitem__) for pick in (min, max))
-    if dropped[most] - dropped[least] > UNEVEN:
-        found.append(f"dropped unevenly: {dropped[most]:.0%} of the tiles of {most!r} but "
-                     f"{dropped[least]:.0%} of {least!r}: what is left may not be like the class; "
-                     "look at qc.png.")
-    small = sum(t.box[2] < recipe.cut.image_size for o in plan.originals for t in o.kept)
-    if small:
-        found.append(f"tiles enlarged: {small} tiles are smaller than "
-                     f"{recipe.cut.image_size} pixels and were enlarged.")
-    sides = sorted(s for s in fields_um(plan.originals))
-    if len(sides) < sum(len(o.kept) for o in plan.originals):
-        found.append(f"resolution unknown: {sum(not o.um_px for o in plan.originals)} images do "
-                     f"not say their micrometres per pixel; their tiles are taken to be "
-                     f"{FIELD_UM:g} um a side wherever nuclei are measured; give --source-mpp.")
-    if sides and sides[-1] > 1.1 * sides[0]:
-        found.append(f"mixed magnification: tiles cover {sides[0]:.0f} to {sides[-1]:.0f} um a "
-                     "side; give --mpp to cut them all alike.")
-    return found
-
-
-def shares_dropped(originals: list[Original]) -> dict[str, float]:
-    """Share of the tiles that were dropped, by class."""
-    tiles, lost = Counter(), Counter()
-    for original in originals:
-        tiles[original.source.label] += len(original.tiles)
-        lost[original.source.label] += len(original.tiles) - len(original.kept)
-    return {label: lost[label] / max(1, tiles[label]) for label in tiles}
-
-
-def fields_um(originals: list[Original]) -> list[float]:
-    """Sides of the kept tiles in micrometres, of the originals that say their resolution."""
-    return [t.box[2] * o.um_px for o in originals if o.um_px for t in o.kept]
-
-
 # ------------------------------------------------------------------ rendering
 
 def bring_to(tile, size: int):
@@ -500,7 +446,7 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
               f"{len(plan.split_of)} groups, {sum(each['count'] for each in dropped)} dropped")
     if dry_run:
         report = confounding.report(plan.specimens(), plan.split_of, plan.groups_given)
-        for warning in warn(plan, report, recipe, shares_dropped(originals)):
+        for warning in qc_report.warn(plan, report, originals, recipe.cut.image_size):
             say(f"tumor_seg: warning: {warning}")
         done = 0 if overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
         print(f"{output}: would write {counts}; {done} done, {sum(tiles.values()) - done} pending")
@@ -533,39 +479,18 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
             number += len(original.kept)
         after = {name: statistics_of_files(paths) for name, paths in written.items()}
         report = confounding.report(plan.specimens(after), plan.split_of, plan.groups_given)
-        warnings = warn(plan, report, recipe, shares_dropped(originals))
+        warnings = qc_report.warn(plan, report, originals, recipe.cut.image_size)
         write_text(writer.work_dir / "qc.csv", qc_report.table(originals))
         write_bytes(writer.work_dir / "qc.png",
                     qc_report.sheet(originals, partial(look_at, recipe=recipe)))
         writer.publish(parents=[], seed=seed, warnings=warnings, dropped=dropped,
                        groups=plan.count_groups(), confounding=report,
-                       stain=describe_stain(plan, recipe), **describe_scale(plan, recipe))
+                       stain=qc_report.describe_stain(plan, recipe.stain_normalisation),
+                       **qc_report.describe_scale(plan.originals))
     for line in (confounding.describe(report).splitlines()
                  + [f"warning: {w}" for w in warnings if w not in confounding.warnings(report)]):
         say(f"tumor_seg: {line}")
     print(f"{output}: {counts}")
-
-
-def describe_stain(plan: Plan, recipe: Recipe) -> dict:
-    """For the manifest: the reference, and how many images fall short of it, and why."""
-    colour = [o for o in plan.originals if o.light is not None]
-    if recipe.stain_normalisation == "none" or not colour:
-        return {"method": recipe.stain_normalisation, "images": 0, "short": {}, "reference": None}
-    short = Counter(filter(None, (stain.shortfall(o.stains, plan.reference) for o in colour)))
-    for why, count in sorted(short.items()):
-        say(f"tumor_seg: {count} of {len(colour)} images: {why}")
-    return {"method": recipe.stain_normalisation, "images": len(colour),
-            "short": dict(sorted(short.items())), "reference": stain.describe(plan.reference)}
-
-
-def describe_scale(plan: Plan, recipe: Recipe) -> dict:
-    """For the manifest: what the images are, and how much tissue a tile covers, where known."""
-    fields = sorted(fields_um(plan.originals))
-    known = len(fields) == sum(len(o.kept) for o in plan.originals)
-    kinds = {"he" if o.light is not None else None if o.bright else "fluorescence"
-             for o in plan.originals}
-    return {"field_um": round(fields[len(fields) // 2], 3) if known else None,
-            "modality": kinds.pop() if len(kinds) == 1 else None}
 
 
 def channel(text: str) -> int | str:
