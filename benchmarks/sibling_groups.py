@@ -8,9 +8,9 @@
 LC25000: the folder with lung_image_sets/ and groups.csv, whose groups (source tiles) are the truth
 (Batchkala et al., doi 10.1007/978-3-031-73748-0_2). Most thresholds were set on the half of the
 groups whose name has an even CRC-32, but misses and false links of all were looked at before the
-index was widened and the least overlap raised: the other half is no untouched test. Pairwise: of all pairs of one source
-tile, how many got one group (recall); of all pairs given one group, how many are of one source tile
-(precision). Leak: the share of test images with a true sibling in train once our groups are split
+index was widened and the least overlap raised: the other half is no untouched test. Pairwise: of
+all pairs of one source tile, how many got one group (recall); of all pairs given one group, how
+many are of one source tile (precision). Leak: the share of test images with a true sibling in train once our groups are split
 60/20/20, by lungkit/splits.py (mean of 20 seeds; these differ little in where they put groups of
 an odd size, so that one missed sibling may never be seen) and by independent draws of a part for
 each group (mean and worst of 500). For reference, SIFT with RANSAC on the
@@ -160,7 +160,8 @@ def measure_lc25000(root: Path, originals: Path | None, workers: int) -> None:
     labels = [group.rsplit("-", 1)[0] for group in truth]
     even = [zlib.crc32(group.encode()) % 2 == 0 for group in truth]
     print(f"LC25000, {len(table)} images of {len(set(truth))} source tiles\n"
-          f"{'':24}{'images':>7}{'recall':>9}{'precision':>11}{'leak %':>8}{'drawn':>8}{'worst':>8}")
+          f"{'':24}{'images':>7}{'recall':>9}{'precision':>11}{'leak %':>8}{'drawn':>8}"
+          f"{'worst':>8}")
     for name, part in (("half the thresholds saw", even),
                        ("the other half", [not e for e in even]),
                        ("all", [True] * len(even))):

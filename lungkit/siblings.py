@@ -58,11 +58,11 @@ NEAR_COSINE = 0.8       # and of their angles: 37 degrees
 TOLERANCES_PX = (10.0, 6.0, 4.0, 4.0)  # the same, of affine maps refined in turn
 STRETCH = (0.31, 3.2)   # least and most of an affine map along any axis
 ANISOTROPY = 2.0        # most: 4:3 originals made square are 1.33
-LEAST_INLIERS = 8       # ours: of 2,000 unrelated pairs of one class the most was 7 (of 128 features)
-LEAST_AGREEMENT = 0.7   # ours: 99.8 % of copies on half of LC25000 are above 0.86; marked strangers reach 0.64
+LEAST_INLIERS = 8       # ours: 2,000 unrelated pairs of one class had 7 at most
+LEAST_AGREEMENT = 0.7   # ours: 99.8 % of LC25000's copies have 0.86, strangers with one mark 0.64
 BLOCKS = 4              # ours: a side; of 56 px in an image of 224
 FLAT = 4.0              # ours: grey levels; blocks of less contrast (background) say nothing
-LEAST_OVERLAP = 0.4     # ours: copies of one tile of LC25000 share 0.65, neighbouring fields 0.1-0.3
+LEAST_OVERLAP = 0.4     # ours: copies on LC25000 share at least 0.65, its neighbours often 0.1-0.3
 
 # OpenCV's descriptor is [row 4][column 4][direction 8] in the frame of its main direction: in a
 # mirrored image rows are reversed and directions negated
