@@ -26,7 +26,6 @@ METRIC=${METRIC:-accuracy_real}		# or accuracy_own: on each dataset's own test i
 SEED=${SEED:-0}				# repeat i has seed SEED + i
 BASELINE=${BASELINE-nuclei}		# classical baseline on the nuclei's features, from RUN/datasets/voronoi;
 					# BASELINE= for none
-BENIGN=${BENIGN:-}			# class without tumour: the baseline then also says how well tumour is told
 WORKERS=${WORKERS:-}			# trainings at a time (one per Slurm task, GPU or core)
 CNN_OPTIONS=${CNN_OPTIONS:-}		# more options of cnn_classify.py, e.g. "--steps 500"
 TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--margin 0.01"
@@ -109,7 +108,7 @@ stage_command() {	# sets what run_stages starts
 				--results "$run_dir/results" --repeats "$repeats" --preset "$PRESET" --seed "$SEED"
 				${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
 		nuclei) command=(python nuclei_classify.py --features "$run_dir/datasets/voronoi" --real "$run_dir/datasets/real"
-				--results "$run_dir/results" --repeats "$repeats" --seed "$SEED" ${BENIGN:+--benign "$BENIGN"}) ;;
+				--results "$run_dir/results" --repeats "$repeats" --seed "$SEED") ;;
 		test) stdout=$log_dir/verdict.txt
 			command=(python wilcoxon_test.py "$run_dir/results" --output "$run_dir/comparison" --metric "$METRIC"
 				--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats" --sheets "$run_dir/sheets" "${test_options[@]}") ;;

@@ -229,7 +229,9 @@ def versions() -> dict[str, str]:
 
 def run(*, features: Path, real: Path, results: Path, repeats: range, replicate: int,
         benign: str | None, seed: int, overwrite: bool, dry_run: bool) -> None:
-    identities = identify(features, read_manifest(features), read_manifest(real), repeats,
+    manifest = read_manifest(real)
+    benign = benign_class(benign, manifest)
+    identities = identify(features, read_manifest(features), manifest, repeats,
                           replicate=replicate, seed=seed, benign=benign)
     directory = records.replicate_dir(results, NAME, replicate)
     stale, pending = records.survey(directory, identities)
@@ -267,6 +269,12 @@ def identify(path: Path, data: dict, real: dict, repeats: range, *, replicate: i
     return [{"dataset": NAME, "dataset_fingerprint": table["sha256"],
              "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
              "seed": seed + repeat, "model": MODEL, "settings": settings} for repeat in repeats]
+
+
+def benign_class(asked: str | None, real: dict) -> str | None:
+    """The class without tumour: as asked, or the one that tumor_seg.py --benign named."""
+    named = real.get("parameters", {}).get("benign") or []
+    return asked or (named[0] if len(named) == 1 else None)
 
 
 def open_both(features: Path, real: Path, results: Path) -> tuple[Dataset, Dataset]:
@@ -312,7 +320,7 @@ def build_parser():
                        help="number of the whole-pipeline replicate the datasets belong to")
     group.add_argument("--benign", metavar="CLASS",
                        help="the class without tumour, to say how well tumour is told from it "
-                            "(default: not said)")
+                            "(default: as tumor_seg.py --benign said, if it named one)")
     cli.add_common(parser, device=False)
     return parser
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["setup_env.sh", "run_pipeline.slurm", "compare_models.sh", "lungkit/job.sh", "tests/run",
            ".ci/run"]
 SETTINGS = """INPUT GROUPS_CSV RUN PRESET REPEATS SEED BASE_MODEL ADAPTER POOL ARMS JOBS WORKERS MODEL
-    METRIC MAX_RESTARTS DATASETS VENV PYTHON MODULES TORCH_INDEX_URL EXTRA_REQUIREMENTS
+    METRIC MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON MODULES TORCH_INDEX_URL EXTRA_REQUIREMENTS
     PYTHONPATH""".split()
 
 
@@ -257,7 +257,10 @@ def test_pipeline_ends_with_the_verdict_and_the_report(finished):
     report = Path(result.stdout.splitlines()[-1].removeprefix("report:").strip())
     assert report == run_dir / "comparison/report.html" and report.stat().st_size > 1000
     assert {path.name for path in (run_dir / "sheets").iterdir()} == {"real.png", "voronoi.png"}
-    assert len(list((run_dir / "results").glob("*/replicate_000/repeat_*.json"))) == 4
+    found = list((run_dir / "results").glob("*/replicate_000/repeat_*.json"))
+    assert sorted(path.parts[-3] for path in found) == sorted(["nuclei", "real", "voronoi"] * 2)
+    assert all(json.loads(path.read_text())["malignancy"]["benign"] == "lung_n"
+               for path in found if path.parts[-3] == "nuclei")
     assert "seconds by stage" in result.stderr and "[voronoi] " in result.stderr
     assert (run_dir / "logs/tumor.log").stat().st_size > 0
 
@@ -276,11 +279,11 @@ def test_larger_n_adds_and_smaller_uses_the_first(finished, environment):
     before = content(run_dir / "results")
     assert bash("compare_models.sh", 3, **settings).returncode == 0
     after = content(run_dir / "results")
-    assert len([name for name in after if name.endswith(".json")]) == 6
+    assert len([name for name in after if name.endswith(".json")]) == 9
     assert {name: after[name] for name in before} == before
     assert bash("compare_models.sh", 2, **settings).returncode == 0
     lines = (run_dir / "comparison/accuracies.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 2
+    assert len(lines) == 1 + 3 * 2
     assert content(run_dir / "results") == after
 
 
@@ -309,7 +312,7 @@ def test_signal_stops_with_75_and_the_same_command_resumes(finished, environment
     result = bash("compare_models.sh", 4, **settings)
     assert result.returncode == 0, result.stderr[-3000:]
     assert first.read_bytes() == kept
-    assert len(list(tmp_path.glob("results/*/replicate_000/*.json"))) == 8
+    assert len(list(tmp_path.glob("results/*/replicate_000/*.json"))) == 12
 
 
 def wait_for(condition, *, process=None, seconds: float = 300) -> None:
