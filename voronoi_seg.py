@@ -78,7 +78,7 @@ def fill(colours: np.ndarray, cells: np.ndarray, line: np.ndarray | None = None)
     palette = np.zeros((len(colours) + 1, 4), np.uint8)  # a word a colour: faster than three bytes
     palette[:-1, :3], palette[-1, :3] = colours, BORDER
     at = cells if line is None else np.where(line, np.int32(len(colours)), cells)
-    filled = palette.view(np.uint32)[:, 0][at].view(np.uint8).reshape(*cells.shape, 4)
+    filled = np.take(palette.view(np.uint32), at).view(np.uint8).reshape(*cells.shape, 4)
     return cv2.cvtColor(filled, cv2.COLOR_RGBA2RGB)
 
 
@@ -91,12 +91,15 @@ def cell_means(image: np.ndarray, cells: np.ndarray) -> np.ndarray:
     import cv2
 
     flat = cells.ravel()
-    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
-    of_run = flat[ends - 1]
-    total = cv2.integral(image.reshape(1, -1, 3))[1, ends]  # a wrapped sum has the right differences
-    sums = [np.bincount(of_run, run) for run in np.diff(total, axis=0, prepend=0).T]
-    sizes = np.bincount(of_run, np.diff(ends, prepend=0))
-    return np.round(np.stack(sums, axis=1) / np.maximum(sizes, 1)[:, None]).astype(np.uint8)
+    ends = np.flatnonzero(np.r_[flat[1:] != flat[:-1], True])  # the last pixels of the runs
+    of_run = flat[ends]
+    total = cv2.integral(image.reshape(1, -1, 3))[1, 1:].take(ends, axis=0)
+    sizes, runs = np.diff(ends, prepend=-1), np.empty((3, len(ends)))
+    runs[:, 0] = total[0]
+    runs[:, 1:] = (total[1:] - total[:-1]).T  # a wrapped sum has the right differences
+    sums = [np.bincount(of_run, run) for run in runs]
+    return np.round(np.stack(sums, axis=1) / np.maximum(np.bincount(of_run, sizes), 1)[:, None]
+                    ).astype(np.uint8)
 
 
 def feature_colours(name: str, features: dict[str, np.ndarray]) -> np.ndarray:
@@ -114,7 +117,7 @@ def feature_colours(name: str, features: dict[str, np.ndarray]) -> np.ndarray:
 
 def rule(cells: np.ndarray) -> np.ndarray:
     """Borders on paper, uint8 [S, S, 3]."""
-    return np.where(borders(cells)[..., None], np.uint8(BORDER), np.uint8(PAPER))
+    return fill(np.array([[PAPER] * 3, BORDER], np.uint8), borders(cells).astype(np.int32))
 
 
 def dot(picture: np.ndarray, features: dict[str, np.ndarray]) -> np.ndarray:

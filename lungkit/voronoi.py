@@ -51,8 +51,12 @@ def voronoi_labels(centroids: np.ndarray, size: int) -> np.ndarray:
     across = len(cells)
     cells = cells.repeat(side, axis=0).repeat(side, axis=1)
     if len(top):
+        # blocks of many candidates first: those of a rank are a view then, not a copy
+        order = np.argsort(-counts, kind="stable")
+        starts, top, left = (np.cumsum(counts) - counts)[order], top[order], left[order]
         blocks = cells.reshape(across, side, across, side).swapaxes(1, 2)
-        blocks[top // side, left // side] = _nearest(x, y, top, left, side, candidate, counts)
+        blocks[top // side, left // side] = _nearest(x, y, top, left, side, candidate, starts,
+                                                     counts[order])
     return np.ascontiguousarray(cells[:size, :size])
 
 
@@ -65,7 +69,8 @@ def _first_candidates(x: np.ndarray, y: np.ndarray, start: np.ndarray,
     least = gap[np.arange(len(gap)), best][:, None]
     reach = np.abs(x - x[best, None]) + np.abs(y - y[best, None])
     kept = gap - least <= reach * (side - 1) + ROUNDING * (gap + side**2)
-    return np.nonzero(kept)[1], kept.sum(axis=1), best
+    block, candidate = np.nonzero(kept)
+    return candidate, np.bincount(block, minlength=len(kept)), best
 
 
 def _prune(x: np.ndarray, y: np.ndarray, top: np.ndarray, left: np.ndarray, side: int,
@@ -84,31 +89,33 @@ def _prune(x: np.ndarray, y: np.ndarray, top: np.ndarray, left: np.ndarray, side
     nearest = nearest[np.searchsorted(nearest, starts)]  # the first of equal ones
     reach = np.abs(a - np.repeat(a[nearest], counts)) + np.abs(b - np.repeat(b[nearest], counts))
     kept = gap - least <= reach * (side - 1) + ROUNDING * (gap + side**2)
-    return candidate[kept], np.add.reduceat(kept, starts, dtype=np.int64), candidate[nearest]
+    return candidate[kept], np.add.reduceat(kept.astype(np.int64), starts), candidate[nearest]
 
 
 def _nearest(x: np.ndarray, y: np.ndarray, top: np.ndarray, left: np.ndarray, side: int,
-             candidate: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Compare every pixel of each block with all its candidates: int32 [blocks, side, side]."""
-    order = np.argsort(-counts, kind="stable")  # those of many candidates first: views, not copies
-    starts, steps = (np.cumsum(counts) - counts)[order], np.arange(side)[:, None]
-    down, across = top[order] + steps, left[order] + steps
+             candidate: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Compare every pixel of each block with all its candidates: int32 [blocks, side, side].
+
+    A block's candidates are the `counts` ones from `starts`; counts [blocks] must not rise.
+    """
+    down, across = top + np.arange(side)[:, None], left + np.arange(side)[:, None]
     # the blocks are the last axis, for numpy is slow over short ones
-    least, gap = np.full((side, side, len(order)), np.inf), np.empty((side, side, len(order)))
+    least, gap = np.empty((2, side, side, len(counts)))
     closer = np.empty(gap.shape, bool)
-    winner = np.zeros(gap.shape, np.uint8 if counts.max() < 256 else np.int32)
-    for rank in range(counts.max()):
-        rows = slice(int((counts > rank).sum()))
-        index = candidate[starts[rows] + rank]
-        dy, dx = (down[:, rows] - y[index]) ** 2, (across[:, rows] - x[index]) ** 2
-        np.add(dy[:, None], dx, out=gap[..., rows])
-        np.less(gap[..., rows], least[..., rows], out=closer[..., rows])
-        np.minimum(gap[..., rows], least[..., rows], out=least[..., rows])
-        later = closer[..., rows] * winner.dtype.type(rank)  # ranks rise, so the last one wins
-        np.maximum(winner[..., rows], later, out=winner[..., rows])
-    blocks = np.empty((len(order), side, side), np.int32)
-    blocks[order] = candidate[starts + winner].transpose(2, 0, 1)
-    return blocks
+    winner = np.zeros(gap.shape, np.uint8 if counts[0] < 256 else np.int32)
+    blocks_of_rank = np.searchsorted(-counts, -np.arange(counts[0]))  # how many have so many
+    for rank, end in enumerate(blocks_of_rank.tolist()):
+        index = candidate[starts[:end] + rank]
+        dy, dx = (down[:, :end] - y[index]) ** 2, (across[:, :end] - x[index]) ** 2
+        if rank == 0:
+            np.add(dy[:, None], dx, out=least)
+            continue
+        np.add(dy[:, None], dx, out=gap[..., :end])
+        np.less(gap[..., :end], least[..., :end], out=closer[..., :end])
+        np.minimum(gap[..., :end], least[..., :end], out=least[..., :end])
+        later = closer[..., :end] * winner.dtype.type(rank)  # ranks rise, so the last one wins
+        np.maximum(winner[..., :end], later, out=winner[..., :end])
+    return np.take(candidate.astype(np.int32), starts + winner).transpose(2, 0, 1)
 
 
 # ------------------------------------------------------------------ geometry of the cells
