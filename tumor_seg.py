@@ -29,6 +29,7 @@ Exit statuses: 0 complete, 1 bad data, 2 bad options, 75 stopped, run it again t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -189,15 +190,14 @@ def statistics(image) -> tuple[float, ...]:
 
 # ------------------------------------------------------------------ the survey
 
-def survey(found: list[sources.Source], recipe: Recipe, workers: int) -> list[Original]:
+def survey(found: list[sources.Source], recipe: Recipe, mapped: Callable) -> list[Original]:
     """Examine every image; raise one Fault that names the unusable ones."""
     originals, faults = [], []
     progress = Progress("examining images", len(found))
-    with mapper(workers, len(found)) as mapped:
-        for number, seen in enumerate(mapped(partial(examine, recipe=recipe), found), 1):
-            (faults if isinstance(seen, str) else originals).append(seen)
-            progress.update(number)
-            cli.check_stop()
+    for number, seen in enumerate(mapped(partial(examine, recipe=recipe), found), 1):
+        (faults if isinstance(seen, str) else originals).append(seen)
+        progress.update(number)
+        cli.check_stop()
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise Fault(f"{len(faults)} of {len(found)} images cannot be used: "
@@ -205,12 +205,12 @@ def survey(found: list[sources.Source], recipe: Recipe, workers: int) -> list[Or
     return originals
 
 
-def find_copies(originals: list[Original], workers: int) -> list[tuple[str, str]]:
+def find_copies(originals: list[Original], mapped: Callable) -> list[tuple[str, str]]:
     """Pairs of names of images that are rotated, flipped, rescaled, re-compressed copies."""
     from lungkit import siblings
 
     first: dict[int, str] = {}
-    group_of = siblings.link([o.signature for o in originals], workers=workers)
+    group_of = siblings.link([o.signature for o in originals], mapped)
     return [(first[group], o.source.name) for group, o in zip(group_of, originals)
             if first.setdefault(group, o.source.name) != o.source.name]
 
@@ -259,7 +259,7 @@ class Plan:
 
 def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *, seed: int,
               fold: tuple[int, int] | None, trust_groups: bool, method: str,
-              workers: int) -> Plan:
+              mapped: Callable) -> Plan:
     """Drop, group, split, and measure the reference stain. Raises Fault where that cannot be."""
     kept = [original for original in originals if original.kept]
     labels = {o.source.label for o in originals}
@@ -271,7 +271,7 @@ def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *
                     "or change what is asked of a tile")
     hashes = {o.source.name: o.sha256 for o in kept}
     group_of = {name: group_of[name] for name in hashes}
-    links = [] if trust_groups else find_copies(kept, workers)
+    links = [] if trust_groups else find_copies(kept, mapped)
     group_of, joined = merge_groups(group_of, links, hashes=hashes)
     split_of = split_groups([(group_of[o.source.name], o.source.label)
                              for o in kept for _ in o.kept], seed, fold)
@@ -359,6 +359,37 @@ def pending_jobs(writer, plan: Plan) -> list[Job]:
     return jobs
 
 
+def write_tiles(writer, plan: Plan, recipe: Recipe, seed: int, mapped: Callable) -> None:
+    """Render and write the tiles of the plan that the writer does not have yet."""
+    jobs = pending_jobs(writer, plan)
+    progress = Progress("writing tiles", sum(plan.count_tiles().values()),
+                        done=len(writer.records), jsonl_path=writer.work_dir / "progress.jsonl")
+    made = mapped(partial(render, recipe=recipe, reference=plan.reference), jobs,
+                  chunk=None if all(len(job.tiles) == 1 for job in jobs) else 1)
+    for job, rendered in zip(jobs, made):
+        source = job.original.source
+        for number, image, masks in rendered:
+            tile = job.tiles[number]
+            writer.add(plan.split(job.original), source.label, number, image, masks=masks,
+                       source=source.name, group=plan.group_of[source.name], seed=seed,
+                       tissue_fraction=f"{tile.measured.tissue:.4f}")
+        progress.update(len(writer.records))
+        cli.check_stop()
+
+
+def measure_tiles(writer, plan: Plan, mapped: Callable) -> dict[str, tuple[float, ...]]:
+    """{source name: mean `statistics` of some of the tiles as written}."""
+    from lungkit.dataset import item_name
+
+    paths, number = {}, 0
+    for original in plan.originals:
+        paths[original.source.name] = [
+            writer.work_dir / item_name(plan.split(original), original.source.label, n)
+            for n in range(number, number + len(original.kept))]
+        number += len(original.kept)
+    return dict(zip(paths, mapped(statistics_of_files, paths.values())))
+
+
 def statistics_of_files(paths: list[Path]) -> tuple[float, ...]:
     """Mean `statistics` of some of the tiles that one original gave to the dataset."""
     from lungkit.dataset import decode_png
@@ -433,60 +464,43 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
         + ", ".join(f"{name} {value}" for name, value in options.items() if value is not None))
     group_of, given = read_group_ids(found, groups or "auto", group_regex)
 
-    originals = survey(found, recipe, workers)
-    dropped = qc_report.count_dropped(originals, others)
-    for entry in dropped:
-        by_class = ", ".join(f"{label} {count}" for label, count in entry["by_class"].items())
-        say(f"tumor_seg: dropped {entry['count']}: {entry['reason']} ({by_class})")
-    plan = make_plan(originals, group_of, given, seed=seed, fold=fold, trust_groups=trust_groups,
-                     method=stain_normalisation, workers=workers)
-    tiles = plan.count_tiles()
-    counts = (f"{sum(tiles.values())} tiles of {recipe.cut.image_size} px "
-              f"({', '.join(f'{split} {tiles[split]}' for split in SPLITS)}), "
-              f"{len(plan.split_of)} groups, {sum(each['count'] for each in dropped)} dropped")
-    if dry_run:
-        report = confounding.report(plan.specimens(), plan.split_of, plan.groups_given)
-        for warning in qc_report.warn(plan, report, originals, recipe.cut.image_size):
-            say(f"tumor_seg: warning: {warning}")
-        done = 0 if overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
-        print(f"{output}: would write {counts}; {done} done, {sum(tiles.values()) - done} pending")
-        return
+    with mapper(workers) as mapped:
+        originals = survey(found, recipe, mapped)
+        dropped = qc_report.count_dropped(originals, others)
+        for entry in dropped:
+            by_class = ", ".join(f"{label} {n}" for label, n in entry["by_class"].items())
+            say(f"tumor_seg: dropped {entry['count']}: {entry['reason']} ({by_class})")
+        plan = make_plan(originals, group_of, given, seed=seed, fold=fold,
+                         trust_groups=trust_groups, method=stain_normalisation, mapped=mapped)
+        tiles = plan.count_tiles()
+        counts = (f"{sum(tiles.values())} tiles of {recipe.cut.image_size} px "
+                  f"({', '.join(f'{split} {tiles[split]}' for split in SPLITS)}), "
+                  f"{len(plan.split_of)} groups, {sum(each['count'] for each in dropped)} dropped")
+        if dry_run:
+            report = confounding.report(plan.specimens(), plan.split_of, plan.groups_given, mapped)
+            for warning in qc_report.warn(plan, report, originals, recipe.cut.image_size):
+                say(f"tumor_seg: warning: {warning}")
+            done = 0 if overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
+            print(f"{output}: would write {counts}; {done} done, "
+                  f"{sum(tiles.values()) - done} pending")
+            return
 
-    from lungkit.dataset import DatasetWriter, item_name
+        from lungkit.dataset import DatasetWriter
 
-    with DatasetWriter(target, stage="tumor_seg", classes=labels,
-                       image_size=recipe.cut.image_size, plan=plan.digest()) as writer:
-        progress = Progress("writing tiles", sum(tiles.values()), done=len(writer.records),
-                            jsonl_path=writer.work_dir / "progress.jsonl")
-        jobs = pending_jobs(writer, plan)
-        with mapper(workers, len(jobs), chunk=None if len(jobs) == len(plan.originals) else 1
-                    ) as mapped:
-            made = mapped(partial(render, recipe=recipe, reference=plan.reference), jobs)
-            for job, rendered in zip(jobs, made):
-                source = job.original.source
-                for number, image, masks in rendered:
-                    tile = job.tiles[number]
-                    writer.add(plan.split(job.original), source.label, number, image, masks=masks,
-                               source=source.name, group=plan.group_of[source.name], seed=seed,
-                               tissue_fraction=f"{tile.measured.tissue:.4f}")
-                progress.update(len(writer.records))
-                cli.check_stop()
-        written, number = {}, 0
-        for original in plan.originals:
-            written[original.source.name] = [
-                writer.work_dir / item_name(plan.split(original), original.source.label, n)
-                for n in range(number, number + len(original.kept))]
-            number += len(original.kept)
-        after = {name: statistics_of_files(paths) for name, paths in written.items()}
-        report = confounding.report(plan.specimens(after), plan.split_of, plan.groups_given)
-        warnings = qc_report.warn(plan, report, originals, recipe.cut.image_size)
-        write_text(writer.work_dir / "qc.csv", qc_report.table(originals))
-        write_bytes(writer.work_dir / "qc.png",
-                    qc_report.sheet(originals, partial(look_at, recipe=recipe)))
-        writer.publish(parents=[], seed=seed, warnings=warnings, dropped=dropped,
-                       groups=plan.count_groups(), confounding=report,
-                       stain=qc_report.describe_stain(plan, recipe.stain_normalisation),
-                       **qc_report.describe_scale(plan.originals))
+        with DatasetWriter(target, stage="tumor_seg", classes=labels,
+                           image_size=recipe.cut.image_size, plan=plan.digest()) as writer:
+            write_tiles(writer, plan, recipe, seed, mapped)
+            after = measure_tiles(writer, plan, mapped)
+            report = confounding.report(plan.specimens(after), plan.split_of, plan.groups_given,
+                                        mapped)
+            warnings = qc_report.warn(plan, report, originals, recipe.cut.image_size)
+            write_text(writer.work_dir / "qc.csv", qc_report.table(originals))
+            write_bytes(writer.work_dir / "qc.png",
+                        qc_report.sheet(originals, partial(look_at, recipe=recipe)))
+            writer.publish(parents=[], seed=seed, warnings=warnings, dropped=dropped,
+                           groups=plan.count_groups(), confounding=report,
+                           stain=qc_report.describe_stain(plan, recipe.stain_normalisation),
+                           **qc_report.describe_scale(plan.originals))
     for line in (confounding.describe(report).splitlines()
                  + [f"warning: {w}" for w in warnings if w not in confounding.warnings(report)]):
         say(f"tumor_seg: {line}")

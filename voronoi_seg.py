@@ -255,7 +255,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         if nuclei_weights:
             from lungkit.instanseg import load_detector
             how["detect"] = load_detector(nuclei_weights)
-        with mapper(workers, len(pending)) as mapped:
+        with mapper(workers) as mapped:
             drawn = mapped(partial(draw_row, real_dir=real_dir, **how), pending)
             for row, (picture, mask, lines, summary) in zip(pending, drawn):
                 log.add(row.file_name, lines, summary)

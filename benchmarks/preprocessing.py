@@ -72,7 +72,7 @@ def find_images(folder: Path, num_images: int, side_px: int) -> list[Path]:
         return [path for row in zip(*of_class, strict=False) for path in row][:num_images]
     jobs = [(CLASSES[i % 3], i // 3 % 40, i // 120, side_px,
              folder / CLASSES[i % 3] / f"{i:05d}.jpeg") for i in range(num_images)]
-    with mapper(os.cpu_count() or 1, len(jobs)) as parallel:
+    with mapper(os.cpu_count() or 1) as parallel:
         list(parallel(draw_jpeg, jobs))
     return [path for *_, path in jobs]
 

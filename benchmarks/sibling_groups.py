@@ -108,7 +108,7 @@ def write_set(size: int, folder: Path, root: Path | None, workers: int) -> list[
         sources = [str(number) for number in numbers]
         groups = sources
     jobs = [(i, sources[i % len(sources)], str(folder / f"{i:06d}.jpg")) for i in range(size)]
-    with mapper(workers, size) as mapped:
+    with mapper(workers) as mapped:
         list(mapped(functools.partial(write_copy, real=bool(root), num=len(sources)), jobs))
     return [(path, groups[i % len(groups)]) for i, _, path in jobs]
 
@@ -152,10 +152,9 @@ def leak(truth: list[str], found: list[int], labels: list[str]) -> str:
 
 # ------------------------------------------------------------------ tables
 
-def measure_lc25000(root: Path, originals: Path | None, workers: int) -> None:
+def measure_lc25000(root: Path, originals: Path | None, mapped) -> None:
     table = read_table(root)
-    with mapper(workers, len(table)) as mapped:
-        signatures = list(mapped(describe_file, [path for path, _ in table]))
+    signatures = list(mapped(describe_file, [path for path, _ in table]))
     truth = [group for _, group in table]
     labels = [group.rsplit("-", 1)[0] for group in truth]
     even = [zlib.crc32(group.encode()) % 2 == 0 for group in truth]
@@ -166,7 +165,7 @@ def measure_lc25000(root: Path, originals: Path | None, workers: int) -> None:
                        ("the other half", [not e for e in even]),
                        ("all", [True] * len(even))):
         chosen = [i for i, keep in enumerate(part) if keep]
-        found = siblings.link([signatures[i] for i in chosen], workers)
+        found = siblings.link([signatures[i] for i in chosen], mapped)
         of = [truth[i] for i in chosen]
         recall, precision = score(of, found)
         leaked = leak(of, found, [labels[i] for i in chosen])
@@ -174,7 +173,7 @@ def measure_lc25000(root: Path, originals: Path | None, workers: int) -> None:
     leaked = leak(truth, list(range(len(truth))), labels)
     print(f"{'each file its own group':24}{len(truth):7}{0:9.4f}{'-':>11}{leaked}")
     joined: dict[tuple, list] = {}
-    for i, j, how in siblings.find_pairs(signatures, workers):
+    for i, j, how in siblings.find_pairs(signatures, mapped):
         if truth[i] != truth[j]:
             joined.setdefault(tuple(sorted((truth[i], truth[j]))), []).append(how)
     print("\nSource tiles joined against groups.csv: links, and medians of what they share")
@@ -186,7 +185,7 @@ def measure_lc25000(root: Path, originals: Path | None, workers: int) -> None:
     if originals:
         paths = sorted(originals.glob("*/*.jpeg"))
         known = {"/".join(Path(path).parts[-2:]): i for i, (path, _) in enumerate(table)}
-        group = siblings.link(signatures + [describe_file(str(path)) for path in paths], workers)
+        group = siblings.link(signatures + [describe_file(str(path)) for path in paths], mapped)
         same = [(known["/".join(path.parts[-2:])], len(table) + k) for k, path in enumerate(paths)
                 if "/".join(path.parts[-2:]) in known]
         met = [{truth[i] for i in range(len(table)) if group[i] == group[len(table) + k]}
@@ -197,13 +196,13 @@ def measure_lc25000(root: Path, originals: Path | None, workers: int) -> None:
               f"{sum(len(tiles) > 1 for tiles in met)} of them with several source tiles")
 
 
-def measure_simulated(workers: int) -> None:
+def measure_simulated(mapped) -> None:
     tiles = [simulate(number) for number in range(TILES)]
     images = [vary(tile, np.random.default_rng([number, k])) if k else tile
               for number, tile in enumerate(tiles) for k in range(COPIES)]
     truth = [str(i // COPIES) for i in range(len(images))]
     labels = [CLASSES[int(t) // PATIENTS % len(CLASSES)] for t in truth]
-    found = siblings.link([siblings.describe(image) for image in images], workers)
+    found = siblings.link([siblings.describe(image) for image in images], mapped)
     recall, precision = score(truth, found)
     print(f"\nSimulated: {TILES} unrelated tiles of {PATIENTS} patients, {COPIES - 1} copies of "
           f"each\n{'':24}{len(images):7}{recall:9.4f}{precision:11.4f}"
@@ -222,10 +221,11 @@ def measure_once(size: int, root: Path | None, workers: int) -> dict:
         else:
             table = write_set(size, Path(folder), root, workers)
         before, start = os.times(), time.perf_counter()
-        with mapper(workers, len(table)) as mapped:
+        with mapper(workers) as mapped:
             signatures = list(mapped(describe_file, [path for path, _ in table]))
         described, middle = os.times(), time.perf_counter()
-        found = siblings.link(signatures, workers)
+        with mapper(workers) as mapped:  # others, for only ended ones are in os.times
+            found = siblings.link(signatures, mapped)
         after, end = os.times(), time.perf_counter()
     recall, precision = score([group for _, group in table], found)
     own, child = (resource.getrusage(who).ru_maxrss / 2 ** 10
@@ -278,9 +278,10 @@ def main() -> None:
     elif args.one:
         print(json.dumps(measure_once(args.sizes[0], root, args.workers)))
     else:
-        if root:
-            measure_lc25000(root, args.lc25000_768, args.workers)
-        measure_simulated(args.workers)
+        with mapper(args.workers) as mapped:
+            if root:
+                measure_lc25000(root, args.lc25000_768, mapped)
+            measure_simulated(mapped)
         measure_curve(args.sizes, root, args.workers)
 
 

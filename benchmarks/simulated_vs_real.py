@@ -73,7 +73,7 @@ def _simulate(item):
 
 def load_simulated(workers: int):
     plan = phantom.plan_sample(NUM_PATIENTS, TILES_PER_PATIENT)
-    with mapper(workers, len(plan)) as mapped:
+    with mapper(workers) as mapped:
         images = np.stack(list(mapped(_simulate, plan)))
     labels = np.array([phantom.CLASSES.index(label) for label, _, _ in plan])
     return images, labels, np.array([f"patient{patient}" for _, patient, _ in plan])

@@ -20,9 +20,11 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from lungkit.cli import Fault
 from lungkit.splits import SPLITS, partition
+from lungkit.workers import in_this_process
 
 FEW_GROUPS = 10      # ours: below it a test split holds one or two patients
 FEW_EFFECTIVE = 5    # ours: as few, when groups are counted by how evenly they share the images
@@ -259,26 +261,30 @@ def tell_class(values, label, group, fold, seed: int = 0) -> dict:
             "p": round((1 + beaten) / (1 + PERMUTATIONS), 4), "constant": False}
 
 
-def _trivial(specimens: list[Specimen], split_of: dict[str, str]) -> dict:
+def _trivial(specimens: list[Specimen], split_of: dict[str, str], mapped: Callable) -> dict:
     """`tell_class` by every family of statistics."""
     import numpy as np
 
     label, group = (np.unique([getattr(s, name) for s in specimens], return_inverse=True)[1]
                     for name in ("label", "group"))
     fold = np.array(_fold_of(specimens, split_of))
-    return {name: tell_class(np.array(rows, float), label, group, fold)
-            for name, rows in families(specimens).items()}
+    columns = {name: np.array(rows, float) for name, rows in families(specimens).items()}
+    told = mapped(partial(tell_class, label=label, group=group, fold=fold), columns.values())
+    return dict(zip(columns, told))
 
 
 # ------------------------------------------------------------------ the report
 
-def report(specimens: list[Specimen], split_of: dict[str, str], groups_given: str) -> dict:
+def report(specimens: list[Specimen], split_of: dict[str, str], groups_given: str,
+           mapped: Callable = in_this_process) -> dict:
     """The confounding report, JSON-able, the same for the same images.
 
     split_of: split by group. groups_given: how groups came about, words joined by '+': 'csv' or
-    'regex' (the user knows them), 'auto' (copies found), 'none'.
+    'regex' (the user knows them), 'auto' (copies found), 'none'. mapped: what `workers.mapper`
+    yields, for the families of statistics.
     """
     labels = sorted({s.label for s in specimens})
+    told = _trivial(specimens, split_of, mapped)
     return {
         "groups_given": groups_given, "images": len(specimens),
         "tiles": sum(s.tiles for s in specimens),
@@ -287,7 +293,7 @@ def report(specimens: list[Specimen], split_of: dict[str, str], groups_given: st
         "identical_with_other_label": _identical(specimens),
         "trivial": {"guessing": round(1 / len(labels), 4), "score": "balanced accuracy",
                     "method": f"{NEIGHBOURS} nearest images of other groups vote",
-                    "permutations": PERMUTATIONS, "families": _trivial(specimens, split_of)}}
+                    "permutations": PERMUTATIONS, "families": told}}
 
 
 def warnings(report: dict) -> list[str]:

@@ -482,7 +482,7 @@ def write_sample(output_dir: Path, *, num_patients: int = 20, tiles_per_patient:
             hidden = tables.enter_context(files.atomic_path(work_dir / path))
             opened[path] = tables.enter_context(open(hidden, "w", encoding="utf-8"))
             opened[path].write(header + "\n")
-        with mapper(workers, len(plan)) as mapped:
+        with mapper(workers) as mapped:
             for written in mapped(write_tile, plan):
                 cli.check_stop()
                 hashes |= written["hashes"]

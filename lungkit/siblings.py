@@ -26,10 +26,12 @@ more they leak as copies do, and are linked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from lungkit.workers import in_this_process
 
 WORK_PX = 160           # ours: root of the area looked at; 112 is faster and finds fewer features
 NUM_FEATURES = 96       # ours: the strongest; of 64 the index found 0.91 of true pairs, of 96 0.96
@@ -49,7 +51,7 @@ MOST_BITS_APART = 16    # ours: of the 64; unrelated features differ by about 32
 ANGLE_BINS = 16         # ours: 22.5 degrees each; two neighbouring bins are counted together
 LEAST_VOTES = 3         # ours
 CANDIDATES = 16         # ours: copies of one original are a group well before all pairs are found
-BLOCK_FEATURES = 20_000  # ours: asked for at once; bounds memory
+BLOCK_FEATURES = 5_000  # ours: asked for at once; bounds memory
 
 LIKENESS = 0.80         # ours: cosine of two descriptors that match
 NEAR_PX = 15.0          # at WORK_PX: a match agrees with another's similarity; stretch needs room
@@ -338,11 +340,9 @@ def _register(item: tuple) -> Registration:
 
 # ------------------------------------------------------------------ groups
 
-def find_pairs(signatures: list[Signature], workers: int = 1,
+def find_pairs(signatures: list[Signature], mapped: Callable = in_this_process,
                ) -> list[tuple[int, int, Registration]]:
     """Registered pairs of copies (i, j, how well), i < j, sorted; not every pair of a group."""
-    from lungkit.workers import mapper
-
     # in an order of their content, so that nothing depends on the order given
     content = sorted(range(len(signatures)), key=lambda i: _bytes(signatures[i]))
     ordered = [signatures[i] for i in content]
@@ -353,8 +353,8 @@ def find_pairs(signatures: list[Signature], workers: int = 1,
             proposed.append((content[i], content[j]))
             yield ordered[i], ordered[j]
 
-    with mapper(workers, len(signatures), chunk=64) as mapped:
-        results = list(mapped(_register, items()))
+    # far ahead: while this process asks the index about a block, the others have enough to do
+    results = list(mapped(_register, items(), chunk=64, ahead=32))
     return sorted((min(pair), max(pair), result) for pair, result in zip(proposed, results)
                   if result.are_copies)
 
@@ -364,14 +364,17 @@ def _bytes(signature: Signature) -> bytes:
                                                 signature.thumb))
 
 
-def link(signatures: list[Signature], workers: int = 1) -> list[int]:
-    """Group number of each image: the smallest index of the copies it belongs with."""
+def link(signatures: list[Signature], mapped: Callable = in_this_process) -> list[int]:
+    """Group number of each image: the smallest index of the copies it belongs with.
+
+    mapped: what `workers.mapper` yields, for the registrations.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     if not signatures:
         return []
-    pairs = np.array([pair[:2] for pair in find_pairs(signatures, workers)], int).reshape(-1, 2)
+    pairs = np.array([pair[:2] for pair in find_pairs(signatures, mapped)], int).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(pairs)), pairs.T), (len(signatures),) * 2)
     _, component = connected_components(graph, directed=False)
     _, first = np.unique(component, return_index=True)  # components are numbered from the first

@@ -12,6 +12,7 @@ import pytest
 from lungkit import siblings
 from lungkit.phantom import draw_fluorescence, draw_tile
 from lungkit.siblings import describe, find_pairs, link
+from lungkit.workers import mapper
 
 LABELS = ("lung_aca", "lung_n", "lung_scc")
 
@@ -82,7 +83,8 @@ def test_groups_do_not_depend_on_order_nor_on_processes(copies):
     signatures = [signature for _, signature in copies]
     groups = link(signatures)
     order = np.random.default_rng(0).permutation(len(signatures)).tolist()
-    shuffled = link([signatures[i] for i in order], workers=2)
+    with mapper(2) as mapped:
+        shuffled = link([signatures[i] for i in order], mapped)
     members = {frozenset(np.flatnonzero(np.array(groups) == g).tolist()) for g in groups}
     assert members == {frozenset(order[i] for i in np.flatnonzero(np.array(shuffled) == g))
                        for g in shuffled}
