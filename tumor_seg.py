@@ -40,6 +40,7 @@ from lungkit import cli, confounding, qc_report, quality, slides, sources, stain
 from lungkit.cli import BadOptions, Fault
 from lungkit.files import Output, sha256, sha256_file, write_bytes, write_text
 from lungkit.images import Unreadable
+from lungkit.journal import Journal
 from lungkit.originals import FIELD_UM, Cut, open_original, shrink
 from lungkit.progress import Progress, say
 from lungkit.splits import SPLITS, fold, merge_groups, split_groups
@@ -190,19 +191,33 @@ def statistics(image) -> tuple[float, ...]:
 
 # ------------------------------------------------------------------ the survey
 
-def survey(found: list[sources.Source], recipe: Recipe, mapped: Callable) -> list[Original]:
-    """Examine every image; raise one Fault that names the unusable ones."""
-    originals, faults = [], []
-    progress = Progress("examining images", len(found))
-    for number, seen in enumerate(mapped(partial(examine, recipe=recipe), found), 1):
-        (faults if isinstance(seen, str) else originals).append(seen)
-        progress.update(number)
+def survey(found: list[sources.Source], recipe: Recipe, journal: Journal,
+           mapped: Callable) -> list[Original]:
+    """Examine every image not in the journal; raise one Fault that names the unusable ones."""
+    seen = {s.name: journal.get(s.name, stamp(s)) for s in found}
+    pending = [s for s in found if seen[s.name] is None]
+    if len(pending) < len(found):
+        say(f"tumor_seg: {len(found) - len(pending)} of {len(found)} images were examined before")
+    progress = Progress("examining images", len(found), done=len(found) - len(pending))
+    for source, result in zip(pending, mapped(partial(examine, recipe=recipe), pending)):
+        seen[source.name] = result
+        if isinstance(result, Original):
+            journal.add(source.name, stamp(source), result)
+        progress.update(progress.done + 1)
         cli.check_stop()
+    originals = [result for result in seen.values() if isinstance(result, Original)]
+    faults = [result for result in seen.values() if isinstance(result, str)]
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise Fault(f"{len(faults)} of {len(found)} images cannot be used: "
                     f"{'; '.join(faults[:5])}{more}: repair or remove them, or change the options")
     return originals
+
+
+def stamp(source: sources.Source) -> tuple[str, str, int]:
+    """What changes when a source image does."""
+    return (str(source.path), sources.quick_fingerprint([source]),
+            source.path.stat().st_mtime_ns)
 
 
 def find_copies(originals: list[Original], mapped: Callable) -> list[tuple[str, str]]:
@@ -464,8 +479,11 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
         + ", ".join(f"{name} {value}" for name, value in options.items() if value is not None))
     group_of, given = read_group_ids(found, groups or "auto", group_regex)
 
-    with mapper(workers) as mapped:
-        originals = survey(found, recipe, mapped)
+    # beside the output: other groups or folds, or a repaired image, need no new survey of the rest
+    journal = Journal(target.output_dir.parent / f".{target.output_dir.name}.survey",
+                      f"{RECIPE} {recipe} {[*Original.__annotations__]}", keep=not dry_run)
+    with mapper(workers) as mapped, journal:
+        originals = survey(found, recipe, journal, mapped)
         dropped = qc_report.count_dropped(originals, others)
         for entry in dropped:
             by_class = ", ".join(f"{label} {n}" for label, n in entry["by_class"].items())
@@ -501,6 +519,7 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
                            groups=plan.count_groups(), confounding=report,
                            stain=qc_report.describe_stain(plan, recipe.stain_normalisation),
                            **qc_report.describe_scale(plan.originals))
+        journal.discard()
     for line in (confounding.describe(report).splitlines()
                  + [f"warning: {w}" for w in warnings if w not in confounding.warnings(report)]):
         say(f"tumor_seg: {line}")

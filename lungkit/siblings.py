@@ -26,6 +26,8 @@ more they leak as copies do, and are linked.
 
 from __future__ import annotations
 
+import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -344,24 +346,27 @@ def find_pairs(signatures: list[Signature], mapped: Callable = in_this_process,
                ) -> list[tuple[int, int, Registration]]:
     """Registered pairs of copies (i, j, how well), i < j, sorted; not every pair of a group."""
     # in an order of their content, so that nothing depends on the order given
-    content = sorted(range(len(signatures)), key=lambda i: _bytes(signatures[i]))
+    content = sorted(range(len(signatures)), key=lambda i: _digest(signatures[i]))
     ordered = [signatures[i] for i in content]
-    proposed = []
+    waiting: deque[tuple[int, int]] = deque()  # pairs whose registration has not come back
 
     def items() -> Iterable[tuple]:
         for i, j in propose(ordered):
-            proposed.append((content[i], content[j]))
+            waiting.append((content[i], content[j]))
             yield ordered[i], ordered[j]
 
+    copies = []
     # far ahead: while this process asks the index about a block, the others have enough to do
-    results = list(mapped(_register, items(), chunk=64, ahead=32))
-    return sorted((min(pair), max(pair), result) for pair, result in zip(proposed, results)
-                  if result.are_copies)
+    for result in mapped(_register, items(), chunk=64, ahead=32):
+        pair = waiting.popleft()
+        if result.are_copies:
+            copies.append((min(pair), max(pair), result))
+    return sorted(copies)
 
 
-def _bytes(signature: Signature) -> bytes:
-    return b"".join(part.tobytes() for part in (signature.codes, signature.places,
-                                                signature.thumb))
+def _digest(signature: Signature) -> bytes:
+    parts = signature.codes, signature.places, signature.thumb
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
 
 
 def link(signatures: list[Signature], mapped: Callable = in_this_process) -> list[int]:

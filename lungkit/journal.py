@@ -1,0 +1,86 @@
+"""A journal of results: each is appended as it comes, so that a killed run need not repeat it.
+
+For what takes long and decides what comes after, such as the survey of a thousand slides. The
+file lies beside the output, hidden, and goes when the output is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+from lungkit.files import release, sha256, try_lock
+
+FRAME = struct.Struct("<II")  # bytes of a pickle, its checksum
+
+
+class Journal:
+    """Results by name, of one recipe; what another recipe left, or a kill tore, is discarded.
+
+    Use: `with Journal(path, recipe) as journal:` then `get` and `add`, and `discard` at the end.
+    It is read with pickle: `path` must be this program's own. Where another process holds it, or
+    with keep=False, nothing is written. Flushed to the system, not to the disk: the checksums find
+    what a power cut tore.
+    """
+
+    def __init__(self, path: Path, recipe: str, *, keep: bool = True) -> None:
+        self.path, self.keep = Path(path), keep
+        self.header = sha256(recipe.encode()).encode() + b"\n"
+        self._results: dict[str, tuple] = {}
+
+    def __enter__(self) -> Journal:
+        self._file = self._lock = None
+        if self.keep:
+            self._lock = try_lock(self.path)
+        whole = self._read()
+        if self._lock is not None:
+            self._file = open(self.path, "ab")
+            self._file.truncate(whole)
+            if whole == 0:
+                self._file.write(self.header)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._file.close()
+            release(self._lock, self.path)
+
+    def _read(self) -> int:
+        """Load what is whole; return its length in bytes."""
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            if file.read(len(self.header)) != self.header:
+                return 0
+            whole = file.tell()
+            while len(head := file.read(FRAME.size)) == FRAME.size:
+                size, checksum = FRAME.unpack(head)
+                content = file.read(size)
+                if len(content) < size or zlib.crc32(content) != checksum:
+                    break
+                try:
+                    name, stamp, result = pickle.loads(content)
+                except Exception:  # of a class that is elsewhere now: any error may come of it
+                    break
+                self._results[name] = stamp, result
+                whole = file.tell()
+            return whole
+        return 0
+
+    def get(self, name: str, stamp: object) -> object | None:
+        """The result kept under `name`, if it was kept with this stamp; else None."""
+        kept, result = self._results.get(name, (None, None))
+        return result if kept == stamp else None
+
+    def add(self, name: str, stamp: object, result: object) -> None:
+        if self._file is None:
+            return
+        content = pickle.dumps((name, stamp, result), pickle.HIGHEST_PROTOCOL)
+        self._file.write(FRAME.pack(len(content), zlib.crc32(content)) + content)
+        self._file.flush()
+
+    def discard(self) -> None:
+        """Remove the file: what it was for is complete."""
+        if self._lock is not None:
+            self.path.unlink(missing_ok=True)
