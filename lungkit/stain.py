@@ -215,8 +215,19 @@ def _strength(density, matrix):
     """Robust maxima [2] of the two stains' concentrations in densities [3, N]."""
     import numpy as np
 
-    amounts = np.linalg.pinv(matrix).astype(np.float32) @ density
-    return _percentiles(amounts, STRENGTH_PERCENTILE)[:, 0]
+    amounts = _inverse(matrix).astype(np.float32) @ density
+    place = STRENGTH_PERCENTILE / 100 * (amounts.shape[1] - 1)
+    low = min(int(place), amounts.shape[1] - 2)
+    amounts.partition(low)  # as _percentiles, and twice as fast for one
+    share = place - low
+    return (1 - share) * amounts[:, low] + share * amounts[:, low + 1:].min(1)
+
+
+def _inverse(matrix):
+    """Pseudo-inverse [2, 3] of two columns [3, 2] that are not parallel."""
+    import numpy as np
+
+    return np.linalg.solve(matrix.T @ matrix, matrix.T)  # eight times as fast as pinv
 
 
 def estimate_stains(density, convention: Convention = OURS) -> Stains | None:
@@ -291,7 +302,7 @@ def normalise_stains(image, stains: Stains | Mixture | None, reference: Stains |
             _strength(stains.densities.astype(np.float32), reference.matrix), OD_BETA))
     ratio = reference.strength / stains.strength
     ratio = np.clip(ratio, 1 / convention.max_ratio, convention.max_ratio)
-    change = reference.matrix @ np.diag(ratio) @ np.linalg.pinv(stains.matrix)  # of densities
+    change = reference.matrix @ np.diag(ratio) @ _inverse(stains.matrix)  # of densities
     density = cv2.transform(optical_density(image, convention), -change.astype(np.float32))
     return cv2.convertScaleAbs(cv2.exp(density), alpha=convention.light)
 

@@ -85,6 +85,22 @@ def test_jpeg_is_close():
         assert abs(decode_image(content).astype(int) - smooth).mean() < 3
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("how", [{"quality": 95, "subsampling": 0}, {"quality": 75},
+                                 {"quality": 30, "subsampling": 1}, {"progressive": True},
+                                 {"optimize": True, "restart_marker_blocks": 3}],
+                         ids=["4:4:4", "4:2:0", "4:2:2", "progressive", "restarts"])
+def test_a_jpeg_is_what_pillow_makes_of_it(how, orientation):
+    from PIL import Image, ImageOps
+
+    exif = Image.Exif()
+    exif[274] = orientation
+    for side in (32, 47):
+        content = pillow(np.ascontiguousarray(RGB[:side, :side + 2]), "JPEG", exif=exif, **how)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        np.testing.assert_array_equal(decode_image(content), np.asarray(expected))
+
+
 def test_palette_keeps_its_colours():
     few = RGB // 64 * 64
     for kind in ("PNG", "TIFF"):
