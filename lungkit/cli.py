@@ -82,7 +82,11 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
     except OSError as error:
         import errno
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
+            if error.filename is None:
+                raise
+            print(f"{name}: error: {error.strerror}: {one_line(repr(str(error.filename)))}: "
+                  "look at this file or its disk", file=sys.stderr)  # a loop of links, a bad block
+            return FAILED
         print(f"{name}: error: {error.strerror}: {error.filename or 'while writing'}: "
               "free some space or choose another --output", file=sys.stderr)
         return FAILED

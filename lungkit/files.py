@@ -71,9 +71,11 @@ def sha256(content: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") \
-            else sha256(file.read())
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------ one writer per output

@@ -89,9 +89,14 @@ class WholeSlide:
     is_slide, colour, bright = True, True, False
 
     def __init__(self, slide: slides.Slide, path: Path) -> None:
-        self._slide = slide
-        self.sha256, self.file_bytes = files.sha256_file(path), path.stat().st_size
+        self._slide, self._path = slide, path
+        self.file_bytes = path.stat().st_size
         self.size, self.um_px = (slide.height, slide.width), slide.mpp
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole file, which is read for it: gigabytes, so only where it is asked for."""
+        return files.sha256_file(self._path)
 
     def overview(self):
         """The whole slide, uint8 [h, w, 3], its longer side at most SLIDE_PX."""

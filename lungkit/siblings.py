@@ -14,14 +14,16 @@ signature of one image (its strongest corners with their SIFT descriptors, and a
 2. a proposed pair is registered: matched features vote for a similarity, refined to an affine map
    (copies made square from oblong originals are stretched too). It is a pair of copies if enough
    features agree and the thumbnails correlate where they overlap;
-3. groups are the connected components of these pairs.
+3. groups are the connected components of these pairs; large ones are asked about again among
+   themselves, for many copies of one image are candidates of nothing else.
 
 SIFT: Lowe 2004, IJCV 60:91; square roots of it: Arandjelovic & Zisserman 2012. Thresholds are
 ours, set on half of the source tiles of LC25000 but for LEAST_OVERLAP and the index, whose faults
 were found on all of it: no part of that set is untouched (benchmarks/sibling_groups.py).
-An image with fewer than LEAST_INLIERS features (blank, out of focus) is never linked. Fields that
-overlap by less than LEAST_OVERLAP (neighbours on a slide) are no copies; where fields overlap by
-more they leak as copies do, and are linked.
+An image with fewer than LEAST_INLIERS features (mostly air, out of focus) is linked to what has the
+same thumbnail, turned by right angles or flipped; a blank one is never linked. Fields that overlap
+by less than LEAST_OVERLAP (neighbours on a slide) are no copies; where fields overlap by more they
+leak as copies do, and are linked.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lungkit import cli
 from lungkit.workers import in_this_process
 
 WORK_PX = 160           # ours: root of the area looked at; 112 is faster and finds fewer features
@@ -47,7 +50,7 @@ DIMENSIONS = 24         # ours: principal ones kept for the index, also the most
 LIST_BITS = 3           # ours: keys are as many bits shorter than the number of features
 TABLES = 4              # ours: with LIST_BITS and PROBES, on half of LC25000: true pairs proposed
 PROBES = 4              # ours: least sure bits turned, one at a time; 3, 1, 3 lose 2 % more
-LONGEST_LIST = 500      # ours: a key more features share says nothing
+LONGEST_LIST = 100      # ours: of features under one key that are looked at
 CODE_BITS = 64
 MOST_BITS_APART = 16    # ours: of the 64; unrelated features differ by about 32
 ANGLE_BINS = 16         # ours: 22.5 degrees each; two neighbouring bins are counted together
@@ -66,6 +69,11 @@ LEAST_INLIERS = 8       # ours: 2,000 unrelated pairs of one class had 7 at most
 LEAST_AGREEMENT = 0.7   # ours: 99.8 % of LC25000's copies have 0.86, strangers with one mark 0.64
 BLOCKS = 4              # ours: a side; of 56 px in an image of 224
 FLAT = 4.0              # ours: grey levels; blocks of less contrast (background) say nothing
+CROWD = CANDIDATES // 2  # members of a group that leave few candidates for others
+ASKED_AGAIN = 4         # ours: of a crowd
+ENOUGH_FEATURES = 3 * LEAST_INLIERS  # a copy of an image of fewer than LEAST_INLIERS has fewer
+PLAIN_AGREEMENT = 0.98  # ours: correlation of thumbnails
+PLAIN_BLOCK = 256       # bounds memory
 LEAST_OVERLAP = 0.4     # ours: copies on LC25000 share at least 0.65, its neighbours often 0.1-0.3
 
 # OpenCV's descriptor is [row 4][column 4][direction 8] in the frame of its main direction: in a
@@ -203,7 +211,9 @@ def _look_up(values: np.ndarray, keys: np.ndarray, order: np.ndarray) -> Iterato
     for probe in probes:
         low = np.searchsorted(keys, probe, "left")
         count = np.searchsorted(keys, probe, "right") - low
-        count[count > LONGEST_LIST] = 0
+        long = np.flatnonzero(count > LONGEST_LIST)  # another part of it for every feature
+        low[long] += (long * 2654435761 % 2**32) % (count[long] - LONGEST_LIST + 1)
+        count[long] = LONGEST_LIST
         query = np.repeat(np.arange(len(probe)), count)
         place = np.arange(len(query)) + np.repeat(low - (np.cumsum(count) - count), count)
         yield query, order[place]
@@ -342,26 +352,77 @@ def _register(item: tuple) -> Registration:
 
 # ------------------------------------------------------------------ groups
 
-def find_pairs(signatures: list[Signature], mapped: Callable = in_this_process,
-               ) -> list[tuple[int, int, Registration]]:
-    """Registered pairs of copies (i, j, how well), i < j, sorted; not every pair of a group."""
+class Groups:
+    """Which of `count` images belong together (disjoint sets, Galler & Fischer 1964)."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def of(self, i: int) -> int:
+        """The smallest index of the group of image i."""
+        while self._parent[i] != i:
+            self._parent[i] = i = self._parent[self._parent[i]]
+        return i
+
+    def join(self, i: int, j: int) -> None:
+        low, high = sorted((self.of(i), self.of(j)))
+        self._parent[high] = low
+
+
+def find_pairs(signatures: list[Signature], mapped: Callable = in_this_process, *,
+               joined: Callable[[int, int], bool] = lambda i, j: False,
+               ) -> Iterator[tuple[int, int, Registration]]:
+    """Yield registered pairs of copies (i, j, how well), i < j; not every pair of a group.
+
+    mapped: what `workers.mapper` yields. joined: pairs for which it is true need no registration.
+    """
     # in an order of their content, so that nothing depends on the order given
     content = sorted(range(len(signatures)), key=lambda i: _digest(signatures[i]))
-    ordered = [signatures[i] for i in content]
     waiting: deque[tuple[int, int]] = deque()  # pairs whose registration has not come back
 
     def items() -> Iterable[tuple]:
-        for i, j in propose(ordered):
-            waiting.append((content[i], content[j]))
-            yield ordered[i], ordered[j]
+        for a, b in propose([signatures[i] for i in content]):
+            i, j = content[a], content[b]
+            if not joined(i, j):
+                waiting.append((min(i, j), max(i, j)))
+                yield signatures[i], signatures[j]
 
-    copies = []
     # far ahead: while this process asks the index about a block, the others have enough to do
     for result in mapped(_register, items(), chunk=64, ahead=32):
+        cli.check_stop()
         pair = waiting.popleft()
         if result.are_copies:
-            copies.append((min(pair), max(pair), result))
-    return sorted(copies)
+            yield *pair, result
+
+
+def link(signatures: list[Signature], mapped: Callable = in_this_process) -> list[int]:
+    """Group number of each image: the smallest index of the copies it belongs with.
+
+    Images with one signature are looked for once. Many copies of one image fill one another's
+    CANDIDATES: so, in turn, some of every large group are asked about among these alone, until
+    nothing joins any more.
+    """
+    groups = Groups(len(signatures))
+    first: dict[bytes, int] = {}
+    for i, signature in enumerate(signatures):
+        if len(signature.codes) >= LEAST_INLIERS:
+            groups.join(first.setdefault(_digest(signature), i), i)
+    asked = different = [i for _, i in sorted(first.items())]
+    while len(asked) > 1:
+        before = len({groups.of(i) for i in asked})
+        for i, j, _ in find_pairs([signatures[i] for i in asked], mapped, joined=lambda i, j:
+                                  groups.of(asked[i]) == groups.of(asked[j])):
+            groups.join(asked[i], asked[j])
+        if len({groups.of(i) for i in asked}) == before:
+            break
+        members: dict[int, list[int]] = {}
+        for i in different:
+            members.setdefault(groups.of(i), []).append(i)
+        crowds = [found for found in members.values() if len(found) > CROWD]
+        asked = [i for found in crowds for i in found[:ASKED_AGAIN]] if len(crowds) > 1 else []
+    for i, j in plain_copies(signatures):
+        groups.join(i, j)
+    return [groups.of(i) for i in range(len(signatures))]
 
 
 def _digest(signature: Signature) -> bytes:
@@ -369,18 +430,33 @@ def _digest(signature: Signature) -> bytes:
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
 
 
-def link(signatures: list[Signature], mapped: Callable = in_this_process) -> list[int]:
-    """Group number of each image: the smallest index of the copies it belongs with.
+# ------------------------------------------------------------------ images without features
 
-    mapped: what `workers.mapper` yields, for the registrations.
+def plain_copies(signatures: list[Signature]) -> list[tuple[int, int]]:
+    """Pairs i < j that look the same, turned by right angles or flipped, one of few features.
+
+    An image mostly of air has too few features to be registered, and its copy may have one more;
+    but their thumbnails correlate. Blank ones are left alone: they all look the same.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    if not signatures:
+    few = [i for i, s in enumerate(signatures)
+           if len(s.codes) < ENOUGH_FEATURES and s.thumb.std() > FLAT]
+    if len(few) < 2:
         return []
-    pairs = np.array([pair[:2] for pair in find_pairs(signatures, mapped)], int).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(pairs)), pairs.T), (len(signatures),) * 2)
-    _, component = connected_components(graph, directed=False)
-    _, first = np.unique(component, return_index=True)  # components are numbered from the first
-    return first[component].tolist()
+    thumbs = np.stack([signatures[i].thumb for i in few]).astype(np.float32)
+    thumbs -= thumbs.mean((1, 2), keepdims=True)
+    thumbs /= np.linalg.norm(thumbs, axis=(1, 2), keepdims=True)
+    lacking = np.array([len(signatures[i].codes) < LEAST_INLIERS for i in few])
+    flat = thumbs.reshape(len(few), -1)
+    pairs = set()
+    for start in range(0, len(few), PLAIN_BLOCK):
+        block = thumbs[start:start + PLAIN_BLOCK]
+        for turn in range(4):
+            turned = np.rot90(block, turn, (1, 2))
+            for one in (turned, turned[:, :, ::-1]):
+                alike = np.ascontiguousarray(one).reshape(len(block), -1) @ flat.T > PLAIN_AGREEMENT
+                rows, columns = np.nonzero(alike)
+                rows += start
+                kept = (rows != columns) & (lacking[rows] | lacking[columns])
+                pairs |= {(few[min(pair)], few[max(pair)])
+                          for pair in zip(rows[kept].tolist(), columns[kept].tolist())}
+    return sorted(pairs)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 
+from lungkit import cli
+
 CHUNK = 8  # most items sent to a process at a time: sending costs about a millisecond
 AHEAD = 3  # chunks per process begun before the first is taken: results wait, and must not pile up
 
@@ -41,7 +43,8 @@ def mapper(workers: int) -> Iterator[Callable]:
 
     It may be called many times: starting a process costs about a second. The function and the
     items must pickle: a function of a module, or a partial of one. Memory does not grow with the
-    number of items: at most `ahead` chunks per process are begun before the first is taken.
+    number of items: at most `ahead` chunks per process are begun before the first is taken. Raises
+    Stopped within a second of a signal, and Fault where a process was killed.
 
     mapped(function, items, *, chunk=None, ahead=AHEAD); chunk: items sent at a time; None: up to
     CHUNK, fewer where some process would have none.
@@ -61,25 +64,67 @@ def mapper(workers: int) -> Iterator[Callable]:
     from concurrent.futures import ProcessPoolExecutor
     from itertools import islice
 
+    others = set(multiprocessing.active_children())
     # spawn: a forked child would hold the output's lock after this process was killed
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
 
-        def mapped(function: Callable, items: Iterable, *, chunk: int | None = None,
-                   ahead: int = AHEAD) -> Iterator:
-            num_items = len(items) if isinstance(items, Sized) else CHUNK * 4 * workers
-            if num_items <= 1:
-                yield from map(function, items)
-                return
-            chunk = chunk or max(1, min(CHUNK, num_items // (4 * workers)))
-            waiting, rest = deque(), iter(items)
-            while True:
-                while len(waiting) < ahead * workers and (part := list(islice(rest, chunk))):
+    def mapped(function: Callable, items: Iterable, *, chunk: int | None = None,
+               ahead: int = AHEAD) -> Iterator:
+        num_items = len(items) if isinstance(items, Sized) else CHUNK * 4 * workers
+        if num_items <= 1:
+            yield from map(function, items)
+            return
+        chunk = chunk or max(1, min(CHUNK, num_items // (4 * workers)))
+        waiting, rest = deque(), iter(items)
+        while True:
+            while len(waiting) < ahead * workers and (part := list(islice(rest, chunk))):
+                with _one_thread():
                     waiting.append(pool.submit(_run_chunk, function, part))
-                if not waiting:
-                    return
-                yield from waiting.popleft().result()
+            if not waiting:
+                return
+            yield from _result(waiting.popleft())
 
+    try:
+        yield mapped
+    except BaseException:
+        # they only compute: nothing is lost, and they are deaf to the pool's own way of ending them
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _result(future) -> list:
+    """What a worker made of a chunk; looks every second whether a signal asked for an end."""
+    from concurrent.futures import TimeoutError
+    from concurrent.futures.process import BrokenProcessPool
+
+    while True:
         try:
-            yield mapped
-        finally:
-            pool.shutdown(cancel_futures=True)
+            return future.result(timeout=1)
+        except BrokenProcessPool:
+            cli.check_stop()  # the signal reached a worker before it had learnt to leave it
+            raise cli.Fault("a worker process was killed, perhaps for lack of memory: give fewer "
+                            "--workers or more memory, and run the same command again") from None
+        except TimeoutError:
+            if future.done():
+                raise  # the function's own
+            cli.check_stop()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """What is started in here has one thread of BLAS, as of OpenCV: processes share the cores."""
+    import os
+
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

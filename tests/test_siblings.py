@@ -95,7 +95,7 @@ def test_groups_do_not_depend_on_order_nor_on_processes(copies):
 
 
 def test_each_pair_is_registered_once_and_says_how_well(copies):
-    pairs = find_pairs([signature for _, signature in copies])
+    pairs = list(find_pairs([signature for _, signature in copies]))
     assert len({pair[:2] for pair in pairs}) == len(pairs) > len(copies) / 2
     assert all(i < j and copies[i][0] == copies[j][0] for i, j, _ in pairs)
     assert all(siblings.LEAST_AGREEMENT <= how.agreement <= 1 and how.overlap <= 1
@@ -196,3 +196,47 @@ def test_copies_of_lc25000_are_found():
     assert len(rows) == 5 * len(wanted) == 150
     wrong = sum(rows[group]["group"] != row["group"] for row, group in zip(rows, groups))
     assert wrong == 0 and len(set(groups)) <= len(wanted) + 1
+
+
+# ------------------------------------------------------------------ many copies, few features
+
+def speckled(tile, number):
+    """`tile` with one pixel changed: a file of its own."""
+    tile = tile.copy()
+    tile[number // 100, number % 100] = 7 * number % 251
+    return tile
+
+
+def test_many_copies_do_not_hide_one_another():
+    tile = draw_tile("lung_aca", patient=3, index=0, image_size=160).image
+    other = draw_tile("lung_aca", patient=4, index=0, image_size=160).image
+    crowds = [tile, np.ascontiguousarray(turned(tile, 20)[:, ::-1]), other, turned(other, 70)]
+    signatures = [describe(speckled(image, number)) for image in crowds for number in range(24)]
+    assert link(signatures) == [0] * 48 + [48] * 48
+
+
+def test_copies_of_identical_files_are_found():
+    tiles = [draw_tile("lung_n", patient=p, index=0, image_size=160).image for p in range(4)]
+    signatures = [describe(tile) for tile in tiles for _ in range(20)]
+    signatures += [describe(turned(tile, 10)) for tile in tiles for _ in range(20)]
+    assert link(signatures) == [20 * p for p in range(4) for _ in range(20)] * 2
+
+
+def nearly_all_air(seed):
+    """White, with three smooth clouds: too little for eight features."""
+    y, x = np.mgrid[:96, :96]
+    rng = np.random.default_rng(seed)
+    clouds = sum(np.exp(-((x - left) ** 2 + (y - top) ** 2) / (2 * wide ** 2))
+                 for left, top, wide in rng.uniform((10, 10, 5), (86, 86, 14), (3, 3)))
+    return np.uint8(245 - np.minimum(clouds, 1)[..., None] * (30, 110, 60))
+
+
+def test_copies_without_features_are_found():
+    tiles = [nearly_all_air(seed) for seed in range(12)]
+    copies = [np.ascontiguousarray(change(tile)) for tile, change in zip(tiles, (
+        lambda t: np.rot90(t), lambda t: t[:, ::-1], lambda t: np.rot90(t[::-1], 3),
+        lambda t: cv2.resize(t, (70, 70), interpolation=cv2.INTER_AREA),
+        lambda t: cv2.imdecode(cv2.imencode(".jpg", t, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], 1)))]
+    signatures = [describe(tile) for tile in tiles + copies]
+    assert sum(len(s.codes) < siblings.LEAST_INLIERS for s in signatures) > 10
+    assert link(signatures) == [*range(12), *range(len(copies))]

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
+
 import pytest
 
+from lungkit import cli
+from lungkit.cli import Fault, Stopped
 from lungkit.workers import AHEAD, mapper
 
 
@@ -33,3 +40,33 @@ def test_no_more_is_begun_than_can_wait():
 def test_an_error_of_a_worker_reaches_the_caller():
     with mapper(2) as mapped, pytest.raises(ValueError, match="invalid literal"):
         list(mapped(int, ["1"] * 12 + ["x"] * 8))
+
+
+def test_a_killed_worker_is_said_and_nobody_waits_for_it():
+    began = time.monotonic()
+    with pytest.raises(Fault, match="worker process was killed"), mapper(2) as mapped:
+        list(mapped(die_at_seven, range(60), chunk=1))
+    assert time.monotonic() - began < 30 and not multiprocessing.active_children()
+
+
+def test_a_signal_is_heard_while_workers_are_busy(monkeypatch):
+    began = time.monotonic()
+    with pytest.raises(Stopped), mapper(2) as mapped:
+        results = mapped(time.sleep, [0.01] * 4 + [600] * 4, chunk=1)
+        next(results)
+        monkeypatch.setattr(cli, "_stop_signal", [signal.SIGTERM])
+        list(results)
+    assert time.monotonic() - began < 30 and not multiprocessing.active_children()
+
+
+def test_a_worker_has_one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with mapper(2) as mapped:
+        assert list(mapped(os.getenv, ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])) == ["1", "1"]
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def die_at_seven(number: int) -> int:
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
