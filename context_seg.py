@@ -37,6 +37,7 @@ from lungkit.generation import (add_generator_options, batches, fill, folder_fin
                                 model_dir_for, plan_items, publish, stream,
                                 train_only_parent)
 from lungkit.layout import Layout, Levels, structure_map
+from lungkit.nuclei import RECIPE as NUCLEI_RECIPE
 from lungkit.progress import Progress, say
 from lungkit.prompts import Prompts
 from lungkit.provenance import provenance
@@ -260,7 +261,8 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     trained = {**training, "adapter": adapter, "seed": seed, "prompts": words.fingerprint,
                "base_model": folder_fingerprint(folder), "real": manifest["fingerprint"],
                "controlnet": folder_fingerprint(Path(controlnet)) if controlnet else None,
-               "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights")}
+               "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights"),
+               "nuclei_recipe": NUCLEI_RECIPE}
     sampling = {"sampler": sampler, "pool": pool, "layouts": layouts,
                 **{key: options[key] for key in ("sampling_steps", "guidance_scale")}}
     target = Output(output, MANIFEST, {**trained, **sampling}, overwrite=overwrite)

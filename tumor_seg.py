@@ -39,7 +39,7 @@ import numpy as np
 from lungkit import cli, confounding, qc_report, quality, slides, sources, stain
 from lungkit.cli import BadOptions, Fault
 from lungkit.files import Output, sha256, sha256_file, write_bytes, write_text
-from lungkit.images import Unreadable
+from lungkit.images import MIN_SIDE_PX, PAGES_ARE, Unreadable
 from lungkit.journal import Journal
 from lungkit.originals import FIELD_UM, Cut, open_original, shrink
 from lungkit.progress import Progress, say
@@ -47,12 +47,13 @@ from lungkit.splits import SPLITS, fold, merge_groups, split_groups
 from lungkit.tumour_map import reason_to_drop, tumour_mask
 from lungkit.workers import mapper
 
-RECIPE = 1          # raise it when tiles come out otherwise: a dataset of another is not complete
+RECIPE = 2          # raise it when tiles come out otherwise: a dataset of another is not complete
 PRESETS = {"demo": {"image_size": 64}, "full": {"image_size": 256}}
 WORK_PX = 512       # ours: larger tiles are shrunk to this side before anything is measured
 MAP_PX = 224        # ours: the tumour map's working size, 0.8 um a pixel of an LC25000 tile
 STAIN_TILES = 48    # ours: a slide's stain is measured on those of so many tiles that are kept
 AFTER_TILES = 8     # ours: tiles of an original that are measured as written
+LARGE_BYTES = 50_000_000  # ours: originals of more go to a process one at a time
 JOB_TILES = 32      # ours: tiles of a slide that go to a process at a time
 
 
@@ -64,12 +65,18 @@ class Recipe:
 
     cut: Cut
     channel: int | str | None = None
+    pages_are: str = "channels"      # of a TIFF of grey pages that does not say
     source_mpp: float | None = None  # micrometres per pixel of originals that do not say theirs
     region: str = "tissue"
     benign: tuple[str, ...] = ()
     stain_normalisation: str = "macenko"
     limits: quality.Limits = quality.Limits()
     quality_control: bool = True     # False: only the share of tissue counts
+
+    @property
+    def reading(self) -> dict[str, object]:
+        """Options of `open_original`."""
+        return {"channel": self.channel, "pages_are": self.pages_are, "um_px": self.source_mpp}
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,7 @@ def examine(source: sources.Source, recipe: Recipe) -> Original | str:
     from lungkit import siblings
 
     try:
-        with open_original(source.path, channel=recipe.channel,
-                           um_px=recipe.source_mpp) as picture:
+        with open_original(source.path, **recipe.reading) as picture:
             overview = picture.overview()
             light = stain.background_light(overview) if picture.colour else None
             tiles, boxes = [], picture.boxes(recipe.cut)
@@ -199,7 +205,9 @@ def survey(found: list[sources.Source], recipe: Recipe, journal: Journal,
     if len(pending) < len(found):
         say(f"tumor_seg: {len(found) - len(pending)} of {len(found)} images were examined before")
     progress = Progress("examining images", len(found), done=len(found) - len(pending))
-    for source, result in zip(pending, mapped(partial(examine, recipe=recipe), pending)):
+    large = any(s.path.stat().st_size > LARGE_BYTES for s in pending)  # slides: minutes each
+    results = mapped(partial(examine, recipe=recipe), pending, chunk=1 if large else None)
+    for source, result in zip(pending, results):
         seen[source.name] = result
         if isinstance(result, Original):
             journal.add(source.name, stamp(source), result)
@@ -313,8 +321,7 @@ def bring_to(tile, size: int):
 
 def look_at(original: Original, tile: Tile, recipe: Recipe):
     """A tile for the sheet of kept and dropped ones, white-balanced: uint8 [P, P, 3]."""
-    with open_original(original.source.path, channel=recipe.channel,
-                       um_px=recipe.source_mpp) as picture:
+    with open_original(original.source.path, **recipe.reading) as picture:
         flat, _ = balanced(picture.read(tile.box, WORK_PX), original.light, original.bright)
     return bring_to(flat, qc_report.SHEET_PX)
 
@@ -333,8 +340,7 @@ def render(job: Job, recipe: Recipe, reference: object) -> list[tuple]:
 
     original, size, rendered = job.original, recipe.cut.image_size, []
     method = stain.METHODS[recipe.stain_normalisation]
-    with open_original(original.source.path, channel=recipe.channel,
-                       um_px=recipe.source_mpp) as picture:
+    with open_original(original.source.path, **recipe.reading) as picture:
         for number, tile in job.tiles.items():
             pixels = picture.read(tile.box, max(WORK_PX, size))
             flat, tissue = balanced(pixels, original.light, original.bright)
@@ -438,7 +444,7 @@ def read_group_ids(found: list[sources.Source], groups: str, group_regex: str | 
 
 def run(*, input: Path, output: Path, groups: str | None, group_regex: str | None,
         trust_groups: bool, fold: tuple[int, int] | None, channel: int | str | None,
-        image_size: int | None, mpp: float | None, source_mpp: float | None,
+        pages_are: str, image_size: int | None, mpp: float | None, source_mpp: float | None,
         tile_size: int | None, tiles_per_slide: int | None, region: str, benign: list[str] | None,
         min_tissue: float, quality_control: bool, stain_normalisation: str, seed: int,
         workers: int, preset: str, overwrite: bool, dry_run: bool) -> None:
@@ -448,6 +454,8 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
     if trust_groups and group_regex is None and groups in (None, "auto"):
         raise BadOptions("--trust-groups without groups to trust: give --groups CSV or "
                          "--group-regex")
+    if tile_size and tile_size < MIN_SIDE_PX:
+        raise BadOptions(f"--tile-size {tile_size} px shows no tissue: give at least {MIN_SIDE_PX}")
     if mpp and tile_size:
         raise BadOptions("--mpp and --tile-size both set a tile's size: give one")
     check_paths(input, output)
@@ -460,14 +468,15 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
     limits = quality.Limits(min_tissue=0 if region == "all" else min_tissue)
     cut = Cut(image_size or PRESETS[preset]["image_size"], tile_size, mpp,
               0 if region == "all" else slides.MIN_TISSUE, tiles_per_slide, seed)
-    recipe = Recipe(cut, channel, source_mpp, region, tuple(sorted(benign or ())),
+    recipe = Recipe(cut, channel, pages_are, source_mpp, region, tuple(sorted(benign or ())),
                     stain_normalisation, limits, quality_control)
     by_csv = groups not in (None, "auto")
     options = {"benign": recipe.benign, "channel": channel,
                "fold": fold and f"{fold[0]}/{fold[1]}", "group_regex": group_regex,
                "groups": sha256_file(Path(groups)) if by_csv else None if group_regex else "auto",
                "image_size": recipe.cut.image_size, "input": sources.quick_fingerprint(found),
-               "min_tissue": min_tissue, "mpp": mpp, "quality_control": quality_control,
+               "min_tissue": min_tissue, "mpp": mpp, "pages_are": pages_are,
+               "quality_control": quality_control,
                "recipe": RECIPE, "region": region, "seed": seed, "source_mpp": source_mpp,
                "stain_normalisation": stain_normalisation, "tile_size": tile_size,
                "tiles_per_slide": tiles_per_slide, "trust_groups": trust_groups}
@@ -558,6 +567,9 @@ def build_parser():
     group = parser.add_argument_group("Tiles")
     group.add_argument("--channel", type=channel, metavar="N|NAME",
                        help="channel or page of a multi-channel image, counted from 0, or its name")
+    group.add_argument("--pages-are", choices=PAGES_ARE, default="channels",
+                       help="what the grey pages of a TIFF are that does not say; focal planes are "
+                            "projected to their maximum")
     group.add_argument("--image-size", type=cli.positive_int, metavar="PX",
                        help="side of a tile written (default: demo 64, full 256)")
     group.add_argument("--mpp", type=cli.positive_float, metavar="UM",

@@ -30,6 +30,7 @@ import numpy as np
 
 from lungkit import cli, phantom
 from lungkit.nuclei import FIELD_UM, MIN_AREA_UM2, detect_nuclei
+from lungkit.stain import enhance_grey
 
 FIRST_SEED = 1000
 PICTURED = {"lung_aca": 396, "lung_n": 104, "lung_scc": 146}  # places by name; ours
@@ -57,10 +58,8 @@ def count(tile: phantom.Tile, found: np.ndarray, px_per_um: float) -> np.ndarray
 
 
 def fluorescence(label: str, which: dict) -> np.ndarray:
-    """The DAPI channel of a tile, 8-bit between its 1st and 99.8th percentile, [S, S, 3]."""
-    dapi = phantom.draw_fluorescence(label, **which)[0, 0].astype(np.float32)
-    low, high = np.percentile(dapi, (1, 99.8))
-    grey = np.uint8(np.clip((dapi - low) / (high - low), 0, 1) * 255)
+    """The DAPI channel of a tile as tumor_seg.py writes it, uint8 [S, S, 3]."""
+    grey, _ = enhance_grey(phantom.draw_fluorescence(label, **which)[0, 0])
     return np.repeat(grey[..., None], 3, axis=2)
 
 

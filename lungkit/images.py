@@ -16,6 +16,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # in any case
 MAX_PIXELS = 200_000_000  # height x width in the header; larger is refused undecoded
 MIN_SIDE_PX = 16          # ours: below this there is no texture left to classify
 Z_PROJECTIONS = ("max", "mean")  # of focal planes; max is the field's convention for fluorescence
+PAGES_ARE = ("channels", "planes")  # what the grey pages of a TIFF are that does not say it itself
 
 ORIENTATION = 0x0112  # EXIF's tag; 1: upright
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF
@@ -26,18 +27,21 @@ class Unreadable(ValueError):
 
 
 def decode_image(content: bytes, channel: int | str | None = None,
-                 z_projection: str = "max") -> np.ndarray:
+                 z_projection: str = "max", pages_are: str = "channels") -> np.ndarray:
     """Decode a whole image file.
 
     channel: of a multi-channel image its channel or page, a 0-based number or (in any case) the
         name the file gives it, or red, green, blue; None where there is one image only.
     z_projection: one of Z_PROJECTIONS, what becomes of several focal planes.
+    pages_are: one of PAGES_ARE, the grey pages of a TIFF that does not say: channels or focal
+        planes.
     Returns uint8 [H, W, 3] RGB, or for a grey image or a chosen channel its values as stored,
     [H, W] of uint8, uint16 or float32. Transparency is laid on white, orientation is applied,
     and colour images without colour are returned grey. Raises Unreadable.
     """
-    if z_projection not in Z_PROJECTIONS:
-        raise ValueError(f"z_projection {z_projection!r} is none of {', '.join(Z_PROJECTIONS)}")
+    for value, known in ((z_projection, Z_PROJECTIONS), (pages_are, PAGES_ARE)):
+        if value not in known:
+            raise ValueError(f"{value!r} is none of {', '.join(known)}")
     if not content:
         raise Unreadable("is empty (0 bytes)")
     if content[:8] == b"\x89PNG\r\n\x1a\n":
@@ -49,7 +53,7 @@ def decode_image(content: bytes, channel: int | str | None = None,
     elif content[:4] in TIFF_STARTS:
         from lungkit.tiff import decode_tiff
 
-        return decode_tiff(content, channel, z_projection)
+        return decode_tiff(content, channel, z_projection, pages_are)
     else:
         raise Unreadable("is not a PNG, JPEG or TIFF image, whatever its name says")
     return pick_channel(image, channel)

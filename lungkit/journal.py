@@ -7,6 +7,7 @@ file lies beside the output, hidden, and goes when the output is complete.
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import struct
 import zlib
@@ -21,9 +22,9 @@ class Journal:
     """Results by name, of one recipe; what another recipe left, or a kill tore, is discarded.
 
     Use: `with Journal(path, recipe) as journal:` then `get` and `add`, and `discard` at the end.
-    It is read with pickle: `path` must be this program's own. Where another process holds it, or
-    with keep=False, nothing is written. Flushed to the system, not to the disk: the checksums find
-    what a power cut tore.
+    It is read with pickle: one that is not ours, or that others may write, is not read. Where
+    another process holds it, or with keep=False, nothing is written. Flushed to the system, not to
+    the disk: the checksums find what a power cut tore.
     """
 
     def __init__(self, path: Path, recipe: str, *, keep: bool = True) -> None:
@@ -37,7 +38,9 @@ class Journal:
             self._lock = try_lock(self.path)
         whole = self._read()
         if self._lock is not None:
-            self._file = open(self.path, "ab")
+            if whole == 0:
+                self.path.unlink(missing_ok=True)
+            self._file = open(os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
             self._file.truncate(whole)
             if whole == 0:
                 self._file.write(self.header)
@@ -51,6 +54,9 @@ class Journal:
     def _read(self) -> int:
         """Load what is whole; return its length in bytes."""
         with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                return 0  # others could have written it, and a pickle may hold any code
             if file.read(len(self.header)) != self.header:
                 return 0
             whole = file.tell()

@@ -22,6 +22,7 @@ from lungkit.fragments import hull_areas, hulls_of, join_fragments
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 UNMIX = np.linalg.inv(STAINS)[:, :2].astype(np.float32)
 
+RECIPE = 2  # raise it when other nuclei are found: a dataset made by another is not complete
 FIELD_UM = 180.0  # side of an LC25000 tile: its red cells, 6 um when fixed, are 1/30 of a tile
 WORK_PX = 224  # smaller images are enlarged to this side: a nucleus must be wider than its smoothing
 

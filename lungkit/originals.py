@@ -54,9 +54,11 @@ class Picture:
 
     is_slide = False
 
-    def __init__(self, content: bytes, channel: int | str | None, um_px: float | None) -> None:
+    def __init__(self, content: bytes, channel: int | str | None, um_px: float | None,
+                 pages_are: str) -> None:
         self.sha256, self.file_bytes = files.sha256(content), len(content)
-        self._pixels, self.bright = images.decode_image(content, channel), False
+        self._pixels = images.decode_image(content, channel, pages_are=pages_are)
+        self.bright = False
         self.colour = self._pixels.ndim == 3
         self.size = self._pixels.shape[:2]
         self.um_px = images.pixel_size_um(content) or um_px
@@ -74,6 +76,10 @@ class Picture:
             if not self.um_px:
                 raise images.Unreadable("does not say how large its pixels are: give micrometres "
                                         "a pixel with --source-mpp, or leave out --mpp")
+            if cut.mpp < slides.FINER_THAN_SCAN * self.um_px:
+                raise images.Unreadable(
+                    f"has {self.um_px:.3g} um a pixel, too coarse for tiles of {cut.mpp:.3g}: ask "
+                    f"for at least {self.um_px:.3g} with --mpp")
             side = max(1, round(cut.image_size * cut.mpp / self.um_px))
         return tile_boxes(*self.size, side)
 
@@ -119,14 +125,14 @@ class WholeSlide:
 
 
 @contextlib.contextmanager
-def open_original(path: Path, *, channel: int | str | None = None,
-                  um_px: float | None = None) -> Iterator[Picture | WholeSlide]:
+def open_original(path: Path, *, channel: int | str | None = None, um_px: float | None = None,
+                  pages_are: str = "channels") -> Iterator[Picture | WholeSlide]:
     """Open a picture or a slide; its content decides. Raises Unreadable.
 
     channel: of a multi-channel picture. um_px: micrometres per pixel of one that does not say.
     """
     if not slides.is_slide(path):
-        yield Picture(path.read_bytes(), channel, um_px)
+        yield Picture(path.read_bytes(), channel, um_px, pages_are)
         return
     if channel is not None:
         raise images.Unreadable("is a colour slide: it has no --channel to choose")

@@ -59,7 +59,7 @@ class Limits:
     blank_tissue: float = 0.005
     # ours: a pane of one colour has rounding alone, 0.01; LC25000's least is 0.09
     min_contrast: float = 0.03
-    # ours: noise alone has 0.33 and less, even stretched to full contrast and median-filtered, as
+    # ours: noise alone has 0.33 and less, even stretched to full contrast and smoothed, as
     # an empty fluorescence channel is; nuclei of a few px in as much noise 0.43
     min_structure: float = 0.38
     # ours: sharp tiles have 0.52 and more (0.41 as cropped from a camera that oversamples), tiles

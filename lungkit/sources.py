@@ -82,9 +82,11 @@ def find_sources(root: Path) -> tuple[list[Source], list[str]]:
     broken = [s.name for s in sources if any(c in s.name for c in "\n\r\0")]
     if broken:
         faults.append(f"names hold a line break: {shown(broken)}: rename them")
-    undecodable = [s.name for s in sources if not s.name.isprintable() and s.name not in broken]
-    if undecodable:
-        faults.append(f"names hold unprintable characters: {shown(undecodable)}: rename them")
+    # control characters, and bytes that are no text; spaces and letters of any script are welcome
+    odd = [s.name for s in sources if s.name not in broken
+           and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in s.name)]
+    if odd:
+        faults.append(f"names hold unprintable characters: {shown(odd)}: rename them")
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise Fault(f"{root}: {'; '.join(faults[:5])}{more}")

@@ -2,7 +2,7 @@
 
 Of a stack one channel is chosen by number or name, its focal planes (axis Z) are projected to one,
 time series are refused. OME and ImageJ say which plane is what; of a plain TIFF of several grey
-pages nothing does, and its pages are taken as channels.
+pages nothing does: PAGES_ARE, by option.
 
 Pixel sizes: PhysicalSizeX of the OME model (Goldberg et al. 2005, Genome Biology 6:R47), ImageJ's
 unit, or the resolution tags of TIFF 6.0.
@@ -38,7 +38,8 @@ _UPRIGHT = {2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[
             7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, 1)}
 
 
-def decode_tiff(content: bytes, channel: int | str | None, z_projection: str) -> np.ndarray:
+def decode_tiff(content: bytes, channel: int | str | None, z_projection: str,
+                pages_are: str) -> np.ndarray:
     import tifffile
 
     try:
@@ -49,6 +50,11 @@ def decode_tiff(content: bytes, channel: int | str | None, z_projection: str) ->
             if is_fatal(said):
                 raise Unreadable("is truncated")
             check_size(page.imagelength, page.imagewidth)
+            first, *others = ((s.keyframe.imagewidth, s.keyframe.imagelength) for s in file.series)
+            larger = [other for other in others if prod(other) > prod(first)]
+            if larger:
+                raise Unreadable(f"holds {first[0]} x {first[1]} pixels first and {larger[0][0]} x "
+                                 f"{larger[0][1]} later; export the image that is meant")
             if any(end_of_data(one) > len(content) for one in pages if one):
                 raise Unreadable("is truncated")
             orientation = page.tags.get("Orientation")
@@ -59,7 +65,8 @@ def decode_tiff(content: bytes, channel: int | str | None, z_projection: str) ->
             elif photometric not in (*_GREY, _RGB):  # palette, CMYK, YCbCr: Pillow knows them
                 image = _tiff_other(content)
             else:
-                return _upright(_tiff_channel(file, channel, z_projection), orientation)
+                return _upright(_tiff_channel(file, channel, z_projection, pages_are),
+                                orientation)
     except Unreadable:
         raise
     except Exception as error:  # a damaged file may raise anything at all
@@ -118,13 +125,15 @@ def _tiff_other(content: bytes) -> np.ndarray:
     return flatten(image)
 
 
-def _tiff_channel(file, channel: int | str | None, z_projection: str) -> np.ndarray:
+def _tiff_channel(file, channel: int | str | None, z_projection: str,
+                  pages_are: str) -> np.ndarray:
     """[H, W] of uint8, uint16 or float32: the chosen channel, its focal planes projected to one."""
     series = file.series[0]
     stack = [(axis, length, place) for place, (axis, length)
              in enumerate(zip(series.axes, series.shape)) if axis not in "YX" and length > 1]
-    channels = [one for one in stack if one[0] not in "ZT"]  # C, S, or pages that nothing names
-    depth = [one for one in stack if one[0] == "Z"]
+    planes = "ZIQ" if pages_are == "planes" else "Z"  # I and Q: pages that nothing names
+    channels = [one for one in stack if one[0] not in planes + "T"]
+    depth = [one for one in stack if one[0] in planes]
     times = [length for axis, length, _ in stack if axis == "T"]
     if times:
         raise Unreadable(f"is a time series of {times[0]} images; export one of them")
@@ -136,8 +145,9 @@ def _tiff_channel(file, channel: int | str | None, z_projection: str) -> np.ndar
     names = _channel_names(file, count)
     chosen = find_channel(channel, count, names)
     if chosen is None and count > 1:
+        unnamed = ", or say --pages-are planes" if channels[0][0] in "IQ" else ""
         raise Unreadable(f"holds {count} channels: choose one with --channel "
-                         f"({channel_words(count, names)})")
+                         f"({channel_words(count, names)}){unnamed}")
     place = [0] * len(series.shape)
     if channels:
         place[channels[0][2]] = chosen

@@ -338,3 +338,26 @@ def test_a_changed_byte_never_ends_in_a_traceback():
                 decode_image(bytes(broken))
             except Unreadable:
                 pass
+
+
+def test_pages_may_be_focal_planes():
+    content = tiff(STACK, photometric="minisblack", metadata=None)
+    with pytest.raises(Unreadable, match="--channel .*--pages-are planes"):
+        decode_image(content)
+    np.testing.assert_array_equal(decode_image(content, pages_are="planes"), STACK.max(0))
+    named = tiff(STACK, photometric="minisblack", metadata={"axes": "CYX"})
+    with pytest.raises(Unreadable, match="--channel"):  # the file itself says that they are none
+        decode_image(named, pages_are="planes")
+    with pytest.raises(ValueError, match="'z' is none of channels, planes"):
+        decode_image(content, pages_are="z")
+
+
+def test_a_preview_is_not_taken_for_the_picture():
+    import tifffile
+
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for image in (RGB[:20, :20], RGB):
+            writer.write(np.ascontiguousarray(image), photometric="rgb", metadata=None)
+    with pytest.raises(Unreadable, match="20 x 20 pixels first and .* later"):
+        decode_image(file.getvalue())

@@ -66,6 +66,15 @@ def test_a_changed_byte_ends_what_is_believed(path):
     assert kept(path) == [0, 1, 2, 3]
 
 
+def test_what_others_may_write_is_not_believed(path):
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o660)
+    assert kept(path) == []
+    with Journal(path, "recipe") as journal:
+        journal.add("image 2", 2, {"value": 2000})
+    assert kept(path) == [2]
+
+
 def test_a_second_process_reads_only(path):
     with Journal(path, "recipe") as first, Journal(path, "recipe") as second:
         second.add("image 7", 7, {})
