@@ -33,7 +33,6 @@ from lungkit.tissue import FIELD_UM
 
 FIT_SEEDS, SCORE_SEEDS = (500, 501), (900,)
 TUMOUR = ("lung_aca", "lung_scc")
-OVERVIEW_UM = 8.0
 
 
 def draw_tiles(num_patients: int, seeds: tuple[int, ...], per_patient: int = 2):
@@ -134,37 +133,6 @@ def print_fit(tiles: list) -> None:
           f"{fit.intercept_[0]:.2f}; the rule: {tumour_map.WEIGHTS}, {tumour_map.OFFSET}")
 
 
-def draw_slide(patient: int, seed: int, *, benign: bool = False, side: int = 4):
-    """Overview of a mosaic, half tumour and half benign lung: image and truth [90, 90]."""
-    rows, truths = [], []
-    for i in range(side):
-        tiles = [draw_tile(TUMOUR[patient % 2] if j < side / 2 and not benign else "lung_n",
-                           patient=patient, index=side * i + j, seed=seed, image_size=112)
-                 for j in range(side)]
-        rows.append(np.hstack([tile.image for tile in tiles]))
-        truths.append(np.hstack([tile.tumour for tile in tiles]))
-    size = (round(side * FIELD_UM / OVERVIEW_UM),) * 2
-    truth = cv2.resize(np.vstack(truths).astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    return cv2.resize(np.vstack(rows), size, interpolation=cv2.INTER_AREA), truth > 0.5
-
-
-def print_slides(num_patients: int) -> None:
-    slides = [draw_slide(patient, SCORE_SEEDS[0]) for patient in range(num_patients)]
-    without = [draw_slide(patient, SCORE_SEEDS[0], benign=True)[0]
-               for patient in range(0, num_patients, 3)]
-    print(f"\n{num_patients} overviews of mosaics, 0.72 mm at {OVERVIEW_UM:g} um per px, half "
-          "benign")
-    for name, method in (("all tissue", lambda image: all_tissue(image, None)),
-                         ("slide_map", lambda image: tumour_map.slide_map(
-                             image, um_per_px=OVERVIEW_UM))):
-        found, truth = (np.stack(v) for v in zip(*((method(i), t) for i, t in slides)))
-        false = (sum(method(image).sum() for image in without)
-                 / sum(all_tissue(image, None).sum() for image in without))
-        print(f"{name:18s} Dice " + ", ".join(
-            f"{label} {dice(found[i::2], truth[i::2]):.3f}" for i, label in enumerate(TUMOUR))
-            + f"; of a slide without tumour {false:.2f} is marked")
-
-
 def overlay(image, mask, truth=None):
     picture = image.copy()
     for region, colour in ((truth, (255, 230, 0)), (mask, (0, 220, 0))):
@@ -214,7 +182,6 @@ def main() -> None:
         print_fit(list(draw_tiles(options.patients, FIT_SEEDS)))
     tiles = list(draw_tiles(options.patients, SCORE_SEEDS))
     print_scores(tiles)
-    print_slides(options.patients)
     if options.overlays:
         write_overlays(tiles, options.overlays, options.lc25000)
 

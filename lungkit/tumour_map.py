@@ -14,9 +14,6 @@ A pixel of tissue is tumour where WEIGHTS x measurements + OFFSET > 0; then smal
 go. The weights are a logistic regression on simulated tissue, rounded (`benchmarks/tumour_map.py`
 repeats the fit and scores the rule on other patients). It is a map for choosing
 tiles, no diagnosis: macrophages and reactive pneumocytes are large, keratin has no nuclei.
-
-For an overview of a whole slide, where no nucleus can be seen, `slide_map` takes what has more
-haematoxylin than the rest of the same slide.
 """
 
 from __future__ import annotations
@@ -35,9 +32,6 @@ OFFSET = -4.1          # the fit's -4.7 raised by the best Dice over all classes
 SMOOTH_UM = 3.0        # ours: diameter of the closing and opening, less than a nucleus
 MIN_REGION_UM2 = 300.0  # ours: some three tumour cells
 MAX_HOLE_UM2 = 300.0
-
-SLIDE_UM = 40.0        # ours: best of 10-60 on mosaics of simulated tiles
-SLIDE_FLOOR = 0.25     # ours: haematoxylin, natural optical density; below it no region is tumour
 
 
 def tumour_mask(image, nuclei=None, *, field_um: float):
@@ -106,30 +100,6 @@ def tidy(mask, tissue, px_um: float):
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc) > 0
     mask &= ~_small(mask, MIN_REGION_UM2 * px_um**2)
     return (mask | _small(~mask, MAX_HOLE_UM2 * px_um**2)) & tissue
-
-
-def slide_map(overview, *, um_per_px: float):
-    """Mark what may be tumour in the overview of one slide, uint8 [H, W, 3]: bool [H, W].
-
-    Haematoxylin per tissue above Otsu's threshold of this slide. A threshold within the slide needs
-    both kinds of tissue: a slide without tumour is divided too, so let `tumour_mask` judge the
-    tiles. Meant for 4-16 um per px; there a nucleus is a pixel or less.
-    """
-    import numpy as np
-
-    from lungkit.stain import background_light, balance_white, otsu, tissue_mask
-
-    image = balance_white(overview, background_light(overview))
-    tissue = tissue_mask(image)
-    if not tissue.any():
-        return tissue
-    sigma = SLIDE_UM / um_per_px
-    stain = _blur(_haematoxylin(image) * tissue, sigma) / (_blur(tissue, sigma) + THIN)
-    top = max(float(np.percentile(stain[tissue], 99.5)), 1e-3)
-    levels = (np.clip(stain[tissue] / top, 0, 1) * 255).astype(np.uint8)
-    if levels.min() == levels.max():
-        return np.zeros_like(tissue)  # one tone: nothing to tell apart
-    return tissue & (stain > max(otsu(levels) / 255 * top, SLIDE_FLOOR))
 
 
 def tumour_share(tumour, tissue) -> float:

@@ -91,8 +91,6 @@ def test_plain_images_hold_no_tumour(value):
     nothing = Nuclei(np.zeros((64, 64), np.int32), *EMPTY)
     assert not tumour_map.tumour_mask(image, nothing, field_um=FIELD_UM).any()
     assert not tumour_map.tumour_mask(image, field_um=FIELD_UM).any()
-    overview = tumour_map.slide_map(image, um_per_px=8)
-    assert overview.shape == (64, 64) and not overview.any()
 
 
 def test_small_regions_go_and_holes_are_filled_but_islands_are_not():
@@ -109,24 +107,6 @@ def test_small_regions_go_and_holes_are_filled_but_islands_are_not():
     assert not result[85:, 85:].any() and not (result & ~tissue).any()
     tissue[40:44, 40:44] = False  # a lumen is no tissue, however small
     assert not tumour_map.tidy(mask, tissue, 1.0)[40:44, 40:44].any()
-
-
-def test_an_overview_of_a_slide_tells_its_tumour_from_its_lung():
-    import cv2
-
-    tiles = [[draw_tile("lung_scc" if column < 2 else "lung_n", patient=1, index=2 * row + column,
-                        seed=952, image_size=64) for column in range(4)] for row in range(2)]
-    image, tumour, tissue = (np.vstack([np.hstack([getattr(tile, name) for tile in row])
-                                        for row in tiles]) for name in ("image", "tumour", "tissue"))
-    size = (90, 45)  # 8 um per px
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    tumour, tissue = (cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5
-                      for mask in (tumour, tissue))
-    mask = tumour_map.slide_map(image, um_per_px=8)
-    assert mask.shape == (45, 90)
-    assert mask[tumour].mean() > 0.6 and not (mask & ~tissue)[:, :40].mean() > 0.1
-    assert mask[tumour].mean() - mask[tissue & ~tumour].mean() > 0.25
-    assert dice(mask, tumour) > dice(tissue, tumour) + 0.05
 
 
 def test_a_region_drops_no_benign_tile_and_keeps_the_others_reasons():
