@@ -37,18 +37,16 @@ class Journal:
         if self.keep:
             self._lock = try_lock(self.path)
         whole = self._read()
-        if self._lock is not None:
-            if whole == 0:
-                self.path.unlink(missing_ok=True)
-            self._file = open(os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
-            self._file.truncate(whole)
-            if whole == 0:
-                self._file.write(self.header)
+        if self._lock is not None and whole == 0:
+            self.path.unlink(missing_ok=True)
+        elif self._lock is not None:
+            os.truncate(self.path, whole)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._lock is not None:
+        if self._file is not None:
             self._file.close()
+        if self._lock is not None:
             release(self._lock, self.path)
 
     def _read(self) -> int:
@@ -80,8 +78,13 @@ class Journal:
         return result if kept == stamp else None
 
     def add(self, name: str, stamp: object, result: object) -> None:
-        if self._file is None:
+        if self._lock is None:
             return
+        if self._file is None:  # not before: an empty journal is no progress
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._file = open(os.open(self.path, flags, 0o600), "ab")
+            if self._file.tell() == 0:
+                self._file.write(self.header)
         content = pickle.dumps((name, stamp, result), pickle.HIGHEST_PROTOCOL)
         self._file.write(FRAME.pack(len(content), zlib.crc32(content)) + content)
         self._file.flush()

@@ -13,6 +13,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -384,7 +385,8 @@ def test_warned_job_requeues_itself_and_finishes(slurm, environment, tmp_path):
     command("scancel", "--batch", "--signal=USR2", job, **slurm)
     # the job's word and Slurm's: either may come first, and in between the state reads FAILED
     wait_for(lambda: "requeued (restart" in (tmp_path / "job.out").read_text()
-             and job_field(slurm, job, "Restarts") == "1")
+             and job_field(slurm, job, "Restarts") == "1"
+             and job_field(slurm, job, "JobState") == "PENDING")
     told = (tmp_path / "job.out").read_text()
     assert "requeued (restart 1" in told, told[-3000:]
     kept = content(results)
@@ -404,16 +406,19 @@ def test_warned_job_requeues_itself_and_finishes(slurm, environment, tmp_path):
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_job_that_gets_nowhere_is_not_requeued(slurm, environment, sample_dir, tmp_path):
-    """Warned in the dry run, which writes nothing: the same would happen again."""
-    for image in sample_dir.glob("images/*/*.png"):  # enough to look at for some seconds
-        folder = tmp_path / "input" / image.parent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for copy in range(60):
-            shutil.copy(image, folder / f"{copy}-{image.name}")
+    """Warned before the first image is examined: the same would happen again."""
+    from PIL import Image
+
+    shutil.copytree(sample_dir / "images", tmp_path / "input")
+    first = min((tmp_path / "input").glob("*/*.png"))
+    tile = np.asarray(Image.open(first))
+    many = np.tile(tile, (4096 // len(tile), 4096 // len(tile), 1))  # many tiles: half a minute
+    Image.fromarray(many).save(first.with_name("0.png"))
     job = command("sbatch", "--parsable", "--time=20", f"--output={tmp_path}/job.out",
                   "run_pipeline.slurm", **{**TINY, **slurm, **environment, "RUN": tmp_path / "run",
-                                           "INPUT": tmp_path / "input"})
-    wait_for(lambda: (tmp_path / "run/logs/check-tumor.log").exists())
+                                           "INPUT": tmp_path / "input",
+                                           "TUMOR_OPTIONS": "--tile-size 64"})
+    wait_for(lambda: (tmp_path / "run/logs/tumor.log").exists())
     command("scancel", "--batch", "--signal=USR2", job, **slurm)
     wait_for(lambda: job_field(slurm, job, "JobState") in ("FAILED", "COMPLETED"))
     told = (tmp_path / "job.out").read_text()
