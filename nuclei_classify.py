@@ -80,13 +80,19 @@ def draw_groups(groups: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 
 
 def split_folds(groups: np.ndarray, labels: np.ndarray, seed: int) -> list[tuple]:
-    """Up to FOLDS pairs of index arrays (fit, check): no group is in both, classes are even."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    """Up to FOLDS pairs of index arrays (fit, check): no group is in both, classes are even.
+
+    Every fit holds every class. Of few groups that span classes there may be no such folds; then
+    each group is left out in turn, which always gives them, for each class has two groups.
+    """
+    from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
     fewest = min(len(set(groups[labels == label])) for label in np.unique(labels))
     folds = StratifiedGroupKFold(max(2, min(FOLDS, fewest)), shuffle=True, random_state=seed)
-    return [(fit, check) for fit, check in folds.split(labels, labels, groups)
-            if len(np.unique(labels[fit])) == len(np.unique(labels))]
+    every = len(np.unique(labels))
+    return [pair for pair in folds.split(labels, labels, groups)
+            if len(np.unique(labels[pair[0]])) == every] \
+        or list(LeaveOneGroupOut().split(labels, labels, groups))
 
 
 # ------------------------------------------------------------------ models
