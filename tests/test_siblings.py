@@ -215,6 +215,12 @@ def test_many_copies_do_not_hide_one_another():
     assert link(signatures) == [0] * 48 + [48] * 48
 
 
+def test_a_part_of_a_long_list_is_looked_at(monkeypatch):
+    monkeypatch.setattr(siblings, "LONGEST_LIST", 4)
+    tile = draw_tile("lung_aca", patient=3, index=0, image_size=160).image
+    assert link([describe(speckled(tile, number)) for number in range(40)]) == [0] * 40
+
+
 def test_copies_of_identical_files_are_found():
     tiles = [draw_tile("lung_n", patient=p, index=0, image_size=160).image for p in range(4)]
     signatures = [describe(tile) for tile in tiles for _ in range(20)]
