@@ -45,6 +45,7 @@ from lungkit.originals import FIELD_UM, Cut, open_original, shrink
 from lungkit.progress import Progress, say
 from lungkit.splits import SPLITS, fold, merge_groups, split_groups
 from lungkit.tumour_map import reason_to_drop, tumour_mask
+from lungkit.tumour_map import tumour_share as share_of_tissue
 from lungkit.workers import mapper
 
 RECIPE = 2          # raise it when tiles come out otherwise: a dataset of another is not complete
@@ -182,7 +183,7 @@ def tumour_share(flat, mask, um_px: float | None) -> float:
         return 0.0
     found = tumour_map(flat, um_px)
     tissue = cv2.resize(mask.astype(np.uint8), found.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    return float(np.count_nonzero(found & (tissue > 0)) / max(1, np.count_nonzero(tissue)))
+    return share_of_tissue(found, tissue > 0)
 
 
 def statistics(image) -> tuple[float, ...]:

@@ -7,6 +7,8 @@ file lies beside the output, hidden, and goes when the output is complete.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
 import os
 import pickle
 import struct
@@ -16,15 +18,30 @@ from pathlib import Path
 from lungkit.files import release, sha256, try_lock
 
 FRAME = struct.Struct("<II")  # bytes of a pickle, its checksum
+# what a pickled array, its scalars and a path call for, besides dataclasses
+PLAIN = {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy._core.numeric", "_frombuffer"),
+         ("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"),
+         ("pathlib", "PosixPath")}
+
+
+class _Reader(pickle.Unpickler):
+    """Loads dataclasses, arrays and paths only, so that a pickle cannot call anything else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        found = super().find_class(module, name)
+        if (module, name) in PLAIN or isinstance(found, type) and dataclasses.is_dataclass(found):
+            return found
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a result")
 
 
 class Journal:
     """Results by name, of one recipe; what another recipe left, or a kill tore, is discarded.
 
     Use: `with Journal(path, recipe) as journal:` then `get` and `add`, and `discard` at the end.
-    It is read with pickle: one that is not ours, or that others may write, is not read. Where
-    another process holds it, or with keep=False, nothing is written. Flushed to the system, not to
-    the disk: the checksums find what a power cut tore.
+    A result is made of dataclasses, arrays, paths and Python's own values. A journal that is not
+    ours, or that others may write, is not read. Where another process holds it, or with keep=False,
+    nothing is written. Flushed to the system, not to the disk: the checksums find what a power cut
+    tore.
     """
 
     def __init__(self, path: Path, recipe: str, *, keep: bool = True) -> None:
@@ -64,7 +81,7 @@ class Journal:
                 if len(content) < size or zlib.crc32(content) != checksum:
                     break
                 try:
-                    name, stamp, result = pickle.loads(content)
+                    name, stamp, result = _Reader(io.BytesIO(content)).load()
                 except Exception:  # of a class that is elsewhere now: any error may come of it
                     break
                 self._results[name] = stamp, result

@@ -75,6 +75,22 @@ def test_what_others_may_write_is_not_believed(path):
     assert kept(path) == [2]
 
 
+class Call:
+    """Pickles as a call that makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_result_cannot_call_anything(path):
+    with Journal(path, "recipe") as journal:
+        journal.add("image 4", 4, Call(path.parent / "made"))
+    assert kept(path) == [0, 1, 2, 3, 4] and not (path.parent / "made").exists()
+
+
 def test_a_second_process_reads_only(path):
     with Journal(path, "recipe") as first, Journal(path, "recipe") as second:
         second.add("image 7", 7, {})
