@@ -184,8 +184,8 @@ def reason(quality: Quality, limits: Limits = Limits()) -> str | None:
         return "blank"
     if quality.tissue < limits.min_tissue:
         return "too little tissue"
-    if quality.brightest < limits.min_brightest or (quality.pen <= limits.max_pen
-                                            < quality.saturated_black):
+    black = quality.saturated_black > limits.max_saturated_black  # a black stroke is named as such
+    if quality.brightest < limits.min_brightest or (black and quality.pen <= limits.max_pen):
         return "too dark"
     if quality.pen > limits.max_pen:
         return "pen mark"

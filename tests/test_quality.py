@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from lungkit import stain
+from lungkit import quality, stain
 from lungkit.phantom import CLASSES, draw_tile
-from lungkit.quality import QC_COLUMNS, Limits, measure, qc_row, reason
+from lungkit.quality import QC_COLUMNS, Limits, Quality, measure, qc_row, reason
 
 LC25000 = Path(os.environ.get("LC25000") or "no-lc25000")  # its folder: the test on it runs
 
@@ -190,6 +190,134 @@ def test_a_row_of_the_table(tiles):
     assert row["sharpness"] == f"{quality.sharpness:.4f}" and row["reason"] == "out of focus"
     assert row["tissue_fraction"] == f"{quality.tissue:.4f}"
     assert row["saturated_black_fraction"] == f"{quality.saturated_black:.4f}"
+
+
+# ------------------------------------------------------------------ limits, figure by figure
+
+FINE = Quality(tissue=0.5, contrast=0.2, structure=0.6, sharpness=0.6, pen=0.0, brightest=1.0,
+               saturated_white=0.0, saturated_black=0.0)
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("name, kept, dropped, why", [
+    ("tissue", 0.05, 0.0499, "too little tissue"), ("tissue", 0.05, 0.0049, "blank"),
+    ("tissue", 1.0, 0.005, "too little tissue"), ("contrast", 0.03, 0.0299, "blank"),
+    ("structure", 0.38, 0.379, "blank"), ("structure", NAN, 0.1, "blank"),
+    ("sharpness", 0.40, 0.399, "out of focus"), ("sharpness", NAN, 0.0, "out of focus"),
+    ("pen", 0.05, 0.0501, "pen mark"), ("brightest", 0.55, 0.549, "too dark"),
+    ("saturated_white", 0.75, 0.751, "over-exposed"),
+    ("saturated_black", 0.05, 0.0501, "too dark")])
+def test_a_tile_at_a_limit_is_kept_and_one_beyond_it_is_dropped(name, kept, dropped, why):
+    assert reason(FINE) is None
+    assert reason(replace(FINE, **{name: kept})) is None
+    assert reason(replace(FINE, **{name: dropped})) == why
+
+
+@pytest.mark.parametrize("limit, name, value", [
+    ("max_saturated_black", "saturated_black", 0.3), ("max_saturated_white", "saturated_white", 0.9),
+    ("max_pen", "pen", 0.3), ("min_brightest", "brightest", 0.2), ("min_contrast", "contrast", 0.01),
+    ("min_structure", "structure", 0.1), ("min_tissue", "tissue", 0.02),
+    ("blank_tissue", "tissue", 0.002)])
+def test_every_limit_can_be_changed(limit, name, value):
+    found = replace(FINE, **{name: value})
+    others = {"min_tissue": 0.001} if limit == "blank_tissue" else {}
+    assert reason(found, Limits(**others)) is not None
+    assert reason(found, Limits(**others | {limit: value})) is None
+
+
+def test_the_first_fault_names_the_tile():
+    """Emptiness before light, light before ink, ink before exposure, exposure before focus."""
+    worst = Quality(tissue=0.0, contrast=0.0, structure=0.0, sharpness=0.0, pen=1.0, brightest=0.0,
+                    saturated_white=1.0, saturated_black=1.0)
+    mended = {}
+    for why, mend in (("blank", {"tissue": 0.01}), ("too little tissue", {"tissue": 0.5}),
+                      ("too dark", {"brightest": 1.0}),
+                      ("pen mark", {"pen": 0.0, "saturated_black": 0.0}),
+                      ("over-exposed", {"saturated_white": 0.0}),
+                      ("blank", {"contrast": 0.2, "structure": 0.6}),
+                      ("out of focus", {"sharpness": 0.6})):
+        assert reason(replace(worst, **mended)) == why
+        mended |= mend
+    assert reason(replace(worst, **mended)) is None
+
+
+def test_black_ink_is_ink_and_other_black_is_too_dark():
+    black = replace(FINE, saturated_black=0.2)
+    assert reason(black) == "too dark"
+    assert reason(replace(black, pen=0.2)) == "pen mark"
+
+
+def plain(colour, side=224):
+    """A tile of one colour and a mask of its upper half."""
+    mask = np.zeros((side, side), bool)
+    mask[:side // 2] = True
+    return np.full((side, side, 3), colour, np.uint8), mask
+
+
+@pytest.mark.parametrize("colour, share", [
+    ((200, 120, 180), 0), ((120, 180, 200), 1), ((180, 198, 200), 0), ((180, 200, 200), 1),
+    ((180, 160, 255), 0), ((41, 30, 110), 1), ((43, 30, 110), 0), ((150, 30, 92), 1),
+    ((150, 30, 96), 0)])
+def test_ink_absorbs_red_more_than_green_or_red_or_blue_strongly(colour, share):
+    """Optical densities on both sides of 0.1 red over green, 1.8 red (42) and 1.0 blue (94)."""
+    assert measure(*plain(colour)).pen == share
+
+
+def test_light_is_measured_on_the_tissue_alone_and_colour_by_its_brightest_channel():
+    tile, mask = plain((200, 120, 180))
+    tile[:28, :, 0], tile[112:] = 255, 255     # a quarter of the tissue is clipped in red
+    found = measure(tile, mask)
+    assert found.tissue == 0.5 and found.saturated_white == 0.25 and found.saturated_black == 0
+    tile[:28], tile[28:56], tile[112:] = (19, 3, 0), (20, 3, 0), 5
+    assert measure(tile, mask).saturated_black == 0.25
+    assert measure(np.full_like(tile, (10, 153, 60)), mask).brightest == 0.6
+    tile[:] = 60
+    tile[:3] = 255  # above the 99th percentile lie 2.24 of 224 rows
+    assert measure(tile, mask).brightest == 1
+    tile[:3, 112:] = 60
+    assert measure(tile, mask).brightest < 0.3
+
+
+def test_grey_is_never_too_dark_and_its_ground_counts_for_contrast():
+    tile, mask = plain((0, 0, 0))
+    tile = tile[..., 0].copy()
+    tile[mask] = 255
+    found = measure(tile, mask)
+    assert (found.saturated_black, found.brightest, found.pen) == (0, 1, 0)
+    assert found.saturated_white == 1 and found.contrast == pytest.approx(0.5)
+    colour = measure(cv2.merge([tile] * 3), mask)
+    assert colour.contrast == 0 and np.isnan(colour.structure)
+    assert measure(cv2.merge([tile] * 3), ~mask).saturated_black == 1
+
+
+def test_contrast_is_of_optical_density():
+    tile, mask = plain((200, 200, 200))
+    tile[:56] = 100
+    assert measure(tile, mask).contrast == pytest.approx(np.log(2) / 2, abs=1e-3)
+
+
+def test_what_is_too_small_to_measure_is_not_judged():
+    rng = np.random.default_rng(0)
+    tile = rng.integers(0, 256, (224, 224), dtype=np.uint8)
+    for pixels in (99, 100):
+        mask = np.zeros(224 * 224, bool)
+        mask[:pixels] = True
+        assert np.isnan(measure(tile, mask.reshape(224, 224)).sharpness) == (pixels == 99)
+    for side in (111, 112):
+        part = tile[:side, :side]
+        assert np.isnan(measure(part, np.ones_like(part, bool)).structure) == (side == 111)
+    assert measure(tile, np.ones_like(tile, bool)).structure < 0.1  # noise averages out
+
+
+@pytest.mark.parametrize("side, scale, seen", [
+    (448, None, 224), (100, None, 100), (448, 0.4, 224), (448, 0.8, 448), (224, 0.2, 56),
+    (448, 3.2, 448)])
+def test_a_tile_is_measured_at_08_um_a_pixel_or_at_224_px_and_never_enlarged(monkeypatch, side,
+                                                                             scale, seen):
+    asked = []
+    monkeypatch.setattr(quality, "_sharpness", lambda grey, inside: asked.append(grey.shape) or 1.0)
+    measure(np.zeros((side, side, 3), np.uint8), np.ones((side, side), bool), scale=scale)
+    assert asked == [(seen, seen)]
 
 
 @pytest.mark.skipif(not LC25000.is_dir(), reason="needs LC25000: set LC25000 to its folder")
