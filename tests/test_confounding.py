@@ -241,3 +241,147 @@ def test_a_large_slide_counts_by_its_tiles():
              for s in slides]
     assert "one group dominates" not in warned(slides)
     assert slides[0].group in warned(large)["one group dominates"]
+
+
+# ------------------------------------------------------------------ thresholds, figure by figure
+
+def plain_report(**change) -> dict:
+    """A report of two classes that warns of nothing, changed."""
+    found = {"groups_given": "csv", "images": 200, "tiles": 200, "groups": 60,
+             "classes": {label: {"images": 100, "groups": 30, "effective_groups": 25.0,
+                                 "largest_group": "p7", "largest_images": 20,
+                                 "groups_by_split": {"train": 18, "val": 6, "test": 6}}
+                         for label in "ab"},
+             "sources": {"folder": {label: {"sources": 3, "commonest": "site", "share": 0.4,
+                                            "share_of_others": 0.4} for label in "ab"}},
+             "identical_with_other_label": [],
+             "trivial": {"guessing": 0.5, "families": {"file size": {
+                 "balanced_accuracy": 0.6, "interval_95": [0.5, 0.7], "p": 0.5,
+                 "constant": False}}}}
+    found["classes"]["a"] |= change.get("a", {})
+    found["sources"]["folder"]["a"] |= change.get("source", {})
+    found["trivial"]["families"]["file size"] |= change.get("told", {})
+    return found
+
+
+@pytest.mark.parametrize("name, silent, warns", [
+    ("one group dominates", {"a": {"largest_images": 50}}, {"a": {"largest_images": 51}}),
+    ("few groups", {"a": {"groups": 10}}, {"a": {"groups": 9}}),
+    ("few groups", {"a": {"effective_groups": 5.0}}, {"a": {"effective_groups": 4.9}}),
+    ("few groups in train", {"a": {"groups_by_split": {"train": 3}}},
+     {"a": {"groups_by_split": {"train": 2}}}),
+    ("one source dominates", {"source": {"share": 0.5, "share_of_others": 0.0}},
+     {"source": {"share": 0.51, "share_of_others": 0.0}}),
+    ("one source dominates", {"source": {"share": 0.9, "share_of_others": 0.65}},
+     {"source": {"share": 0.9, "share_of_others": 0.64}}),
+    ("trivial statistics predict the class", {"told": {"balanced_accuracy": 0.7, "p": 0.01}},
+     {"told": {"balanced_accuracy": 0.71, "p": 0.05}}),
+    ("trivial statistics predict the class", {"told": {"balanced_accuracy": 0.9, "p": 0.06}},
+     {"told": {"balanced_accuracy": 0.9, "p": 0.01}})])
+def test_each_warning_begins_at_its_threshold(name, silent, warns):
+    assert warnings(plain_report()) == []
+    assert warnings(plain_report(**silent)) == []
+    assert [line.split(":")[0] for line in warnings(plain_report(**warns))] == [name]
+
+
+def test_a_class_of_one_group_is_named_with_its_group_and_every_other_warning():
+    one = {"groups": 1, "effective_groups": 1.0, "largest_images": 100,
+           "groups_by_split": {"train": 1}}
+    found = dict(line.split(": ", 1) for line in warnings(plain_report(a=one)))
+    assert set(found) == {"one group dominates", "few groups"}
+    assert "100 of 100 images of 'a' come from one group ('p7')" in found["one group dominates"]
+    assert "'a' has 1 groups only" in found["few groups"]
+
+
+def test_three_groups_are_asked_for_one_in_train_and_four_for_two():
+    for groups, train, warned_of in ((3, 1, False), (4, 1, True), (4, 2, False), (5, 2, True)):
+        found = warnings(plain_report(a={"groups": groups, "groups_by_split": {"train": train}}))
+        assert any(line.startswith("few groups in train") for line in found) == warned_of
+
+
+def test_the_warning_of_statistics_names_the_best_score_and_leaves_out_what_is_constant():
+    data = plain_report(told={"balanced_accuracy": 0.88, "p": 0.01})
+    families = data["trivial"]["families"]
+    families["mean colour"] = families["file size"] | {"balanced_accuracy": 0.93}
+    families["image size"] = {"balanced_accuracy": 0.5, "constant": True}
+    line = warnings(data)[0]
+    assert "mean colour 0.93" in line and "no better than 0.93" in line
+    assert "guessing scores 0.50" in line and "image size" not in line
+    assert "acquired differently" not in line
+
+
+def test_groups_and_sources_are_counted_by_tiles():
+    data = [replace(calm(1, 1)[0], label=label, group=group, sha256=f"{i}", tiles=tiles,
+                    source_name=f"{label}/{folder}/x{i}.png")
+            for i, (label, group, folder, tiles) in enumerate((
+                ("a", "p1", "north", 6), ("a", "p2", "south", 2), ("a", "p2", "north", 0),
+                ("b", "p1", "south", 3), ("b", "p3", "north", 1)))]
+    found = report(data, {"p1": "train", "p2": "val", "p3": "test"}, "csv")
+    assert found["classes"]["a"] == {
+        "images": 8, "groups": 2, "effective_groups": 1.6, "largest_group": "p1",
+        "largest_images": 6, "groups_by_split": {"train": 1, "val": 1, "test": 0}}
+    assert found["sources"]["folder"]["a"] == {"sources": 2, "commonest": "north", "share": 0.75,
+                                               "share_of_others": 0.25}
+    assert (found["images"], found["tiles"], found["groups"]) == (5, 12, 3)
+    assert found["trivial"]["guessing"] == 0.5
+
+
+@pytest.mark.parametrize("name, folder, prefix", [
+    ("a/x.png", "", "x"), ("a/site/x.png", "site", "x"), ("a/site/deep/x.png", "site", "x"),
+    ("a/TCGA-05-4249.svs", "", "TCGA-05"), ("a/scan_0017 (2).png", "", "scan"),
+    ("a/0017.png", "", ""), ("a/a12.png", "", ""), ("a/A-12.png", "", "")])
+def test_a_source_is_the_folder_below_the_class_and_what_stands_before_a_number(name, folder,
+                                                                               prefix):
+    specimen = replace(calm(1, 1)[0], label="a", source_name=name)
+    assert confounding.source_folder(specimen) == folder
+    assert confounding.source_prefix(specimen) == prefix
+
+
+def test_the_families_hold_what_their_names_say():
+    one = replace(calm(1, 1)[0], look=(300, 200, ".png", "colour"), file_bytes=1000,
+                  mean_rgb=(1.0, 2.0, 3.0), brightness=4.0, contrast=5.0,
+                  after=(6.0, 7.0, 8.0, 9.0, 10.0))
+    other = replace(one, look=(300, 200, ".jpeg", "colour"))
+    found = {name: rows[0] for name, rows in confounding.families([one, other]).items()}
+    assert found.pop("file type") == [0.0, 1.0]
+    together = found.pop("all together")
+    assert found == {
+        "mean colour": [1, 2, 3], "brightness and contrast": [4, 5], "file size": [np.log(1000)],
+        "image size": [np.log(300), np.log(200)], "mean colour after normalisation": [6, 7, 8],
+        "brightness and contrast after normalisation": [9, 10]}
+    assert together == [1, 2, 3, 4, 5, np.log(1000), np.log(300), np.log(200), 0, 1]
+
+
+def test_neighbours_are_of_other_folds_on_columns_of_one_scale():
+    """The first column tells, the second is a thousand times as wide and does not."""
+    rng = np.random.default_rng(0)
+    values = np.c_[np.arange(200) % 2, rng.normal(0, 1000, 200)]
+    fold = np.arange(200) // 2 % 5
+    near = confounding.nearest(values, fold, rng)
+    assert near.shape == (200, round(160 ** 0.5))
+    assert (fold[near] != fold[:, None]).all() and (near % 2 == np.arange(200)[:, None] % 2).all()
+    many = np.zeros((2000, 1))
+    assert confounding.nearest(many, np.arange(2000) % 5, rng).shape == (2000, 25)
+
+
+def test_p_counts_shuffles_of_whole_groups_and_the_interval_resamples_groups():
+    """Twelve groups of 20 like images: labels told perfectly, as one of 924 divisions would be."""
+    group = np.repeat(np.arange(12), 20)
+    label = group % 2
+    values = label[:, None] + np.random.default_rng(0).normal(0, 0.01, (240, 1))
+    told = confounding.tell_class(values, label, group, group // 2 % 3)
+    assert told["balanced_accuracy"] == 1 and told["p"] == 0.01
+    assert told["interval_95"] == [1, 1]
+    right = np.where((group == 0) | (group == 1), 0, 1)  # one group of either class is told wrongly
+    low, high = confounding._interval(right.astype(bool), label, group, 2,
+                                      np.random.default_rng(0))
+    assert low < 0.65 and high == 1  # by image it would be 0.78 to 0.88
+
+
+def test_balanced_accuracy_is_the_mean_over_classes():
+    label = np.repeat([0, 1], [90, 10])
+    assert confounding.balanced_accuracy(np.zeros(100, int), label, 2) == 0.5
+    told = np.r_[np.zeros(90, int), np.repeat([0, 1], [4, 6])]
+    assert confounding.balanced_accuracy(told, label, 2) == pytest.approx(0.8)
+    neighbours = np.tile([0, 1, 95], (100, 1))  # two votes of the common class, one of the rare
+    assert (confounding.vote(neighbours, label, 2) == 1).all()
