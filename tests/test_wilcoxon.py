@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import wilcoxon_test as stage
 from lungkit import results
+from result_trees import ARMS, make_results, record, right, split_of, write, write_counts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -266,44 +267,6 @@ def test_reach_counts_the_pairs():
 
 
 # ------------------------------------------------------------------ a results tree
-
-ARMS = {"real": 0.90, "voronoi": 0.34, "prompt": 0.89}
-
-
-def make_results(root, *, arms=ARMS, repeats=6, replicates=1, num_images=60, edit=None):
-    """Write a results tree of three classes; `edit(row)` may change a result in place."""
-    for name, level in arms.items():
-        for replicate, repeat in itertools.product(range(replicates), range(repeats)):
-            rng = random.Random(f"{name} {replicate} {repeat}")
-
-            def split(share):
-                matrix = [[0] * 3 for _ in range(3)]
-                for i in range(num_images):
-                    right = rng.random() < share
-                    matrix[i % 3][(i + (0 if right else rng.choice([1, 2]))) % 3] += 1
-                accuracy = sum(matrix[i][i] for i in range(3)) / num_images
-                return {"num_images": num_images, "accuracy": accuracy, "macro_f1": accuracy,
-                        "balanced_accuracy": accuracy, "auroc": None, "auprc_weighted": 0.9,
-                        "auprc_baseline": 1 / 3, "confusion_matrix": matrix}
-
-            real, own = split(level), split(0.95)
-            row = {"schema": "lungkit.result/1", "dataset": name, "replicate": replicate,
-                   "repeat": repeat, "seed": 100 + repeat, "model": "small",
-                   "settings": {"steps": 50, "batch_size": 16},
-                   "dataset_fingerprint": f"{name}{replicate}", "real_fingerprint": f"real{replicate}",
-                   "accuracy_own": own["accuracy"], "accuracy_real": real["accuracy"], "own": own,
-                   "real": real, "device": "cpu", "versions": {"torch": "2.11.0"},
-                   "warnings": ["confounding: class a comes from one group"] if name == "real" else [],
-                   "trained_on": [{"name": name, "fingerprint": f"{name}{replicate}",
-                                   "splits": ["train", "val"]}] + ([] if name == "real" else [
-                       {"name": "real", "fingerprint": f"real{replicate}", "splits": ["train"]}])}
-            if edit:
-                edit(row)
-            path = root / name / f"replicate_{replicate:03d}" / f"repeat_{repeat:04d}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(row))
-    return root
-
 
 def compare(*arguments):
     return stage.main([str(argument) for argument in arguments])

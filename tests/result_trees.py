@@ -1,0 +1,86 @@
+"""Results trees for the tests of the comparison: records of three classes, written by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+ARMS = {"real": 0.90, "voronoi": 0.34, "prompt": 0.89}  # chance of a right answer
+
+
+def split_of(matrix: list[list[int]], **changed) -> dict:
+    """The metrics of one test split, as far as a comparison looks at them."""
+    num_images = sum(map(sum, matrix))
+    accuracy = sum(matrix[i][i] for i in range(len(matrix))) / num_images
+    return {"num_images": num_images, "accuracy": accuracy, "macro_f1": accuracy,
+            "balanced_accuracy": accuracy, "auroc": None, "auprc_weighted": 0.9,
+            "auprc_baseline": 1 / 3, "confusion_matrix": matrix, **changed}
+
+
+def right(count: int, num_images: int = 60) -> list[list[int]]:
+    """A confusion matrix of three equal classes with `count` right answers."""
+    matrix = [[0] * 3 for _ in range(3)]
+    for i in range(num_images):
+        matrix[i % 3][i % 3 if i < count else (i + 1) % 3] += 1
+    return matrix
+
+
+def record(dataset: str, repeat: int, own: dict, real: dict, *, replicate: int = 0,
+           **changed) -> dict:
+    """One result, in which nothing is wrong."""
+    made_from_real = [] if dataset == "real" else [
+        {"name": "real", "fingerprint": f"real{replicate}", "splits": ["train"]}]
+    return {"schema": "lungkit.result/1", "dataset": dataset, "replicate": replicate,
+            "repeat": repeat, "seed": 100 + repeat, "model": "small",
+            "settings": {"steps": 50, "batch_size": 16},
+            "dataset_fingerprint": f"{dataset}{replicate}", "real_fingerprint": f"real{replicate}",
+            "accuracy_own": own["accuracy"], "accuracy_real": real["accuracy"], "own": own,
+            "real": real, "device": "cpu", "versions": {"torch": "2.11.0"}, "warnings": [],
+            "trained_on": [{"name": dataset, "fingerprint": f"{dataset}{replicate}",
+                            "splits": ["train", "val"]}, *made_from_real], **changed}
+
+
+def write(root: Path, row: dict) -> Path:
+    path = root / row["dataset"] / f"replicate_{row['replicate']:03d}" / f"repeat_{row['repeat']:04d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row))
+    return path
+
+
+def write_counts(root: Path, counts: dict[str, list[int]], *, num_images: int = 60,
+                 own: int = 57, **changed) -> Path:
+    """A tree whose repeats have the given numbers of right answers on the real test images."""
+    for name, rights in counts.items():
+        for repeat, count in enumerate(rights):
+            write(root, record(name, repeat, split_of(right(own, num_images)),
+                               split_of(right(count, num_images)), **changed))
+    return root
+
+
+def make_results(root: Path, *, arms: dict[str, float] = ARMS, repeats: int = 6,
+                 replicates: int = 1, num_images: int = 60,
+                 edit: Callable[[dict], None] | None = None) -> Path:
+    """A tree of random answers; `edit(row)` may change a result in place."""
+    for name, level in arms.items():
+        for replicate, repeat in itertools.product(range(replicates), range(repeats)):
+            rng = random.Random(f"{name} {replicate} {repeat}")
+
+            def answers(share):
+                matrix = [[0] * 3 for _ in range(3)]
+                for i in range(num_images):
+                    is_right = rng.random() < share
+                    matrix[i % 3][(i + (0 if is_right else rng.choice([1, 2]))) % 3] += 1
+                return split_of(matrix)
+
+            real, own = answers(level), answers(0.95)
+            row = record(name, repeat, own, real, replicate=replicate)
+            if name == "real":
+                row["warnings"] = ["confounding: class a comes from one group"]
+            place = dict(row)
+            if edit:
+                edit(row)
+            write(root, place).write_text(json.dumps(row))
+    return root
