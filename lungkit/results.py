@@ -183,11 +183,12 @@ def _check_result(row: dict, path: Path) -> None:
         _check_accuracy(accuracy, f"{path}: accuracy_{split}")
         matrix = metrics.get("confusion_matrix")
         num_images = metrics.get("num_images")
-        try:
-            total = sum(sum(line) for line in matrix)
-            right = sum(matrix[i][i] for i in range(len(matrix)))
-        except (TypeError, IndexError):
-            raise Fault(f"{path}: {split}.confusion_matrix is not a square of counts") from None
+        if not isinstance(matrix, list) or not all(
+                isinstance(line, list) and len(line) == len(matrix)
+                and all(type(count) is int and count >= 0 for count in line) for line in matrix):
+            raise Fault(f"{path}: {split}.confusion_matrix is not a square of counts")
+        total = sum(map(sum, matrix))
+        right = sum(matrix[i][i] for i in range(len(matrix)))
         if not total or total != num_images:
             raise Fault(f"{path}: {split}.confusion_matrix counts {total} images, "
                         f"num_images says {num_images}")
