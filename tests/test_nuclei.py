@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from lungkit import nuclei as nuclei_module
 from lungkit import phantom
 from lungkit.fragments import join_fragments
-from lungkit.nuclei import detect_nuclei, guess_modality
+from lungkit.nuclei import (HE_FLOOR, PROMINENCE, STAINS, cut_fragments, detect_nuclei,
+                            guess_modality, haematoxylin, settle)
 
 EOSIN, HAEMATOXYLIN = (225, 150, 190), (90, 60, 140)
 
@@ -212,3 +214,153 @@ def test_f1_on_simulated_tissue_is_95(label):
         hits += matched(nuclei.centroids, tile.centroids, 6)
         total += len(nuclei) + len(tile.centroids)
     assert 2 * hits / total >= 0.95
+
+
+# ------------------------------------------------------------------ stain, exactly
+
+def stained(haematoxylin, eosin, dab=0.0) -> np.ndarray:
+    """Pixels [H, W, 3] of these concentrations by Beer and Lambert's law, natural logarithm."""
+    amounts = np.stack(np.broadcast_arrays(haematoxylin, eosin, dab), -1)
+    return np.clip(np.round(256 * np.exp(-amounts @ STAINS) - 1), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("amounts", "expected"), [
+    ((0.0, 0.0), 0.0), ((1.0, 0.0), 1.0), ((0.8, 0.5), 0.8), ((0.6, 0.6), 0.6),
+    ((0.6, 0.8), 0.4),  # a surplus of eosin is taken off
+    ((0.3, 0.9), 0.0),
+])
+def test_haematoxylin_is_unmixed_from_rgb_and_a_surplus_of_eosin_taken_off(amounts, expected):
+    found = haematoxylin(stained(*np.full((2, 4, 6), np.array(amounts)[:, None, None])))
+    assert found.shape == (4, 6) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert found.min() >= 0
+
+
+def test_the_stain_of_a_pixel_lies_at_its_row_and_column():
+    amounts = np.zeros((5, 9))
+    amounts[1, 7] = 1.0
+    assert np.unravel_index(haematoxylin(stained(amounts, 0.0)).argmax(), (5, 9)) == (1, 7)
+
+
+@pytest.mark.parametrize(("colour", "expected"), [
+    ((200, 90, 150), "he"), ((120, 60, 90), "he"), ((95, 95, 95), "fluorescence"),
+    ((0, 0, 90), "fluorescence"), ((0, 0, 220), "he")])
+def test_the_modality_is_that_of_the_brightest_channel_of_most_pixels(colour, expected):
+    image = np.full((20, 20, 3), colour, np.uint8)
+    image[:9] = 255 if expected == "fluorescence" else 0
+    assert guess_modality(image) == expected
+
+
+def test_otsus_threshold_parts_two_kinds_of_values():
+    from skimage.filters import threshold_otsu
+
+    rng = np.random.default_rng(0)
+    values = np.r_[rng.normal(0.2, 0.05, 3000), rng.normal(1.1, 0.2, 400)].astype(np.float32)
+    assert nuclei_module._otsu(values) == pytest.approx(threshold_otsu(values, nbins=256), abs=0.01)
+
+
+# ------------------------------------------------------------------ which regions are nuclei
+
+PX_UM = 2.0  # of the regions below: 9 um2 are 36 px, 600 um2 are 2,400 px
+
+
+def block(top: int, left: int, height: int, width: int, size: int = 80) -> np.ndarray:
+    labels = np.zeros((size, size), np.int32)
+    labels[top:top + height, left:left + width] = 1
+    return labels
+
+
+@pytest.mark.parametrize(("labels", "kept"), [
+    (block(20, 30, 6, 6), 1), (block(20, 30, 5, 7), 0),  # 36 and 35 px within the image
+    (block(0, 30, 3, 6), 1), (block(77, 30, 3, 6), 1),   # 18 px at each of its four borders
+    (block(30, 0, 6, 3), 1), (block(30, 77, 6, 3), 1),
+    (block(0, 30, 1, 17), 0), (block(1, 30, 3, 6), 0),   # 17 px there; 18 beside it
+    (block(10, 10, 48, 50), 1), (block(10, 10, 49, 49), 0),  # 2,400 and 2,401 px
+    (block(0, 0, 48, 50), 1), (block(0, 0, 49, 49), 0)])
+def test_a_nucleus_has_9_to_600_um2_and_half_of_9_where_the_border_cuts_it(labels, kept):
+    assert len(settle(labels, PX_UM, 0.75, 80)) == kept
+
+
+@pytest.mark.parametrize(("solidity", "kept"), [(0.5, 1), (0.869, 1), (0.87, 0), (1, 0)])
+def test_a_nucleus_fills_at_least_the_asked_share_of_its_hull(solidity, kept):
+    labels = block(20, 20, 20, 20)
+    labels[20:30, 20:30] = 0  # an L of 300 px; its hull holds 9 + 8 + ... + 1 more, 0.8696
+    assert len(settle(labels, PX_UM, solidity, 80)) == kept
+
+
+@pytest.mark.parametrize("size", [80, 40, 20])
+def test_nuclei_are_numbered_and_placed_in_the_raster_of_the_image(size):
+    labels = block(8, 40, 8, 16)
+    labels[2, 2] = 2                    # too small: its number is given to the next
+    labels[60:72, 20:28] = 3
+    nuclei, scale = settle(labels, PX_UM, 0.75, size), size / 80
+    assert nuclei.labels.shape == (size, size) and nuclei.labels.dtype == np.int32
+    expected = np.array([[48, 12], [24, 66]]) * scale - 0.5  # (x, y), pixels' centres whole
+    np.testing.assert_allclose(nuclei.centroids, expected, atol=1e-5)
+    np.testing.assert_allclose(nuclei.areas_px, np.array([128, 96]) * scale**2)
+    for number, (x, y) in enumerate(nuclei.centroids, start=1):
+        rows, columns = np.nonzero(nuclei.labels == number)
+        np.testing.assert_allclose([columns.mean(), rows.mean()], [x, y], atol=0.5)
+        assert len(rows) == pytest.approx(nuclei.areas_px[number - 1], abs=1)
+
+
+@pytest.mark.parametrize(("field_um", "found"), [(180, 1), (90, 1), (30, 0), (1000, 0)])
+def test_the_sizes_searched_for_are_in_micrometres_of_the_field(field_um, found):
+    image = discs(224, [(110, 110)], 7, ground=EOSIN, colour=HAEMATOXYLIN)
+    assert len(detect_nuclei(image, field_um=field_um)) == found
+
+
+# ------------------------------------------------------------------ the mask and its cuts
+
+def test_a_wide_lumen_is_not_filled_into_a_nucleus():
+    y, x = np.mgrid[:224, :224]
+    gap = np.hypot(x - 110, y - 110)
+    gland = np.where(((gap > 10) & (gap < 15))[..., None], HAEMATOXYLIN, EOSIN).astype(np.uint8)
+    assert detect_nuclei(gland, solidity=0.0).labels[104:117, 104:117].max() == 0
+
+
+def test_a_slow_change_of_stain_is_no_nucleus_and_a_nucleus_on_it_is_one():
+    slope = np.linspace(0.2, 1.6, 224)[None].repeat(224, 0)
+    assert len(detect_nuclei(stained(slope, 0.2), modality="he")) == 0
+    y, x = np.mgrid[:224, :224]
+    spots = [(60, 60), (110, 150), (165, 70)]
+    for cx, cy in spots:
+        slope = slope + 0.8 * (np.hypot(x - cx, y - cy) < 7)
+    nuclei = detect_nuclei(stained(slope, 0.2), modality="he")
+    assert matched(nuclei.centroids, np.array(spots), 1.5) == len(nuclei) == 3
+
+
+def test_a_nucleus_rises_above_its_threshold_by_half_of_the_floor():
+    y, x = np.mgrid[:224, :224]
+    around = np.zeros((224, 224))
+    for cx, cy in [(40, 40), (180, 40), (40, 180), (180, 180)]:  # these set Otsu's threshold
+        around += 0.7 * (np.hypot(x - cx, y - cy) < 8)
+    least = PROMINENCE * HE_FLOOR
+    for above, found in ((0.5 * least, 4), (2.0 * least, 5)):
+        middle = (HE_FLOOR + above) * (np.hypot(x - 110, y - 110) < 9)
+        assert len(detect_nuclei(stained(around + middle, 0.1), modality="he")) == found
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_watershed_cuts_touching_nuclei_at_their_neck(turned):
+    y, x = np.mgrid[:224, :224]
+    big, small = np.hypot(x - 90, y - 110) < 12, np.hypot(x - 109, y - 110) < 8
+    stain = 1.0 * (big | small)
+    labels, *_ = cut_fragments(stained(stain.T if turned else stain, 0.1), "he", 224 / 180)
+    labels = labels.T if turned else labels
+    assert len(np.unique(labels)) == 3
+    assert (labels[106:115, 80:98] == labels[110, 90]).all()
+    assert (labels[106:115, 104:114] == labels[110, 109]).all()
+    assert labels[110, 90] != labels[110, 109]
+
+
+def test_a_pale_waist_is_cut_where_the_outline_has_no_neck():
+    y, x = np.mgrid[:224, :224]
+    capsule = (np.abs(y - 110) < 8) & (np.abs(x - 110) < 24)
+    for dip, count in ((0.0, 1), (0.7, 2)):
+        stain = capsule * (1.6 - dip * np.exp(-((x - 110) / 5.0) ** 2))
+        labels, height, stained_as, excess, floor = cut_fragments(stained(stain, 0.1), "he", 224 / 180)
+        inner = np.unique(labels[106:115, 95:126])
+        assert len(inner[inner > 0]) == count, dip
+        assert floor == HE_FLOOR and stained_as[110, 90] == pytest.approx(1.6, abs=0.05)
+        assert height.shape == excess.shape == (224, 224)
