@@ -33,8 +33,8 @@ class Prompts:
             if not right:
                 raise Fault(f"{self.path}: {what}: see prompts.json for the format")
 
-        def is_texts(value: object, least: int = 1) -> bool:
-            return isinstance(value, list) and len(value) >= least \
+        def is_texts(value: object, number: int | None = None) -> bool:
+            return isinstance(value, list) and len(value) == (number or len(value)) > 0 \
                 and all(isinstance(text, str) and text for text in value)
 
         data = self.data
@@ -51,7 +51,7 @@ class Prompts:
             need(isinstance(entry, dict) and is_texts(entry.get("templates"))
                  and isinstance(entry.get("negative"), str),
                  f"class {name!r} needs a list of templates and a negative prompt")
-            given = [slot for slot in SLOTS if slot in entry]
+            given = [slot for slot in ("stain", "magnification", *SLOTS) if slot in entry]
             for slot in given:
                 need(is_texts(entry[slot]), f"class {name!r}: {slot!r} is not a list of texts")
             templates += [(template, {"name", "stain", "magnification", *given}, f"class {name!r}")
