@@ -40,6 +40,7 @@ from lungkit.files import Output
 from lungkit.nuclear_features import FeatureLog, measure_nuclei, nucleus_lines, summarise
 from lungkit.nuclei import (FIELD_UM, METHODS, SOLIDITY, Nuclei, detect_nuclei,
                             guess_modality)
+from lungkit.nuclei import RECIPE as NUCLEI_RECIPE
 from lungkit.progress import Progress, say
 from lungkit.voronoi import borders, voronoi_labels
 from lungkit.workers import mapper
@@ -226,6 +227,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
     field_um = field_um or manifest.get("field_um") or FIELD_UM
     options = {"real": manifest["fingerprint"], "render": render, "modality": modality,
                "solidity": solidity, "field_um": field_um, "recipe": RECIPE,
+               "nuclei_recipe": NUCLEI_RECIPE,
                "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights")}
     target = Output(output_dir, MANIFEST, options, overwrite=overwrite)
     if target.is_complete():
