@@ -19,7 +19,8 @@ import voronoi_seg
 from lungkit import phantom
 from lungkit.dataset import DatasetWriter, MANIFEST, SPLITS, check_same_task, open_dataset
 from lungkit.files import Output
-from lungkit.nuclei import detect_nuclei
+from lungkit.nuclear_features import IMAGE_COLUMNS, read_image_features
+from lungkit.nuclei import SOLIDITY, Nuclei, detect_nuclei
 from lungkit.voronoi import (borders, cell_areas_px, count_neighbours, touches_border,
                              voronoi_labels)
 
@@ -27,7 +28,7 @@ SIZE = 64
 SCRIPT = Path(voronoi_seg.__file__)
 
 
-def write_real(path: Path, draw, per_class: int = 5) -> Path:
+def write_real(path: Path, draw, per_class: int = 5, **manifest: object) -> Path:
     """A real dataset whose item i is draw(label, i), in 3 classes over the three splits."""
     with DatasetWriter(Output(path, MANIFEST, {}), stage="test", classes=sorted(phantom.CLASSES),
                        image_size=SIZE) as writer:
@@ -35,7 +36,7 @@ def write_real(path: Path, draw, per_class: int = 5) -> Path:
             label = writer.classes[index // per_class]
             split = ("train", "val", "test", "train", "train")[index % 5]
             writer.add(split, label, index, draw(label, index), group=f"{label}-{index % 5}", source="drawn")
-        writer.publish(parents=[], seed=0)
+        writer.publish(parents=[], seed=0, **manifest)
     return path
 
 
@@ -128,6 +129,9 @@ def test_geometry_of_cells():
     assert count_neighbours(cells, 6).tolist() == [3, 3, 4, 3, 3, 0]
     assert touches_border(cells, 6).tolist() == [True, True, False, True, True, False]
     assert count_neighbours(np.zeros((4, 4), np.int32), 1).tolist() == [0]
+    middle = np.zeros((9, 9), np.int32)
+    middle[0, 4], middle[8, 4], middle[4, 0], middle[4, 8], middle[4, 4] = 1, 2, 3, 4, 5
+    assert touches_border(middle, 6).tolist() == [True] * 5 + [False]
 
 
 # ------------------------------------------------------------------ the drawing
@@ -203,6 +207,205 @@ def test_feature_colours_have_a_fixed_range():
     assert np.abs(colours[:5].astype(int) - viridis).max() <= 2  # van der Walt and Smith's values
     assert (colours[5] == voronoi_seg.UNKNOWN).all()
     assert (voronoi_seg.feature_colours("area", {column: np.zeros(0)}) == voronoi_seg.UNKNOWN).all()
+
+
+# ------------------------------------------------------------------ each drawing, pixel by pixel
+
+TINY_UM = 36.0  # of 12 px: 3 um a px
+
+
+def three_nuclei(image, *, modality, solidity, field_um):
+    """Nuclei of 2 x 2, 3 x 1 and 1 px, whose centres lie at no pixel's."""
+    labels = np.zeros(image.shape[:2], np.int32)
+    labels[2:4, 1:3], labels[8, 4:7], labels[3, 10] = 1, 2, 3
+    return Nuclei(labels, np.array([[1.6, 2.7], [5.2, 8.4], [10, 3]], np.float32),
+                  np.array([4, 3, 1], np.float32))
+
+
+def tiny(render: str, modality: str = "he") -> tuple[np.ndarray, np.ndarray, voronoi_seg.Drawing]:
+    """A random image of 12 px, its cells by brute force, and its drawing."""
+    image = np.random.default_rng(3).integers(60, 200, (12, 12, 3), np.uint8)
+    cells = nearest_by_brute_force(np.array([[1.6, 2.7], [5.2, 8.4], [10, 3]], np.float32), 12)
+    return image, cells, voronoi_seg.draw(image, render=render, modality=modality, solidity=0.5,
+                                          field_um=TINY_UM, detect=three_nuclei)
+
+
+def lines(cells: np.ndarray) -> np.ndarray:
+    """Pixels that lie beside one of a higher cell, looked at one by one."""
+    found = np.zeros(cells.shape, bool)
+    for y, x in np.ndindex(cells.shape):
+        for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+            if 0 <= v < len(cells) and 0 <= u < len(cells) and cells[v, u] > cells[y, x]:
+                found[y, x] = True
+    return found
+
+
+@pytest.mark.parametrize("render", ["mean", "borders", "mean-borders", "centroids",
+                                    "borders-centroids"])
+def test_a_drawing_is_what_its_name_says_in_every_pixel(render):
+    image, cells, drawn = tiny(render)
+    expected = np.full((12, 12, 3), 255)
+    if "mean" in render:
+        for cell in range(3):
+            expected[cells == cell] = np.round(image[cells == cell].mean(0))
+    if "borders" in render:
+        expected[lines(cells)] = 0
+    if "centroids" in render:
+        for x, y in ((2, 3), (5, 8), (10, 3)):
+            expected[y, x] = 0
+    np.testing.assert_array_equal(drawn.picture, expected)
+    assert lines(cells).any()
+
+
+@pytest.mark.parametrize(("name", "column", "low", "high"), [
+    ("area", "area_um2", 0, 250), ("eccentricity", "eccentricity", 0.3, 1),
+    ("solidity", "solidity", 0.8, 1), ("haematoxylin", "haematoxylin_od", 0.6, 2),
+    ("cell-area", "cell_area_um2", 0, 2000), ("neighbours", "num_neighbours", 2, 9),
+    ("nearest-neighbour", "nearest_neighbour_um", 4, 30)])
+def test_a_cell_has_the_colour_of_the_feature_of_its_own_nucleus(name, column, low, high):
+    import cv2
+
+    _, cells, drawn = tiny(f"feature:{name}")
+    levels = np.arange(256, dtype=np.uint8)[:, None]
+    table = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[:, 0, ::-1]
+    values = drawn.features[column]
+    assert len(set(values)) > 1 or name in ("solidity", "neighbours")
+    for cell, value in enumerate(values):
+        colour = table[round(255 * min(max((value - low) / (high - low), 0), 1))]
+        assert (drawn.picture[(cells == cell) & ~lines(cells)] == colour).all()
+    assert (drawn.picture[lines(cells)] == 0).all()
+    assert set(voronoi_seg.COLOURED) == {render[8:] for render in voronoi_seg.RENDERS
+                                         if render.startswith("feature:")}
+
+
+def test_a_centroid_beyond_the_border_is_drawn_on_it():
+    features = {"centroid_x_px": np.array([-0.6, 11.7]), "centroid_y_px": np.array([4.4, 12.0])}
+    picture = voronoi_seg.dot(np.full((12, 12, 3), 255, np.uint8), features)
+    assert np.argwhere(picture[..., 0] == 0).tolist() == [[4, 0], [11, 11]]
+
+
+def test_a_drawing_is_measured_in_micrometres_and_masks_its_nuclei():
+    image, cells, drawn = tiny("mean")
+    assert drawn.features["area_um2"].tolist() == [36, 27, 9]
+    assert drawn.features["cell_area_um2"].tolist() == [9 * (cells == k).sum() for k in range(3)]
+    assert drawn.summary["num_nuclei"] == 3
+    assert drawn.summary["nuclear_area_fraction"] == pytest.approx(8 / 144)
+    assert drawn.mask.dtype == np.uint8
+    expected = np.zeros((12, 12))
+    expected[2:4, 1:3] = expected[8, 4:7] = expected[3, 10] = 255
+    np.testing.assert_array_equal(drawn.mask, expected)
+
+
+def test_haematoxylin_is_measured_of_stained_images_only():
+    assert np.isfinite(tiny("mean")[2].features["haematoxylin_od"]).all()
+    assert np.isnan(tiny("mean", "fluorescence")[2].features["haematoxylin_od"]).all()
+
+
+@pytest.mark.parametrize("render", sorted(voronoi_seg.RENDERS))
+def test_without_nuclei_an_image_is_one_cell(render):
+    image = np.random.default_rng(3).integers(60, 200, (12, 12, 3), np.uint8)
+    nothing = Nuclei(np.zeros((12, 12), np.int32), np.zeros((0, 2), np.float32),
+                     np.zeros(0, np.float32))
+    drawn = voronoi_seg.draw(image, render=render, modality="he", solidity=0.5, field_um=TINY_UM,
+                             detect=lambda image, **_: nothing)
+    colour = (np.round(image.mean((0, 1))) if "mean" in render else
+              voronoi_seg.UNKNOWN if "feature" in render else 255)
+    assert (drawn.picture == colour).all() and not drawn.mask.any()
+    assert drawn.summary["num_nuclei"] == 0
+
+
+# ------------------------------------------------------------------ how it is drawn
+
+class Votes:
+    """A real dataset that holds only what choosing a modality may look at."""
+
+    def __init__(self, train: list[str], **manifest: object) -> None:
+        self.train, self.manifest, self.seen = train, manifest, []
+
+    def select(self, split: str) -> list[int]:
+        assert split == "train", "val and test are not looked at"
+        return list(range(len(self.train)))
+
+    def image(self, row: int) -> np.ndarray:
+        self.seen.append(row)
+        return np.full((4, 4, 3), {"he": 220, "fluorescence": 20}[self.train[row]], np.uint8)
+
+
+@pytest.mark.parametrize(("asked", "real", "expected", "looked"), [
+    ("he", Votes(["fluorescence"], modality="fluorescence"), "he", 0),
+    ("auto", Votes(["he"], modality="fluorescence"), "fluorescence", 0),
+    ("auto", Votes(["he"], parameters={"modality": "fluorescence"}), "fluorescence", 0),
+    ("auto", Votes(["fluorescence"] * 2 + ["he"], modality="auto"), "fluorescence", 3),
+    ("auto", Votes(["he", "fluorescence"], parameters={}), "he", 2),
+    ("auto", Votes(["he"] * 90 + ["fluorescence"] * 111), "fluorescence", 60)])
+def test_the_modality_is_asked_recorded_or_most_of_trains_images(asked, real, expected, looked):
+    assert voronoi_seg.choose_modality(real, asked) == expected
+    assert len(set(real.seen)) == len(real.seen) == looked
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory) -> Path:
+    """A real dataset of even images whose manifest says how large their field is."""
+    return write_real(tmp_path_factory.mktemp("blank") / "real",
+                      lambda label, i: np.full((SIZE, SIZE, 3), 100 + 9 * i, np.uint8),
+                      field_um=96.0)
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ([], {"field_um": 96.0, "solidity": SOLIDITY, "render": "mean-borders", "modality": "he"}),
+    (["--field-um", "250", "--solidity", "0.6", "--render", "borders", "--modality",
+      "fluorescence"],
+     {"field_um": 250.0, "solidity": 0.6, "render": "borders", "modality": "fluorescence"})])
+def test_images_are_drawn_as_asked_and_in_reals_field(blank, tmp_path, monkeypatch, options, expected):
+    asked, draw_row = [], voronoi_seg.draw_row
+    monkeypatch.setattr(voronoi_seg, "draw_row",
+                        lambda row, **how: asked.append(how) or draw_row(row, **how))
+    assert voronoi_seg.main(["--real", str(blank), "--output", str(tmp_path / "out"), *options]) == 0
+    assert len(asked) == 15
+    for how in asked:
+        assert {name: how[name] for name in expected} == expected
+    manifest = open_dataset(tmp_path / "out").manifest
+    assert manifest["um_per_px"] == expected["field_um"] / SIZE
+    assert manifest["modality"] == expected["modality"]
+    for name in ("field_um", "solidity", "render"):
+        assert manifest["parameters"][name] == expected[name]
+
+
+def test_the_detector_is_given_what_was_asked():
+    given = {}
+
+    def detect(image, **how):
+        given.update(how)
+        return three_nuclei(image, **how)
+
+    voronoi_seg.draw(np.full((12, 12, 3), 90, np.uint8), render="mean", modality="fluorescence",
+                     solidity=0.6, field_um=TINY_UM, detect=detect)
+    assert given == {"modality": "fluorescence", "solidity": 0.6, "field_um": TINY_UM}
+
+
+@pytest.mark.parametrize("changed", ["RECIPE", "NUCLEI_RECIPE"])
+def test_diagrams_of_another_recipe_are_not_complete(blank, tmp_path, monkeypatch, capsys, changed):
+    argv = ["--real", str(blank), "--output", str(tmp_path / "out")]
+    assert voronoi_seg.main(argv) == 0
+    monkeypatch.setattr(voronoi_seg, changed, getattr(voronoi_seg, changed) + 1)
+    assert voronoi_seg.main(argv) == 2
+    assert "recipe" in capsys.readouterr().err
+
+
+def test_the_tables_hold_every_image_of_every_split_by_its_own_name(real, made):
+    data, manifest = open_dataset(real), open_dataset(made).manifest
+    table = read_image_features(made, manifest)
+    assert list(table) == sorted(row.file_name for row in data.rows)
+    assert {name.split("/")[0] for name in table} == set(SPLITS)
+    for row in data.rows:
+        drawn = voronoi_seg.draw(data.image(row), render="mean", modality="he", solidity=SOLIDITY,
+                                 field_um=180.0)
+        found = dict(zip(IMAGE_COLUMNS, table[row.file_name]))
+        for name in ("num_nuclei", "area_um2_mean", "haematoxylin_od_p50", "clark_evans"):
+            assert found[name] == pytest.approx(drawn.summary[name], rel=1e-4), row.file_name
+    lines = (made / "features.csv").read_text().splitlines()[1:]
+    assert len(lines) == sum(values[IMAGE_COLUMNS.index("num_nuclei")] for values in table.values())
+    assert {line.split(",")[0] for line in lines} == set(table)
 
 
 # ------------------------------------------------------------------ the dataset
