@@ -78,7 +78,7 @@ def mapper(workers: int) -> Iterator[Callable]:
         waiting, rest = deque(), iter(items)
         while True:
             while len(waiting) < ahead * workers and (part := list(islice(rest, chunk))):
-                with _one_thread():
+                with _one_thread(), _killed_is_said():
                     waiting.append(pool.submit(_run_chunk, function, part))
             if not waiting:
                 return
@@ -98,19 +98,28 @@ def mapper(workers: int) -> Iterator[Callable]:
 def _result(future) -> list:
     """What a worker made of a chunk; looks every second whether a signal asked for an end."""
     from concurrent.futures import TimeoutError
-    from concurrent.futures.process import BrokenProcessPool
 
     while True:
         try:
-            return future.result(timeout=1)
-        except BrokenProcessPool:
-            cli.check_stop()  # the signal reached a worker before it had learnt to leave it
-            raise cli.Fault("a worker process was killed, perhaps for lack of memory: give fewer "
-                            "--workers or more memory, and run the same command again") from None
+            with _killed_is_said():
+                return future.result(timeout=1)
         except TimeoutError:
             if future.done():
                 raise  # the function's own
             cli.check_stop()
+
+
+@contextlib.contextmanager
+def _killed_is_said() -> Iterator[None]:
+    """A pool broken by a process's death, noticed when work is sent or when it is awaited."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        yield
+    except BrokenProcessPool:
+        cli.check_stop()  # the signal reached a worker before it had learnt to leave it
+        raise cli.Fault("a worker process was killed, perhaps for lack of memory: give fewer "
+                        "--workers or more memory, and run the same command again") from None
 
 
 @contextlib.contextmanager

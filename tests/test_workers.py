@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -47,6 +49,27 @@ def test_a_killed_worker_is_said_and_nobody_waits_for_it():
     with pytest.raises(Fault, match="worker process was killed"), mapper(2) as mapped:
         list(mapped(die_at_seven, range(60), chunk=1))
     assert time.monotonic() - began < 30 and not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("stop", "error"), [([], Fault), ([signal.SIGTERM], Stopped)])
+def test_a_worker_killed_before_more_is_sent_is_said_too(stop, error, monkeypatch):
+    """The pool refuses what is submitted once it has noticed."""
+    submitted, submit = [], ProcessPoolExecutor.submit
+
+    def noted(*arguments):
+        submitted.append(submit(*arguments))
+        return submitted[-1]
+
+    def items():
+        yield 7
+        assert isinstance(submitted[0].exception(timeout=300), BrokenProcessPool)
+        monkeypatch.setattr(cli, "_stop_signal", stop)
+        yield 8
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", noted)
+    with pytest.raises(error), mapper(2) as mapped:
+        list(mapped(die_at_seven, items(), chunk=1))
+    assert len(submitted) == 1 and not multiprocessing.active_children()
 
 
 def test_a_signal_is_heard_while_workers_are_busy(monkeypatch):
