@@ -1,0 +1,452 @@
+"""The job scripts with stand-ins for the stages: what reaches which stage, signals, statuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from standins import ARMS, ROOT, Project
+
+GENERATORS = ("diffusion", "prompt", "context")
+ENVIRONMENT = {"VENV": "/a/venv", "PYTHON": "/a/python", "MODULES": "python/3.11 cuda/12.8",
+               "TORCH_INDEX_URL": "https://index.invalid/cu128"}
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    return Project(tmp_path)
+
+
+def errors(result) -> list[str]:
+    return [line for line in result.stderr.splitlines() if "error:" in line]
+
+
+# ------------------------------------------------------------------ what reaches which stage
+
+# variable: its value, and (stage, option, value) that must be seen of it; "*" is every stage's
+PIPELINE = {
+    "INPUT": ("images", [("tumor", "--input", "{cwd}/images")]),
+    "BENIGN": ("healthy", [("tumor", "--benign", "healthy")]),
+    "GROUPS_CSV": ("groups.csv", [("tumor", "--groups", "{cwd}/groups.csv")]),
+    "RUN": ("elsewhere", [("tumor", "--output", "{cwd}/elsewhere/datasets/real"),
+                          *((arm, "--output", "{cwd}/elsewhere/datasets/" + arm) for arm in ARMS),
+                          *((arm, "--real", "{cwd}/elsewhere/datasets/real") for arm in ARMS),
+                          ("cnn", "--results", "{cwd}/elsewhere/results"),
+                          ("test", "--output", "{cwd}/elsewhere/comparison")]),
+    "PRESET": ("full", [(stage, "--preset", "full") for stage in ("tumor", *ARMS, "cnn")]),
+    "REPEATS": ("3", [(stage, "--repeats", "3") for stage in ("cnn", "nuclei", "test")]),
+    "SEED": ("41", [(stage, "--seed", "41") for stage in ("tumor", *GENERATORS, "cnn", "nuclei")]),
+    "BASE_MODEL": ("hub/model", [(arm, "--base-model", "hub/model") for arm in ("prompt", "context")]),
+    "ADAPTER": ("lora", [(arm, "--adapter", "lora") for arm in ("prompt", "context")]),
+    "POOL": ("5", [(arm, "--pool", "5") for arm in GENERATORS]),
+    "ARMS": ("voronoi diffusion prompt context", []),
+    "JOBS": ("4", [("voronoi", "--workers", "2")]),  # a quarter of eight cores
+    "WORKERS": ("2", []),
+    "MODEL": ("resnet18", [("cnn", "--model", "resnet18")]),
+    "METRIC": ("accuracy_own", [("test", "--metric", "accuracy_own")]),
+    "MAX_RESTARTS": ("7", []),
+    **{f"{stage.upper()}_OPTIONS": (f"--of-{stage} x", [(stage, f"--of-{stage}", "x")])
+       for stage in ("tumor", *ARMS, "cnn", "test")},
+    "BASELINE": ("nuclei", [("nuclei", "--features", "{cwd}/elsewhere/datasets/voronoi")]),
+    **{name: (value, [("setup_env", name, value)]) for name, value in ENVIRONMENT.items()},
+}
+# held by tests of their own
+ELSEWHERE = {"ARMS": "test_arms_are_those_named", "WORKERS": "test_trainings_at_a_time",
+             "MAX_RESTARTS": "test_a_stopped_job",
+             "SAMPLE_OPTIONS": "test_without_input_the_sample_is_made_first"}
+COMPARISON = {
+    "RUN": ("elsewhere", [("cnn", "--real", "{cwd}/elsewhere/datasets/real"),
+                          ("cnn", "--results", "{cwd}/elsewhere/results"),
+                          ("nuclei", "--results", "{cwd}/elsewhere/results"),
+                          ("contact_sheet", "--output", "{cwd}/elsewhere/sheets/*.png"),
+                          ("test", "--sheets", "{cwd}/elsewhere/sheets")]),
+    "DATASETS": ("real voronoi", []),
+    **{name: PIPELINE[name] for name in ("PRESET", "MODEL", "METRIC", "BASELINE", "WORKERS",
+                                         "CNN_OPTIONS", "TEST_OPTIONS", "MAX_RESTARTS",
+                                         *ENVIRONMENT)},
+    "PRESET": ("full", [("cnn", "--preset", "full")]),
+    "SEED": ("41", [("cnn", "--seed", "41"), ("nuclei", "--seed", "41")]),
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Project:
+    """A pipeline in which every documented variable is set."""
+    project = Project(tmp_path_factory.mktemp("pipeline"))
+    (project.path / "images").mkdir()
+    (project.path / "groups.csv").touch()
+    result = project.pipeline(**{name: value for name, (value, _) in PIPELINE.items()},
+                              COMPARE_OPTIONS="an option nobody documents")
+    assert result.returncode == 0, result.stderr
+    return project
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory) -> Project:
+    project = Project(tmp_path_factory.mktemp("comparison"))
+    project.make_datasets("real", "voronoi", "diffusion")
+    project.run_dir.rename(project.path / "elsewhere")
+    result = project.compare(3, **{name: value for name, (value, _) in COMPARISON.items()})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "the verdict\n"
+    return project
+
+
+@pytest.mark.parametrize(("script", "name"), [
+    *(("pipeline", name) for name in PIPELINE), *(("comparison", name) for name in COMPARISON)])
+def test_a_variable_reaches_every_stage_it_concerns(script, name, request):
+    project = request.getfixturevalue(script)
+    _, expected = {"pipeline": PIPELINE, "comparison": COMPARISON}[script][name]
+    for stage, option, value in expected:
+        calls = project.calls(stage)
+        assert calls, f"{stage} was not started"
+        pattern = re.escape(value.format(cwd=project.path)).replace(r"\*", "[a-z]+")
+        assert all(re.fullmatch(pattern, call.option(option) or "") for call in calls), \
+            (stage, option, calls)
+
+
+def test_only_what_was_asked_is_passed(project):
+    """Without a setting a stage's own default holds: no option, not an empty one."""
+    (project.path / "images").mkdir()
+    assert project.pipeline(INPUT="images").returncode == 0
+    for stage, option in [("tumor", "--groups"), ("tumor", "--benign"), ("diffusion", "--pool"),
+                          ("prompt", "--base-model"), ("cnn", "--model")]:
+        assert {call.option(option) for call in project.calls(stage)} == {None}, (stage, option)
+    assert not [call for call in project.calls() if "" in call.words[1:]
+                and call.stage not in ("setup_env",)]
+    tumor, = project.calls("tumor")
+    assert tumor.option("--seed") == "0" and tumor.option("--preset") == "demo"
+    assert {call.option("--adapter") for call in project.calls("prompt")} == {"dora"}
+    test, = project.calls("test")
+    assert test.option("--metric") == "accuracy_real" and test.option("--repeats") == "6"
+
+
+def documented(script: str) -> set[str]:
+    """The variables that a script's first lines name."""
+    head = (ROOT / script).read_text().split("\nset -euo pipefail")[0].split("environment:\n")[-1]
+    named = set(re.findall(r"^([A-Z_]+)=", head, re.MULTILINE))
+    for line in head.splitlines():
+        if line.startswith("#"):
+            named |= set(re.findall(r"\b(?:[A-Z]+_OPTIONS|BASELINE|VENV|PYTHON|MODULES|"
+                                    r"TORCH_INDEX_URL)\b", line))
+    return named
+
+
+def read_by(script: str) -> set[str]:
+    """The variables that a script's code and lungkit/job.sh look at."""
+    code = (ROOT / script).read_text() + (ROOT / "lungkit/job.sh").read_text()
+    code = re.sub(r"(^|\s)#.*", "", code)
+    named = set(re.findall(r"\$\{?!?([A-Z][A-Z_]*)\b", code))
+    return {name for name in named if not name.startswith(("SLURM_", "BASH_"))} - {
+        "PWD", "ENVIRONMENT", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LUNGKIT_JOB"}
+
+
+@pytest.mark.parametrize(("script", "table"), [
+    ("run_pipeline.slurm", PIPELINE), ("compare_models.sh", COMPARISON)])
+def test_what_is_documented_is_what_is_read_and_tested(script, table):
+    by_stage = {f"{name.upper()}_OPTIONS" for name in ("sample", "tumor", *ARMS)}
+    inherited = {*ENVIRONMENT, *({"BASELINE", "CNN_OPTIONS", "TEST_OPTIONS"} | by_stage
+                                 if script == "run_pipeline.slurm" else ())}
+    assert documented(script) == read_by(script) | inherited
+    assert set(table) | (by_stage if script == "run_pipeline.slurm" else set()) == documented(script)
+    assert all(any(name.startswith(test) for name in globals()) for test in ELSEWHERE.values())
+    untested = {name for name, (_, expected) in table.items() if not expected}
+    assert untested <= {*ELSEWHERE, "DATASETS"}
+
+
+def test_what_setup_env_documents_is_what_it_reads():
+    head, code = (ROOT / "setup_env.sh").read_text().split("\n\nlungkit_load_modules()")
+    documented_names = set(re.findall(r"^#   ([A-Z_]+)  ", head, re.MULTILINE))
+    read_names = set(re.findall(r"\$\{([A-Z_]+):?-", code))
+    assert documented_names == read_names - {"PIP_INDEX_URL"}
+
+
+# ------------------------------------------------------------------ run_pipeline.slurm
+
+def test_without_input_the_sample_is_made_first(project):
+    result = project.pipeline(SAMPLE_OPTIONS="--num-patients 4", SEED=3, GPUS="0 1")
+    assert result.returncode == 0, result.stderr
+    sample, tumor = project.calls()[1:3]
+    assert (sample.stage, tumor.stage) == ("phantom", "tumor")
+    assert sample.option("--output") == str(project.run_dir / "sample")
+    assert sample.option("--num-patients") == "4"
+    assert tumor.option("--input") == str(project.run_dir / "sample/images")
+    assert tumor.option("--groups") == str(project.run_dir / "sample/groups.csv")
+    assert tumor.option("--benign") == "lung_n" and tumor.option("--source-mpp") == "0.80357"
+    assert tumor.option("--preset") == "demo" and tumor.option("--seed") == "3"
+
+
+@pytest.mark.parametrize(("settings", "preset", "repeats"), [
+    ({}, "demo", "6"), ({"GPUS": "0"}, "full", "20"), ({"GPUS": "0", "PRESET": "demo"}, "demo", "6"),
+    ({"PRESET": "full"}, "full", "20"), ({"GPUS": "0", "REPEATS": "2"}, "full", "2")])
+def test_an_input_has_the_full_preset_where_there_is_a_gpu(settings, preset, repeats, project):
+    (project.path / "images").mkdir()
+    assert project.pipeline(INPUT="images", ARMS="voronoi", FAULTS="*tumor*=1", RUN="",
+                            **settings).returncode == 1
+    tumor, = project.calls("tumor")
+    assert tumor.option("--preset") == preset
+    assert tumor.option("--output") == str(project.path / f"runs/images-{preset}/datasets/real")
+    log = project.path / f"runs/images-{preset}/logs/tumor.log"
+    assert log.read_text() == "its last words\n"
+
+
+def test_every_arm_passes_a_dry_run_before_the_first_is_made(project):
+    result = project.pipeline(FAULTS="voronoi_seg.py*--dry-run*=2", JOBS=1)
+    assert result.returncode == 2
+    assert "stage check voronoi failed (exit 2): its last words" in result.stderr
+    assert [call.stage for call in project.calls(dry=True)] == list(ARMS)
+    assert not [arm for arm in ARMS if project.calls(arm, dry=False)]
+    project.make_datasets("context", "prompt")
+    project.forget()
+    assert project.pipeline(JOBS=1).returncode == 0
+    arms = [call.stage for call in project.calls(dry=True) if call.stage in ARMS]
+    assert arms == ["diffusion", "voronoi"]
+    made = [call.stage for call in project.calls(dry=False) if call.stage in ARMS]
+    assert made == list(ARMS)  # each says itself whether it is complete with these options
+
+
+def test_arms_are_those_named(project):
+    (project.path / "ct_seg.py").touch()
+    assert project.pipeline(ARMS="ct voronoi", JOBS=1).returncode == 0
+    called = [call.stage for call in project.calls(dry=False)]
+    assert [name for name in called if name in (*ARMS, "ct")] == ["ct", "voronoi"]
+    test, = project.calls("test")
+    assert test.words[test.words.index("--datasets") + 1:][:4] == ["ct", "real", "voronoi", "nuclei"]
+
+
+@pytest.mark.parametrize(("fault", "exit_status", "never_started"), [
+    ("*phantom*=1", 1, "tumor"), ("tumor_seg.py*=75", 75, "voronoi"), ("*contact_sheet*=1", 1, "cnn"),
+    ("cnn_classify.py*--dry-run*=2", 2, "nuclei"), ("cnn_classify.py*=75", 75, "test"),
+    ("nuclei_classify.py*=1", 1, "test"), ("wilcoxon_test.py*=1", 1, "nothing")])
+def test_the_first_failure_is_the_jobs_status_and_its_end(fault, exit_status, never_started, project):
+    result = project.pipeline(ARMS="voronoi", FAULTS=fault)
+    assert result.returncode == exit_status, result.stderr
+    assert not project.calls(never_started, dry=False)
+    assert bool(errors(result)) == (exit_status != 75) and result.stdout == ""
+
+
+# ------------------------------------------------------------------ compare_models.sh
+
+def test_trainings_at_a_time(project):
+    """Each dataset is trained by that many identical processes, never by more than repeats."""
+    project.make_datasets("real", "diffusion")
+    for settings, processes, threads in [({"WORKERS": 3}, 3, "1"), ({}, 4, "1"),
+                                         ({"WORKERS": 9}, 4, "1"),
+                                         ({"GPUS": "0 1"}, 2, "4"),
+                                         ({"OMP_NUM_THREADS": 5}, 4, "5")]:
+        project.forget()
+        assert project.compare(4, **settings).returncode == 0
+        calls = project.calls("cnn", dry=False)
+        assert len(calls) == 2 * processes and {call.threads for call in calls} == {threads}
+        assert {call.gpu for call in calls} == set(settings.get("GPUS", "").split() or [""])
+        assert {call.option("--repeats") for call in calls} == {"4"}
+        assert not project.calls("nuclei")  # no features of nuclei without voronoi
+
+
+@pytest.mark.parametrize(("settings", "names"), [
+    ({}, ["diffusion", "real", "voronoi", "nuclei"]), ({"BASELINE": ""}, ["diffusion", "real", "voronoi"]),
+    ({"DATASETS": "real diffusion"}, ["real", "diffusion"])])
+def test_the_datasets_compared(settings, names, project):
+    project.make_datasets("real", "voronoi", "diffusion")
+    (project.run_dir / "datasets/half_made").mkdir()
+    assert project.compare(2, **settings).returncode == 0
+    test, = project.calls("test")
+    first = test.words.index("--datasets") + 1
+    assert test.words[first:test.words.index("--repeats")] == names
+    trained = {Path(call.option("--data")).name for call in project.calls("cnn")}
+    assert trained == set(names) - {"nuclei"}
+    assert bool(project.calls("nuclei")) == ("nuclei" in names)
+    assert test.words[2] == str(project.run_dir / "results")
+
+
+@pytest.mark.parametrize(("made", "settings", "exit_status", "words"), [
+    (["real"], {}, 1, "holds one dataset only (real)"), (["voronoi"], {}, 1, "datasets/real is not"),
+    (["real", "voronoi"], {"DATASETS": "real prompt"}, 1, "datasets/prompt is not a complete dataset"),
+    (["real", "voronoi"], {"BASELINE": "forest"}, 2, "BASELINE is 'forest'"),
+    (["real", "voronoi"], {"SEED": "x"}, 2, "SEED is 'x'"),
+    (["real", "voronoi"], {"WORKERS": "0"}, 2, "WORKERS is '0'"),
+    (["real", "voronoi"], {"MAX_RESTARTS": "0"}, 2, "MAX_RESTARTS is '0'"),
+    (["real", "voronoi"], {"METRIC": "accuracy"}, 2, "METRIC is 'accuracy'"),
+    (["real", "voronoi"], {"PRESET": "big"}, 2, "PRESET is 'big'")])
+def test_a_comparison_that_cannot_be_is_one_line(made, settings, exit_status, words, project):
+    project.make_datasets(*made)
+    result = project.compare(2, **settings)
+    assert result.returncode == exit_status
+    line, = errors(result)
+    assert words in line and not project.calls()
+
+
+def test_sheets_and_checks_are_of_what_is_new(project):
+    project.make_datasets("real", "voronoi")
+    (project.run_dir / "sheets").mkdir()
+    for name, dataset_sec, sheet_sec in (("voronoi", 1, 2), ("real", 2, 1)):  # real was made again
+        (project.run_dir / f"sheets/{name}.png").touch()
+        os.utime(project.run_dir / f"sheets/{name}.png", (sheet_sec, sheet_sec))
+        os.utime(project.run_dir / f"datasets/{name}/dataset.json", (dataset_sec, dataset_sec))
+    done = project.run_dir / "results/voronoi/replicate_000"
+    done.mkdir(parents=True)
+    (done / "repeat_0001.json").touch()
+    assert project.compare(2).returncode == 0
+    sheet, = project.calls("contact_sheet")
+    assert sheet.option("--dataset") == str(project.run_dir / "datasets/real")
+    check, = project.calls("cnn", dry=True)
+    assert check.option("--data") == str(project.run_dir / "datasets/real")
+    project.forget()
+    assert project.compare(3).returncode == 0  # the third repeat is new to both
+    assert len(project.calls("cnn", dry=True)) == 2
+
+
+@pytest.mark.parametrize(("arguments", "preset", "repeats"), [
+    ([], "demo", "6"), ([], "full", "20"), (["7"], "full", "7")])
+def test_repeats_are_by_preset_or_as_asked(arguments, preset, repeats, project):
+    project.make_datasets("real", "diffusion")
+    project.compare(*arguments, PRESET=preset, FAULTS="cnn_classify.py*=1")
+    assert {call.option("--repeats") for call in project.calls("cnn")} == {repeats}
+
+
+# ------------------------------------------------------------------ lungkit/job.sh
+
+def test_an_allocation_is_shared_out_by_srun(project):
+    project.make_datasets("real", "diffusion")
+    slurm = {"SLURM_JOB_ID": 9, "SLURM_NTASKS": 4, "SLURM_JOB_NUM_NODES": 2, "SLURM_CPUS_PER_TASK": 3,
+             "SLURM_MEM_PER_NODE": 9000, "SLURM_GPUS_ON_NODE": 2}
+    assert project.compare(8, **slurm, GPUS="0 1").returncode == 0
+    assert len(project.calls("cnn", dry=False)) == 2 * 4
+    assert {call.threads for call in project.calls("cnn")} == {"3"}
+    assert {tuple(call.words[1:call.words.index("python")]) for call in project.calls("srun")} == {
+        ("--exact", "--nodes=1", "--ntasks=1", "--cpus-per-task=3", "--kill-on-bad-exit=0",
+         "--mem=4500M", "--gres=gpu:1")}
+
+
+@pytest.mark.parametrize(("settings", "wanted", "slots", "threads", "prefix"), [
+    ({}, "", 2, 4, ""), ({}, "4", 4, 2, ""), ({}, "16", 16, 1, ""), ({"QUOTA": "250000 100000"}, "", 2, 1, ""),
+    ({"QUOTA": "350000 100000"}, "", 2, 2, ""), ({"QUOTA": "max 100000"}, "", 2, 4, ""),
+    ({"GPUS": "0 1 2 3"}, "", 4, 2, ""), ({"OMP_NUM_THREADS": "5"}, "", 2, 5, ""),
+    ({"GPUS": "0 1 2 3", "CUDA_VISIBLE_DEVICES": "3"}, "", 1, 8, ""),
+    ({"GPUS": "0 1", "CUDA_VISIBLE_DEVICES": "-1"}, "", 2, 4, ""),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, "", 2, 4, ""),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3"}, "", 3, 1, "srun"),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3"}, "2", 2, 1, "srun"),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3"}, "9", 3, 1, "srun")])
+def test_the_machine_is_divided(settings, wanted, slots, threads, prefix, project):
+    if "QUOTA" in settings:
+        project.quota_path.write_text(settings["QUOTA"] + "\n")
+    result = project.job(f"share_out '{wanted}' 2; echo $slots $threads ${{prefix[0]:-}}", **settings)
+    assert result.stdout.split() == [str(slots), str(threads), *prefix.split()], result.stderr
+
+
+STAGES = """
+stage_command() { command=(bash -c "${!1}"); }
+"""
+
+
+@pytest.mark.parametrize(("stages", "status"), [
+    ({"a": "true", "b": "true"}, 0), ({"a": "exit 75", "b": "true"}, 75), ({"a": "exit 3", "b": "exit 4"}, 3),
+    ({"a": "exit 75", "b": "sleep 0.2; exit 4"}, 4),  # a failure tells more than a stop
+    ({"a": "exit 4", "b": "sleep 0.2; exit 75"}, 4)])
+def test_stages_side_by_side_end_with_the_worst(stages, status, project):
+    result = project.job(f"{STAGES} begin_job; run_stages 2 a b", **stages)
+    assert result.returncode == status, result.stderr
+    assert len(errors(result)) == sum("75" not in text and "exit" in text for text in stages.values())
+
+
+def test_a_failure_stops_none_that_runs_and_starts_no_more(project):
+    result = project.job(f"{STAGES} begin_job; run_stages 2 a b c 2>told", a="exit 3", c="touch started",
+                         b="until grep -q 'a failed' told; do sleep 0.02; done; touch ended")
+    assert result.returncode == 3
+    assert (project.run_dir / "ended").exists() and not (project.run_dir / "started").exists()
+
+
+def test_a_job_stopped_before_all_stages_were_started_says_so(project):
+    result = project.job(f"{STAGES} begin_job; run_stages 1 a b || end_job $?; end_job 0",
+                         a="kill -TERM $PPID; exit 0", b="touch started")
+    assert result.returncode == 75, result.stderr
+    assert not (project.run_dir / "started").exists()
+    assert "run the same command again" in result.stderr
+
+
+@pytest.mark.parametrize(("sent", "prefix", "got"), [
+    ("TERM", "", "TERM"), ("USR2", "", "TERM"), ("INT", "", "TERM"), ("USR2", "srun --x", "USR2"),
+    ("TERM", "srun --x", "USR2")])
+def test_a_signal_is_passed_on_once_to_every_stage(sent, prefix, got, project):
+    """srun passes USR2 on, and takes TERM as an order to kill."""
+    stage = """
+        for name in TERM USR2; do trap "echo $name >>got; stop=1" $name; done
+        echo ready >>ready; until [[ -n ${stop-} ]]; do sleep 0.02; done; exit 75"""
+    control = f"""until [[ $(wc -l <ready) == 2 ]]; do sleep 0.02; done
+        kill -{sent} $PPID; kill -{sent} $PPID"""
+    result = project.job(
+        f"{STAGES} begin_job; touch ready; prefix=({prefix}); run_stages 3 a b control || end_job $?",
+        a=stage, b=stage, control=control)
+    assert result.returncode == 75, result.stderr
+    assert (project.run_dir / "got").read_text().split() == [got, got]
+    assert result.stderr.count("the running stages save and stop") == 1
+
+
+BATCH = {"ENVIRONMENT": "BATCH", "SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(("status", "settings", "exit_status", "requeued", "words"), [
+    (0, BATCH, 0, False, ""), (1, BATCH, 1, False, ""), (2, {}, 2, False, ""),
+    (75, {}, 75, False, "run the same command again"),
+    (75, {"SLURM_JOB_ID": "7"}, 75, False, "run the same command again"),  # within salloc
+    (75, BATCH, 75, True, "requeued (restart 1 of at most 100)"),
+    (75, {**BATCH, "stop_signal": "USR2"}, 75, True, "requeued"),
+    (75, {**BATCH, "stop_signal": "TERM"}, 75, False, "submit the same job again"),
+    (75, {**BATCH, "SLURM_RESTART_COUNT": "2", "MAX_RESTARTS": "3"}, 75, True, "restart 3 of at most 3"),
+    (75, {**BATCH, "SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "3"}, 1, False, "MAX_RESTARTS is 3"),
+    (75, {**BATCH, "idle": "1"}, 1, False, "no progress since the last start"),
+    (75, {**BATCH, "SCONTROL_STATUS": "1"}, 75, True, "scontrol requeue 7 failed"),
+    (75, {**BATCH, "LUNGKIT_JOB": "1.2"}, 75, False, "")])
+def test_a_stopped_job_is_requeued_only_where_that_helps(status, settings, exit_status, requeued,
+                                                         words, project):
+    signal_name = settings.get("stop_signal", "")
+    made = "datasets/x/dataset.json" if "idle" not in settings else "logs/x.log"
+    result = project.job(
+        f"begin_job; mkdir -p $(dirname {made}); echo more >{made}; "
+        f"stop_signal={signal_name}; end_job {status}", **settings)
+    assert result.returncode == exit_status, result.stderr
+    assert words in result.stderr and bool(result.stderr) == bool(words)
+    assert [call.words for call in project.calls("scontrol")] == [["scontrol", "requeue", "7"]] * requeued
+
+
+@pytest.mark.parametrize(("name", "is_progress"), [
+    ("datasets/real/000.png", True), ("models/.prompt.partial/step.ckpt", True),
+    ("results/real/r.json", True), ("logs/tumor.log", False), ("datasets/.real.lock", False),
+    ("datasets/.x.123.tmp.png", False), ("results/progress.jsonl", False),
+    ("datasets/.real.partial/.options.json", False)])
+def test_what_counts_as_progress(name, is_progress, project):
+    (project.run_dir / name).parent.mkdir(parents=True)
+    (project.run_dir / name).write_text("1")
+    result = project.job(f"progress_mark; echo 22 >>{name}; progress_mark")
+    before, after = result.stdout.splitlines()
+    assert (before != after) == is_progress
+
+
+def test_a_stage_killed_by_the_stop_is_no_failure(project):
+    """A signal that comes before Python is ready to note it ends it at once."""
+    stage = "kill -TERM $PPID; kill -TERM $$"
+    result = project.job(f"{STAGES} begin_job; run_stages 1 a || end_job $?; end_job 0", a=stage)
+    assert result.returncode == 75 and not errors(result)
+    result = project.job(f"{STAGES} begin_job; run_stages 1 a || end_job $?; end_job 0", a="kill -KILL $$")
+    assert result.returncode == 128 + signal.SIGKILL and len(errors(result)) == 1
+
+
+def test_a_stages_output_goes_to_its_log_and_is_shown(project):
+    result = project.job(
+        f"{STAGES} begin_job; echo old >logs/a.log; run_stages 1 a; print_timings", a="echo new >&2")
+    assert (project.run_dir / "logs/a.log").read_text() == "old\nnew\n"
+    assert "[a] new" in result.stderr and "old" not in result.stderr
+    assert re.search(r"^  a +\d+ / +\d+$", result.stderr, re.MULTILINE)
+
+
+def test_seconds_are_summed_by_stage_over_runs(project):
+    (project.run_dir / "logs").mkdir(parents=True)
+    (project.run_dir / "logs/timings.tsv").write_text(
+        "5.1\tcnn real\t100\t130\t0\n5.1\tcnn real\t110\t150\t0\n9.9\tcnn real\t200\t207\t0\n")
+    result = project.job("print_timings", LUNGKIT_JOB="9.9")
+    assert re.search(r"cnn real +7 / +57$", result.stderr, re.MULTILINE), result.stderr
