@@ -304,8 +304,7 @@ def compare(values: dict[str, list[float]], *, metric: str, unit: str, alpha: fl
 def verdict(pair: Pair, alpha: float) -> str:
     """What the pair shows, in one sentence."""
     a, b, margin = pair.dataset_a, pair.dataset_b, f"{100 * pair.margin:g}"
-    interval = (f"{a} - {b} from {report.points(pair.shift_low)} to "
-                f"{report.points(pair.shift_high)} points")
+    interval = report.interval_in_words(pair)
     equivalent = pair.p_equivalent_holm <= alpha
     if pair.p_holm <= alpha:
         higher, lower = (a, b) if pair.a12 > 0.5 else (b, a)

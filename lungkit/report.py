@@ -154,7 +154,7 @@ def malignancy_in_words(found: Results) -> str:
 
 
 def _pair_table(pairs: list) -> str:
-    lines = [[pair.dataset_a, pair.dataset_b, pair.verdict.split(" (")[0], points(pair.shift),
+    lines = [[pair.dataset_a, pair.dataset_b, verdict_in_short(pair), points(pair.shift),
               f"{points(pair.shift_low)} to {points(pair.shift_high)}", f"{pair.a12:.2f}",
               p_words(pair.p_holm), p_words(pair.p_equivalent_holm)] for pair in pairs]
     return _table(["a", "b", "Verdict", "a − b", "Interval", "A12", "p (Holm)", "Equivalence p (Holm)"],
@@ -207,6 +207,17 @@ def _settings(found: Results) -> str:
     items += [f"{name}, replicate {replicate}: fingerprint {fingerprint}"
               for (name, replicate), fingerprint in seen.items()]
     return _list(items)
+
+
+def interval_in_words(pair) -> str:
+    return (f"{pair.dataset_a} - {pair.dataset_b} from {points(pair.shift_low)} to "
+            f"{points(pair.shift_high)} points")
+
+
+def verdict_in_short(pair) -> str:
+    """The verdict without its brackets, whose numbers have columns; names may hold brackets too."""
+    before, _, after = pair.verdict.partition(interval_in_words(pair) + ")")
+    return before[:before.rindex(" (")] + after
 
 
 def points(shift: float) -> str:
