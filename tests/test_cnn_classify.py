@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,14 +24,17 @@ ROOT = Path(cnn_classify.__file__).parent
 
 def make_dataset(path, *, num_train=8, classes=CLASSES, size=SIZE, parents=(), seed=0,
                  warnings=()):
-    """A dataset whose classes differ by their colour, under noise."""
+    """A dataset whose classes differ by their colour, under noise.
+
+    num_train: training images of a class, or {class: images}.
+    """
     rng = np.random.default_rng(seed)
     index = 0
     with DatasetWriter(Output(path, "dataset.json", {"seed": seed}), stage="test",
                        classes=classes, image_size=size) as writer:
         for split, num_images in (("train", num_train), ("val", 3), ("test", 4)):
             for k, label in enumerate(classes):
-                for _ in range(num_images):
+                for _ in range(num_images[label] if isinstance(num_images, dict) else num_images):
                     image = rng.integers(40, 120, (size, size, 3))
                     image[..., k % 3] += 60
                     writer.add(split, label, index, image.astype(np.uint8), group=f"g{index}")
@@ -48,11 +52,43 @@ def real(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("run") / "real", warnings=["one slide only"])
 
 
+def make_arm(real, path, **more):
+    """A synthetic arm made from real's train split."""
+    made_from = parent_of(real, {split: ["train"] for split in ("train", "val", "test")})
+    return make_dataset(path, parents=[made_from], **more)
+
+
 @pytest.fixture(scope="module")
 def pool(real):
     """A synthetic arm with a train pool three times real's."""
-    made_from = parent_of(real, {split: ["train"] for split in ("train", "val", "test")})
-    return make_dataset(real.path.parent / "pool", num_train=24, parents=[made_from], seed=1)
+    return make_arm(real, real.path.parent / "pool", num_train=24, seed=1)
+
+
+@pytest.fixture(scope="module")
+def other_pool(real):
+    return make_arm(real, real.path.parent / "other_pool", num_train=24, seed=2)
+
+
+@pytest.fixture(scope="module")
+def few(real):
+    """An arm with fewer training images of one class than real, and more of another."""
+    return make_arm(real, real.path.parent / "few", num_train={"a": 3, "b": 8, "c": 9}, seed=3)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """What every training is given; none takes place."""
+    import torch
+    seen = []
+
+    def train(model, images, labels, plan, **more):
+        start = np.concatenate([each.detach().numpy().ravel() for each in model.parameters()])
+        seen.append({"images": images.numpy(), "labels": labels.numpy(), "plan": plan,
+                     "start": start, "torch": torch.get_rng_state().numpy(), **more})
+        return 0.5
+
+    monkeypatch.setattr(cnn_classify, "train", train)
+    return seen
 
 
 def classify(data, real, results, *more, repeats="2", steps=6):
@@ -139,6 +175,28 @@ def test_plan_shows_every_image_once_an_epoch():
     assert abs(plan["brightness"] - 1).max() <= cnn_classify.BRIGHTNESS
 
 
+def test_each_image_is_turned_and_lit_by_itself_over_the_whole_range():
+    plan = cnn_classify.plan_batches(np.arange(64), 32, 64, np.random.default_rng(0))
+    for name, values in (("symmetry", plan["symmetry"]), ("brightness", plan["brightness"])):
+        assert (values != values[:, :1]).any() and (values != values[:1]).any(), name
+    assert np.bincount(plan["symmetry"].ravel()).min() > 200  # 256 of each of the eight
+    assert plan["brightness"].min() == pytest.approx(0.9, abs=1e-3)
+    assert plan["brightness"].max() == pytest.approx(1.1, abs=1e-3)
+    assert plan["brightness"].mean() == pytest.approx(1, abs=5e-3)
+
+
+def test_a_last_epoch_is_cut_short_and_a_batch_may_hold_more_images_than_the_pool():
+    plan = cnn_classify.plan_batches(np.arange(3), 2, 4, np.random.default_rng(0))
+    order = plan["index"].ravel()
+    assert len(order) == 8 and sorted(order[:3]) == sorted(order[3:6]) == [0, 1, 2]
+    assert len(set(order[6:])) == 2
+
+
+@pytest.mark.parametrize("step, share", [(0, 0.5), (1, 1.0), (5, 0.5), (8, 0.0380602337)])
+def test_learning_rate_rises_for_a_fifth_and_falls_by_half_a_cosine(step, share):
+    assert cnn_classify.one_cycle(step, 9) == pytest.approx(share)
+
+
 def test_learning_rate_rises_and_falls_to_nothing():
     rates = [cnn_classify.one_cycle(step, 100) for step in range(100)]
     peak = int(np.argmax(rates))
@@ -162,6 +220,13 @@ def test_normalise_is_exact():
     found = cnn_classify.normalise(batch, *cnn_classify.pixel_scale("cpu"))
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert np.allclose(found.numpy(), wanted.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+def test_a_red_image_has_imagenets_numbers_of_red():
+    import torch
+    red = torch.tensor([[[[255, 0, 0]]]], dtype=torch.uint8)
+    found = cnn_classify.normalise(red, *cnn_classify.pixel_scale("cpu")).flatten().tolist()
+    assert found == pytest.approx([0.515 / 0.229, -0.456 / 0.224, -0.406 / 0.225], abs=1e-5)
 
 
 class Silent:
@@ -189,6 +254,205 @@ def test_the_loop_shows_the_model_what_the_plan_says():
     for batch, image_pair in zip(seen, wanted):
         normal = (np.stack(image_pair) / 255 - cnn_classify.MEAN) / cnn_classify.STD
         assert np.allclose(batch, normal.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+def linear(num_classes=3, size=4):
+    """A model whose training can be followed by hand."""
+    import torch
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * size**2, num_classes))
+
+
+def made_batches(steps, *, size=4):
+    """Images, labels, a plan that shows them as they are, and what a `linear` model then sees."""
+    import torch
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, size, size, 3)).astype(np.uint8)
+    labels = np.arange(6) % 3
+    plan = {"index": rng.integers(0, 6, (steps, 4)), "symmetry": np.zeros((steps, 4), int),
+            "brightness": np.ones((steps, 4), np.float32)}
+    inputs = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return (torch.from_numpy(images), torch.from_numpy(labels), plan,
+            inputs.transpose(0, 3, 1, 2).reshape(6, -1))
+
+
+def smoothed_loss(inputs, labels, weight, bias):
+    """Cross-entropy with a tenth of the target spread over all classes, and what it leaves."""
+    logits = inputs @ weight.T + bias
+    log_said = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = 0.9 * np.eye(3)[labels] + 0.1 / 3
+    return -(target * log_said).sum(1).mean(), (np.exp(log_said) - target) / len(labels)
+
+
+def test_the_loss_is_smoothed_and_that_of_the_last_tenth():
+    images, labels, plan, inputs = made_batches(20)
+    model = linear()
+    weight, bias = (each.detach().double().numpy() for each in model[1].parameters())
+    found = cnn_classify.train(model, images, labels, plan, learning_rate=0.0,
+                               checkpoint=Silent(), progress=Silent())
+    losses = [smoothed_loss(inputs[index], labels.numpy()[index], weight, bias)[0]
+              for index in plan["index"]]
+    assert found == pytest.approx(np.mean(losses[-2:]), rel=1e-5)
+
+
+def test_every_step_is_adamws():
+    """Four steps of Loshchilov and Hutter's algorithm 2 by hand, decay 0.05 on every weight."""
+    images, labels, plan, inputs = made_batches(4)
+    model = linear()
+    weights = [each.detach().double().numpy() for each in model[1].parameters()]
+    first, second = ([np.zeros_like(each) for each in weights] for _ in range(2))
+    found = cnn_classify.train(model, images, labels, plan, learning_rate=0.01,
+                               checkpoint=Silent(), progress=Silent())
+    for step, index in enumerate(plan["index"]):
+        rate = 0.01 * (1 + np.cos(np.pi * step / 4)) / 2  # a warm-up of a fifth ends with step 0
+        loss, left = smoothed_loss(inputs[index], labels.numpy()[index], *weights)
+        for k, gradient in enumerate((left.T @ inputs[index], left.sum(0))):
+            first[k] = 0.9 * first[k] + 0.1 * gradient
+            second[k] = 0.999 * second[k] + 0.001 * gradient**2
+            change = first[k] / (1 - 0.9**(step + 1)) / (
+                np.sqrt(second[k] / (1 - 0.999**(step + 1))) + 1e-8)
+            weights[k] = weights[k] * (1 - rate * 0.05) - rate * change
+    assert found == pytest.approx(loss, rel=1e-4)
+    for parameter, wanted in zip(model[1].parameters(), weights):
+        assert np.allclose(parameter.detach().numpy(), wanted, atol=2e-5)
+
+
+def test_a_prediction_depends_on_its_image_alone():
+    """Not on the batch it is in, nor on the state that training left the model in."""
+    import torch
+    model = cnn_classify.small_cnn(3)
+    images = torch.randint(0, 256, (cnn_classify.EVAL_BATCH_SIZE + 5, 16, 16, 3),
+                           dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model.train()
+    together = cnn_classify.predict(model, images)
+    assert together.shape == (len(images), 3) and together.dtype == np.float32
+    for k in (0, len(images) - 1):
+        model.train()
+        assert np.allclose(together[k], cnn_classify.predict(model, images[k:k + 1]), atol=1e-6)
+    model.eval()
+    inputs = (images[:3].numpy() / 255 - cnn_classify.MEAN) / cnn_classify.STD
+    with torch.no_grad():
+        wanted = model(torch.tensor(inputs.transpose(0, 3, 1, 2), dtype=torch.float32)).softmax(1)
+    assert np.allclose(together[:3], wanted, atol=1e-5)
+
+
+def test_the_small_cnn_is_as_small_as_it_says():
+    import torch
+    model = cnn_classify.small_cnn(3)
+    assert sum(each.numel() for each in model.parameters()) == 135_059
+    widths, sides = [], []
+    for layer in model:
+        layer.register_forward_hook(lambda layer, _, out: isinstance(layer, torch.nn.ReLU) and (
+            widths.append(out.shape[1]), sides.append(out.shape[2])))
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+    assert widths == [16, 32, 64, 64, 128] and sides == [32, 16, 8, 8, 4]
+
+
+# ------------------------------------------------------------------ what is scored, what is shared
+
+class KnowsByHeart:
+    """A model that answers by a table {bytes of an image: class}."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def eval(self):
+        return self
+
+    def __call__(self, batch):
+        import torch
+        pixels = (batch.permute(0, 2, 3, 1).numpy() * cnn_classify.STD + cnn_classify.MEAN) * 255
+        said = [self.answers[each.tobytes()] for each in np.rint(pixels).astype(np.uint8)]
+        return 9 * torch.nn.functional.one_hot(torch.tensor(said), 3).float()
+
+
+@pytest.mark.parametrize("known", ["own", "real", "val"])
+def test_an_accuracy_is_that_on_the_images_of_its_own_split(real, pool, known):
+    """A CNN that knows one split by heart, and is wrong on all others, is right there only."""
+    import torch
+    answers = {}
+    for name, dataset, split in (("own", pool, "test"), ("real", real, "test"),
+                                 ("val", pool, "val"), ("", pool, "train"), ("", real, "val")):
+        for image, label in zip(*dataset.load(split)):
+            answers[image.tobytes()] = int(label if name == known else (label + 1) % 3)
+    scores, arrays = cnn_classify.Bench(pool, real, torch.device("cpu")).test(KnowsByHeart(answers))
+    for name in ("own", "real", "val"):
+        assert scores[f"accuracy_{name}"] == (name == known), name
+    for name, dataset in (("own", pool), ("real", real)):
+        images, _ = dataset.load("test")
+        assert scores[name]["accuracy"] == (name == known)
+        assert arrays[f"{name}_probabilities"].argmax(1).tolist() == [
+            answers[image.tobytes()] for image in images]
+
+
+def test_a_cnn_is_trained_on_the_train_split_and_on_nothing_else(real, pool, trainings, tmp_path):
+    for data in (real, pool):
+        assert classify(data, real, tmp_path, repeats="1") == 0
+        images, labels = data.load("train")
+        assert np.array_equal(trainings[-1]["images"], images)
+        assert np.array_equal(trainings[-1]["labels"], labels)
+        shown = np.unique(trainings[-1]["plan"]["index"])
+        assert np.bincount(labels[shown]).tolist() == [8, 8, 8]
+    assert read(tmp_path, "pool")["train_loss"] == 0.5
+
+
+def test_the_budget_does_not_depend_on_the_pool(real, pool, few, trainings, tmp_path):
+    for data in (real, pool, few):
+        assert classify(data, real, tmp_path, repeats="1") == 0
+    assert [each["plan"]["index"].shape for each in trainings] == [(6, 8)] * 3
+    assert {each["learning_rate"] for each in trainings} == {2e-3}
+    assert len({repr(read(tmp_path, name)["settings"]) for name in ("real", "pool", "few")}) == 1
+
+
+def test_no_two_trainings_share_a_draw_an_order_or_initial_weights(
+        real, pool, other_pool, trainings, tmp_path):
+    """Two arms, two repeats, two replicates: the rank-sum test takes them as independent."""
+    for data in (pool, other_pool):
+        for replicate in ("0", "1"):
+            assert classify(data, real, tmp_path, "--replicate", replicate) == 0
+    assert len(trainings) == 8
+    for what, of in (("draw", lambda each: np.unique(each["plan"]["index"])),
+                     ("order", lambda each: each["plan"]["index"]),
+                     ("symmetry", lambda each: each["plan"]["symmetry"]),
+                     ("brightness", lambda each: each["plan"]["brightness"]),
+                     ("weights", lambda each: each["start"]),
+                     ("torch's draws", lambda each: each["torch"])):
+        assert len({of(each).tobytes() for each in trainings}) == 8, what
+
+
+def test_the_first_weights_do_not_depend_on_what_was_drawn_before(real, trainings, tmp_path):
+    import torch
+    for name, wasted in (("x", 0), ("y", 100)):
+        torch.rand(wasted)
+        np.random.rand(wasted)
+        assert classify(real, real, tmp_path / name, repeats="1") == 0
+    assert np.array_equal(*(each["start"] for each in trainings))
+    assert np.array_equal(*(each["torch"] for each in trainings))
+
+
+ONE_DRAW = ("the train pool is no larger than one draw: repeats differ by the CNN's seed only, not "
+            "by the images drawn")
+
+
+@pytest.mark.parametrize("num_train, wanted", [
+    (8, [ONE_DRAW]), (24, []), ({"a": 8, "b": 8, "c": 9}, []),
+    ({"a": 3, "b": 8, "c": 9}, ["class a has 3 training images, real has 8"]),
+    ({"a": 7, "b": 2, "c": 8}, [ONE_DRAW, "class a has 7 training images, real has 8",
+                                "class b has 2 training images, real has 8"])])
+def test_too_few_images_are_said(num_train, wanted):
+    def dataset(counts, warnings):
+        return SimpleNamespace(counts={"train": counts}, warnings=warnings)
+    have = num_train if isinstance(num_train, dict) else dict.fromkeys(CLASSES, num_train)
+    found = cnn_classify.warnings_of(dataset(have, ["of the arm", "of both"]),
+                                     dataset(dict.fromkeys(CLASSES, 8), ["of both", "of real"]))
+    assert found == ["of the arm", "of both", "of real", *wanted]
+
+
+def test_a_record_says_that_its_arm_has_too_few_images(real, few, trainings, tmp_path):
+    assert classify(few, real, tmp_path, repeats="1") == 0
+    record = read(tmp_path, "few")
+    assert record["num_train_images"] == 3 + 8 + 8 and record["num_pool_images"] == 20
+    assert record["warnings"] == ["one slide only", "class a has 3 training images, real has 8"]
 
 
 # ------------------------------------------------------------------ the stage
@@ -268,6 +532,41 @@ def test_other_options_are_refused_by_name_and_overwritten_on_demand(real, pool,
     assert len(content(tmp_path)) == 2  # repeat 1 of the other steps is gone
 
 
+@pytest.mark.parametrize("changed", ["dataset_fingerprint", "real_fingerprint"])
+def test_results_of_another_version_of_a_dataset_are_not_complete(
+        real, pool, trainings, tmp_path, capsys, changed):
+    assert classify(pool, real, tmp_path / "results") == 0
+    before = content(tmp_path / "results")
+    new_real, seed = real, 8
+    if changed == "real_fingerprint":
+        new_real, seed = make_dataset(tmp_path / "real", seed=7), 1  # the pool's own images again
+    other = make_arm(new_real, tmp_path / "pool", num_train=24, seed=seed)
+    assert classify(other, new_real, tmp_path / "results") == 2
+    assert f"{changed}: " in capsys.readouterr().err and len(trainings) == 2
+    assert content(tmp_path / "results") == before
+    assert classify(other, new_real, tmp_path / "results", "--overwrite", repeats="1") == 0
+    version = other if changed == "dataset_fingerprint" else new_real
+    assert read(tmp_path / "results", "pool")[changed] == version.fingerprint
+    assert len(content(tmp_path / "results")) == 2 and len(trainings) == 3
+
+
+@pytest.mark.parametrize("preset, more, wanted", [
+    ("demo", [], "model small  steps 200  batch_size 32  learning_rate 0.002  recipe 2"),
+    ("full", [], "model resnet18  steps 2000  batch_size 128  learning_rate 0.001  recipe 2"),
+    ("full", ["--model", "convnext_tiny", "--steps", "9"],
+     "model convnext_tiny  steps 9  batch_size 128  learning_rate 0.0005  recipe 2"),
+    ("demo", ["--learning-rate", "0.5"],
+     "model small  steps 200  batch_size 32  learning_rate 0.5  recipe 2")])
+def test_a_preset_fills_what_is_not_given(
+        real, tmp_path, capsys, monkeypatch, preset, more, wanted):
+    """Another number here is another recipe: raise RECIPE with it."""
+    monkeypatch.setattr(cnn_classify, "build_model", lambda *_: None)
+    assert cnn_classify.main(["--data", str(real.path), "--real", str(real.path), "--device", "cpu",
+                              "--results", str(tmp_path), "--dry-run", "--preset", preset,
+                              *more]) == 0
+    assert f"real: {wanted}  " in capsys.readouterr().err
+
+
 def test_dry_run_writes_nothing(real, tmp_path, capsys):
     assert classify(real, real, tmp_path / "results", "--dry-run") == 0
     assert "pending 2 of 2" in capsys.readouterr().err
@@ -294,14 +593,15 @@ def test_stopped_repeat_resumes_to_the_same_bytes(pool, real, tmp_path, monkeypa
         return nn.Sequential(*body, nn.Dropout(), head)
 
     monkeypatch.setattr(cnn_classify, "small_cnn", cnn_with_dropout)
-    assert classify(pool, real, tmp_path / "whole", repeats="1") == 0
+    assert classify(pool, real, tmp_path / "whole", repeats="1", steps=20) == 0
     with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        assert classify(pool, real, tmp_path / "cut", repeats="1") == 75
+        stop_at(patch, 18)  # among the last tenth, whose losses are reported
+        assert classify(pool, real, tmp_path / "cut", repeats="1", steps=20) == 75
     assert content(tmp_path / "cut") == {}
     directory = tmp_path / "cut" / "pool" / "replicate_000"
     assert (directory / ".repeat_0000.partial").exists()
-    assert classify(pool, real, tmp_path / "cut", "--learning-rate", "0.9", repeats="1") == 2
+    assert classify(pool, real, tmp_path / "cut", "--learning-rate", "0.9", repeats="1",
+                    steps=20) == 2
     first_steps = []
 
     def load(*arguments, original=cnn_classify.Checkpoint.load):
@@ -309,10 +609,39 @@ def test_stopped_repeat_resumes_to_the_same_bytes(pool, real, tmp_path, monkeypa
         return first_steps[-1]
 
     monkeypatch.setattr(cnn_classify.Checkpoint, "load", load)
-    assert classify(pool, real, tmp_path / "cut", repeats="1") == 0
-    assert first_steps == [4]
+    assert classify(pool, real, tmp_path / "cut", repeats="1", steps=20) == 0
+    assert first_steps == [19]
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
     assert not list(directory.glob(".repeat*"))
+
+
+@pytest.mark.parametrize("interval_sec, kept", [(0, [25]), (1e9, [])])
+def test_a_killed_repeat_goes_on_from_its_last_checkpoint(
+        real, tmp_path, monkeypatch, interval_sec, kept):
+    monkeypatch.setattr(cnn_classify, "CHECKPOINT_INTERVAL_SEC", interval_sec)
+    first_steps = []
+
+    def one_cycle(step, steps, original=cnn_classify.one_cycle):
+        first_steps.append(step)
+        if len(first_steps) == 28:
+            raise RuntimeError("killed")
+        return original(step, steps)
+
+    monkeypatch.setattr(cnn_classify, "one_cycle", one_cycle)
+    with pytest.raises(RuntimeError, match="killed"):
+        classify(real, real, tmp_path, repeats="1", steps=30)
+    assert classify(real, real, tmp_path, repeats="1", steps=30) == 0
+    assert first_steps == [*range(28), *range(*(kept or [0]), 30)]
+
+
+def test_overwrite_does_not_go_on_from_what_other_options_began(real, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        assert classify(real, real, tmp_path / "cut", repeats="1") == 75
+    other = ["--learning-rate", "0.01"]
+    assert classify(real, real, tmp_path / "cut", *other, "--overwrite", repeats="1") == 0
+    assert classify(real, real, tmp_path / "whole", *other, repeats="1") == 0
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
 def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch, capsys):
@@ -438,6 +767,18 @@ def test_weights_are_loaded_checked_and_recorded(real, tmp_path, capsys):
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
     assert not (tmp_path / "s").exists() and not (tmp_path / "ran").exists()
+
+
+def test_weights_fill_all_but_the_head_even_where_that_would_fit(tmp_path):
+    import torch
+    state = cnn_classify.small_cnn(3).state_dict()
+    state["1.running_mean"] += 3
+    for name, saved in (("plain.pt", state), ("nested.pt", {"state_dict": state}),
+                        ("headless.pt", dict(list(state.items())[:-2]))):
+        torch.save(saved, tmp_path / name)
+        model = cnn_classify.build_model("small", 3, tmp_path / name).state_dict()
+        assert all(torch.equal(model[key], state[key]) for key in list(state)[:-2])
+        assert not any(torch.equal(model[key], state[key]) for key in list(state)[-2:])
 
 
 def test_resnet_and_convnext(real, tmp_path):
