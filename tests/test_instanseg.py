@@ -180,3 +180,71 @@ def test_what_the_model_does_wrong_is_said_in_one_line(save, mode, says):
 def test_a_device_that_is_not_there_is_a_bad_option(save):
     with pytest.raises(cli.BadOptions, match="--device"):
         instanseg.load_detector(save(), "tpu")
+
+
+class Plain(torch.nn.Module):
+    """Returns prepared labels, in channel `at` of `channels`; the others hold one large region."""
+
+    def __init__(self, labels: np.ndarray, channels: int = 1, at: int = 0):
+        super().__init__()
+        self.pixel_size = 0.5
+        self.cells_and_nuclei = False
+        self.labels = torch.nn.Parameter(torch.from_numpy(labels.astype(np.float32)), False)
+        self.channels, self.at = channels, at
+        self.drop = torch.nn.Dropout(1.0)
+
+    def forward(self, x: torch.Tensor, target_segmentation: torch.Tensor) -> torch.Tensor:
+        found = torch.ones(1, self.channels, x.shape[2], x.shape[3])
+        found[0, self.at] = self.drop(self.labels[:x.shape[2], :x.shape[3]])
+        return found
+
+
+def saved(path, module) -> instanseg.InstanSeg:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(module.train()).save(str(path))
+    return instanseg.load_detector(path, "cpu")
+
+
+def regions(size: int = 360) -> np.ndarray:
+    """A square of 12 px, numbered 7, and an L of 20 px that fills 0.87 of its hull, numbered 3."""
+    labels = np.zeros((size, size))
+    labels[20:32, 50:62] = 7
+    labels[70:90, 30:50] = 3
+    labels[70:80, 30:40] = 0
+    return labels
+
+
+def test_nuclei_are_the_first_channel_of_a_model_that_no_longer_trains(tmp_path):
+    detector = saved(tmp_path / "a.pt", Plain(regions(), channels=2))
+    nuclei = detector(np.zeros((360, 360, 3), np.uint8))
+    np.testing.assert_allclose(nuclei.centroids[1], [55.5, 25.5])  # Dropout drops nothing
+    assert nuclei.areas_px.tolist() == [300, 144]
+    assert nuclei.labels.max() == 2
+
+
+@pytest.mark.parametrize(("solidity", "count"), [(0.75, 2), (0.9, 1)])
+def test_the_models_nuclei_have_the_solidity_asked_for(tmp_path, solidity, count):
+    detector = saved(tmp_path / "a.pt", Plain(regions()))
+    assert len(detector(np.zeros((360, 360, 3), np.uint8), solidity=solidity)) == count
+
+
+def test_an_image_of_nothing_but_nuclei_has_no_background(tmp_path):
+    labels = np.arange(1, 37).reshape(6, 6).repeat(24, 0).repeat(24, 1)
+    detector = saved(tmp_path / "a.pt", Plain(labels))
+    nuclei = detector(np.zeros((144, 144, 3), np.uint8), field_um=72.0)
+    assert len(nuclei) == 36 and (nuclei.labels > 0).all()
+
+
+def test_a_small_image_is_enlarged_at_its_far_sides_only(save):
+    image = picture(64, [(70, 30)], 12)
+    detector = instanseg.load_detector(save(), "cpu")
+    nuclei = detector(image, field_um=32.0)  # 64 px of 0.5 um: 64 more are mirrored
+    assert nuclei.labels.shape == (64, 64) and len(nuclei) == 1
+    np.testing.assert_allclose(nuclei.centroids[0], np.array([70, 30]) * 64 / 180 - 0.5, atol=0.5)
+
+
+@pytest.mark.parametrize(("field_um", "side"), [(112.0, 224), (113.0, 224), (111.0, 224), (114.0, 228),
+                                                (224.0, 448)])
+def test_an_image_within_a_hundredth_of_the_models_scale_is_left_as_it_is(field_um, side):
+    assert instanseg.prepare(np.zeros((224, 224, 3), np.uint8), field_um, 0.5).shape == (3, side, side)

@@ -11,6 +11,7 @@ from skimage.morphology import convex_hull_image
 
 from lungkit import phantom
 from lungkit.cli import Fault
+from lungkit.files import sha256_file
 from lungkit.nuclear_features import (FEATURES, IMAGE_COLUMNS, IMAGES_FILE, NUCLEI_FILE,
                                       NUCLEUS_COLUMNS, FeatureLog, clark_evans, measure_nuclei,
                                       measure_shapes, nearest_neighbours, nucleus_lines,
@@ -235,3 +236,51 @@ def test_every_column_says_its_unit_or_has_none():
     units = ("_px", "_um", "_um2", "_od")
     assert all(name.endswith(units) != (name in unitless) for name in NUCLEUS_COLUMNS)
     assert set(FEATURES) <= set(NUCLEUS_COLUMNS)
+
+
+# ------------------------------------------------------------------ which nuclei count for what
+
+CUT = {"area_um2": 1, "perimeter_um": 1, "eccentricity": 1, "solidity": 1, "haematoxylin_od": 0,
+       "cell_area_um2": 2, "num_neighbours": 2, "nearest_neighbour_um": 0}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_size_and_shape_leave_out_cut_nuclei_and_cells_cut_cells(name):
+    """Four nuclei: whole, cut, whole in a cut cell, and one of which nothing can be measured."""
+    features = {other: np.array([1.0, 10.0, 100.0, np.nan]) for other in FEATURES}
+    features |= {"area_um2": np.array([1.0, 10.0, 100.0, np.nan]),
+                 "touches_border": np.array([0.0, 1, 0, 0]),
+                 "cell_touches_border": np.array([0.0, 0, 1, 0])}
+    kept = {0: [1, 10, 100], 1: [1, 100], 2: [1, 10]}[CUT[name]]
+    values = summarise(features, field_um=100)
+    assert values[f"{name}_mean"] == np.mean(kept)
+    assert values[f"{name}_sd"] == pytest.approx(np.std(kept))
+    assert values[f"{name}_p10"] == pytest.approx(np.percentile(kept, 10))
+    assert values[f"{name}_p50"] == np.median(kept)
+    assert values[f"{name}_p90"] == pytest.approx(np.percentile(kept, 90))
+    assert set(CUT) == set(FEATURES)
+
+
+def test_a_nucleus_without_pixels_has_place_area_and_cell_but_no_shape_or_stain():
+    labels = np.zeros((20, 20), np.int32)
+    labels[4:8, 4:10] = 1
+    nuclei = Nuclei(labels, np.array([[6.5, 5.5], [15, 12]], np.float32), np.array([24, 0.4], np.float32))
+    image = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
+    features = measure_nuclei(nuclei, voronoi_labels(nuclei.centroids, 20), image, um_per_px=0.5)
+    unknown = {name for name, values in features.items() if np.isnan(values[1])}
+    assert unknown == {"perimeter_um", "eccentricity", "solidity", "haematoxylin_od"}
+    assert features["area_um2"] == pytest.approx([6, 0.1])
+    assert features["haematoxylin_od"][0] == pytest.approx(haematoxylin(image)[4:8, 4:10].mean(), rel=1e-5)
+    assert features["nearest_neighbour_um"] == pytest.approx([np.hypot(8.5, 6.5) / 2] * 2)
+    assert not features["touches_border"].any() and features["cell_touches_border"].all()
+
+
+def test_tables_of_other_columns_are_refused(tmp_path):
+    with FeatureLog(tmp_path / "log") as log:
+        note(log, "train/a/000000.png", LATTICE)
+        made = log.write_tables(tmp_path, ["train/a/000000.png"])
+    table = tmp_path / IMAGES_FILE
+    table.write_text(table.read_text().replace("num_nuclei", "count", 1))
+    made[IMAGES_FILE]["sha256"] = sha256_file(table)
+    with pytest.raises(Fault, match="other columns.*--overwrite"):
+        read_image_features(tmp_path, {"features": made})
