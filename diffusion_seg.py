@@ -81,7 +81,8 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
         edges = sum((decoded.diff(dim=axis) - batch.diff(dim=axis)).abs().mean() for axis in (2, 3))
         return (decoded - batch).abs().mean() + edges + 1e-6 * posterior.kl().float().mean()
 
-    return train(autoencoder.parameters(), loss_at, what="autoencoder", steps=steps, seed=seed,
+    # images are drawn from (seed, item) and the UNet is trained from (seed + 1, step)
+    return train(autoencoder.parameters(), loss_at, what="autoencoder", steps=steps, seed=seed + 2,
                  learning_rate=AUTOENCODER_LEARNING_RATE, ema_decay=0.999,
                  checkpoint_path=work_dir / "autoencoder.ckpt",
                  jsonl_path=work_dir / "progress.jsonl")
