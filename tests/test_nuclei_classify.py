@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ import voronoi_seg
 from arms import content, fork, signal_when
 from lungkit import records, results
 from lungkit.cli import Fault
-from lungkit.dataset import open_dataset
+from lungkit.dataset import Dataset, Row, open_dataset
 from lungkit.nuclear_features import IMAGES_FILE
 
 pytest.importorskip("sklearn", reason="requirements.txt has scikit-learn")
@@ -122,10 +123,252 @@ def test_an_image_counts_as_often_as_it_is_drawn():
         assert many > few + 0.2
 
 
+def test_folds_are_five_at_most_and_drawn_by_their_seed():
+    groups, labels = grouped(30)
+    first, again, other = (nuclei_classify.split_folds(groups, labels, seed) for seed in (0, 0, 1))
+    assert len(first) == 5
+    checked = [[check.tolist() for _, check in folds] for folds in (first, again, other)]
+    assert checked[0] == checked[1] != checked[2]
+
+
+def test_a_gap_is_filled_by_the_median_of_what_the_model_is_fitted_to():
+    gap = np.nan
+    values = np.array([[0.0, gap], [1.0, gap], [50.0, gap], [gap, gap]])  # a column without any
+    for candidate in nuclei_classify.CANDIDATES[3:5]:
+        model = nuclei_classify.fit(candidate, values, np.array([0, 0, 1, 1]), np.ones(4), 0)
+        told = [model.predict_proba([[value, 3.0]])[0] for value in (gap, 1.0)]
+        assert np.array_equal(*told)
+        assert model.named_steps["model"].n_features_in_ == 2
+
+
+def test_the_unit_of_a_feature_does_not_matter():
+    rng = np.random.default_rng(0)
+    values, labels = rng.normal(size=(30, 3)), np.arange(30) % 3
+    values += labels[:, None]
+    for candidate in nuclei_classify.CANDIDATES[:2]:
+        told = [nuclei_classify.fit(candidate, values * unit, labels, np.ones(30), 0)
+                .predict_proba(values * unit) for unit in (1.0, [1e4, 1.0, 1e-4])]
+        np.testing.assert_allclose(*told, atol=1e-3)
+
+
+def test_a_forest_is_grown_by_its_seed():
+    groups, labels = grouped(9)
+    values = np.random.default_rng(0).normal(size=(36, 4))
+    told = [nuclei_classify.fit(("forest", {"min_samples_leaf": 1}), values, labels, np.ones(36),
+                                seed).predict_proba(values) for seed in (0, 0, 1)]
+    assert np.array_equal(told[0], told[1]) and not np.array_equal(told[0], told[2])
+
+
+class Knows:
+    """A model that answers by a table {first feature: class}, sure of itself to a given degree."""
+
+    def __init__(self, answers, sure=lambda value: 0.9):
+        self.answers, self.sure = answers, sure
+
+    def predict(self, values):
+        return np.array([self.answers[value] for value in values[:, 0]])
+
+    def predict_proba(self, values):
+        sure = np.array([self.sure(value) for value in values[:, 0]])
+        told = np.repeat((1 - sure)[:, None] / 2, 3, axis=1)
+        told[np.arange(len(values)), self.predict(values)] = sure
+        return told
+
+
+def test_cross_validated_accuracy_counts_an_image_as_often_as_it_is_drawn(monkeypatch):
+    groups, labels = grouped()
+    values, times = np.arange(48.0)[:, None], np.arange(48) // 4 % 5
+    right = {candidate: np.random.default_rng(k).random(48) < 0.5 for k, candidate in
+             enumerate(map(str, nuclei_classify.CANDIDATES))}
+
+    def fit(candidate, values, fitted_labels, fitted_times, seed):
+        inside = values[:, 0].astype(int)
+        assert fitted_labels.tolist() == labels[inside].tolist()
+        assert fitted_times.tolist() == times[inside].tolist()
+        assert len(set(groups[inside])) == 9  # three of the twelve groups are left out
+        said = {k: label if ok or k in inside else (label + 1) % 3
+                for k, (label, ok) in enumerate(zip(labels, right[str(candidate)]))}
+        return Knows(said)
+
+    monkeypatch.setattr(nuclei_classify, "fit", fit)
+    best, accuracies = nuclei_classify.choose(values, labels, groups, times, 0)
+    assert accuracies == pytest.approx([np.average(each, weights=times) for each in right.values()])
+    assert best == int(np.argmax(accuracies))
+
+
+def test_of_equally_accurate_candidates_the_simplest_is_chosen(monkeypatch):
+    groups, labels = grouped()
+    monkeypatch.setattr(nuclei_classify, "fit", lambda *_: Knows(dict(enumerate(labels))))
+    best, accuracies = nuclei_classify.choose(
+        np.arange(48.0)[:, None], labels, groups, np.ones(48), 0)
+    assert set(accuracies) == {1.0}
+    assert nuclei_classify.CANDIDATES[best] == ("logistic", {"C": 0.01})
+
+
+@pytest.mark.parametrize("benign, score, called", [(0.5, 0.5, False), (0.4375, 0.5625, True)])
+def test_tumour_is_called_where_benign_is_below_one_half(benign, score, called):
+    told = nuclei_classify.malignancy(np.array([[score, benign], [0.0, 1.0]]), np.array([0, 1]), 1)
+    assert told["sensitivity"] == called and told["specificity"] == 1
+    assert told["balanced_accuracy"] == (called + 1) / 2
+
+
 def test_malignancy_counts_every_class_but_benign_as_tumour():
     probabilities = np.array([[0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.45, 0.1, 0.45], [0.0, 0.2, 0.8]])
     told = nuclei_classify.malignancy(probabilities, np.array([1, 1, 0, 2]), 1)
     assert told == {"balanced_accuracy": 0.75, "sensitivity": 1, "specificity": 0.5, "auroc": 1}
+
+
+# ------------------------------------------------------------------ one repeat, followed by spies
+
+CLASSES = ["a", "b", "c"]
+GROUPS = {"train": 4, "val": 2, "test": 2}  # of each class, of two images
+
+
+def tiny_rows(groups: dict = GROUPS) -> list[Row]:
+    rows = []
+    for split, num_groups in groups.items():
+        for k in range(3 * num_groups * 2):
+            label = CLASSES[k // 2 % 3]
+            rows.append(Row(f"{split}/{label}/{len(rows):06d}.png", label, split,
+                            group=f"{split}{k // 2}"))
+    return rows
+
+
+def dataset(name: str, rows: list[Row], warnings: tuple = ()) -> Dataset:
+    return Dataset(Path(name), {"name": name, "classes": CLASSES, "image_size": 64, "parents": [],
+                                "fingerprint": name, "warnings": list(warnings)}, rows)
+
+
+@pytest.fixture
+def tiny_bench(monkeypatch):
+    """Make a bench whose only feature is the number of an image; list what is fitted."""
+    def make(*, groups=GROUPS, rows=None, real_rows=None, features=None, benign=None):
+        rows = rows or tiny_rows(groups)
+        table = features or {row.file_name: [float(k)] for k, row in enumerate(rows)}
+        monkeypatch.setattr(nuclei_classify, "read_image_features", lambda *_: table)
+        return nuclei_classify.Bench(dataset("voronoi", rows, ["of the features", "of both"]),
+                                     dataset("real", real_rows or rows, ["of both", "of real"]),
+                                     benign)
+    return make
+
+
+def followed(monkeypatch, bench, directory, *, final=("train",), on_all=("train",),
+             sure=lambda value: 0.9, **identity) -> tuple[dict, list]:
+    """Run a repeat whose models know the named splits by heart and are wrong on the others.
+
+    Returns the record and every fit as (numbers of the images, labels, times, seed).
+    """
+    fits = []
+
+    def fit(candidate, values, labels, times, seed):
+        fits.append((values[:, 0].astype(int).tolist(), labels.tolist(), times.tolist(), seed))
+        known = on_all if len(values) == len(bench.values["train"]) else final
+        return Knows({value[0]: label if split in known else (label + 1) % 3
+                      for split in GROUPS for value, label in
+                      zip(bench.values[split], bench.labels[split])}, sure)
+
+    monkeypatch.setattr(nuclei_classify, "fit", fit)
+    asked = {"dataset": "nuclei", "seed": 0, "replicate": 0, "repeat": 0, **identity}
+    bench.run_repeat(asked, directory)
+    return records.read_records(directory)[asked["repeat"]], fits
+
+
+@pytest.mark.parametrize("final, on_all, wanted", [
+    (["val"], ["train"], {"val": 1, "own": 0, "real": 0, "all_groups": 0}),
+    (["test"], ["val"], {"val": 0, "own": 1, "real": 1, "all_groups": 0}),
+    (["train"], ["test"], {"val": 0, "own": 0, "real": 0, "all_groups": 1})])
+def test_an_accuracy_is_that_of_its_own_model_on_its_own_split(
+        tiny_bench, monkeypatch, tmp_path, final, on_all, wanted):
+    record, _ = followed(monkeypatch, tiny_bench(), tmp_path, final=final, on_all=on_all)
+    assert {name: record[f"accuracy_{name}"] for name in wanted} == wanted
+    assert record["real"] == record["own"] and record["own"]["num_images"] == 12
+    with np.load(tmp_path / "repeat_0000.npz") as arrays:
+        said = arrays["real_probabilities"].argmax(1)
+        assert (said == arrays["real_labels"]).mean() == wanted["real"]
+
+
+def test_nothing_is_fitted_to_val_or_test_and_the_draw_is(tiny_bench, monkeypatch, tmp_path):
+    bench = tiny_bench()
+    record, fits = followed(monkeypatch, bench, tmp_path)
+    *folds, (drawn, _, times, _), (every, _, once, _) = fits
+    assert every == list(range(24)) and once == [1] * 24
+    assert sum(times) == record["num_train_images"] == 24 and min(times) > 0 and max(times) > 1
+    assert len(drawn) == record["num_distinct_images"] < record["num_pool_images"] == 24
+    assert record["num_groups"] == 12
+    drawn_times = dict(zip(drawn, times))
+    for images, labels, fold_times, _ in fits[:-1]:
+        assert [drawn_times[k] for k in images] == fold_times
+        assert labels == [k // 2 % 3 for k in images]
+    assert all(len(images) < len(drawn) for images, *_ in folds)
+    assert {seed for *_, seed in fits} == {fits[0][-1]}
+
+
+def test_train_loss_is_of_the_drawn_images_as_often_as_drawn(tiny_bench, monkeypatch, tmp_path):
+    record, fits = followed(monkeypatch, tiny_bench(), tmp_path,
+                            sure=lambda value: 0.5 + value / 100)
+    drawn, _, times, _ = fits[-2]
+    assert record["train_loss"] == pytest.approx(
+        sum(n * -np.log(0.5 + k / 100) for k, n in zip(drawn, times)) / 24)
+
+
+def test_the_record_holds_the_warnings_of_both_datasets(tiny_bench, monkeypatch, tmp_path):
+    record, _ = followed(monkeypatch, tiny_bench(), tmp_path)
+    assert record["warnings"] == ["of the features", "of both", "of real"]
+    assert "malignancy" not in record
+
+
+def test_tumour_is_told_from_the_named_class(tiny_bench, monkeypatch, tmp_path):
+    # a is said to be b, the benign one; b is said to be c; c is said to be a
+    record, _ = followed(monkeypatch, tiny_bench(benign="b"), tmp_path)
+    told = record["malignancy"]
+    assert (told["benign"], told["specificity"], told["sensitivity"]) == ("b", 0, 0.5)
+
+
+def test_no_two_repeats_or_replicates_share_a_draw(tiny_bench, monkeypatch, tmp_path):
+    fits = [followed(monkeypatch, tiny_bench(), tmp_path / f"{seed}{replicate}", seed=seed,
+                     replicate=replicate)[1] for seed in (0, 1) for replicate in (0, 1)]
+    assert len({repr(each[-2][:3]) for each in fits}) == len({each[-2][-1] for each in fits}) == 4
+    again = followed(monkeypatch, tiny_bench(), tmp_path / "again", seed=1, replicate=1)[1]
+    assert again == fits[-1]
+
+
+def test_without_group_ids_every_image_is_its_own_group(tiny_bench):
+    rows = [dataclasses.replace(row, group="") for row in tiny_rows()]
+    assert len(set(tiny_bench(rows=rows).groups)) == len(tiny_bench().groups) == 24
+    assert len(set(tiny_bench().groups)) == 12
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"groups": {**GROUPS, "train": 1}}, "class a has 1 group in the train split"),
+    ({"real_rows": tiny_rows({**GROUPS, "test": 1})}, "has other test images than real"),
+    ({"real_rows": [dataclasses.replace(row, label="a") for row in tiny_rows()]},
+     "has other test images than real"),
+    ({"features": {row.file_name: [0.0] for row in tiny_rows()[:-2]}}, "lacks 2 images")])
+def test_a_baseline_on_other_ground_than_the_cnns_is_refused(tiny_bench, given, said):
+    with pytest.raises(Fault, match=said):
+        tiny_bench(**given)
+
+
+@pytest.mark.parametrize("asked, named, wanted", [
+    (None, [], None), (None, ["n"], "n"), (None, ["n", "m"], None), ("m", ["n"], "m"),
+    ("m", [], "m")])
+def test_benign_is_as_asked_or_as_the_real_dataset_says(asked, named, wanted):
+    assert nuclei_classify.benign_class(asked, {"parameters": {"benign": named}}) == wanted
+    assert nuclei_classify.benign_class(asked, {}) == asked
+
+
+def test_what_decides_a_repeat():
+    data = {"fingerprint": "images", "features": {IMAGES_FILE: {"sha256": "table"}},
+            "image_size": 64, "classes": CLASSES}
+    real = {"fingerprint": "real", "classes": CLASSES}
+    found = nuclei_classify.identify(Path("x"), data, real, range(2, 4), replicate=5, seed=10,
+                                     benign="a")
+    assert [(each["repeat"], each["seed"]) for each in found] == [(2, 12), (3, 13)]
+    for each in found:
+        assert (each["dataset_fingerprint"], each["real_fingerprint"]) == ("table", "real")
+        assert each["replicate"] == 5
+        assert each["settings"] == {"recipe": 1, "folds": 5, "trees": nuclei_classify.TREES,
+                                    "benign": "a", "image_size": 64}
 
 
 # ------------------------------------------------------------------ the records
@@ -200,6 +443,42 @@ def test_other_options_are_refused_and_overwrite_redoes(made, voronoi, real_data
     assert "seed: 0 there, 7 now" in capsys.readouterr().err
     assert nuclei_classify.main([*other, "--overwrite"]) == 0
     assert [row["seed"] for row in read(output)] == [7, 8, 9]
+
+
+@pytest.mark.parametrize("changed", ["dataset_fingerprint", "real_fingerprint"])
+def test_results_of_another_version_of_a_dataset_are_not_complete(
+        made, voronoi, real_dataset, tmp_path, capsys, changed):
+    paths = {}
+    for name, path in (("voronoi", voronoi), ("real", real_dataset)):
+        paths[name] = tmp_path / name
+        paths[name].mkdir()
+        manifest = json.loads((path / "dataset.json").read_text())
+        if changed == "real_fingerprint" and name == "real":
+            manifest["fingerprint"] = "0" * 64
+        if changed == "dataset_fingerprint" and name == "voronoi":
+            manifest["features"][IMAGES_FILE]["sha256"] = "0" * 64
+        (paths[name] / "dataset.json").write_text(json.dumps(manifest))
+    before = content(made)
+    assert nuclei_classify.main(arguments(paths["voronoi"], paths["real"], made)) == 2
+    assert f"{changed}: " in capsys.readouterr().err and content(made) == before
+
+
+def test_values_of_val_and_test_have_no_part_in_the_fit(
+        made, voronoi, real_dataset, tmp_path, monkeypatch):
+    """Neither in the filling of gaps, nor in the scaling, nor in the choice."""
+    bench_init = nuclei_classify.Bench.__init__
+
+    def other_values(self, *given):
+        bench_init(self, *given)
+        for split in ("val", "test"):
+            self.values[split] = 1e3 - self.values[split]
+
+    monkeypatch.setattr(nuclei_classify.Bench, "__init__", other_values)
+    assert nuclei_classify.main(arguments(voronoi, real_dataset, tmp_path, "--repeats", "1")) == 0
+    row, = read(tmp_path)
+    for name in ("train_loss", "chosen", "candidates", "accuracy_cross_validated"):
+        assert row[name] == read(made)[0][name]
+    assert row["real"] != read(made)[0]["real"]
 
 
 def test_dry_run_writes_nothing(voronoi, real_dataset, tmp_path, capsys):
