@@ -248,3 +248,170 @@ def test_reinhard_to_itself_is_the_identity(white):
     for image in white[:4]:
         own = stain.estimate_colours(image)
         assert np.abs(stain.normalise_colours(image, own, own).astype(int) - image).max() <= 1
+
+
+# ------------------------------------------------------------------ rules, figure by figure
+
+def test_optical_density_is_the_natural_logarithm_of_light_over_level():
+    levels = np.array([[[255, 128, 1], [0, 94, 255]]], np.uint8)
+    expected = [[[0, np.log(255 / 128), np.log(255)], [np.log(255), np.log(255 / 94), 0]]]
+    np.testing.assert_allclose(stain.optical_density(levels), expected, atol=1e-6)
+    np.testing.assert_allclose(stain.optical_density(levels[0]), expected[0], atol=1e-6)
+    np.testing.assert_allclose(stain.optical_density(levels, TEXTBOOK)[0, 1, 0], np.log(240),
+                               atol=1e-6)
+
+
+@pytest.mark.parametrize("colour, is_light", [
+    ((230, 225, 235), True), ((205, 205, 205), True), ((202, 202, 202), False),
+    ((235, 221, 236), True), ((235, 205, 236), False),   # green is weakest: pale eosin
+    ((255, 250, 172), True), ((255, 255, 168), False),   # too far from grey
+    ((160, 240, 240), False)])
+def test_background_is_bright_greyish_and_not_pink(colour, is_light):
+    image = np.full((40, 40, 3), colour, np.uint8)
+    expected = colour if is_light else (255, 255, 255)
+    np.testing.assert_array_equal(stain.background_light(image), expected)
+
+
+def test_background_is_the_brightest_of_what_is_bright_and_needs_a_hundredth_of_the_image():
+    image = np.full((200, 200, 3), 120, np.uint8)
+    image[:80], image[80:140] = 240, 215
+    np.testing.assert_array_equal(stain.background_light(image), 240)
+    image[:] = 120
+    image[:26, :26] = 240
+    np.testing.assert_array_equal(stain.background_light(image), 240)
+    image[14:] = 120
+    np.testing.assert_array_equal(stain.background_light(image), 255)
+
+
+def test_balancing_divides_each_channel_by_its_own_light():
+    image = np.array([[[200, 250, 100], [40, 100, 80], [220, 97, 0]]], np.uint8)
+    found = stain.balance_white(image, np.array([200.0, 250.0, 100.0]))
+    assert found.tolist() == [[[255, 255, 255], [51, 102, 204], [255, 99, 0]]]
+
+
+@pytest.mark.parametrize("colour, is_tissue", [
+    ((195, 195, 195), True), ((233, 233, 233), False),    # densities 0.27 and 0.09
+    ((255, 215, 250), True), ((255, 243, 252), False)])   # differences of colour 0.16 and 0.05
+def test_an_even_tile_is_all_tissue_or_none(colour, is_tissue):
+    mask = stain.tissue_mask(np.full((64, 64, 3), colour, np.uint8))
+    assert mask.all() if is_tissue else not mask.any()
+
+
+def test_tissue_of_grey_is_what_is_bright_on_dark():
+    image = np.full((64, 64), 10, np.uint8)
+    image[20:40, 20:40] = 200
+    mask = stain.tissue_mask(image)
+    assert mask[22:38, 22:38].all() and mask.sum() < 500
+
+
+def test_a_hot_pixel_does_not_set_the_contrast_and_a_gap_between_nuclei_stays():
+    values = np.full((64, 64), 100, np.uint16)
+    values[20:44, 20:44] = 1000
+    values[:, 32] = 100
+    values[5, 5] = 65535
+    image, bright = stain.enhance_grey(values)
+    assert not bright and image[5, 5] == 0 and image[30, 25] == 255 and image[30, 32] == 0
+
+
+def pixels_of(matrix, amounts):
+    """uint8 [N, 3] of densities matrix [3, 2] @ amounts [2, N]."""
+    return np.uint8(np.clip(255 * np.exp(-(matrix @ amounts).T) + 0.5, 0, 255))
+
+
+def two_stains(degrees, strength=(1.2, 1.2), count=4000):
+    """Unit columns so far apart, haematoxylin first, and amounts of which some are pure."""
+    first = np.array([0.62, 0.70, 0.35]) / np.linalg.norm([0.62, 0.70, 0.35])
+    across = np.cross(np.cross(first, [0.1, 0.95, 0.25]), first)
+    across /= np.linalg.norm(across)
+    second = np.cos(np.radians(degrees)) * first + np.sin(np.radians(degrees)) * across
+    rng = np.random.default_rng(0)
+    amounts = rng.uniform(0.4, 1, (2, count)) * np.array(strength)[:, None]
+    kind = rng.integers(0, 3, count)
+    amounts[0, kind == 1], amounts[1, kind == 2] = 0, 0
+    return np.stack([first, second], 1), amounts
+
+
+@pytest.mark.parametrize("degrees, kind", [(9, Mixture), (16, Stains), (30, Stains)])
+def test_stains_closer_than_12_degrees_are_a_mixture(degrees, kind):
+    matrix, amounts = two_stains(degrees)
+    found = stain.estimate_macenko(pixels_of(matrix, amounts))
+    assert isinstance(found, kind)
+    if kind is Stains:  # haematoxylin, which absorbs more red, is the first column; unit columns
+        np.testing.assert_allclose(found.matrix, matrix, atol=0.03)
+        np.testing.assert_allclose(np.linalg.norm(found.matrix, axis=0), 1)
+
+
+def test_the_order_of_the_stains_does_not_depend_on_their_amounts():
+    for strength in ((1.5, 0.7), (0.7, 1.5)):
+        matrix, amounts = two_stains(30, strength)
+        found = stain.estimate_macenko(pixels_of(matrix, amounts))
+        assert found.matrix[0, 0] > found.matrix[0, 1]
+        np.testing.assert_allclose(found.strength, strength, rtol=0.05)
+
+
+def test_a_strength_is_the_99th_percentile_of_stained_pixels_and_air_changes_nothing():
+    matrix, amounts = two_stains(30)
+    pixels = pixels_of(matrix, amounts)
+    alone = stain.estimate_stains(stain.optical_density(pixels))
+    air = np.full((6000, 3), 250, np.uint8)
+    beside = stain.estimate_stains(stain.optical_density(np.concatenate([pixels, air])))
+    np.testing.assert_allclose(beside.strength, alone.strength, rtol=1e-5)
+    np.testing.assert_allclose(beside.matrix, alone.matrix, atol=1e-5)
+    np.testing.assert_allclose(stain._strength(matrix @ amounts, matrix),
+                               np.percentile(amounts, 99, axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("stained, of, measured", [
+    (99, 1000, False), (101, 1000, True), (190, 10_000, False), (210, 10_000, True)])
+def test_stain_is_measured_on_a_fiftieth_and_on_100_pixels_at_least(stained, of, measured):
+    matrix, amounts = two_stains(30, count=stained)
+    pixels = np.full((of, 3), 252, np.uint8)
+    pixels[:stained] = pixels_of(matrix, amounts)
+    assert (stain.estimate_macenko(pixels) is not None) == measured
+    assert (stain.estimate_colours(pixels) is not None) == measured
+
+
+@pytest.mark.parametrize("wanted, got", [(1.3, 1.3), (3.0, 1.6), (0.8, 0.8), (0.2, 1 / 1.6)])
+def test_a_stain_is_made_at_most_16_times_stronger_or_weaker(wanted, got):
+    matrix, _ = two_stains(30)
+    own, reference = (Stains(matrix, np.array([1.0, 1.0])),
+                      Stains(matrix, np.array([wanted, 1.0])))
+    image = pixels_of(matrix, np.array([[0.8, 0.0, 0.3], [0.0, 0.8, 0.5]]))[None]
+    expected = pixels_of(matrix, np.array([[0.8 * got, 0.0, 0.3 * got], [0.0, 0.8, 0.5]]))[None]
+    moved = stain.normalise_stains(image, own, reference)
+    assert np.abs(moved.astype(int) - expected).max() <= 2
+
+
+def test_normalising_goes_from_the_images_stains_to_the_references():
+    own, _ = two_stains(25)
+    reference, _ = two_stains(35)
+    amounts = np.array([[0.9, 0.0, 0.4], [0.0, 0.9, 0.4]])
+    ones = np.array([1.0, 1.0])
+    moved = stain.normalise_stains(pixels_of(own, amounts)[None], Stains(own, ones),
+                                   Stains(reference, ones))
+    assert np.abs(moved.astype(int) - pixels_of(reference, amounts)).max() <= 2
+
+
+def test_a_reference_is_a_median_with_unit_columns_whatever_one_image_says():
+    good, odd = (two_stains(degrees)[0] for degrees in (30, 60))
+    own = [Stains(good, np.array([1.0, 0.8])), Stains(good, np.array([1.1, 0.9])),
+           Stains(odd, np.array([9.0, 0.1]))]
+    reference = METHODS["macenko"].reference(own)
+    np.testing.assert_allclose(reference.matrix, good)
+    np.testing.assert_allclose(reference.strength, [1.1, 0.8])
+    mixed = METHODS["macenko"].reference([own[0], own[2]])
+    np.testing.assert_allclose(np.linalg.norm(mixed.matrix, axis=0), 1)
+    colours = [Colours(np.full(3, m), np.full(3, m / 9)) for m in (-0.3, -0.2, 5.0)]
+    assert METHODS["reinhard"].reference(colours).mean.tolist() == [-0.2] * 3
+
+
+def test_reinhard_leaves_glass_and_changes_spread_at_most_16_times():
+    own = Colours(np.array([-0.3, 0.0, 0.02]), np.array([0.01, 0.05, 0.02]))
+    shifted = Colours(own.mean + (-0.3, 0.05, 0.02), own.spread * (9, 1, 1))
+    image = np.full((4, 4, 3), 255, np.uint8)
+    np.testing.assert_array_equal(stain.normalise_colours(image, own, shifted), image)
+    wide = Colours(own.mean, own.spread * (9, 1, 1))
+    greys = np.repeat(np.uint8([[90, 110, 140]]), 3).reshape(1, 3, 3)
+    moved = stain.normalise_colours(greys, own, wide)
+    change = (lab(moved[0]) - own.mean)[:, 0] / (lab(greys[0]) - own.mean)[:, 0]
+    np.testing.assert_allclose(change, 1.6, rtol=0.05)

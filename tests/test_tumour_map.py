@@ -132,3 +132,79 @@ def test_the_coarse_blur_is_the_fine_one(sigma):
     values[50:120, 30:200] += 1
     exact = cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
     assert np.abs(tumour_map._blur(values, sigma) - exact).max() < 0.05
+
+
+# ------------------------------------------------------------------ rules, figure by figure
+
+@pytest.mark.parametrize("measured, is_tumour", [
+    ({"size": 1.65}, True), ({"size": 1.63}, False), ({"crowd": 0.59}, True),
+    ({"crowd": 0.58}, False), ({"cytoplasm": 0.40}, True), ({"cytoplasm": 0.39}, False),
+    ({"size": 0.5, "crowd": 0.2, "cytoplasm": 0.15}, True),
+    ({"size": -1.0, "crowd": 0.2, "cytoplasm": 0.4}, False)])
+def test_tumour_is_where_the_weighed_measurements_exceed_the_offset(monkeypatch, measured,
+                                                                    is_tumour):
+    tissue = np.ones((60, 60), bool)
+    tissue[:, :20] = False
+    values = {name: np.full((60, 60), measured.get(name, 0.0), np.float32)
+              for name in ("size", "crowd", "cytoplasm")}
+    monkeypatch.setattr(tumour_map, "measure", lambda *_, **__: (values, tissue, 1.0))
+    mask = tumour_map.tumour_mask(np.zeros((120, 120, 3), np.uint8), object(), field_um=60)
+    assert mask.shape == (120, 120) and (mask == np.kron(tissue, np.ones((2, 2))) * is_tumour).all()
+
+
+def measured_at_centre(radius_um, field_um=FIELD_UM):
+    values, tissue, px_um = tumour_map.measure(*painted(radius_um), field_um=field_um)
+    middle = slice(len(tissue) // 2 - 20, len(tissue) // 2 + 20)
+    return {name: float(value[middle, middle].mean()) for name, value in values.items()}, px_um
+
+
+@pytest.mark.parametrize("radius_um", [3.2, 4.6, 6.0])
+def test_size_is_nuclear_area_over_a_lymphocytes_in_doublings(radius_um):
+    """100 nuclei per mm2 as small as a lymphocyte are added to the 3086 that are there."""
+    image, nuclei = painted(radius_um)
+    area_um2 = nuclei.areas_px.mean() * (FIELD_UM / 224) ** 2
+    there = 1 / 18 ** 2
+    found, px_um = measured_at_centre(radius_um)
+    assert px_um == 224 / FIELD_UM
+    assert found["size"] == pytest.approx(np.log2(area_um2 / 40) * there / (there + 1e-4), abs=0.04)
+
+
+def test_crowd_is_the_share_of_tissue_under_nuclei_larger_than_55_um2():
+    for radius_um in (3.8, 5.0):
+        image, nuclei = painted(radius_um)
+        area_um2 = nuclei.areas_px.mean() * (FIELD_UM / 224) ** 2
+        assert (area_um2 > 55) == (radius_um == 5.0) and 40 < area_um2 < 85
+        found, _ = measured_at_centre(radius_um)
+        share = area_um2 / 18 ** 2 if radius_um == 5.0 else 0
+        assert found["crowd"] == pytest.approx(share / 1.05, rel=0.05)
+
+
+def test_cytoplasm_is_haematoxylin_between_nuclei_over_that_within():
+    image, nuclei = painted(5.0)
+    pale = measured_at_centre(5.0)[0]["cytoplasm"]
+    image[(nuclei.labels == 0) & (image.max(2) < 255)] = (200, 150, 205)
+    values, *_ = tumour_map.measure(image, nuclei, field_um=FIELD_UM)
+    dark = values["cytoplasm"][90:134, 90:134].mean()
+    assert 0 <= pale < 0.12 and dark > pale + 0.1 and dark < 0.5
+
+
+def test_areas_are_in_micrometres_of_the_field_given():
+    near, far = (measured_at_centre(5.0, field_um)[0]["size"] for field_um in (90, 180))
+    assert far - near > 1.8  # twice the field: four times the area
+
+
+@pytest.mark.parametrize("px_um", [1.0, 2.0])
+def test_regions_and_holes_of_300_um2_are_the_smallest_that_stay(px_um):
+    tissue = np.ones((200, 200), bool)
+    for side_um, stays in ((15, False), (20, True)):
+        side = int(side_um * px_um)
+        mask = np.zeros_like(tissue)
+        mask[80:80 + side, 80:80 + side] = True
+        assert tumour_map.tidy(mask, tissue, px_um).any() == stays
+        assert (~tumour_map.tidy(~mask, tissue, px_um)).any() == stays
+
+
+def test_the_share_is_of_tissue_and_not_of_the_tile():
+    tumour, tissue = np.zeros((2, 10, 10), bool)
+    tumour[:, :6], tissue[:, 4:8] = True, True
+    assert tumour_map.tumour_share(tumour, tissue) == 0.5
