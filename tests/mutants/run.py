@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""Break the code on purpose, one small fault at a time, and see that a test notices.
+
+  python tests/mutants/run.py                        every table, two at a time
+  python tests/mutants/run.py --table cnn generators only these
+  python tests/mutants/run.py --only "label smooth"  only rules or files that hold these words
+
+Reads tests/mutants/*.toml, a table [[mutant]] a fault: `rule` (the sentence that is broken),
+`file`, `text` (found exactly once in it), `replacement`, `tests` (node ids that must fail) and,
+where none can notice it, `survives` (why). Each fault is applied in a temporary copy of the
+checkout, never in the tree. The tests named must pass in an untouched copy first.
+
+caught    a test failed, or did not end in time
+survived  the tests passed: the rule is only a wish
+stale     the text is not found once, or the tests cannot be collected: mend the table
+
+Exit status: 0 all caught or explained, 1 otherwise. Speed: the libraries are imported once and
+every run is forked off, so a mutant costs what its tests cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10; pytest needs it there too
+    import tomli as tomllib
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+LIMIT_SEC = 300   # a mutant that makes its tests hang is caught
+BASELINE_LIMIT_SEC = 3600
+
+
+@dataclass(frozen=True)
+class Mutant:
+    table: str
+    rule: str
+    file: str
+    text: str
+    replacement: str
+    tests: list[str]
+    survives: str | None = None
+
+    def apply(self, copy: Path) -> None:
+        path = copy / self.file
+        path.write_text(path.read_text().replace(self.text, self.replacement))
+
+    def fault(self) -> str | None:
+        """Why it cannot be applied."""
+        path = ROOT / self.file
+        if not path.is_file():
+            return "no such file"
+        count = path.read_text().count(self.text)
+        return None if count == 1 else f"text found {count} times"
+
+
+def load(tables: list[str] | None, words: str | None) -> list[Mutant]:
+    paths = sorted(HERE.glob("*.toml"))
+    if tables:
+        paths = [HERE / f"{name}.toml" for name in tables]
+    mutants = [Mutant(path.stem, **entry) for path in paths
+               for entry in tomllib.loads(path.read_text())["mutant"]]
+    return [m for m in mutants if not words or words in m.rule or words in m.file]
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what git tracks, and what it would, to `target`."""
+    names = subprocess.run(["git", "ls-files", "-zco", "--exclude-standard"], cwd=ROOT, check=True,
+                           capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    if (ROOT / ".venv").exists():
+        (target / ".venv").symlink_to(ROOT / ".venv")
+    return target
+
+
+def preload() -> None:
+    """Import the libraries, so that a forked test run finds them there."""
+    import cv2
+    import diffusers
+    import matplotlib.pyplot  # noqa: F401
+    import pandas  # noqa: F401
+    import peft  # noqa: F401
+    import pytest  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import skimage.segmentation  # noqa: F401
+    import sklearn.linear_model  # noqa: F401
+    import torch
+    import torchvision  # noqa: F401
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+
+    _ = diffusers.StableDiffusionControlNetPipeline, diffusers.UNet2DModel
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def start(copy: Path, tests: list[str], log: Path, *more: str) -> int:
+    """Run pytest in a forked process; return its pid."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setpgid(0, 0)
+        os.chdir(copy)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() not in (ROOT, HERE)]
+        import pytest
+
+        code = pytest.main(["-n0", "-q", "-p", "no:cacheprovider", "--tb=short",
+                            f"--basetemp={copy}.tmp", *more, *tests])
+        sys.stdout.flush()
+        os._exit(int(code))
+    except BaseException:
+        os._exit(99)
+
+
+def wait(pid: int, end: float) -> int | None:
+    """The exit status of a process that ended by `end`; it is killed, and None, otherwise."""
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.killpg(pid, 9)
+            os.waitpid(pid, 0)
+            return None
+        time.sleep(0.02)
+
+
+def judge(mutant: Mutant, work: Path) -> tuple[str, str]:
+    """Apply a mutant in a copy and run its tests: (outcome, remark)."""
+    if mutant.fault():
+        return "stale", mutant.fault()
+    copy = Path(tempfile.mkdtemp(dir=work))
+    try:
+        copy_checkout(copy)
+        mutant.apply(copy)
+        log = Path(f"{copy}.log")
+        code = wait(start(copy, mutant.tests, log, "-x"), time.monotonic() + LIMIT_SEC)
+        if code in (0, 1, None):
+            return ("survived", "") if code == 0 else ("caught", "hung" if code is None else "")
+        return "stale", f"pytest ended with {code}: {log.read_text()[-600:]}"
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.rmtree(f"{copy}.tmp", ignore_errors=True)
+
+
+def judge_all(mutants: list[Mutant], work: Path, jobs: int) -> list[tuple[str, str]]:
+    """Judge every mutant, `jobs` at a time, each in a process of its own."""
+    waiting, running = list(enumerate(mutants)), {}
+    outcomes: list = [None] * len(mutants)
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            number, mutant = waiting.pop(0)
+            answer = work / f"{number}.answer"
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    answer.write_text("\0".join(judge(mutant, work)))
+                    os._exit(0)
+                except BaseException as error:
+                    answer.write_text(f"stale\0{error!r}")
+                    os._exit(1)
+            running[pid] = number, answer
+        pid, _ = os.wait()
+        number, answer = running.pop(pid)
+        outcomes[number] = tuple(answer.read_text().split("\0", 1))
+        print(f"[{sum(map(bool, outcomes))}/{len(mutants)}] {outcomes[number][0]:8s} "
+              f"{mutants[number].file}: {mutants[number].rule}", file=sys.stderr, flush=True)
+    return outcomes
+
+
+def baseline(mutants: list[Mutant], work: Path) -> None:
+    """End unless the named tests pass in an untouched copy."""
+    copy = Path(tempfile.mkdtemp(dir=work))
+    copy_checkout(copy)
+    tests = sorted({test for mutant in mutants if not mutant.fault() for test in mutant.tests})
+    log = work / "baseline.log"
+    code = wait(start(copy, tests, log), time.monotonic() + BASELINE_LIMIT_SEC)
+    if code != 0:
+        sys.exit(f"the tests fail before anything is broken ({code}):\n{log.read_text()[-4000:]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", nargs="+", metavar="NAME", help="tables to run (default: all)")
+    parser.add_argument("--only", metavar="WORDS", help="only mutants whose rule or file holds it")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at once (default: 2)")
+    parser.add_argument("--no-baseline", action="store_true",
+                        help="trust that the tests pass on the code as it is")
+    args = parser.parse_args()
+    mutants = load(args.table, args.only)
+    if not mutants:
+        sys.exit("no such mutant")
+    preload()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as work:
+        if not args.no_baseline:
+            baseline(mutants, Path(work))
+        outcomes = judge_all(mutants, Path(work), args.jobs)
+    counts, bad = Counter(), 0
+    for mutant, (outcome, remark) in zip(mutants, outcomes):
+        if outcome == "survived" and mutant.survives:
+            outcome, remark = "explained", mutant.survives
+        bad += outcome in ("survived", "stale")
+        counts[outcome] += 1
+        print(f"{outcome:9s} {mutant.table:10s} {mutant.file}: {mutant.rule}"
+              + f" ({remark})" * bool(remark))
+    total = len(mutants)
+    print(f"{total} mutants: " + ", ".join(f"{counts[name]} {name}" for name in
+          ("caught", "explained", "survived", "stale")) + f"; {counts['caught'] / total:.1%} caught")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
