@@ -1,6 +1,7 @@
 """Simulated tissue: repeatable draws, exact truth, classes that differ, whole samples."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lungkit import augment, fluorescence, morphology, phantom, tissue
+from lungkit import augment, fluorescence, morphology, phantom, tiff, tissue
+from lungkit.images import pixel_size_um
 from lungkit.phantom import CLASSES, SAMPLE_STREAM, draw_tile, main, write_sample
 
 RUIFROK = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
@@ -470,3 +472,202 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     write_sample(tmp_path / "one", **options)
     write_sample(tmp_path / "two", **options, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+# --- the slide and its light ----------------------------------------------------------------------
+
+def fixed(number):
+    return morphology.Parameter("fixed", (number,), "", "", "ours")
+
+
+def test_a_slides_stain_vectors_are_of_unit_length_and_near_the_published():
+    for seed in range(40):
+        slide = phantom.draw_slide(np.random.default_rng(seed))
+        (red, _, blue), (eosin_red, _, eosin_blue), red_cells = slide.stains
+        assert 0.55 <= red <= 0.69 and 0.10 <= blue <= 0.28
+        assert 0.04 <= eosin_red <= 0.24 and 0.06 <= eosin_blue <= 0.28
+        np.testing.assert_allclose(np.linalg.norm(slide.stains, axis=1), 1, atol=0.01)
+        np.testing.assert_array_equal(red_cells, phantom.RED_CELL)
+        assert (0.79 <= slide.light).all() and (slide.light <= 1).all()
+        assert 0.25 <= slide.blur_um <= 0.8 and 0.004 <= slide.grain <= 0.015
+        assert 0.02 <= slide.mottle <= 0.12
+
+
+def test_concentrations_become_light_by_beer_and_lamberts_law(monkeypatch):
+    stains = np.array([[0.6, 0.7, 0.3], [0.1, 0.9, 0.2], [0.05, 0.85, 0.52]], np.float32)
+    strength, light = np.array([1.2, 0.8, 0.5], np.float32), np.array([0.9, 0.95, 0.99], np.float32)
+    amounts = np.array([0.5, 0.3, 0.4])
+    empty = np.zeros((336, 336), np.float32)
+
+    def paint(scene, rng, size):
+        concentration = np.zeros((size, size, 3), np.float32)
+        concentration[size // 2:] = amounts  # the lower half
+        return phantom.Painted(concentration, np.int32(empty), empty == 0, empty > 0, scene,
+                               *[empty] * 8)
+
+    monkeypatch.setattr(phantom, "_paint", paint)
+    monkeypatch.setattr(phantom, "draw_slide", lambda rng: phantom.Slide(
+        stains, strength, light, blur_um=0.01, grain=0.0, mottle=0.0))
+    monkeypatch.setattr(phantom.SLIDE, "thickness", fixed(np.zeros(3)))
+    noise = tissue.noise
+    monkeypatch.setattr(tissue, "noise", lambda rng, scale, *a, **k: noise(rng, scale, *a, **k)
+                        * (scale < 120))  # lighting is even
+    image = draw_tile("lung_n", patient=0, index=0, image_size=168).image
+    np.testing.assert_array_equal(image[10, 10], np.round(255 * light))
+    expected = light * np.exp(-(amounts * strength) @ stains)
+    np.testing.assert_allclose(image[150, 10], 255 * expected, atol=0.51)
+
+
+def seen_by(monkeypatch, module, name, draws):
+    """The states in which `module.name` is given its rng, and what it answers, over `draws`."""
+    answers, original = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda rng: answers.append(original(rng)) or answers[-1])
+    for draw in draws:
+        draw()
+    return [tuple(np.concatenate([np.ravel(value) for value in vars(one).values()]))
+            for one in answers]
+
+
+@pytest.mark.parametrize(("module", "name"), [(tissue, "draw_biology"), (phantom, "draw_slide"),
+                                              (fluorescence, "draw_staining")])
+def test_biology_and_stains_are_the_patients_whatever_the_class_and_tile(monkeypatch, module, name):
+    monkeypatch.setattr(fluorescence, "draw_channels", lambda *_, **__: None)
+
+    def draw(label, patient, index, seed):
+        return lambda: phantom.draw_fluorescence(label, patient=patient, index=index, seed=seed,
+                                                 image_size=24)
+
+    same = [draw("lung_aca", 1, 0, 5), draw("lung_n", 1, 0, 5), draw("lung_scc", 1, 2, 5)]
+    other = [draw("lung_n", 2, 0, 5), draw("lung_n", 1, 0, 6)]
+    found = seen_by(monkeypatch, module, name, [*same, *other])
+    assert len(set(found[:3])) == 1 and len(set(found)) == 3
+
+
+def test_a_third_of_a_patients_tiles_are_without_tumour_and_diseases_alternate():
+    plan = phantom.plan_sample(3, 7)
+    for patient, disease in enumerate(("lung_aca", "lung_scc", "lung_aca")):
+        own = [(label, index) for label, who, index in plan if who == patient]
+        assert own == [("lung_n", 0), ("lung_n", 1), *[(disease, index) for index in range(5)]]
+
+
+@pytest.mark.parametrize(("first", "second", "covers"), [((20, 20), (24, 20), True), ((20, 20), (29, 20), False)])
+def test_of_two_nuclei_that_overlap_much_the_later_is_dropped_else_it_lies_below(first, second, covers):
+    cells = np.zeros(3, tissue.CELL)
+    cells["a"], cells["b"] = 5, 5
+    for cell, (x, y) in zip(cells, (first, second, (300, 20))):  # the last lies outside
+        cell["x"], cell["y"] = x, y
+    kept = phantom._separate(cells, 180.0)
+    assert kept["x"].tolist() == ([20] if covers else [20, 29])
+    labels = phantom._label_map(phantom._outlines(np.random.default_rng(0), kept, 2.0), 360)
+    assert labels[39, 39] == 1 and labels.max() == len(kept)
+
+
+def test_a_tile_of_one_nucleus_shows_it_where_the_truth_says(monkeypatch):
+    def scene(rng, person):
+        cells = np.zeros(1, tissue.CELL)
+        cells["x"], cells["y"], cells["a"], cells["b"], cells["density"] = 120, 45, 9, 5, 1.6
+        field = np.full((tissue.SIDE_PX, tissue.SIDE_PX), -5, np.float32)
+        return tissue.Scene(field, field > 0, cells, np.zeros(0, tissue.CELL))
+
+    monkeypatch.setattr(tissue, "benign", scene)
+    tile = draw_tile("lung_n", patient=0, index=0, image_size=180)
+    assert len(tile.centroids) == 1 and tile.nuclei.max() == 1
+    np.testing.assert_allclose(tile.centroids[0], [119.5, 44.5], atol=1)  # (x, y), 1 um a px
+    rows, columns = np.nonzero(tile.nuclei)
+    assert np.ptp(columns) > 1.3 * np.ptp(rows)  # its long axis lies along x
+    assert (tile.nuclei > 0).sum() == pytest.approx(np.pi * 45, rel=0.25)
+    stain = cv2.GaussianBlur(haematoxylin(tile.image), (0, 0), 3)
+    y, x = np.unravel_index(stain.argmax(), stain.shape)
+    assert np.hypot(x - 119.5, y - 44.5) < 5 and tile.tissue.all() and not tile.tumour.any()
+
+
+# --- the microscope, exactly ----------------------------------------------------------------------
+
+def test_every_channel_is_blurred_by_its_own_wavelength():
+    assert fluorescence.CHANNELS == ("DAPI", "panCK", "CD45", "AF")
+    assert fluorescence.EMISSION_NM == (461, 570, 690, 520)
+    scale, size = 8.0, 161
+    dye = np.zeros((4, size, size), np.float32)
+    dye[:, size // 2, size // 2] = 1
+    layers = np.full((4, size, size), 0.25, np.float32)
+    plane, offset = fluorescence.focus(dye, layers, 1, scale)[0], np.arange(size) - size // 2
+    for channel, emission in enumerate(fluorescence.EMISSION_NM):
+        width = (plane[channel].sum(0) * offset ** 2).sum() / scale ** 2
+        expected = np.mean([fluorescence.blur_sigma_um(emission, 2 - height) ** 2
+                            for height in (0.5, 1.5, 2.5, 3.5)])
+        assert width == pytest.approx(expected, rel=0.05)
+    np.testing.assert_array_equal(fluorescence.plane_heights_um(3), [1, 2, 3])
+
+
+def test_light_is_dye_by_exposure_with_autofluorescence_and_stray_light(monkeypatch):
+    monkeypatch.setattr(fluorescence, "dyes", lambda painted: None)
+    monkeypatch.setattr(fluorescence, "_layers", lambda painted, rng: None)
+    dye = np.array([0.5, 0.4, 0.3, 0.2], np.float32)
+    monkeypatch.setattr(fluorescence, "focus", lambda *_: np.tile(dye[:, None, None], (2, 1, 8, 8)))
+    monkeypatch.setattr(fluorescence, "camera", lambda electrons, rng: electrons)
+    painted = type("Painted", (), {"labels": np.zeros((8, 8))})
+    staining = fluorescence.Staining(np.array([1.0, 2.0, 0.5, 1.5]), 0.0, np.array([0.5, 0.5]))
+    seen = fluorescence.draw_channels(painted, staining, None, image_size=8, num_planes=2)
+    assert seen.shape == (2, 4, 8, 8)
+    expected = (dye + np.array([0.1, 0.1, 0.05, 0]) * 0.2) * [2000, 3200, 800, 1800] + 40
+    np.testing.assert_allclose(seen, np.broadcast_to(expected[:, None, None], seen.shape), rtol=1e-5)
+
+
+def test_dyes_lie_where_they_bind():
+    size = 48
+    flat = np.zeros((size, size), np.float32)
+    labels = np.int32(flat)
+    labels[10:20, 10:20], labels[30:40, 30:40] = 1, 2
+    cells = np.zeros(2, tissue.CELL)
+    cells["owner"] = tissue.TUMOUR, tissue.LYMPHOCYTE
+    left = flat.copy()
+    left[:, :24] = 1
+    nucleoli = flat.copy()
+    nucleoli[15, 15] = 1
+    red = flat.copy()
+    red[:6, :6] = 1
+    scene = type("Scene", (), {"epithelium": np.ones((4, 4), bool)})
+    painted = phantom.Painted(None, labels, None, None, scene, cells, 1.4 * (labels > 0), nucleoli,
+                              epithelium=left, air=flat, eosin=flat + 0.5, foam=flat, red=red)
+    dapi, keratin, cd45, af = fluorescence.dyes(painted)
+    np.testing.assert_allclose(dapi[labels > 0].reshape(2, -1).max(1), 1, rtol=1e-5)
+    assert dapi[15, 15] == pytest.approx(0.4) and not dapi[labels == 0].any()
+    assert keratin[44, 5] == pytest.approx(1) and not keratin[:, 24:].any()
+    assert keratin[2, 2] == 0  # red cells lie over it
+    assert cd45[29, 35] > 0.3 and cd45[9, 15] == 0  # around lymphocytes only
+    assert af[44, 44] == pytest.approx(0.6) and af[44, 5] == pytest.approx(0.1)
+    assert af[2, 2] == pytest.approx(1.0)
+
+
+def test_a_nucleus_fills_the_layers_of_its_own_height():
+    cells = np.zeros(3, tissue.CELL)
+    cells["b"] = 9.0, 0.6, 0.1
+    painted = type("Painted", (), {"cells": cells, "labels": np.array([[0, 1, 2, 3]])})
+    heights = type("Rng", (), {"uniform": staticmethod(lambda *_: np.array([2.0, 0.4, 3.6]))})
+    shares = fluorescence._layers(painted, heights)[:, 0]
+    assert shares.T.tolist() == [[0] * 4, [0.25] * 4, [0.25, 0, 0, 0], [0, 0, 0, 0.25]]
+
+
+def test_resolution_is_in_the_tags_of_the_ome_tiff_too():
+    tifffile = pytest.importorskip("tifffile")
+    content = fluorescence.encode_ome_tiff(np.zeros((1, 4, 24, 24), np.uint16), "a", 12.0)
+    assert pixel_size_um(content) == pytest.approx(0.5)
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        assert tiff._tagged_pixel_um(file) == pytest.approx((0.5, 0.5))
+    assert content == fluorescence.encode_ome_tiff(np.zeros((1, 4, 24, 24), np.uint16), "a", 12.0)
+    assert content != fluorescence.encode_ome_tiff(np.zeros((1, 4, 24, 24), np.uint16), "b", 12.0)
+
+
+def test_a_sibling_is_saved_at_the_size_and_quality_drawn():
+    from PIL import Image
+
+    image = draw_tile("lung_n", patient=0, index=1, image_size=64).image
+    for quality in (70, 95):
+        content = augment.make_sibling(image, augment.Change(0.0, True, False, 1.25, quality))
+        expected = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        made, wanted = (Image.open(io.BytesIO(one)) for one in (content, expected))
+        assert made.quantization == wanted.quantization and made.size == (80, 80)
+    drawn = [augment.draw_change(np.random.default_rng(seed)) for seed in range(200)]
+    scales, qualities = ([getattr(one, name) for one in drawn] for name in ("scale", "jpeg_quality"))
+    assert 0.75 <= min(scales) < 0.78 and 1.22 < max(scales) <= 1.25
+    assert min(qualities) == 70 and max(qualities) == 95
