@@ -41,9 +41,10 @@ from lungkit.nuclei import RECIPE as NUCLEI_RECIPE
 from lungkit.progress import Progress, say
 from lungkit.prompts import Prompts
 from lungkit.provenance import provenance
-from lungkit.stable_diffusion import (STABLE_DIFFUSION_15, BaseModel, add_adapter_options,
-                                      check_image_size, draw_images, pipeline, quiet,
-                                      resolve_base_model, train_adapter, training_loss)
+from lungkit.stable_diffusion import (ADAPTER_FILE, STABLE_DIFFUSION_15, BaseModel,
+                                      add_adapter_options, check_image_size, draw_images, pipeline,
+                                      quiet, require_files, resolve_base_model, train_adapter,
+                                      training_loss)
 
 # chosen as in prompt_seg.py; the ControlNet's rate is that of its training in the paper's code
 # (1e-5) at full, and higher for the small one
@@ -89,6 +90,11 @@ def measure_layouts(data, path: Path, nuclei_weights: Path | None = None) -> lis
             np.savez(hidden, counts=[len(layout.areas_px) for layout in found],
                      centroids=np.concatenate([layout.centroids for layout in found]),
                      areas_px=np.concatenate([layout.areas_px for layout in found]))
+    return load_layouts(path)
+
+
+def load_layouts(path: Path) -> list[Layout]:
+    """The layouts that `measure_layouts` kept in `path`, which is never measured again here."""
     with np.load(path) as saved:
         counts, centroids, areas_px = (saved[name] for name in ("counts", "centroids", "areas_px"))
     ends = np.cumsum(counts)
@@ -171,6 +177,8 @@ def get_controlnet(base: BaseModel, controlnet: str | None):
     from diffusers import ControlNetModel
 
     folder = Path(controlnet) if controlnet else base.folder / "controlnet"
+    if controlnet and not (folder / "config.json").is_file():
+        raise cli.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout there")
     if (folder / "config.json").is_file():
         return ControlNetModel.from_pretrained(folder, use_safetensors=True).float().to(base.device)
     # from_unet assumes an 8-fold autoencoder: one embedding step fewer for a 4-fold one
@@ -271,6 +279,9 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
         return
     weights = Output(model or model_dir_for(output), "model.json", trained, overwrite=overwrite)
     ready = weights.matches() or weights.is_complete()
+    if ready:
+        require_files(weights.output_dir, "layouts.npz", "controlnet/config.json",
+                      *(f"{label}/{ADAPTER_FILE}" for label in manifest["classes"]))
 
     check_image_size(folder, manifest["image_size"])
     data = open_dataset(real)
@@ -301,7 +312,7 @@ def draw_dataset(target: Output, model_dir: Path, base: BaseModel, data, words: 
                  mode: str, sampler: str, steps: int, seed: int, guidance_scale: float):
     """Draw every item over its own layout with its class's adapter alone."""
     size = data.image_size
-    layouts = measure_layouts(data, model_dir / "layouts.npz")
+    layouts = load_layouts(model_dir / "layouts.npz")
     levels = Levels(layouts, size)
     control = get_controlnet(base, str(model_dir / "controlnet")).eval()
     labels = [row.label for row in data.select("train")]

@@ -34,9 +34,10 @@ from lungkit.generation import (add_generator_options, batches, fill, folder_fin
 from lungkit.progress import Progress, say
 from lungkit.prompts import Prompts
 from lungkit.provenance import provenance
-from lungkit.stable_diffusion import (STABLE_DIFFUSION_15, BaseModel, add_adapter_options,
-                                      check_image_size, draw_images, pipeline, quiet,
-                                      resolve_base_model, train_adapter, training_loss)
+from lungkit.stable_diffusion import (ADAPTER_FILE, STABLE_DIFFUSION_15, BaseModel,
+                                      add_adapter_options, check_image_size, draw_images, pipeline,
+                                      quiet, require_files, resolve_base_model, train_adapter,
+                                      training_loss)
 
 # demo: chosen on simulated tissue for the small base; full: rank 16 and 1e-4 are the customary
 # values for Stable Diffusion 1.5, guidance 4 keeps the stain from over-saturating
@@ -99,6 +100,9 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
         return
     weights = Output(model or model_dir_for(output), "model.json", trained, overwrite=overwrite)
     ready = weights.matches() or weights.is_complete()
+    if ready:
+        require_files(weights.output_dir,
+                      *(f"{label}/{ADAPTER_FILE}" for label in manifest["classes"]))
 
     check_image_size(folder, manifest["image_size"])
     data = open_dataset(real)

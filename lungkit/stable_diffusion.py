@@ -22,6 +22,7 @@ from lungkit.prompts import PROMPTS_PATH
 
 STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 ADAPTERS = ("lora", "dora")
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name load_lora_weights looks for
 CAPTION_DROPOUT = 0.1  # Rombach et al. 2022: a tenth of the captions is empty, for guidance
 MOST_CAPTIONS = 4096  # kept encoded: 1 GB at Stable Diffusion 1.5's size
 TARGET_MODULES = {
@@ -97,6 +98,14 @@ def check_image_size(folder: Path, image_size: int) -> None:
     """Raise BadOptions unless images of `image_size` px fit the base model's halvings."""
     parts = [read_json(folder / part / "config.json") for part in ("vae", "unet")]
     check_divisible(image_size, 2 ** sum(len(part["block_out_channels"]) - 1 for part in parts))
+
+
+def require_files(model_dir: Path, *names: str) -> None:
+    """Raise Fault unless a finished model still has the files `names`."""
+    missing = [name for name in names if not (model_dir / name).is_file()]
+    if missing:
+        raise cli.Fault(f"{model_dir} was complete and has no {', '.join(missing)} now: restore "
+                        "what is missing, or move the folder away to train it again")
 
 
 def quiet() -> None:
