@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lungkit.images import MAX_PIXELS, Unreadable, decode_image, pixel_size_um
+from lungkit.tiff import plausible_um
 
 GREY = np.add.outer(np.arange(40), 3 * np.arange(50)).astype(np.uint8)
 RGB = np.stack([GREY, 255 - GREY, GREY // 2], -1)
@@ -361,3 +362,142 @@ def test_a_preview_is_not_taken_for_the_picture():
             writer.write(np.ascontiguousarray(image), photometric="rgb", metadata=None)
     with pytest.raises(Unreadable, match="20 x 20 pixels first and .* later"):
         decode_image(file.getvalue())
+
+
+# ------------------------------------------------------------------ values, exactly
+
+def test_colour_of_16_bit_is_rounded_to_8():
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 24, 3)).astype(np.uint16)
+    deep[0, :2] = [[0, 127, 129], [65535, 65407, 65405]]
+    expected = np.round(deep / 257.0).astype(np.uint8)
+    np.testing.assert_array_equal(decode_image(tiff(deep, photometric="rgb")), expected)
+
+
+def test_grey_of_16_bit_keeps_its_values_whatever_they_span():
+    dim = np.random.default_rng(0).integers(0, 4096, (20, 24)).astype(np.uint16)  # 12 of 16 bits
+    for content in (opencv(dim, ".png"), tiff(dim), tiff(dim, imagej=True)):
+        found = decode_image(content)
+        assert found.dtype == np.uint16
+        np.testing.assert_array_equal(found, dim)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (1, 1), (39, 49)])
+def test_one_coloured_pixel_makes_a_colour_image(place):
+    grey = np.stack([GREY] * 3, -1)
+    for channel in range(3):
+        image = grey.copy()
+        image[(*place, channel)] ^= 1
+        np.testing.assert_array_equal(decode_image(pillow(image, "PNG")), image)
+    assert decode_image(pillow(grey, "PNG")).ndim == 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_every_orientation_is_undone_as_pillow_does(kind, tag):
+    from PIL import Image, ImageOps
+
+    exif = Image.Exif()
+    exif[274] = tag
+    content = pillow(RGB, kind, exif=exif)
+    upright = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1],
+               5: RGB.swapaxes(0, 1), 6: np.rot90(RGB, -1), 7: np.rot90(RGB, 2).swapaxes(0, 1),
+               8: np.rot90(RGB)}[tag]
+    opened = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(np.asarray(opened), upright)
+    np.testing.assert_array_equal(decode_image(content), upright)
+
+
+def test_a_channel_is_turned_like_its_image():
+    content = tiff(STACK, photometric="minisblack", metadata=None,
+                   extratags=[(274, "H", 1, 6, True)])
+    np.testing.assert_array_equal(decode_image(content, 2), np.rot90(STACK[2], -1))
+
+
+def test_transparency_of_grey_and_of_palettes_is_laid_on_white():
+    from PIL import Image
+
+    alpha = np.where(np.arange(50) < 25, 0, 255).astype(np.uint8)[None].repeat(40, 0)
+    grey = pillow(np.dstack([GREY, alpha]), "PNG")
+    palette = Image.fromarray((np.arange(50) // 10).astype(np.uint8)[None].repeat(40, 0), "P")
+    palette.putpalette([10, 20, 30, 90, 80, 70, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG", transparency=1)
+    found = decode_image(grey)
+    assert (found[:, :25] == 255).all()
+    np.testing.assert_array_equal(found[:, 25:], GREY[:, 25:])
+    colours = decode_image(buffer.getvalue())[0, ::10].tolist()
+    assert colours == [[10, 20, 30], [255, 255, 255], [200, 0, 0], [0, 200, 0], [0, 0, 200]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_palettes_colours_are_exact(kind):
+    from PIL import Image
+
+    index = np.random.default_rng(0).integers(0, 4, (30, 40)).astype(np.uint8)
+    colours = np.array([[10, 20, 30], [90, 80, 70], [200, 0, 5], [0, 210, 100]], np.uint8)
+    image = Image.fromarray(index, "P")
+    image.putpalette(colours.ravel().tolist())
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue()), colours[index])
+
+
+def test_alpha_of_colour_is_laid_on_white_to_the_nearest_level():
+    rgba = np.random.default_rng(0).integers(0, 256, (40, 50, 4), np.uint8)
+    share = rgba[..., 3:] / 255.0
+    expected = rgba[..., :3] * share + 255 * (1 - share)
+    for content in (pillow(rgba, "PNG"), tiff(rgba, photometric="rgb", extrasamples=["unassalpha"])):
+        assert np.abs(decode_image(content) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(("x", "y", "expected"), [
+    (0.02, 0.02, 0.02), (0.019, 0.019, None), (10, 10, 10), (10.1, 10.1, None),
+    (0.5, 0.524, (0.5 * 0.524) ** 0.5), (0.5, 0.53, None), (0.53, 0.5, None), (0, 0, None),
+    (float("nan"), 0.5, None), (0.5, float("inf"), None), (-0.5, -0.5, None)])
+def test_a_pixel_is_square_and_of_a_microscopes_size(x, y, expected):
+    assert plausible_um(x, y) == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({"resolution": (20_000, 20_800), "resolutionunit": "centimeter"}, 0.4903),
+    ({"resolution": (20_000, 10_000), "resolutionunit": "centimeter"}, None),
+    ({"resolution": (20_000, 20_000), "resolutionunit": "inch"}, 1.27),
+    ({"resolution": ((40_000, 2), (40_000, 2)), "resolutionunit": "centimeter"}, 0.5),
+    ({"resolution": (2, 2), "imagej": True, "metadata": {"unit": "um"}}, 0.5)])
+def test_resolution_tags_are_pixels_a_unit(options, expected):
+    array = GREY if options.get("imagej") else RGB
+    found = pixel_size_um(tiff(array, **options))
+    assert found == (None if expected is None else pytest.approx(expected, rel=1e-3))
+
+
+def test_omes_size_goes_before_the_tags():
+    content = ome(STACK, PhysicalSizeX=0.25, PhysicalSizeY=0.25)
+    assert pixel_size_um(content) == 0.25
+    tagged = tiff(STACK, ome=True, photometric="minisblack", resolution=(20_000, 20_000),
+                  resolutionunit="centimeter",
+                  metadata={"axes": "CYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25})
+    assert pixel_size_um(tagged) == 0.25
+    unsaid = tiff(STACK, ome=True, photometric="minisblack", resolution=(20_000, 20_000),
+                  resolutionunit="centimeter", metadata={"axes": "CYX"})
+    assert pixel_size_um(unsaid) == pytest.approx(0.5)
+
+
+def test_a_projection_is_of_the_chosen_channel_and_of_every_plane():
+    planes = np.zeros((3, 2, 20, 24), np.uint16)  # ZCYX
+    for z in range(3):
+        planes[z, 0, z, 0] = 900 + z
+        planes[z, 1, 10, z] = 90 + z
+    content = ome(planes, "ZCYX", ["DAPI", "CD8"])
+    found = decode_image(content, "cd8")
+    assert found[10, :3].tolist() == [90, 91, 92] and found.sum() == 273
+    assert decode_image(content, "cd8", "mean")[10, :3].tolist() == [30, 30, 31]
+    assert decode_image(content, "DAPI")[:3, 0].tolist() == [900, 901, 902]
+
+
+def test_a_short_side_is_refused_in_either_direction():
+    for shape in ((15, 40), (40, 15)):
+        with pytest.raises(Unreadable, match=f"is {shape[1]} x {shape[0]} pixels, less than 16"):
+            decode_image(pillow(np.full(shape, 90, np.uint8), "PNG"))
+        with pytest.raises(Unreadable, match="less than 16 a side"):
+            decode_image(tiff(np.full(shape, 90, np.uint8)))
+    assert decode_image(pillow(np.full((16, 40), 90, np.uint8), "PNG")).shape == (16, 40)
