@@ -246,3 +246,110 @@ def test_copies_without_features_are_found():
     signatures = [describe(tile) for tile in tiles + copies]
     assert sum(len(s.codes) < siblings.LEAST_INLIERS for s in signatures) > 10
     assert link(signatures) == [*range(12), *range(len(copies))]
+
+
+# ------------------------------------------------------------------ rules, figure by figure
+
+@pytest.mark.parametrize("inliers, agreement, overlap, are_copies", [
+    (8, 0.7, 0.4, True), (7, 1.0, 1.0, False), (96, 0.69, 1.0, False), (96, 1.0, 0.39, False)])
+def test_copies_agree_in_features_in_pixels_and_in_most_of_the_field(inliers, agreement, overlap,
+                                                                     are_copies):
+    assert siblings.Registration(inliers, agreement, overlap).are_copies == are_copies
+
+
+def drawn_features(count=20, extra=10, seed=0):
+    """Places complex [count] on a grid, angles, diameters, and levels [count + extra, 128]."""
+    rng = np.random.default_rng(seed)
+    at = (60 + 8.0 * (np.arange(count) % 5)) + 1j * (60 + 8.0 * (np.arange(count) // 5))
+    levels = (rng.random((count + extra, 128)) > 0.8) * rng.integers(8, 16, (count + extra, 128))
+    return at, rng.uniform(0, 360, count), rng.uniform(6, 9, count), levels.astype(np.uint8)
+
+
+def signed(at, angles, diameters, levels, seed):
+    """A Signature of these features, and of others anywhere for the levels that are left."""
+    rng = np.random.default_rng(seed)
+    count, extra = len(at), len(levels) - len(at)
+    places = np.c_[at.real, at.imag, diameters, angles % 360]
+    places = np.r_[places, np.c_[rng.uniform(0, 160, (extra, 2)), np.full(extra, 7.0),
+                                 rng.uniform(0, 360, extra)]].astype(np.float16)
+    thumb = rng.integers(0, 256, (siblings.THUMB_PX,) * 2, dtype=np.uint8)
+    assert len(places) == count + extra
+    return siblings.Signature(levels[:, ::2] << 4 | levels[:, 1::2], places, thumb, (160, 160))
+
+
+def registered(change, *, count=20, mirrored=False, growth=1.0, degrees=0.0):
+    """Inliers of `count` features with their places changed, among ten that match nothing."""
+    at, angles, diameters, levels = drawn_features(count)
+    other = levels[:, siblings.MIRROR] if mirrored else levels.copy()
+    other[count:] = drawn_features(count, seed=9)[3][count:]
+    one = signed(at, angles, diameters, levels, seed=1)
+    two = signed(change(at), degrees + (-angles if mirrored else angles), diameters * growth,
+                 other, seed=2)
+    return siblings.register(one, two).inliers
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("growth, degrees", [(1.0, 0), (0.5, 130), (2.8, 40), (1.3, 275)])
+def test_any_turn_flip_and_scale_is_registered(mirrored, growth, degrees):
+    spin = growth * np.exp(1j * np.radians(degrees))
+    assert registered(lambda at: spin * (at.conj() if mirrored else at) + 3 - 9j,
+                      mirrored=mirrored, growth=growth, degrees=degrees) == 20
+
+
+@pytest.mark.parametrize("growth, found", [(0.34, 20), (3.0, 20), (0.28, 0), (3.5, 0)])
+def test_a_scale_beyond_three_is_no_copy(growth, found):
+    assert registered(lambda at: growth * at, growth=growth) == found
+
+
+@pytest.mark.parametrize("stretch, found", [(4 / 3, 20), (1.9, 20), (2.2, 0)])
+def test_oblongs_made_square_are_registered_and_stranger_stretches_are_not(stretch, found):
+    assert registered(lambda at: stretch * at.real + 1j * at.imag, growth=stretch ** 0.5) == found
+
+
+def test_features_agree_in_place_angle_and_size():
+    rng = np.random.default_rng(5)
+    least = siblings.LEAST_INLIERS
+    assert registered(lambda at: at, degrees=180, growth=1.0) < least  # turned, and yet in place
+    assert registered(lambda at: at, degrees=rng.uniform(0, 360, 20)) < least
+    assert registered(lambda at: at, growth=2.2 ** (np.arange(20) % 6 - 2.0)) < least
+    assert registered(lambda at: at.conj() + 150j) < least
+    assert registered(lambda at: rng.permutation(at)) < least
+    assert registered(lambda at: at + 40 * (np.arange(20) < 6)) == 14
+
+
+def test_eight_features_in_different_places_are_needed():
+    assert registered(lambda at: at, count=8) == 8
+    assert registered(lambda at: at, count=7) < 8
+    at, angles, diameters, levels = drawn_features(extra=0)
+    few = signed(at[np.arange(20) // 4 * 4], angles, diameters, levels, seed=1)
+    assert siblings.register(few, few).inliers == 5
+
+
+def without_features(thumb, features=0):
+    return siblings.Signature(np.zeros((features, 64), np.uint8),
+                              np.zeros((features, 4), np.float16), thumb, (160, 160))
+
+
+def test_thumbnails_link_what_has_too_few_features_in_every_turn_and_flip():
+    rng = np.random.default_rng(0)
+    thumb = cv2.GaussianBlur(rng.integers(0, 256, (48, 48), dtype=np.uint8), (0, 0), 3)
+    turns = [np.rot90(side, turn) for side in (thumb, thumb[:, ::-1]) for turn in range(4)]
+    pairs = siblings.plain_copies([without_features(np.ascontiguousarray(t)) for t in turns])
+    assert {(0, i) for i in range(1, 8)} <= set(pairs)
+    noise = rng.normal(0, thumb.std(), thumb.shape)
+    for share, linked in ((0.15, True), (0.3, False)):  # correlations of 0.989 and 0.958
+        noisy = np.uint8(np.clip(thumb + share * noise, 0, 255))
+        found = siblings.plain_copies([without_features(thumb), without_features(noisy)])
+        assert bool(found) == linked
+    for features, linked in (((0, 0), True), ((7, 23), True), ((7, 24), False), ((8, 8), False)):
+        found = siblings.plain_copies([without_features(thumb, n) for n in features])
+        assert bool(found) == linked
+    blank = np.uint8(200 + 3 * np.sign(thumb - thumb.mean(dtype=float)))
+    assert siblings.plain_copies([without_features(blank)] * 2) == []
+
+
+def test_groups_are_joined_through_others_and_named_by_their_first():
+    groups = siblings.Groups(9)
+    for pair in ((5, 3), (7, 8), (8, 3), (2, 7)):
+        groups.join(*pair)
+    assert [groups.of(i) for i in range(9)] == [0, 1, 2, 2, 4, 2, 6, 2, 2]
