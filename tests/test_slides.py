@@ -387,6 +387,175 @@ def test_tissue_map_is_of_the_survey_resolution(folder, picture):
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9
 
 
+# ------------------------------------------------------------------ levels, by a slide made of numbers
+
+class Levels:
+    """Levels whose pixel at level 0's (x, y) is (x // 32, y // 32, level); notes what is read."""
+
+    def __init__(self, *sizes: tuple[int, int], mpp: float | None = None) -> None:
+        self.sizes, self.mpp, self.asked = list(sizes), mpp, []
+
+    def read(self, level, left, top, width, height):
+        self.asked.append((level, left, top, width, height))
+        step = self.sizes[0][0] / self.sizes[level][0]
+        x, y = ((start + np.arange(length) + 0.5) * step // 32
+                for start, length in ((left, width), (top, height)))
+        planes = np.broadcast_arrays(x[None], y[:, None], level)
+        return np.stack(planes, -1).clip(0, 255).astype(np.uint8)
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize(("side", "size", "level"), [
+    (512, 512, 0), (512, 256, 0), (512, 131, 0), (512, 128, 1), (512, 127, 1), (512, 40, 1),
+    (512, 32, 3), (512, 8, 3), (256, 512, 0)])
+def test_the_coarsest_level_that_is_fine_enough_is_read(side, size, level):
+    """Levels of 4 and 16 in any order; one of 8 and 16 across is stretched, and never read."""
+    levels = Levels((4096, 2048), (1024, 512), (512, 128), (256, 128))
+    found = slides.Slide(levels).read(1024, 512, side, size)
+    step = (1, 4, None, 16)[level]
+    assert levels.asked == [(level, 1024 // step, 512 // step, side // step, side // step)]
+    assert found.shape == (size, size, 3)
+    assert np.abs(found[0, 0, :2].astype(int) - (32, 16)).max() <= 1  # columns, then rows
+
+
+@pytest.mark.parametrize(("sizes", "level"), [
+    (((4000, 3000), (999, 750)), 1),    # 4.004 by 4: sizes are rounded
+    (((4000, 3000), (1000, 740)), 1),   # 4 by 4.05: within 2 %
+    (((4000, 3000), (1000, 730)), 0)])  # 4 by 4.11: another field
+def test_a_stretched_level_does_not_show_the_same_field(sizes, level):
+    levels = Levels(*sizes)
+    slides.Slide(levels).read(0, 0, 1620, 400)
+    assert levels.asked[0][0] == level
+
+
+def test_a_thumbnail_is_of_the_whole_slide_by_its_longer_side_and_never_enlarged():
+    for sizes, longest, shape in ((((4096, 2048),), 256, (128, 256)), (((2048, 4096),), 256, (256, 128)),
+                                  (((100, 60),), 256, (60, 100)), (((5000, 3),), 100, (1, 100))):
+        levels = Levels(*sizes)
+        assert slides.Slide(levels).thumbnail(longest).shape == (*shape, 3)
+        assert levels.asked[0][1:3] == (0, 0)
+    with slides.Slide(levels):
+        pass
+    assert levels.closed
+
+
+def test_what_the_caller_says_of_the_resolution_goes_before_the_file():
+    for said, given, expected in ((0.5, None, 0.5), (0.5, 0.25, 0.25), (None, 0.25, 0.25)):
+        slide = slides.Slide(Levels((4096, 2048), mpp=said), given)
+        assert slide.mpp == known_mpp(slide) == expected
+
+
+@pytest.fixture
+def covered(monkeypatch):
+    """Tissue on the left half of a slide; the grid asks for no pixel."""
+    def surveyed(slide):
+        mask = np.zeros((-(-slide.height // 4), -(-slide.width // 4)), bool)
+        mask[:, :slide.width // 8] = True
+        return mask, 4
+
+    monkeypatch.setattr(slides, "tissue_map", surveyed)
+
+
+def test_the_grid_is_centred_and_of_the_asked_micrometres(covered):
+    levels = Levels((1100, 730), mpp=0.25)
+    boxes = tile_grid(slides.Slide(levels), mpp=0.5, tile_px=50, min_tissue=0)  # 100 px of level 0
+    assert {box.side for box in boxes} == {100} and not levels.asked
+    assert sorted({box.left for box in boxes}) == [0, 100, 200, 300, 400, 500]
+    assert sorted({box.top for box in boxes}) == [15, 115, 215, 315, 415, 515, 615]
+    share = {box.left: box.tissue for box in boxes}
+    assert share[400] == 1 and share[500] == pytest.approx(0.48)  # 137 map px: to 548
+    assert len(boxes) == 6 * 7  # none of bare glass, even where no tissue is asked for
+
+
+@pytest.mark.parametrize(("least", "columns"), [(0.25, 6), (0.48, 6), (0.49, 5), (1.0, 5)])
+def test_a_tile_holds_at_least_the_asked_share_of_tissue(covered, least, columns):
+    boxes = tile_grid(slides.Slide(Levels((1100, 730), mpp=0.25)), mpp=0.5, tile_px=50,
+                      min_tissue=least)
+    assert len({box.left for box in boxes}) == columns
+
+
+@pytest.mark.parametrize(("mpp", "taken"), [(0.5, True), (0.46, True), (0.449, False), (0.25, False)])
+def test_tiles_a_tenth_finer_than_the_scan_are_the_finest(covered, mpp, taken):
+    slide = slides.Slide(Levels((1100, 730), mpp=0.5))
+    if taken:
+        assert tile_grid(slide, mpp=mpp, tile_px=50)
+    else:
+        with pytest.raises(Unreadable, match="too coarse for tiles"):
+            tile_grid(slide, mpp=mpp, tile_px=50)
+
+
+@pytest.mark.parametrize(("properties", "expected"), [
+    ({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.25"}, 0.25),
+    ({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.5"}, None),
+    ({"openslide.mpp-x": "0.25"}, None), ({"openslide.mpp-x": "25", "openslide.mpp-y": "25"}, None),
+    ({}, None)])
+def test_openslides_levels_are_placed_in_px_of_level_0(monkeypatch, properties, expected):
+    import openslide
+
+    class Opened:
+        def __init__(self, path):
+            self.level_dimensions, self.level_downsamples = ((400, 300), (100, 75)), (1.0, 4.0)
+            self.properties = properties
+
+        def read_region(self, place, level, size):
+            rgba = np.full((size[1], size[0], 4), 255, np.uint8)
+            rgba[..., :2] = place[0] // 4, place[1] // 4
+            rgba[0, 0] = 9, 9, 9, 0
+            return rgba
+
+    monkeypatch.setattr(openslide, "OpenSlide", Opened)
+    levels = slide_levels.OpenSlideLevels("a.svs")
+    assert levels.sizes == [(400, 300), (100, 75)] and levels.mpp == expected
+    found = levels.read(1, 10, 20, 6, 5)
+    assert found.shape == (5, 6, 3)
+    assert found[3, 3].tolist() == [10, 20, 255] and found[0, 0].tolist() == [255] * 3
+
+
+def test_the_slide_is_the_series_of_most_pixels(tmp_path, picture):
+    import tifffile
+
+    small = smaller(picture, 16)
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        file.write(255 - small, photometric="rgb", metadata={"axes": "YXS", "Name": "label"})
+        for number, level in enumerate((picture[:512, :512], picture[:512:4, :512:4])):
+            said = {"metadata": {"axes": "YXS", "Name": "slide"}, "subifds": 1} if not number else {
+                "metadata": None, "subfiletype": 1}
+            file.write(np.ascontiguousarray(level), **said, **DEFLATE)
+    assert is_slide(tmp_path / "a.ome.tif")
+    with open_slide(tmp_path / "a.ome.tif") as slide:
+        assert (slide.width, slide.height) == (512, 512)
+        np.testing.assert_array_equal(slide.read(200, 130, 300, 300), picture[130:430, 200:500])
+
+
+def test_ycbcr_that_is_not_jpeg_is_refused(tmp_path, picture):
+    import tifffile
+
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for factor in (1, 2):
+            file.write(smaller(picture[:512, :512], factor), photometric="ycbcr", tile=(256, 256),
+                       compression="deflate", subfiletype=int(factor > 1), metadata=None)
+    with pytest.raises(Unreadable, match="YCbCr colour that is not JPEG"):
+        open_slide(tmp_path / "a.tif")
+
+
+def test_alpha_of_a_slide_is_laid_on_white(tmp_path, picture):
+    import tifffile
+
+    alpha = np.full((512, 512, 1), 255, np.uint8)
+    alpha[:200] = 0
+    rgba = np.concatenate([picture[256:768, 256:768], alpha], -1)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for factor in (1, 2):
+            file.write(np.ascontiguousarray(rgba[::factor, ::factor]), subfiletype=int(factor > 1),
+                       metadata=None, extrasamples=["unassalpha"], **DEFLATE)
+    with open_slide(tmp_path / "a.tif") as slide:
+        found = slide.read(0, 0, 512, 512)
+    assert (found[:200] == 255).all()
+    np.testing.assert_array_equal(found[200:], rgba[200:, :, :3])
+
+
 # ------------------------------------------------------------------ damage
 
 @every()
