@@ -243,8 +243,9 @@ def test_the_loop_shows_the_model_what_the_plan_says():
     plan = {"index": np.array([[4, 2], [0, 4]]), "symmetry": np.array([[0, 1], [4, 3]]),
             "brightness": np.array([[1, 1.5], [1, 0.5]], np.float32)}
     seen = []
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
-    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3)).eval()
+    model.register_forward_pre_hook(
+        lambda model, inputs: seen.append(inputs[0].numpy()) if model.training else None)
     cnn_classify.train(model, images, torch.zeros(5, dtype=torch.int64), plan,
                        learning_rate=0.1, checkpoint=Silent(), progress=Silent())
     assert len(seen) == 2
@@ -779,6 +780,14 @@ def test_weights_fill_all_but_the_head_even_where_that_would_fit(tmp_path):
         model = cnn_classify.build_model("small", 3, tmp_path / name).state_dict()
         assert all(torch.equal(model[key], state[key]) for key in list(state)[:-2])
         assert not any(torch.equal(model[key], state[key]) for key in list(state)[-2:])
+
+
+def test_a_training_starts_from_the_weights_given(real, trainings, tmp_path):
+    import torch
+    state = cnn_classify.small_cnn(3).state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    assert classify(real, real, tmp_path, "--weights", str(tmp_path / "w.pt"), repeats="1") == 0
+    assert trainings[0]["start"][:432].tolist() == state["0.weight"].flatten().tolist()
 
 
 def test_resnet_and_convnext(real, tmp_path):

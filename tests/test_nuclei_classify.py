@@ -311,10 +311,20 @@ def test_train_loss_is_of_the_drawn_images_as_often_as_drawn(tiny_bench, monkeyp
         sum(n * -np.log(0.5 + k / 100) for k, n in zip(drawn, times)) / 24)
 
 
-def test_the_record_holds_the_warnings_of_both_datasets(tiny_bench, monkeypatch, tmp_path):
+def test_the_record_says_what_it_is_and_the_warnings_of_both_datasets(
+        tiny_bench, monkeypatch, tmp_path):
     record, _ = followed(monkeypatch, tiny_bench(), tmp_path)
     assert record["warnings"] == ["of the features", "of both", "of real"]
-    assert "malignancy" not in record
+    assert record["kind"] == "baseline" and "malignancy" not in record
+    assert [(each["name"], each["splits"]) for each in record["trained_on"]] == \
+        [("voronoi", ["train", "val"])]
+
+
+def test_a_bench_holds_the_features_as_measured(tiny_bench):
+    """Whatever they are filled or scaled by is learnt later, from what a model is fitted to."""
+    values = {split: each.tolist() for split, each in tiny_bench().values.items()}
+    numbers = [[float(k)] for k in range(48)]
+    assert values == {"train": numbers[:24], "val": numbers[24:36], "test": numbers[36:]}
 
 
 def test_tumour_is_told_from_the_named_class(tiny_bench, monkeypatch, tmp_path):
