@@ -228,7 +228,7 @@ def _png_header(content: bytes) -> tuple[int, int, int, int] | None:
 def _describe(header: tuple | None) -> str:
     if header is None:
         return "no whole PNG"
-    return f"{header[0]} x {header[1]}, colour type {header[3]}"
+    return f"{header[0]} x {header[1]}, {header[2]} bit, colour type {header[3]}"
 
 
 def check_same_task(dataset: Dataset, real: Dataset) -> None:
