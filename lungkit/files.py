@@ -210,13 +210,12 @@ class Output:
     def publish(self, manifest: dict) -> None:
         """Write the manifest last and rename `work_dir` to the output's own name."""
         write_json(self.work_dir / self.manifest_name, {**manifest, "parameters": self.options})
+        old = self.output_dir.parent / f".{self.output_dir.name}.old"
         if self.output_dir.exists():
-            old = self.output_dir.parent / f".{self.output_dir.name}.old"
             if old.exists():
                 shutil.rmtree(old)
             os.replace(self.output_dir, old)
-            os.replace(self.work_dir, self.output_dir)
+        os.replace(self.work_dir, self.output_dir)
+        if old.exists():  # also where a kill came between the two
             shutil.rmtree(old)
-        else:
-            os.replace(self.work_dir, self.output_dir)
         (self.output_dir / ".options.json").unlink(missing_ok=True)
