@@ -106,7 +106,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.default not in (None, argparse.SUPPRESS, False) and "default" not in text:
+        unsaid = any(action.default is value for value in (None, argparse.SUPPRESS, False))
+        if not unsaid and "default" not in text:  # 0 is a default like any other
             text += " (default: %(default)s)"
         return text
 
