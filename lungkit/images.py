@@ -172,7 +172,9 @@ def flatten(image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def on_white(rgba: np.ndarray) -> np.ndarray:
-    """Lay uint8 [H, W, 4] on white: uint8 [H, W, 3]."""
+def on_white(rgba: np.ndarray, premultiplied: bool = False) -> np.ndarray:
+    """Lay uint8 [H, W, 4] on white: uint8 [H, W, 3]. premultiplied: alpha is in its colours."""
     alpha = rgba[..., 3:].astype(np.uint16)
+    if premultiplied:
+        return np.minimum(rgba[..., :3] + (255 - alpha), 255).astype(np.uint8)
     return (255 - (alpha * (255 - rgba[..., :3].astype(np.uint16)) + 127) // 255).astype(np.uint8)

@@ -12,7 +12,8 @@ from math import prod
 from pathlib import Path
 
 from lungkit.images import Unreadable, on_white
-from lungkit.tiff import complaints, plausible_um, tiff_pixel_size_um
+from lungkit.tiff import (ASSOCIATED_ALPHA, complaints, plausible_um,
+                          tiff_pixel_size_um)
 
 CACHE_BYTES = 32 << 20   # decoded tiles kept; OpenSlide's own default
 MAX_SEGMENT_BYTES = 256 << 20  # ours: larger tiles or strips are not decoded
@@ -126,7 +127,9 @@ class TiffLevels:
                 raise Unreadable(f"is damaged: tile {number} of level {level} cannot be decoded "
                                  f"({error})") from None
         tile = np.concatenate(decoded, axis=-1)[0]
-        return on_white(tile) if tile.shape[-1] == 4 else tile
+        if tile.shape[-1] == 3:
+            return tile
+        return on_white(tile, premultiplied=ASSOCIATED_ALPHA in page.extrasamples)
 
     def close(self):
         self._file.close()

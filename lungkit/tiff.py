@@ -26,6 +26,7 @@ from lungkit.images import (Unreadable, channel_words, check_size, find_channel,
 # microscope to that of its weakest objective; 72 to 2,400 dpi, written for printers, lie outside.
 PLAUSIBLE_UM = (0.02, 10)
 MAX_ASPECT = 1.05         # ours: pixels less square have no one size
+ASSOCIATED_ALPHA = 1      # TIFF 6.0, ExtraSamples: the colours are multiplied by alpha
 _GREY, _RGB = (0, 1), 2  # TIFF photometric: white is zero, black is zero; RGB
 _MICROMETRES = {"um": 1, "\u00b5m": 1, "\u03bcm": 1, "micron": 1, "microns": 1, "micrometer": 1,
                 "nm": 1e-3, "pm": 1e-6, "\u00e5": 1e-4, "\u212b": 1e-4, "mm": 1e3, "cm": 1e4,
@@ -114,7 +115,9 @@ def _tiff_colour(series) -> np.ndarray:
     if image.dtype != np.uint8 or image.shape[2] not in (3, 4):
         raise Unreadable(f"holds colour as {image.shape[2]} x {image.dtype}; "
                          "save it as 8 or 16-bit RGB")
-    return on_white(image) if image.shape[2] == 4 else image
+    if image.shape[2] == 3:
+        return image
+    return on_white(image, premultiplied=ASSOCIATED_ALPHA in series.keyframe.extrasamples)
 
 
 def _tiff_other(content: bytes) -> np.ndarray:

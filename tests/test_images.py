@@ -446,7 +446,9 @@ def test_alpha_of_colour_is_laid_on_white_to_the_nearest_level():
     rgba = np.random.default_rng(0).integers(0, 256, (40, 50, 4), np.uint8)
     share = rgba[..., 3:] / 255.0
     expected = rgba[..., :3] * share + 255 * (1 - share)
-    for content in (pillow(rgba, "PNG"), tiff(rgba, photometric="rgb", extrasamples=["unassalpha"])):
+    multiplied = np.dstack([np.round(rgba[..., :3] * share), rgba[..., 3]]).astype(np.uint8)
+    for content in (pillow(rgba, "PNG"), tiff(rgba, photometric="rgb", extrasamples=["unassalpha"]),
+                    tiff(multiplied, photometric="rgb", extrasamples=["assocalpha"])):
         assert np.abs(decode_image(content) - expected).max() <= 0.51
 
 
