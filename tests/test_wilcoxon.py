@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,44 @@ def test_r_golden_normal_approximation():
     assert (test.u, test.p_two_sided) == (52200, pytest.approx(5.82697389914745e-04, rel=1e-9))
 
 
+@pytest.mark.parametrize("num_b", [101, 150])
+def test_each_tail_above_200_values_is_scipys(num_b):
+    from scipy.stats import mannwhitneyu
+
+    rng = np.random.default_rng(2)
+    a, b = rng.binomial(60, 0.80, 100) / 60, rng.binomial(60, 0.83, num_b) / 60
+    test = stage.rank_sum_test(a, b)
+    for tail, p in (("greater", test.p_greater), ("less", test.p_less), ("two-sided", test.p_two_sided)):
+        golden = mannwhitneyu(a, b, method="asymptotic", alternative=tail)
+        assert (test.u, p) == (golden.statistic, pytest.approx(golden.pvalue, rel=1e-9)), tail
+    assert test.p_less < 0.01 < 0.99 < test.p_greater
+
+
+@pytest.mark.parametrize(("num_b", "exact"), [(100, True), (101, False)])
+def test_up_to_200_values_are_exact(num_b, exact):
+    test = stage.rank_sum_test([0.0] * 60 + [1.0] * 40, [0.0] * 30 + [1.0] * (num_b - 30))
+    assert test.exact == exact
+
+
+def test_above_200_values_the_smallest_p_is_that_of_complete_separation():
+    low, high = np.arange(150) / 1000, 0.5 + np.arange(150) / 1000
+    apart, mixed = stage.rank_sum_test(low, high), stage.rank_sum_test(
+        np.r_[low[::2], high[::2]], np.r_[low[1::2], high[1::2]])
+    assert apart.p_smallest == apart.p_two_sided == mixed.p_smallest < 1e-40 < mixed.p_two_sided
+    equal = stage.rank_sum_test([0.5] * 150, [0.5] * 150)
+    assert (equal.p_greater, equal.p_less, equal.p_two_sided, equal.p_smallest) == (1, 1, 1, 1)
+
+
+def test_shift_and_margins_above_200_values_have_the_direction_of_a_minus_b():
+    rng = np.random.default_rng(3)
+    b = rng.normal(0.80, 0.02, 101)
+    a = rng.normal(0.83, 0.02, 100)
+    shift, low, high = stage.shift_with_interval(a, b, 0.05)
+    assert 0.02 < low < shift < high < 0.04
+    a_not_worse, b_not_worse = stage.margin_tests(a, b, 0.02)
+    assert a_not_worse < 1e-12 and b_not_worse > 0.99
+
+
 def test_exact_joins_the_normal_approximation(monkeypatch):
     rng = np.random.default_rng(1)
     a, b = rng.binomial(60, 0.80, 100) / 60, rng.binomial(60, 0.82, 100) / 60
@@ -174,10 +213,39 @@ def test_interval_on_a_grid_agrees_with_the_test(samples, alpha):
     assert all(math.isinf(end) or abs(end * 14 % 2 - 1) < 1e-6 for end in (low, high))
 
 
+@given(small_samples, st.sampled_from([1 / 7, 2 / 7, 0.1]))
+@settings(max_examples=40, deadline=None)
+def test_margin_tests_are_one_sided_tests_of_the_shifted_samples(samples, margin):
+    a, b = (np.array(sample) for sample in samples)
+    assert stage.margin_tests(a, b, margin) == pytest.approx(
+        (enumerate_p(a + margin, b)[0], enumerate_p(a - margin, b)[1]), abs=1e-12)
+
+
+def test_the_worse_dataset_is_the_one_not_shown_to_be_not_worse():
+    low, high = [0.70, 0.71, 0.72, 0.73], [0.80, 0.81, 0.82, 0.83]
+    assert stage.margin_tests(low, high, 0.02) == pytest.approx((1, 1 / 70))
+    assert stage.margin_tests(high, low, 0.02) == pytest.approx((1 / 70, 1))
+    assert stage.shift_with_interval(high, low, 0.05)[0] == pytest.approx(0.1)
+
+
+def test_an_interval_of_another_confidence_is_that_of_another_test():
+    a = [0.70 + 0.010 * k for k in range(8)]
+    b = [0.70 + 0.011 * k for k in range(8)]
+    ends = [stage.shift_with_interval(a, b, alpha)[1:] for alpha in (0.05, 0.10, 0.20)]
+    for alpha, (low, high) in zip((0.05, 0.10, 0.20), ends):
+        for inside, outside in ((low + 1e-6, low - 1e-6), (high - 1e-6, high + 1e-6)):
+            kept, rejected = (stage.rank_sum_test(np.array(a) - shift, b).p_two_sided
+                              for shift in (inside, outside))
+            assert rejected <= alpha < kept
+    assert ends[0][0] < ends[1][0] < ends[2][0] < ends[2][1] < ends[1][1] < ends[0][1]
+
+
 def test_margin_is_tested_in_whole_images():
     assert stage.margin_on_grid(0.02, 1 / 60) == pytest.approx(1 / 60)
     assert stage.margin_on_grid(0.02, 1 / 50) == pytest.approx(0.02)
     assert stage.margin_on_grid(0.02, 1 / 40) == 0
+    assert stage.margin_on_grid(0.05, 1 / 60) == pytest.approx(3 / 60)  # 0.05 * 60 is 3.0000000004
+    assert stage.margin_on_grid(0.29, 0.01) == pytest.approx(0.29)      # 0.29 / 0.01 is 28.99...
     assert stage.margin_on_grid(0.02, 0) == 0.02
 
 
@@ -198,6 +266,17 @@ def test_holm_golden():
     assert stage.holm([0.02, 0.031, 0.9]) == pytest.approx([0.06, 0.062, 0.9])
     # a later product, here 2 * 0.031, must not undercut an earlier one
     assert stage.holm([0.03, 0.031, 0.9]) == pytest.approx([0.09, 0.09, 0.9])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_holm_keeps_the_order_never_lowers_a_p_and_ends_at_1(p_values):
+    adjusted = stage.holm(p_values)
+    for p, q in zip(p_values, adjusted):
+        assert p <= q <= min(1, len(p_values) * p)
+    assert min(adjusted) == pytest.approx(min(1, len(p_values) * min(p_values)))
+    by_p = [adjusted[i] for i in sorted(range(len(p_values)), key=p_values.__getitem__)]
+    assert by_p == sorted(by_p)
 
 
 def test_smallest_p_and_n_needed():
@@ -233,6 +312,133 @@ def test_verdicts_in_words():
     better = [0.695, 0.700, 0.704, 0.72, 0.73, 0.74]
     assert pair_of(low, better).verdict.startswith("other is not worse than real by 2 points or more")
     assert pair_of(low, better, names=("p", "q")).verdict.startswith("no difference shown")
+
+
+NOTHING = {"p": 0.9, "p_holm": 0.9, "p_equivalent": 0.9, "p_equivalent_holm": 0.9,
+           "p_b_not_worse": 0.9, "p_b_not_worse_holm": 0.9, "a12": 0.4, "shift_low": -0.031,
+           "shift_high": 0.0, "can_reach_alpha": True, "n_needed": 5}
+
+
+@pytest.mark.parametrize(("alpha", "given", "verdict"), [
+    # the p after Holm decides, and it may be as large as alpha
+    (0.05, {"p": 0.001, "p_holm": 0.051}, "no difference shown; the data cannot tell (n = 6, INT)"),
+    (0.05, {"p_holm": 0.05}, "other scores higher than real (INT)"),
+    (0.01, {"p_holm": 0.05}, "no difference shown; the data cannot tell (n = 6, INT)"),
+    (0.05, {"p_holm": 0.01, "a12": 0.51}, "real scores higher than other (INT)"),
+    # so it does for equivalence
+    (0.05, {"p_equivalent": 0.001, "p_equivalent_holm": 0.051},
+     "no difference shown; the data cannot tell (n = 6, INT)"),
+    (0.05, {"p_equivalent_holm": 0.05}, "equivalent within ±2 points (INT)"),
+    (0.01, {"p_equivalent_holm": 0.05}, "no difference shown; the data cannot tell (n = 6, INT)"),
+    (0.05, {"p_holm": 0.01, "p_equivalent_holm": 0.05},
+     "other scores higher than real (INT), by less than 2 points"),
+    (0.05, {"p_holm": 0.01, "p_equivalent_holm": 0.051, "p_equivalent": 0.01},
+     "other scores higher than real (INT)"),
+    # one-sided: half of alpha, after Holm over the pairs with real
+    (0.05, {"p_b_not_worse": 0.001, "p_b_not_worse_holm": 0.0251},
+     "no difference shown; the data cannot tell (n = 6, INT)"),
+    (0.05, {"p_b_not_worse_holm": 0.025},
+     "other is not worse than real by 2 points or more (INT)"),
+    (0.05, {"p_b_not_worse": 0.001, "p_b_not_worse_holm": None},
+     "no difference shown; the data cannot tell (n = 6, INT)"),
+    (0.05, {"p_b_not_worse_holm": 0.01, "p_equivalent_holm": 0.04},
+     "equivalent within ±2 points (INT)"),
+    (0.05, {"p_b_not_worse_holm": 0.01, "p_holm": 0.04}, "other scores higher than real (INT)"),
+    # out of reach: said only where nothing else was shown
+    (0.05, {"can_reach_alpha": False, "n_needed": 7},
+     "cannot reach significance at this n (n = 6, needs 7; INT)"),
+    (0.05, {"can_reach_alpha": False, "n_needed": 6},
+     "cannot reach significance: too many tied values (n = 6; INT)"),
+    (0.05, {"can_reach_alpha": False, "n_needed": 8, "n_b": 7},
+     "cannot reach significance at this n (n = 6 and 7, needs 8; INT)"),
+    (0.05, {"can_reach_alpha": False, "p_equivalent_holm": 0.05}, "equivalent within ±2 points (INT)"),
+    (0.05, {"can_reach_alpha": False, "p_b_not_worse_holm": 0.01},
+     "other is not worse than real by 2 points or more (INT)"),
+])
+def test_what_is_said_of_which_p(alpha, given, verdict):
+    pair = replace(pair_of([0.1 * k for k in range(6)], [0.1 * k for k in range(6)]),
+                   **{**NOTHING, **given})
+    assert stage.verdict(pair, alpha) == verdict.replace(
+        "INT", "real - other from -3.1 to 0.0 points")
+
+
+def decided(**values):
+    """{(a, b): pair} of all pairs, at the usual level and margin."""
+    return {(pair.dataset_a, pair.dataset_b): pair for pair in stage.compare(
+        values, metric="accuracy", unit="repeat", alpha=0.05, margin=0.02)}
+
+
+def test_a_difference_significant_by_itself_is_not_so_among_three_pairs():
+    real = [0.70, 0.71, 0.72, 0.73, 0.74, 0.75]
+    gan = [0.720, 0.738, 0.767, 0.774, 0.815, 0.827]
+    alone = decided(real=real, gan=gan)["real", "gan"]
+    assert alone.p == alone.p_holm == pytest.approx(42 / 924)
+    assert alone.verdict.startswith("gan scores higher than real (")
+    among = decided(real=real, gan=gan, vae=[0.70, 0.72, 0.74, 0.76, 0.78, 0.80])["real", "gan"]
+    assert (among.p, among.p_holm) == (alone.p, pytest.approx(3 * alone.p))
+    assert among.can_reach_alpha and "higher" not in among.verdict
+
+
+def test_an_equivalence_shown_by_itself_is_not_so_among_three_pairs():
+    real = [0.701, 0.704, 0.717, 0.726, 0.732, 0.733]
+    gan = [0.700, 0.709, 0.718, 0.729, 0.730, 0.738]
+    alone = decided(real=real, gan=gan)["real", "gan"]
+    assert alone.p_equivalent == alone.p_equivalent_holm == pytest.approx(43 / 924)
+    assert alone.verdict.startswith("equivalent within ±2 points")
+    among = decided(real=real, gan=gan, vae=[0.60, 0.65, 0.70, 0.75, 0.80, 0.85])["real", "gan"]
+    assert among.p_equivalent_holm == pytest.approx(3 * alone.p_equivalent)
+    assert "equivalent" not in among.verdict
+
+
+def test_not_worse_than_real_is_adjusted_over_the_pairs_with_real_alone():
+    real = [0.704, 0.707, 0.715, 0.721, 0.737, 0.745]
+    gan = [0.713, 0.713, 0.722, 0.736, 0.742, 0.757]
+    wide = [0.60, 0.65, 0.70, 0.75, 0.80, 0.85]
+    alone = decided(real=real, gan=gan)["real", "gan"]
+    assert alone.p_b_not_worse_holm == alone.p_b_not_worse == pytest.approx(17 / 924)
+    assert alone.verdict.startswith("gan is not worse than real by 2 points or more (")
+    among = decided(real=real, gan=gan, vae=wide)
+    assert among["real", "gan"].p_b_not_worse_holm == pytest.approx(2 * 17 / 924)
+    assert among["real", "gan"].verdict.startswith("no difference shown")
+    assert among["gan", "vae"].p_b_not_worse_holm is None
+    others = decided(gan=gan, vae=wide, real=real)  # real is nobody's reference where it is not a
+    assert [pair.p_b_not_worse_holm for pair in others.values()] == [None] * 3
+    swapped = decided(real=gan, gan=real)["real", "gan"]  # real not worse than gan: not asked
+    assert swapped.p_a_not_worse == alone.p_b_not_worse
+    assert swapped.p_b_not_worse_holm == swapped.p_b_not_worse == alone.p_a_not_worse > 0.1
+    assert swapped.verdict.startswith("no difference shown")
+
+
+def test_a_pair_holds_the_numbers_of_its_own_two_datasets():
+    values = {"real": [0.90, 0.91, 0.93, 0.94, 0.96], "gan": [0.80, 0.84, 0.85, 0.86, 0.95],
+              "vae": [0.84, 0.88, 0.90, 0.95, 0.97, 0.99]}
+    pairs = stage.compare(values, metric="accuracy_own", unit="replicate", alpha=0.1, margin=0.05,
+                          margin_tested=0.04, grid=0.02)
+    assert [(pair.dataset_a, pair.dataset_b) for pair in pairs] == [
+        ("real", "gan"), ("real", "vae"), ("gan", "vae")]
+    for pair in pairs:
+        a, b = values[pair.dataset_a], values[pair.dataset_b]
+        assert (pair.metric, pair.unit, pair.method) == ("accuracy_own", "replicate", "exact")
+        assert (pair.n_a, pair.n_b) == (len(a), len(b))
+        assert (pair.median_a, pair.median_b) == pytest.approx((np.median(a), np.median(b)))
+        greater, less, extreme = enumerate_p(a, b)
+        assert pair.p == pytest.approx(2 * min(greater, less))
+        assert pair.p_smallest == pytest.approx(2 * extreme)
+        assert pair.p_smallest_without_ties == pytest.approx(2 / math.comb(len(a) + len(b), len(a)))
+        assert pair.u == sum((x > y) + (x == y) / 2 for x in a for y in b)
+        assert pair.a12 == pytest.approx(pair.u / len(a) / len(b))
+        assert (pair.shift, pair.shift_low, pair.shift_high) == stage.shift_with_interval(
+            a, b, 0.1, 0.02)
+        assert (pair.confidence, pair.margin, pair.margin_tested) == (0.9, 0.05, 0.04)
+        assert (pair.p_a_not_worse, pair.p_b_not_worse) == stage.margin_tests(a, b, 0.04)
+        assert pair.p_equivalent == max(pair.p_a_not_worse, pair.p_b_not_worse)
+        assert pair.n_needed == stage.n_needed(3, 0.1) and pair.can_reach_alpha
+    assert [pair.p_holm for pair in pairs] == stage.holm([pair.p for pair in pairs])
+    assert [pair.p_equivalent_holm for pair in pairs] == stage.holm(
+        [pair.p_equivalent for pair in pairs])
+    assert [pair.p_b_not_worse_holm for pair in pairs] == [
+        *stage.holm([pair.p_b_not_worse for pair in pairs[:2]]), None]
+    assert pairs[0].shift > 0 and pairs[0].a12 > 0.5 and pairs[2].shift < 0
 
 
 def test_no_difference_is_never_called_equivalent():
@@ -277,6 +483,12 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(stage.figures, "boxplot_png", lambda *_: b"box")
+    monkeypatch.setattr(stage.figures, "differences_png", lambda *_: b"difference")
+
+
 def test_end_to_end(tmp_path, capsys):
     tree, out = make_results(tmp_path / "results"), tmp_path / "comparison"
     assert compare(tree, "--output", out) == 0
@@ -309,7 +521,7 @@ def test_end_to_end(tmp_path, capsys):
     assert len({line.index(pair["verdict"]) for line, pair in zip(lines[1:4], pairs)}) == 1
 
 
-def test_warnings_reach_report_and_terminal(tmp_path, capsys):
+def test_warnings_reach_report_and_terminal(tmp_path, no_pictures, capsys):
     tree, out = make_results(tmp_path / "r", repeats=3, num_images=30), tmp_path / "c"
     assert compare(tree, "--output", out) == 0
     page, printed = (out / "report.html").read_text(), capsys.readouterr().err
@@ -321,7 +533,7 @@ def test_warnings_reach_report_and_terminal(tmp_path, capsys):
     assert "own test images: each CNN is tested on its own kind" in (out / "report.html").read_text()
 
 
-def test_replicates_are_the_unit_when_there_are_several(tmp_path):
+def test_replicates_are_the_unit_when_there_are_several(tmp_path, no_pictures):
     tree, out = make_results(tmp_path / "r", repeats=3, replicates=4), tmp_path / "c"
     assert compare(tree, "--output", out) == 0
     rows, pair = read_csv(out / "accuracies.csv"), read_csv(out / "wilcoxon.csv")[1]
@@ -334,7 +546,7 @@ def test_replicates_are_the_unit_when_there_are_several(tmp_path):
     assert "one replicate:" not in page and "mean of its 3 repeats" in page
 
 
-def test_more_repeats_recompute_and_fewer_use_the_first(tmp_path, capsys):
+def test_more_repeats_recompute_and_fewer_use_the_first(tmp_path, no_pictures, capsys):
     tree, out = make_results(tmp_path / "r", repeats=5), tmp_path / "c"
     assert compare(tree, "--output", out) == 0
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -355,7 +567,7 @@ def test_more_repeats_recompute_and_fewer_use_the_first(tmp_path, capsys):
     assert (out / "wilcoxon.csv").read_bytes() == five
 
 
-def test_chosen_datasets_and_unfinished_others(tmp_path, capsys):
+def test_chosen_datasets_and_unfinished_others(tmp_path, no_pictures, capsys):
     tree, out = make_results(tmp_path / "r"), tmp_path / "c"
     (tree / "context").mkdir()
     assert compare(tree, "--output", out) == 1
@@ -373,6 +585,241 @@ def test_dry_run_plans_and_writes_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "n = 3 repeats" in printed and "needs n >= 5: out of reach" in printed
     assert not out.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["r"]
+
+
+# ------------------------------------------------------------------ what a reader must know first
+
+COUNTS = {"real": [54, 55, 56, 57, 58, 59], "gan": [51, 52, 54, 55, 57, 58]}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Results, the arms' summaries and the pairs of a comparison that needs one warning only."""
+    found = results.read_results(write_counts(tmp_path_factory.mktemp("r"), COUNTS))
+    pairs = stage.compare({name: found.values(name, "accuracy_real") for name in found.datasets},
+                          metric="accuracy_real", unit="repeat", alpha=0.05, margin=0.02)
+    return found, stage.report.summarise(found, "accuracy_real", stage.wilson_interval), pairs
+
+
+def warnings_of(compared, metric="accuracy_real", **changed):
+    """The warnings, without that of one replicate, where the pair is changed."""
+    found, arms, pairs = compared
+    return [text for text in stage.find_warnings(
+        found, arms, [replace(pairs[0], **changed), *pairs[1:]], metric=metric, alpha=0.05,
+        margin=0.02) if not text.startswith("one replicate: ")]
+
+
+def test_one_replicate_is_warned_of_and_several_are_not(compared):
+    found, arms, pairs = compared
+    options = {"metric": "accuracy_real", "alpha": 0.05, "margin": 0.02}
+    [warning] = stage.find_warnings(found, arms, pairs, **options)
+    assert warning.startswith("one replicate: every p-value speaks about this one split of the real "
+                              "images and this one training of each generator, not about the methods")
+    assert stage.find_warnings(replace(found, replicates=[0, 1]), arms, pairs, **options) == []
+
+
+@pytest.mark.parametrize(("changed", "warning"), [
+    ({"can_reach_alpha": False, "n_needed": 7, "unit": "replicate"},
+     "n too small: 1 of 3 pairs cannot be significant at 0.05 after Holm with n = 6; n >= 7 "
+     "replicates make it possible, not likely"),
+    ({"can_reach_alpha": False, "n_needed": 6},
+     "too many ties: 1 of 3 pairs cannot be significant because most values are equal; a larger "
+     "test set tells them apart"),
+    ({"method": "normal"}, "normal approximation: with more than 200 values a pair, p comes from "
+                           "the normal distribution with tie correction"),
+    ({"margin_tested": 0}, "coarse test set: one test image is 1.7 points, more than the margin of "
+                           "2; nothing can be shown equivalent"),
+])
+def test_what_weakens_a_pair_is_warned_of(compared, changed, warning):
+    found, arms, [pair] = compared
+    assert warnings_of((found, arms, [pair] * 3), **changed) == [warning]
+
+
+def test_an_arm_that_may_have_learned_nothing_is_warned_of(compared):
+    found, arms, pairs = compared
+    low = stage.wilson_interval(0.5, 60)[0]
+    for share, is_told in ((low + 1e-9, True), (low - 1e-9, False)):
+        told = warnings_of((found, [arms[0], {**arms[1], "mean": 0.5, "majority_share": share}], pairs))
+        assert [text.startswith("chance level: gan cannot be told from always answering the largest")
+                for text in told] == [True] * is_told
+
+
+def test_own_test_images_are_warned_of_and_the_results_warnings_come_last(compared):
+    found, arms, pairs = compared
+    told = warnings_of((replace(found, warnings=["a", "b"]), arms, pairs), "accuracy_own")
+    assert [text.split(":")[0] for text in told] == ["own test images", "a", "b"]
+
+
+# ------------------------------------------------------------------ a view of the results
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often the results were read."""
+    calls = []
+    original = results.read_results
+    monkeypatch.setattr(results, "read_results", lambda *given, **options: calls.append(given)
+                        or original(*given, **options))
+    return calls
+
+
+@pytest.mark.parametrize("options", [
+    ["--alpha", "0.01"], ["--margin", "0.05"], ["--metric", "accuracy_own"], ["--repeats", "2"],
+    ["--datasets", "real", "gan"]])
+def test_other_options_make_the_comparison_anew(tmp_path, no_pictures, reads, options):
+    tree, out = write_counts(tmp_path / "r", {**COUNTS, "vae": COUNTS["gan"]}), tmp_path / "c"
+    assert compare(tree, "--output", out) == 0 and len(reads) == 1
+    assert compare(tree, "--output", out) == 0 and len(reads) == 1
+    assert compare(tree, "--output", out, *options) == 0 and len(reads) == 2
+    assert compare(tree, "--output", out, *options) == 0 and len(reads) == 2
+
+
+@pytest.mark.parametrize("edit", [
+    lambda folder: (folder / "c/wilcoxon.csv").unlink(),
+    lambda folder: (folder / "c/accuracy_boxplot.png").write_bytes(b"other"),
+    lambda folder: (folder / "c/comparison.json").unlink(),
+    lambda folder: (folder / "sheets/real.png").write_bytes(b"other"),
+    lambda folder: (folder / "sheets/gan.png").write_bytes(b"new"),
+    lambda folder: write(folder / "r", record("gan", 0, split_of(right(57)), split_of(right(50)))),
+])
+def test_a_comparison_altered_or_of_other_inputs_is_made_anew(tmp_path, no_pictures, reads, edit):
+    sheets = tmp_path / "sheets"
+    sheets.mkdir()
+    (sheets / "real.png").write_bytes(b"sheet")
+    command = write_counts(tmp_path / "r", COUNTS), "--output", tmp_path / "c", "--sheets", sheets
+    assert compare(*command) == 0
+    edit(tmp_path)
+    assert compare(*command) == 0 and len(reads) == 2
+    assert compare(*command) == 0 and len(reads) == 2
+
+
+@pytest.mark.parametrize("module", [stage, results, stage.report, stage.figures])
+def test_other_code_of_the_view_makes_the_comparison_anew(
+        tmp_path, monkeypatch, no_pictures, reads, module):
+    code = tmp_path / "code.py"
+    shutil.copyfile(module.__file__, code)
+    monkeypatch.setattr(module, "__file__", str(code))
+    tree = write_counts(tmp_path / "r", COUNTS)
+    assert compare(tree, "--output", tmp_path / "c") == 0
+    assert compare(tree, "--output", tmp_path / "c") == 0 and len(reads) == 1
+    code.write_text(code.read_text() + "# changed\n")
+    assert compare(tree, "--output", tmp_path / "c") == 0 and len(reads) == 2
+
+
+@pytest.mark.parametrize("version", ["dataset_fingerprint", "real_fingerprint"])
+def test_results_of_another_dataset_version_are_not_called_complete(
+        tmp_path, no_pictures, capsys, version):
+    tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
+    assert compare(tree, "--output", out) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write(tree, record("gan", 5, split_of(right(57)), split_of(right(58)), **{version: "other"}))
+    capsys.readouterr()
+    assert compare(tree, "--output", out) == 1
+    printed = capsys.readouterr()
+    assert f"two runs are mixed: {version}" in printed.err and printed.out == ""
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_metric_chosen_is_the_one_compared(tmp_path, no_pictures):
+    tree, out = write_counts(tmp_path / "r", COUNTS, own=45), tmp_path / "c"
+    for metric, median in ((None, 56.5 / 60), ("accuracy_real", 56.5 / 60), ("accuracy_own", 0.75)):
+        assert compare(tree, "--output", out, *(["--metric", metric] if metric else [])) == 0
+        [pair] = read_csv(out / "wilcoxon.csv")
+        assert pair["metric"] == (metric or "accuracy_real")
+        assert float(pair["median_a"]) == pytest.approx(median)
+
+
+def test_level_and_margin_asked_for_are_those_used(tmp_path, no_pictures):
+    tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
+    for options, alpha, margin, tested in (
+            ([], 0.05, 0.02, 1 / 60), (["--alpha", "0.2", "--margin", "0.06"], 0.2, 0.06, 3 / 60)):
+        assert compare(tree, "--output", out, *options) == 0
+        [pair] = read_csv(out / "wilcoxon.csv")
+        assert float(pair["confidence"]) == pytest.approx(1 - alpha)
+        assert float(pair["margin"]) == margin
+        assert float(pair["margin_tested"]) == pytest.approx(tested)
+        page = (out / "report.html").read_text()
+        assert f"significance level {alpha:g} after Holm, margin ±{100 * margin:g} points" in page
+
+
+def test_the_manifest_is_json_with_what_was_asked_and_found(tmp_path, no_pictures):
+    tree = write_counts(tmp_path / "r", {name: counts[:3] for name, counts in COUNTS.items()})
+    assert compare(tree, "--output", tmp_path / "c", "--repeats", 3) == 0
+    manifest = json.loads((tmp_path / "c/comparison.json").read_text())
+    assert manifest["schema"] == "lungkit.comparison/1"
+    assert manifest["options"] == {"metric": None, "repeats": 3, "alpha": 0.05, "margin": 0.02,
+                                   "datasets": None}
+    assert (manifest["metric"], manifest["unit"]) == ("accuracy_real", "repeat")
+    [pair], [real, gan] = manifest["pairs"], manifest["arms"]
+    assert pair["shift_low"] is None and pair["shift"] == pytest.approx(3 / 60)  # n = 3: unbounded
+    assert (real["dataset"], real["n"], gan["dataset"]) == ("real", 3, "gan")
+    assert any(text.startswith("n too small") for text in manifest["warnings"])
+    assert sorted(manifest["files"]) == ["accuracies.csv", "accuracy_boxplot.png",
+                                         "accuracy_differences.png", "report.html", "wilcoxon.csv"]
+
+
+def test_the_manifest_is_written_last(tmp_path, no_pictures, monkeypatch):
+    tree, out, names = write_counts(tmp_path / "r", COUNTS), tmp_path / "c", []
+    replace_file = os.replace
+
+    def one_by_one(source, target):
+        names.append(Path(target).name)
+        if len(names) == 5:
+            raise OSError(28, "No space left on device", str(target))
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", one_by_one)
+        assert compare(tree, "--output", out) == 1
+        assert not (out / "comparison.json").exists() and not list(out.glob(".*"))
+        names.clear()
+        patch.setattr(os, "replace", lambda *given: names.append(Path(given[1]).name)
+                      or replace_file(*given))
+        assert compare(tree, "--output", out) == 0
+    assert len(names) == 6 and names[-1] == "comparison.json"
+
+
+def test_a_signal_ends_it_with_75_and_nothing_written(tmp_path, no_pictures, monkeypatch, capsys):
+    tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
+    original = results.read_results
+
+    def signalled(*given, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "read_results", signalled)
+        assert compare(tree, "--output", out) == 75
+    assert "run the same command again" in capsys.readouterr().err and not out.exists()
+    assert compare(tree, "--output", out) == 0
+
+
+def test_two_do_not_write_one_comparison(tmp_path, no_pictures, capsys):
+    from lungkit import files
+
+    tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
+    with files.lock(out):
+        assert compare(tree, "--output", out) == 1
+    assert "is being written by another process" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_plan_is_made_although_the_comparison_is_complete(tmp_path, no_pictures, capsys):
+    tree, out = write_counts(tmp_path / "r", {**COUNTS, "vae": COUNTS["gan"]}), tmp_path / "c"
+    assert compare(tree, "--output", out) == 0
+    capsys.readouterr()
+    assert compare(tree, "--output", out, "--dry-run", "--repeats", "5") == 0
+    assert capsys.readouterr().out == (
+        "found 3 datasets (real, gan, vae) with n = 5 repeats of accuracy_real\n"
+        "3 pairs; smallest p 0.0079, after Holm 0.024; significance at 0.05 needs n >= 5\n"
+        f"would write {out / 'report.html'}\n")
+    assert compare(tree, "--output", out, "--dry-run", "--repeats", "2") == 0
+    assert "smallest p 0.33, after Holm 1; significance at 0.05 needs n >= 5: out of reach" \
+        in capsys.readouterr().out
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
+    out.write_text("mine")
+    assert compare(tree, "--output", out) == 2 and out.read_text() == "mine"
 
 
 # ------------------------------------------------------------------ what is refused
@@ -415,7 +862,7 @@ def test_results_are_refused(tmp_path, capsys, edit, words):
     assert not out.exists()
 
 
-def test_missing_repeats_are_named(tmp_path, capsys):
+def test_missing_repeats_are_named(tmp_path, no_pictures, capsys):
     tree = make_results(tmp_path / "r")
     for repeat in (4, 5):
         (tree / f"prompt/replicate_000/repeat_{repeat:04d}.json").unlink()
@@ -482,7 +929,7 @@ def test_csv_is_refused(tmp_path, capsys, lines, header, words):
     assert not (tmp_path / "c").exists()
 
 
-def test_csv_is_compared(tmp_path):
+def test_csv_is_compared(tmp_path, no_pictures):
     lines = [(name, i, value) for name, sample in (("new", Y), ("old", X)) for i, value in
              enumerate(sample, start=1)]
     out = tmp_path / "c"
