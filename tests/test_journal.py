@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
-import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections import OrderedDict
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +14,9 @@ import pytest
 from PIL import Image
 
 import tumor_seg
+from arms import fork
 from lungkit.journal import Journal
 from lungkit.phantom import draw_tile
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -91,6 +88,64 @@ def test_a_result_cannot_call_anything(path):
     assert kept(path) == [0, 1, 2, 3, 4] and not (path.parent / "made").exists()
 
 
+@dataclasses.dataclass
+class Found:
+    where: Path
+    spots: np.ndarray
+    share: np.float64
+
+
+def test_dataclasses_arrays_and_paths_are_results(path):
+    result = {"found": [Found(Path("a/b"), np.arange(6.0).reshape(2, 3), np.float64(0.25))], "n": None}
+    with Journal(path, "recipe") as journal:
+        journal.add("image 9", ("a", 9), result)
+    with Journal(path, "recipe", keep=False) as journal:
+        again = journal.get("image 9", ("a", 9))
+    assert again["found"][0].where == Path("a/b") and again["found"][0].share == 0.25
+    assert np.array_equal(again["found"][0].spots, result["found"][0].spots) and again["n"] is None
+
+
+@pytest.mark.parametrize("foreign", [OrderedDict(a=1), Fraction(1, 2), os.mkdir, OrderedDict],
+                         ids=["object", "instance", "function", "class"])
+def test_anything_else_ends_what_is_believed(foreign, path):
+    with Journal(path, "recipe") as journal:
+        journal.add("foreign", 0, foreign)
+        journal.add("image 9", 9, {"value": 9000})
+    with Journal(path, "recipe", keep=False) as journal:
+        assert journal.get("image 4", 4) and journal.get("foreign", 0) is None
+        assert journal.get("image 9", 9) is None
+
+
+def test_a_journal_of_another_user_is_not_read(path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    assert kept(path) == []
+
+
+def test_a_result_is_on_file_as_soon_as_it_is_added(path):
+    with Journal(path, "recipe") as journal:
+        size = path.stat().st_size
+        journal.add("image 9", 9, {"value": 9000})
+        assert path.stat().st_size > size
+        assert kept(path) == [0, 1, 2, 3, 4]
+
+
+def test_a_later_result_replaces_an_earlier_one(path):
+    with Journal(path, "recipe") as journal:
+        journal.add("image 1", "changed", {"value": -1})
+    with Journal(path, "recipe", keep=False) as journal:
+        assert journal.get("image 1", 1) is None
+        assert journal.get("image 1", "changed") == {"value": -1}
+
+
+def test_without_keeping_nothing_is_written(tmp_path):
+    with Journal(tmp_path / "kept", "recipe", keep=False) as journal:
+        journal.add("image 1", 1, {})
+        journal.discard()
+    with Journal(tmp_path / "kept", "recipe"):
+        pass  # nothing was added: an empty journal would be taken for progress
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_process_reads_only(path):
     with Journal(path, "recipe") as first, Journal(path, "recipe") as second:
         second.add("image 7", 7, {})
@@ -157,26 +212,24 @@ def test_a_dry_run_reads_the_journal_and_writes_nothing(images, tmp_path, monkey
     assert seen == ["lung_n/2.png"]
 
 
-def test_a_killed_survey_goes_on(images, tmp_path):
-    for number in range(20):  # enough to be killed among them
-        tile = np.roll(np.array(Image.open(images / "lung_n/0.png")), 7 * number, 1)
-        Image.fromarray(tile).save(images / f"lung_n/more{number}.png")
-    journal = tmp_path / ".real.survey"
-    command = [sys.executable, ROOT / "tumor_seg.py", "--input", images, "--output",
-               tmp_path / "real", "--image-size", "64", "--workers", "2"]
-    stage = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    for _ in range(3000):
-        if journal.exists() and journal.stat().st_size > 50_000 or stage.poll() is not None:
-            break
-        time.sleep(0.01)
-    stage.send_signal(signal.SIGKILL)
-    assert stage.wait() == -signal.SIGKILL
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0
-    found = re.search(r"(\d+) of 32 images were examined before", done.stderr)
-    assert found and 0 < int(found[1]) < 32
-    assert not journal.exists()
-    (tmp_path / "real/metadata.csv").rename(tmp_path / "resumed.csv")
-    shutil.rmtree(tmp_path / "real")
-    assert run(images, tmp_path / "real") == 0
-    assert (tmp_path / "resumed.csv").read_bytes() == (tmp_path / "real/metadata.csv").read_bytes()
+def test_a_killed_survey_goes_on(images, tmp_path, monkeypatch, capfd):
+    seen = count_examined(monkeypatch)
+    counted = tumor_seg.examine
+
+    def die_at_the_sixth(source, recipe):
+        if len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return counted(source, recipe)
+
+    def killed() -> int:
+        tumor_seg.examine = die_at_the_sixth
+        return run(images, tmp_path / "real", "--workers", "1")
+
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(killed), 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / ".real.survey").exists() and not (tmp_path / "real").exists()
+    assert run(images, tmp_path / "real", "--workers", "1") == 0
+    assert "5 of 12 images were examined before" in capfd.readouterr().err and len(seen) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "real"]
+    assert run(images, tmp_path / "whole") == 0
+    assert (tmp_path / "whole/metadata.csv").read_bytes() == \
+        (tmp_path / "real/metadata.csv").read_bytes()

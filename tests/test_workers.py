@@ -8,9 +8,12 @@ import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
+import cv2
 import pytest
 
+from arms import fork, signal_when
 from lungkit import cli
 from lungkit.cli import Fault, Stopped
 from lungkit.workers import AHEAD, mapper
@@ -87,6 +90,70 @@ def test_a_worker_has_one_thread(monkeypatch):
     with mapper(2) as mapped:
         assert list(mapped(os.getenv, ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])) == ["1", "1"]
     assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_thread_settings_that_were_not_there_are_not_there_after(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    with mapper(2) as mapped:
+        assert list(mapped(os.getenv, ["MKL_NUM_THREADS"] * 2)) == ["1", "1"]
+    assert not {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ)
+
+
+def test_one_process_has_one_thread_of_opencv_and_gives_the_others_back():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        with mapper(1) as mapped:
+            assert list(mapped(threads_of_opencv, [0, 0])) == [1, 1]
+            assert not multiprocessing.active_children()
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_a_worker_leaves_signals_to_its_parent():
+    """Ctrl-C reaches every process of the terminal, and Slurm's warning may."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2]
+    with mapper(2) as mapped:
+        assert list(mapped(signal_itself, numbers, chunk=1)) == numbers
+        assert list(mapped(threads_of_opencv, [0, 0], chunk=1)) == [1, 1]
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    def parent() -> int:
+        with mapper(2) as mapped:
+            list(mapped(note_and_sleep, [tmp_path, tmp_path], chunk=1))
+        return 0
+
+    status = signal_when(fork(parent), lambda: len(list(tmp_path.iterdir())) == 2)
+    assert status == -signal.SIGKILL
+    workers = [Path("/proc", path.name, "stat") for path in tmp_path.iterdir()]
+    end = time.monotonic() + 240
+    while any(map(lives, workers)):
+        assert time.monotonic() < end, "the workers go on"
+        time.sleep(0.02)
+
+
+def lives(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def threads_of_opencv(_: object) -> int:
+    return cv2.getNumThreads()
+
+
+def signal_itself(number: int) -> int:
+    os.kill(os.getpid(), number)
+    return number
+
+
+def note_and_sleep(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
 
 
 def die_at_seven(number: int) -> int:
