@@ -5,7 +5,7 @@
 
 The check that a refactoring changed nothing: run it before and after, and compare the printouts
 (`diff`). Hashed are images, masks, tables, manifests, model weights, probabilities and the tests'
-CSVs; left out is what differs from run to run or machine to machine: times, versions, the commit.
+CSVs; left out is what differs from run to run or machine to machine: times, versions, paths.
 Takes about a minute on one core; the hashes hold for one machine and one set of versions.
 """
 
@@ -26,7 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from arms import ARMS, arguments  # noqa: E402  (after the path is set)
 
-TIMES = {"versions", "commit", "dirty", "command", "elapsed_sec", "threads", "device"}
+PASSING = {"versions", "commit", "dirty", "command", "elapsed_sec", "finished_at", "host", "job",
+           "threads", "device", "_name_or_path", "_diffusers_version"}
 TEXT = {".csv", ".jsonl", ".html", ".txt"}
 
 
@@ -59,10 +60,10 @@ def make_all(root: Path) -> None:
         "nuclei")
 
 
-def without_times(value: object) -> object:
+def lasting(value: object) -> object:
     if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
+        return {key: lasting(item) for key, item in value.items() if key not in PASSING}
+    return [lasting(item) for item in value] if isinstance(value, list) else value
 
 
 def content(path: Path, root: Path) -> bytes:
@@ -76,7 +77,7 @@ def content(path: Path, root: Path) -> bytes:
         with np.load(path) as arrays:
             return b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays.files))
     if path.suffix == ".json":
-        text = json.dumps(without_times(json.loads(path.read_text())), sort_keys=True)
+        text = json.dumps(lasting(json.loads(path.read_text())), sort_keys=True)
         return text.replace(str(root), "ROOT").encode()
     if path.suffix in TEXT:
         return path.read_text().replace(str(root), "ROOT").encode()
