@@ -109,6 +109,24 @@ def test_a_variable_reaches_every_stage_it_concerns(script, name, request):
             (stage, option, calls)
 
 
+def test_workers_are_trainings_at_a_time_of_the_pipeline_too(pipeline):
+    assert len(pipeline.calls("cnn", dry=False)) == 2 * (1 + len(ARMS))
+
+
+def test_paths_are_meant_from_where_the_user_is(project, tmp_path):
+    (tmp_path / "here/images").mkdir(parents=True)
+    (tmp_path / "here/groups.csv").touch()
+    settings = {"INPUT": "images", "GROUPS_CSV": "groups.csv", "RUN": "run", "BASE_MODEL": "images"}
+    result = project.bash(project.path / "run_pipeline.slurm", cwd=tmp_path / "here", ARMS="prompt",
+                          FAULTS="prompt_seg.py*=1", **settings)
+    assert result.returncode == 1
+    tumor, = project.calls("tumor")
+    assert [tumor.option(name) for name in ("--input", "--groups", "--output")] == \
+        [str(tmp_path / "here" / name) for name in ("images", "groups.csv", "run/datasets/real")]
+    prompt, = project.calls("prompt")
+    assert prompt.option("--base-model") == str(tmp_path / "here/images")
+
+
 def test_only_what_was_asked_is_passed(project):
     """Without a setting a stage's own default holds: no option, not an empty one."""
     (project.path / "images").mkdir()
