@@ -19,6 +19,7 @@ ARMS = {
     "prompt": TINY_ADAPTER,
     "context": [*TINY_ADAPTER, "--controlnet-steps", "2"],
 }
+GENERATORS = [arm for arm in ARMS if arm != "voronoi"]  # they see the train split of real alone
 # an option with another value, and the name the refusal must give
 OTHER_OPTION = {"voronoi": ["--render", "borders"], "diffusion": ["--guidance-scale", "1"],
                 "prompt": ["--guidance-scale", "3"], "context": ["--layouts", "training"]}
@@ -31,6 +32,24 @@ def arguments(arm: str, real: Path, output: Path, *more: str) -> list[str]:
 
 def main_of(arm: str) -> Callable[[list[str]], int]:
     return importlib.import_module(f"{arm}_seg").main
+
+
+def blind(monkeypatch, arm: str) -> None:
+    """Take the val and test images and masks from under `arm` as soon as it has checked its real.
+
+    For a copy of real to throw away.
+    """
+    from lungkit.dataset import open_dataset
+
+    def open_and_blind(path: Path):
+        data = open_dataset(path)
+        for row in data.rows:
+            if row.split != "train":
+                for file in (data.path / row.file_name, *data.path.glob(f"masks/*/*/{row.stem}.*")):
+                    file.unlink()
+        return data
+
+    monkeypatch.setattr(importlib.import_module(f"{arm}_seg"), "open_dataset", open_and_blind)
 
 
 def content(directory: Path) -> dict[str, bytes]:

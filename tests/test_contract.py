@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from arms import ARMS, OTHER_OPTION, arguments, content, fork, main_of, signal_when
+from arms import (ARMS, GENERATORS, OTHER_OPTION, arguments, blind, content, fork, main_of,
+                  signal_when)
 from lungkit.dataset import SPLITS, open_dataset
+from lungkit.generation import stream
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ["tumor_seg", "voronoi_seg", "diffusion_seg", "prompt_seg", "context_seg", "cnn_classify",
@@ -28,11 +30,34 @@ def arm(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(arm, real_dataset, tmp_path_factory) -> Path:
+def ran(arm, real_dataset, tmp_path_factory) -> tuple[int, Path]:
+    """The arm run once without interruption: its exit status and its dataset.
+
+    A generator has nothing but the training images of real, once it has checked it.
+    """
+    root = tmp_path_factory.mktemp(arm)
+    output = root / "datasets" / arm
+    if arm not in GENERATORS:
+        return main_of(arm)(arguments(arm, real_dataset, output)), output
+    shutil.copytree(real_dataset, root / "real")
+    with pytest.MonkeyPatch.context() as patch:
+        blind(patch, arm)
+        code = main_of(arm)(arguments(arm, root / "real", output))
+    assert {path.parent.parent.name for path in (root / "real").glob("*/*/*.png")} == {"train"}
+    return code, output
+
+
+@pytest.fixture
+def made(ran) -> Path:
     """The arm's dataset, made once without interruption."""
-    output = tmp_path_factory.mktemp(arm) / "datasets" / arm
-    assert main_of(arm)(arguments(arm, real_dataset, output)) == 0
+    code, output = ran
+    assert code == 0
     return output
+
+
+def test_an_arm_succeeds_and_a_generator_without_real_s_val_and_test_images(ran):
+    code, output = ran
+    assert code == 0 and (output / "dataset.json").exists()
 
 
 def test_counts_are_like_real_and_every_image_opens(made, real_dataset):
@@ -49,6 +74,31 @@ def test_nothing_trained_on_has_seen_a_test_image(made, real_dataset):
     seen = {entry["name"]: entry for entry in open_dataset(made).trained_on()}
     assert seen["real"]["fingerprint"] == real.fingerprint
     assert "train" in seen["real"]["splits"] and "test" not in seen["real"]["splits"]
+
+
+def test_a_generated_image_is_of_the_train_split_and_another_of_its_own(arm, made, real_dataset):
+    splits = {split: ["train"] if arm in GENERATORS else [split] for split in SPLITS}
+    manifest = json.loads((made / "dataset.json").read_text())
+    parent = {"name": "real", "fingerprint": open_dataset(real_dataset).fingerprint, "splits": splits}
+    assert manifest["parents"] == [parent]
+    models = made.parent.parent / "models" / arm / "model.json"
+    assert models.exists() == (arm in GENERATORS)
+    if models.exists():
+        assert json.loads(models.read_text())["parents"] == [parent]
+
+
+def test_the_warnings_of_real_and_the_audit_for_copies_go_with_a_generated_dataset(arm, made, real_dataset):
+    manifest, real = open_dataset(made).manifest, open_dataset(real_dataset)
+    assert ("copy_audit" in manifest) == (arm in GENERATORS)
+    if arm in GENERATORS:
+        assert real.warnings and manifest["warnings"][:len(real.warnings)] == real.warnings
+        assert manifest["copy_audit"]["images"] == len(real.rows)
+
+
+def test_an_image_is_drawn_from_the_stream_of_its_arm_its_seed_and_its_index(arm, made):
+    draws = stream(f"{arm}_seg", 0)
+    for row in open_dataset(made).rows:  # nothing is drawn for a diagram
+        assert row.seed == (f"{draws}:{int(row.stem)}" if arm in GENERATORS else "")
 
 
 def test_torchvision_reads_it_as_it_is(made):
@@ -101,8 +151,12 @@ def test_overwrite_replaces_it_by_a_whole_one(arm, made, real_dataset, tmp_path)
     models = made.parent.parent / "models"
     if models.exists():
         shutil.copytree(models, tmp_path / "models")
-    assert main_of(arm)(arguments(arm, real_dataset, copy, *OTHER_OPTION[arm], "--overwrite")) == 0
+    more = ["--seed", "1"] if arm in GENERATORS else []
+    assert main_of(arm)(arguments(arm, real_dataset, copy, *OTHER_OPTION[arm], *more, "--overwrite")) == 0
     assert open_dataset(copy).fingerprint != open_dataset(made).fingerprint
+    if more:
+        seeds = [{row.seed for row in open_dataset(path).rows} for path in (copy, made)]
+        assert not seeds[0] & seeds[1], "another seed drew from the same numbers"
     assert not [path for path in copy.parent.iterdir() if path.name != arm], "leftovers beside it"
 
 
@@ -112,14 +166,17 @@ def test_dry_run_checks_and_writes_nothing(arm, real_dataset, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dataset_with_an_altered_image_is_refused_and_nothing_published(arm, real_dataset, tmp_path, capfd):
+def test_a_dataset_with_altered_images_is_refused_and_nothing_published(arm, real_dataset, tmp_path, capfd):
     broken = tmp_path / "real"
     shutil.copytree(real_dataset, broken)
-    victim = sorted((broken / "train").glob("*/*.png"))[0]
-    shutil.copy(sorted((broken / "train").glob("*/*.png"))[1], victim)
+    victims = []
+    for split in SPLITS:
+        victim, other = sorted((broken / split).glob("*/*.png"))[:2]
+        shutil.copy(other, victim)
+        victims.append(victim)
     assert main_of(arm)(arguments(arm, broken, tmp_path / "out" / arm)) == 1
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert victim.name in error and "altered" in error
+    assert all(f"{victim.name}: altered" in error for victim in victims)
     assert not (tmp_path / "out" / arm).exists()
 
 

@@ -250,6 +250,19 @@ def test_diffusion_trains_its_own_autoencoder_and_all_parts_open_in_diffusers(re
     with torch.no_grad():
         latents = Latents(autoencoder, open_dataset(real_dataset).load("train")[0])
     assert latents.deviation() * autoencoder.config.scaling_factor == pytest.approx(1, abs=1e-3)
+    # the images are those that the published parts draw from the seeds recorded
+    from diffusion_seg import sample_images
+    from lungkit.generation import Item
+
+    dataset = open_dataset(output)
+    rows = [row for split in ("train", "val", "test") for row in dataset.select(split, "lung_n")]
+    assert len(rows) <= 32  # one whole batch: the same composition gives the same bytes
+    again = sample_images(unet.eval(), autoencoder.eval(), schedule,
+                          [Item(int(row.seed.split(":")[1]), row.split, row.label) for row in rows],
+                          classes=dataset.classes, sampler_name="ddim", steps=2,
+                          seed=int(rows[0].seed.split(":")[0]), device=torch.device("cpu"),
+                          guidance_scale=dataset.manifest["parameters"]["guidance_scale"])
+    assert np.array_equal(again, np.stack([dataset.image(row) for row in rows]))
 
 
 def test_an_item_is_drawn_from_its_seed_not_from_its_place():
