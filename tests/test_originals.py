@@ -1,4 +1,4 @@
-"""One original image: its squares by place and scale, its resolution, its overview; slides alike."""
+"""One original image or slide: its squares by place and scale, its resolution, its overview."""
 
 from __future__ import annotations
 

@@ -146,6 +146,12 @@ def test_uneven_dropping_is_warned_of_beyond_a_tenth():
     assert warned(half) == {}
 
 
+def test_the_share_dropped_counts_tiles_and_not_originals():
+    found = qc_report.shares_dropped([original("a/0.png", tile(), tile("blank"), tile("blank")),
+                                      original("a/1.png", tile()), original("b/0.png")])
+    assert found == {"a": 0.5, "b": 0.0}
+
+
 def test_enlarged_tiles_are_warned_of():
     small = [*CALM, original("a/small.png", tile(box=(0, 0, 63)), tile("blank", (0, 63, 63)))]
     assert warned(small, image_size=64)["tiles enlarged"].startswith("1 tiles")

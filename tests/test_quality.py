@@ -214,9 +214,10 @@ def test_a_tile_at_a_limit_is_kept_and_one_beyond_it_is_dropped(name, kept, drop
 
 
 @pytest.mark.parametrize("limit, name, value", [
-    ("max_saturated_black", "saturated_black", 0.3), ("max_saturated_white", "saturated_white", 0.9),
-    ("max_pen", "pen", 0.3), ("min_brightest", "brightest", 0.2), ("min_contrast", "contrast", 0.01),
-    ("min_structure", "structure", 0.1), ("min_tissue", "tissue", 0.02),
+    ("max_saturated_black", "saturated_black", 0.3), ("max_pen", "pen", 0.3),
+    ("max_saturated_white", "saturated_white", 0.9), ("min_brightest", "brightest", 0.2),
+    ("min_contrast", "contrast", 0.01), ("min_structure", "structure", 0.1),
+    ("min_tissue", "tissue", 0.02),
     ("blank_tissue", "tissue", 0.002)])
 def test_every_limit_can_be_changed(limit, name, value):
     found = replace(FINE, **{name: value})

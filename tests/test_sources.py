@@ -1,4 +1,4 @@
-"""Where originals lie: class folders found, files in one order, edits noticed by the fingerprint."""
+"""Where originals lie: class folders, files in one order, edits that the fingerprint notices."""
 
 from __future__ import annotations
 

@@ -110,6 +110,17 @@ def uneven(num_groups=60):
             for _ in range(1 + 5 * i % 12)]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_shares_are_sixty_twenty_twenty_in_every_class(seed):
+    """Also in a class a hundredth the size of another, whose patients are the other's, too."""
+    items = [(f"p{i}", "large") for i in range(40) for _ in range(100)]
+    items += [(f"p{i}", "small") for i in range(0, 40, 2) for _ in range(1 + i % 3)]
+    shares = share_of_splits(items, splits.split_groups(items, seed))
+    for label in ("large", "small"):
+        found = [shares[label, split] for split in ("train", "val", "test")]
+        assert found == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
+
+
 @pytest.mark.parametrize("count", [3, 4, 5, 10])
 def test_every_image_is_tested_in_exactly_one_fold(count):
     items = uneven()
