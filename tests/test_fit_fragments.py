@@ -50,8 +50,9 @@ def test_pictures_are_of_every_class_in_both_stains_and_changed(monkeypatch):
         return tile
 
     monkeypatch.setattr(phantom, "draw_tile", draw)
+    rising = np.arange(48 * 48).reshape(48, 48)
     monkeypatch.setattr(phantom, "draw_fluorescence",
-                        lambda label, **which: np.arange(4 * 48 * 48).reshape(1, 4, 48, 48))
+                        lambda label, **which: np.stack([rising, *[2304 - rising] * 3])[None])
     made = list(fit_fragments.pictures(9, 2))
     assert [modality for *_, modality in made] == ["he", "fluorescence", "he", "he"] * 3
     assert asked == [(label, {"patient": 2, "index": 0, "seed": 9}) for label in phantom.CLASSES]
