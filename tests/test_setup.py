@@ -146,3 +146,59 @@ def test_tests_run_adds_their_requirements_and_passes_arguments(checkout):
     assert checkout.calls[-1] == "-m pytest -m not slow"
     assert checkout.bash("tests/run", FAULT="-m pytest", STATUS=5).returncode == 5
     assert checkout.calls == ["-m pytest"]
+
+
+# ------------------------------------------------------------------ .ci/run
+
+APT_GET = r"""#!/bin/bash
+echo "apt-get $*" >>"$CALLS"
+[[ $1 != install ]] || ls "$POLICY" >>"$CALLS"
+exit "${APT_STATUS:-0}"
+"""
+
+
+@pytest.fixture
+def ci(checkout, tmp_path) -> Checkout:
+    """A bare machine: .ci/run finds shellcheck and slurmctld only where a test puts them."""
+    needed = ("bash cat chmod cp cut date dirname env flock grep head ls mkdir mv paste rm sha256sum "
+              "sort tail timeout").split()
+    for name in needed:
+        (checkout.tools / name).symlink_to(shutil.which(name))
+    checkout.tool("apt-get", APT_GET)
+    checkout.tool("id", '#!/bin/bash\necho "${USER_ID:-0}"\n')
+    script = (ROOT / ".ci/run").read_text()
+    assert ":/usr/sbin" in script and "/usr/sbin/policy-rc.d" in script
+    policy = tmp_path / "policy-rc.d"
+    (checkout.path / ".ci/run").write_text(
+        script.replace("/usr/sbin/policy-rc.d", str(policy)).replace("/usr/sbin", str(tmp_path / "sbin")))
+    (checkout.path / "tests/slurm_up").write_text('echo "slurm_up $1 $SLURM_LOCAL_ROOT" >>"$CALLS"\n')
+    checkout.env |= {"PATH": str(checkout.tools), "POLICY": str(policy), "TMPDIR": str(tmp_path)}
+    return checkout
+
+
+def test_ci_installs_what_is_missing_and_runs_the_tests(ci, tmp_path):
+    result = ci.bash(".ci/run", "-x")
+    assert result.returncode == 0, result.stderr
+    asked = [line.split("recommends ")[1] for line in ci.calls if line.startswith("apt-get install")]
+    assert asked == ["shellcheck", "slurmctld slurmd slurm-client munge"]
+    assert ci.calls.count(str(tmp_path / "policy-rc.d")) == 2  # no package starts its daemon
+    assert not (tmp_path / "policy-rc.d").exists()
+    tests, stopped = ci.calls[-2:]
+    assert tests == "-m pytest -m not (slurm and slow) -x"
+    assert stopped.startswith(f"slurm_up down {tmp_path}/lungkit-ci-")
+    for name in ("shellcheck", "slurmctld"):
+        ci.tool(name, "")
+    assert ci.bash(".ci/run").returncode == 0
+    assert not [line for line in ci.calls if line.startswith("apt-get")]
+
+
+@pytest.mark.parametrize("settings", [{"USER_ID": 1000}, {"APT_STATUS": 100}])
+def test_ci_goes_on_without_what_it_cannot_install(settings, ci):
+    result = ci.bash(".ci/run", **settings)
+    assert result.returncode == 0 and ci.calls[-2].startswith("-m pytest")
+    assert "installed: shellcheck" in result.stderr or "could not install shellcheck" in result.stderr
+
+
+def test_ci_ends_with_the_tests_status_and_stops_the_slurm(ci):
+    assert ci.bash(".ci/run", FAULT="-m pytest", STATUS=1).returncode == 1
+    assert ci.calls[-1].startswith("slurm_up down ")
