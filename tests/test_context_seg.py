@@ -79,6 +79,16 @@ def test_the_weights_given_find_the_nuclei(real, tmp_path):
     assert record.status == 0 and record.detector_of == [weights]
 
 
+def test_context_words_that_would_be_cut_are_refused_before_training(real, prompts, tmp_path, capfd):
+    data = json.loads(prompts.read_text())
+    data["context"]["size"][1] = "very " * 100
+    long = tmp_path / "prompts.json"
+    long.write_text(json.dumps(data))
+    record = run_arm("context", real, tmp_path, "--prompts", str(long))
+    assert record.status == 1 and not record.detected and not record.trained
+    assert "77" in capfd.readouterr().err.splitlines()[-1]
+
+
 # ------------------------------------------------------------------ training
 
 def taught(call, number: int, words: Prompts, layouts: list[Layout]) -> set[str]:

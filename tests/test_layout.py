@@ -43,6 +43,12 @@ def test_levels_are_the_quartiles_of_all_layouts_together():
         assert [levels.of(layout)[key] for layout in layouts] == [0, 0, 1, 1, 2, 2, 3, 3], key
 
 
+def test_counts_that_lie_askew_have_quartiles_and_not_equal_steps():
+    layouts = [row_of(number) for number in (2, 3, 4, 5, 6, 7, 8, 50)]
+    assert [Levels(layouts, SIZE).of(layout)["count"] for layout in layouts] \
+        == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 def test_a_measurement_on_a_quartile_counts_to_the_upper_level():
     layouts = [row_of(number) for number in range(2, 7)]
     assert [Levels(layouts, SIZE).of(layout)["count"] for layout in layouts] == [0, 1, 2, 3, 3]
@@ -110,6 +116,11 @@ def test_cells_meet_half_way_between_two_nuclei_and_nowhere_else():
     assert (green.max(0) > 60).nonzero()[0].tolist() in ([31], [30, 31], [31, 32])
     assert (green[:, 31].astype(int) > 60).all()
     assert structure_map(layout_of((16, 20)), SIZE)[..., 1].max() == 0, "one cell has no border"
+
+
+def test_cells_above_one_another_have_a_border_too():
+    green = structure_map(layout_of((20, 16), (20, 46)), SIZE)[..., 1]
+    assert (green.min(1) > 60).nonzero()[0].tolist() in ([31], [30, 31], [31, 32])
 
 
 def test_blue_is_the_distance_to_the_nearest_nucleus_white_from_the_reach_on():
