@@ -18,9 +18,9 @@ NUMBERS = {"train": {"b": 9, "a": 3}, "val": {"b": 1, "a": 1}, "test": {"b": 2, 
 
 
 def tile(index: int, size: int) -> np.ndarray:
-    """One colour with a dark corner, so that its place and its orientation show."""
+    """One colour with a dark corner to the upper right, so that place and orientation show."""
     image = np.full((size, size, 3), (index, 200 - index, 50), np.uint8)
-    image[0, 0] = 0
+    image[0, -1] = 0
     return image
 
 

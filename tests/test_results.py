@@ -329,8 +329,8 @@ def write_csv(path, *lines, header="dataset,repeat,accuracy", encoding="utf-8"):
 
 
 def test_a_csv_is_read_by_its_column_names(tmp_path):
-    path = write_csv(tmp_path / "t.csv", "note,0.5,1, old ,0", ",0.75,0,real,0", ",0.25,0,old,0",
-                     ",1,1,real,0", header="note,accuracy,repeat,dataset,replicate",
+    path = write_csv(tmp_path / "t.csv", "0.5,1, old ,0,note", "0.75,0,real,0,", "0.25,0,old,0,",
+                     "1,1,real,0,", header="accuracy,repeat,dataset,replicate,note",
                      encoding="utf-8-sig")  # as a spreadsheet saves it
     found = read_results(path)
     assert (found.datasets, found.metrics) == (["real", "old"], ["accuracy"])

@@ -144,8 +144,13 @@ def test_each_tail_above_200_values_is_scipys(num_b):
 
 @pytest.mark.parametrize(("num_b", "exact"), [(100, True), (101, False)])
 def test_up_to_200_values_are_exact(num_b, exact):
-    test = stage.rank_sum_test([0.0] * 60 + [1.0] * 40, [0.0] * 30 + [1.0] * (num_b - 30))
+    from scipy.stats import hypergeom
+
+    # of two values the rank sum counts the ones in a: Fisher's exact test
+    test = stage.rank_sum_test([0.0] * 60 + [1.0] * 40, [0.0] * 50 + [1.0] * (num_b - 50))
+    golden = hypergeom(100 + num_b, 40 + num_b - 50, 100).cdf(40)
     assert test.exact == exact
+    assert (test.p_less == pytest.approx(golden, rel=1e-9)) == exact
 
 
 def test_above_200_values_the_smallest_p_is_that_of_complete_separation():
@@ -199,6 +204,12 @@ def test_interval_holds_exactly_the_shifts_not_rejected(samples, alpha):
     assert set(kept) <= set(inside)
     assert all(any(abs(d - end) < 1e-7 for end in (low, high)) for d in set(inside) - set(kept))
     assert math.isinf(low) == (gaps[0] in kept) and math.isinf(high) == (gaps[-1] in kept)
+
+
+def test_a_shift_whose_p_is_exactly_alpha_is_outside_the_interval():
+    a, b = [0.80, 0.81, 0.82, 0.83], [0.70, 0.71, 0.72, 0.73]  # any p is a multiple of 2 / 70
+    assert stage.shift_with_interval(a, b, 2 / 70)[1:] == pytest.approx((0.07, 0.13))
+    assert stage.shift_with_interval(a, b, 2 / 71)[1:] == (-math.inf, math.inf)
 
 
 @given(small_samples, st.sampled_from([0.1, 0.3]))
