@@ -186,8 +186,8 @@ def test_what_setup_env_documents_is_what_it_reads():
 # ------------------------------------------------------------------ run_pipeline.slurm
 
 def test_without_input_the_sample_is_made_first(project):
-    result = project.pipeline(SAMPLE_OPTIONS="--num-patients 4", SEED=3, GPUS="0 1")
-    assert result.returncode == 0, result.stderr
+    result = project.pipeline(SAMPLE_OPTIONS="--num-patients 4", SEED=3, GPUS="0 1", FAULTS="tumor*=1")
+    assert result.returncode == 1, result.stderr
     sample, tumor = project.calls()[1:3]
     assert (sample.stage, tumor.stage) == ("phantom", "tumor")
     assert sample.option("--output") == str(project.run_dir / "sample")
@@ -220,7 +220,7 @@ def test_every_arm_passes_a_dry_run_before_the_first_is_made(project):
     assert not [arm for arm in ARMS if project.calls(arm, dry=False)]
     project.make_datasets("context", "prompt")
     project.forget()
-    assert project.pipeline(JOBS=1).returncode == 0
+    assert project.pipeline(JOBS=1, FAULTS="*contact_sheet*=1").returncode == 1
     arms = [call.stage for call in project.calls(dry=True) if call.stage in ARMS]
     assert arms == ["diffusion", "voronoi"]
     made = [call.stage for call in project.calls(dry=False) if call.stage in ARMS]
@@ -238,7 +238,7 @@ def test_arms_are_those_named(project):
 
 @pytest.mark.parametrize(("fault", "exit_status", "never_started"), [
     ("*phantom*=1", 1, "tumor"), ("tumor_seg.py*=75", 75, "voronoi"), ("*contact_sheet*=1", 1, "cnn"),
-    ("cnn_classify.py*--dry-run*=2", 2, "nuclei"), ("cnn_classify.py*=75", 75, "test"),
+    ("cnn_classify.py*--dry-run*=2", 2, "nuclei"), ("cnn_classify.py*--seed?0?=75", 75, "test"),
     ("nuclei_classify.py*=1", 1, "test"), ("wilcoxon_test.py*=1", 1, "nothing")])
 def test_the_first_failure_is_the_jobs_status_and_its_end(fault, exit_status, never_started, project):
     result = project.pipeline(ARMS="voronoi", FAULTS=fault)
@@ -358,14 +358,15 @@ def test_the_machine_is_divided(settings, wanted, slots, threads, prefix, projec
 
 
 STAGES = """
-stage_command() { command=(bash -c "${!1}"); }
+stage_command() { echo "$1" >>begun; command=(bash -c "${!1}"); }
 """
+AFTER_THE_OTHER = "until [[ -s logs/timings.tsv ]]; do sleep 0.02; done; "
 
 
 @pytest.mark.parametrize(("stages", "status"), [
-    ({"a": "true", "b": "true"}, 0), ({"a": "exit 75", "b": "true"}, 75), ({"a": "exit 3", "b": "exit 4"}, 3),
-    ({"a": "exit 75", "b": "sleep 0.2; exit 4"}, 4),  # a failure tells more than a stop
-    ({"a": "exit 4", "b": "sleep 0.2; exit 75"}, 4)])
+    ({"a": "true", "b": "true"}, 0), ({"a": "exit 75", "b": "true"}, 75), ({"a": "exit 3", "b": AFTER_THE_OTHER + "exit 4"}, 3),
+    ({"a": "exit 75", "b": AFTER_THE_OTHER + "exit 4"}, 4),  # a failure tells more than a stop
+    ({"a": "exit 4", "b": AFTER_THE_OTHER + "exit 75"}, 4)])
 def test_stages_side_by_side_end_with_the_worst(stages, status, project):
     result = project.job(f"{STAGES} begin_job; run_stages 2 a b", **stages)
     assert result.returncode == status, result.stderr
@@ -373,17 +374,18 @@ def test_stages_side_by_side_end_with_the_worst(stages, status, project):
 
 
 def test_a_failure_stops_none_that_runs_and_starts_no_more(project):
-    result = project.job(f"{STAGES} begin_job; run_stages 2 a b c 2>told", a="exit 3", c="touch started",
+    result = project.job(f"{STAGES} begin_job; run_stages 2 a b c 2>told", a="exit 3", c="exit 0",
                          b="until grep -q 'a failed' told; do sleep 0.02; done; touch ended")
     assert result.returncode == 3
-    assert (project.run_dir / "ended").exists() and not (project.run_dir / "started").exists()
+    assert (project.run_dir / "ended").exists()
+    assert (project.run_dir / "begun").read_text().split() == ["a", "b"]
 
 
 def test_a_job_stopped_before_all_stages_were_started_says_so(project):
     result = project.job(f"{STAGES} begin_job; run_stages 1 a b || end_job $?; end_job 0",
-                         a="kill -TERM $PPID; exit 0", b="touch started")
+                         a="kill -TERM $PPID; exit 0", b="exit 0")
     assert result.returncode == 75, result.stderr
-    assert not (project.run_dir / "started").exists()
+    assert (project.run_dir / "begun").read_text() == "a\n"
     assert "run the same command again" in result.stderr
 
 
@@ -393,12 +395,13 @@ def test_a_job_stopped_before_all_stages_were_started_says_so(project):
 def test_a_signal_is_passed_on_once_to_every_stage(sent, prefix, got, project):
     """srun passes USR2 on, and takes TERM as an order to kill."""
     stage = """
-        for name in TERM USR2; do trap "echo $name >>got; stop=1" $name; done
-        echo ready >>ready; until [[ -n ${stop-} ]]; do sleep 0.02; done; exit 75"""
-    control = f"""until [[ $(wc -l <ready) == 2 ]]; do sleep 0.02; done
-        kill -{sent} $PPID; kill -{sent} $PPID"""
+        for name in TERM USR2; do trap "echo $name >>got" $name; done
+        echo >>ready; until [[ -e end ]]; do sleep 0.02; done; exit 75"""
+    control = f"""
+        trap '' TERM USR2; until [[ $(wc -l <ready) == 2 ]]; do sleep 0.02; done; kill -{sent} $PPID
+        until [[ $(wc -l <got) == 2 ]]; do sleep 0.02; done; kill -{sent} $PPID; sleep 0.1; touch end"""
     result = project.job(
-        f"{STAGES} begin_job; touch ready; prefix=({prefix}); run_stages 3 a b control || end_job $?",
+        f"{STAGES} begin_job; touch ready got; prefix=({prefix}); run_stages 3 a b control || end_job $?",
         a=stage, b=stage, control=control)
     assert result.returncode == 75, result.stderr
     assert (project.run_dir / "got").read_text().split() == [got, got]

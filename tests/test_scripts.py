@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lungkit.files import release, try_lock
 from standins import Project
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -308,17 +309,20 @@ def test_failed_stage_is_named_with_its_last_words(finished, environment):
 
 def test_signal_stops_with_75_and_the_same_command_resumes(finished, environment, tmp_path):
     (tmp_path / "datasets").symlink_to(finished[0] / "datasets")
-    settings = {"RUN": tmp_path, "CNN_OPTIONS": "--steps 60 --batch-size 8", "WORKERS": 1, **environment}
+    settings = {"RUN": tmp_path, "CNN_OPTIONS": "--steps 10 --batch-size 8", "WORKERS": 1, **environment}
+    folder = tmp_path / "results/real/replicate_000"
+    first, last = folder / "repeat_0000.json", folder / "repeat_0003.json"
+    held = try_lock(last)  # as if another process did it: nothing is complete before the signal
     process = subprocess.Popen(["bash", "compare_models.sh", "4"], cwd=ROOT, text=True,
                                env=clean_env(**settings), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    first = tmp_path / "results/real/replicate_000/repeat_0000.json"
     wait_for(first.exists, process=process)
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=120)[1]
+    told = process.communicate(timeout=300)[1]
+    release(held, last)
     assert process.returncode == 75, told
     assert "run the same command again to go on" in told
     kept = first.read_bytes()
-    assert len(list(first.parent.glob("*.json"))) < 4
+    assert len(list(folder.glob("*.json"))) < 4
     result = bash("compare_models.sh", 4, **settings)
     assert result.returncode == 0, result.stderr[-3000:]
     assert first.read_bytes() == kept
