@@ -286,6 +286,7 @@ def test_grey_is_never_too_dark_and_its_ground_counts_for_contrast():
     found = measure(tile, mask)
     assert (found.saturated_black, found.brightest, found.pen) == (0, 1, 0)
     assert found.saturated_white == 1 and found.contrast == pytest.approx(0.5)
+    assert measure(tile, ~mask).saturated_black == 0
     colour = measure(cv2.merge([tile] * 3), mask)
     assert colour.contrast == 0 and np.isnan(colour.structure)
     assert measure(cv2.merge([tile] * 3), ~mask).saturated_black == 1

@@ -274,7 +274,7 @@ def test_background_is_bright_greyish_and_not_pink(colour, is_light):
 
 def test_background_is_the_brightest_of_what_is_bright_and_needs_a_hundredth_of_the_image():
     image = np.full((200, 200, 3), 120, np.uint8)
-    image[:80], image[80:140] = 240, 215
+    image[:60], image[60:140] = 240, 215
     np.testing.assert_array_equal(stain.background_light(image), 240)
     image[:] = 120
     image[:26, :26] = 240
@@ -295,6 +295,13 @@ def test_balancing_divides_each_channel_by_its_own_light():
 def test_an_even_tile_is_all_tissue_or_none(colour, is_tissue):
     mask = stain.tissue_mask(np.full((64, 64, 3), colour, np.uint8))
     assert mask.all() if is_tissue else not mask.any()
+
+
+@pytest.mark.parametrize("channels", [(1, 1, 1), (0, 1, 0)])  # ever darker; ever more coloured
+def test_pale_tissue_beside_dark_tissue_is_tissue(channels):
+    amount = np.linspace(60, 200, 64)[:, None] * channels
+    image = np.uint8(255 - np.tile(amount, (64, 1, 1)))
+    assert stain.tissue_mask(image).all()
 
 
 def test_tissue_of_grey_is_what_is_bright_on_dark():
