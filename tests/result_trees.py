@@ -44,7 +44,8 @@ def record(dataset: str, repeat: int, own: dict, real: dict, *, replicate: int =
 
 
 def write(root: Path, row: dict) -> Path:
-    path = root / row["dataset"] / f"replicate_{row['replicate']:03d}" / f"repeat_{row['repeat']:04d}.json"
+    directory = root / row["dataset"] / f"replicate_{row['replicate']:03d}"
+    path = directory / f"repeat_{row['repeat']:04d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(row))
     return path

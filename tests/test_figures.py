@@ -13,7 +13,8 @@ from lungkit import figures, report
 from lungkit.results import read_results
 from result_trees import record, right, split_of, write, write_counts
 
-COUNTS = {"real": [54, 54, 57, 60], "gan": [30, 33, 33, 33], "a name of more than 18": [6, 12, 18, 24]}
+COUNTS = {"real": [54, 54, 57, 60], "gan": [30, 33, 33, 33],
+          "a name of more than 18": [6, 12, 18, 24]}
 DARK = "#333333"
 
 

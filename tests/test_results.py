@@ -198,7 +198,7 @@ def test_replicates_have_their_own_splits_and_datasets_but_one_recipe(tmp_path):
 
 def test_one_seed_may_serve_every_arm_and_replicate_but_one_repeat_only(tmp_path):
     def one_seed(row):
-        row["seed"] = 7 + row["repeat"]
+        row["seed"] = 7 + row["repeat"] + row["replicate"]
 
     make_results(tmp_path / "good", repeats=2, replicates=2, edit=one_seed)
     assert read_results(tmp_path / "good")
