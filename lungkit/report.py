@@ -178,11 +178,12 @@ def _arm_table(arms: list[dict], metric: str) -> str:
     body = [[line[name] if isinstance(line.get(name), str) else
              "" if line.get(name) is None else f"{100 * line[name]:.1f}" for name in shown]
             for line in lines]
-    note = "" if "num_images" not in arms[0] else (
+    sizes = sorted({arm.get("num_images", 0) for arm in arms})  # own test splits may differ
+    note = "" if not sizes[0] else (
         f'<p class="quiet">In percent; means over repeats. Test-set interval: Wilson 95 % interval of '
-        f"one accuracy on {arms[0]['num_images']} test images, in steps of "
-        f"{100 / arms[0]['num_images']:.2g} points: how far other test images of the same kind could "
-        "move it. The SD is that of the trainings alone.</p>")
+        f"one accuracy on {' or '.join(map(str, sizes))} test images, in steps of "
+        f"{' or '.join(f'{100 / size:.2g}' for size in sizes)} points: how far other test images of "
+        "the same kind could move it. The SD is that of the trainings alone.</p>")
     return _table([columns[name] for name in shown], body, text_columns=1) + note
 
 

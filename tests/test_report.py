@@ -209,6 +209,16 @@ def test_by_the_arms_own_tests_the_other_mean_is_that_on_real(found):
     assert "Every CNN is tested on the test split of its own dataset." in items(page, "Protocol")
 
 
+def test_the_test_images_of_every_arm_are_counted(tmp_path):
+    for name, size in (("real", 60), ("gan", 40)):
+        for repeat in (0, 1):
+            write(tmp_path, record(name, repeat, split_of(right(30, size)), split_of(right(50))))
+    found = read_results(tmp_path)
+    pairs, arms = compared(found, "accuracy_own")
+    assert ("one accuracy on 40 or 60 test images, in steps of 2.5 or 1.7 points"
+            in page_of(found, pairs, arms, metric="accuracy_own"))
+
+
 def test_all_numbers_are_those_of_the_tests(page, found, comparison):
     pair = comparison[0][0]
     heads, first, *_ = cells(page, ["a", "b", "n"])
