@@ -84,13 +84,15 @@ def test_joined_regions_keep_their_sums_and_the_greater_height():
 
 
 def test_borders_that_fall_together_add_and_the_highest_saddle_stays():
-    pairs = np.array([[1, 2], [1, 3], [2, 3], [3, 4], [5, 6]])
-    edges = np.array([[4, 2.0, 0.9], [3, 1.5, 0.2], [5, 1.0, 0.7], [2, 1.0, 0.4], [1, 0.5, 0.3]])
-    score = np.array([2.0, -1.0, -3.0, -4.0, -5.0])
+    pairs = np.array([[1, 2], [1, 3], [1, 5], [2, 3], [2, 6], [3, 4], [5, 6]])
+    edges = np.array([[4, 2.0, 0.9], [3, 1.5, 0.2], [6, 3.0, 0.1], [5, 1.0, 0.7], [7, 2.0, 0.8],
+                      [2, 1.0, 0.4], [1, 0.5, 0.3]])
+    score = np.array([2.0, -1.0, -2.0, -3.0, -3.5, -4.0, -5.0])
     after, borders, scores = rewire(pairs, edges, score, np.array([0, 1, 1, 3, 4, 5, 6]))
-    assert after.tolist() == [[1, 3], [3, 4], [5, 6]]
-    np.testing.assert_allclose(borders, [[8, 2.5, 0.7], [2, 1.0, 0.4], [1, 0.5, 0.3]])
-    assert np.isnan(scores[0]) and scores[1:].tolist() == [-4.0, -5.0]
+    assert after.tolist() == [[1, 3], [1, 5], [1, 6], [3, 4], [5, 6]]
+    np.testing.assert_allclose(borders, [[8, 2.5, 0.7], [6, 3.0, 0.1], [7, 2.0, 0.8],
+                                         [2, 1.0, 0.4], [1, 0.5, 0.3]])
+    assert np.isnan(scores[:3]).all() and scores[3:].tolist() == [-4.0, -5.0]
 
 
 def chain(widths: list[int]) -> np.ndarray:

@@ -558,8 +558,9 @@ def test_of_two_nuclei_that_overlap_much_the_later_is_dropped_else_it_lies_below
         cell["x"], cell["y"] = x, y
     kept = phantom._separate(cells, 180.0)
     assert kept["x"].tolist() == ([20] if covers else [20, 29])
-    labels = phantom._label_map(phantom._outlines(np.random.default_rng(0), kept, 2.0), 360)
-    assert labels[39, 39] == 1 and labels.max() == len(kept)
+    square = np.array([[0, 0], [8, 0], [8, 8], [0, 8]]) * 16  # 1/16 px
+    labels = phantom._label_map(np.int32([square + 32, square + 96]), 20)
+    assert (labels[2:11, 2:11] == 1).all() and (labels[6:15, 11:15] == 2).all()
 
 
 def test_a_tile_of_one_nucleus_shows_it_where_the_truth_says(monkeypatch):
