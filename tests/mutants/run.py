@@ -4,6 +4,7 @@
   python tests/mutants/run.py                        every table, two at a time
   python tests/mutants/run.py --table cnn generators only these
   python tests/mutants/run.py --only "label smooth"  only rules or files that hold these words
+  python tests/mutants/run.py --check                only say what is stale, in a second
 
 Reads tests/mutants/*.toml, a table [[mutant]] a fault: `rule` (the sentence that is broken),
 `file`, `text` (found exactly once in it), `replacement`, `tests` (node ids that must fail) and,
@@ -59,12 +60,23 @@ class Mutant:
         path.write_text(path.read_text().replace(self.text, self.replacement))
 
     def fault(self) -> str | None:
-        """Why it cannot be applied."""
+        """Why it cannot be applied, or its tests cannot be run."""
         path = ROOT / self.file
         if not path.is_file():
             return "no such file"
         count = path.read_text().count(self.text)
-        return None if count == 1 else f"text found {count} times"
+        if count != 1:
+            return f"text found {count} times"
+        lacking = [test for test in self.tests if not names_a_test(test)]
+        return f"no such test: {', '.join(lacking)}" if lacking else None
+
+
+def names_a_test(node_id: str) -> bool:
+    """Whether the file of a node id is there and defines the test that it names, if any."""
+    name, _, test = node_id.partition("::")
+    path = ROOT / name
+    test = test.rpartition("::")[2].partition("[")[0]
+    return path.is_file() and (not test or f"def {test}(" in path.read_text())
 
 
 def load(tables: list[str] | None, words: str | None) -> list[Mutant]:
@@ -204,6 +216,8 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", nargs="+", metavar="NAME", help="tables to run (default: all)")
     parser.add_argument("--only", metavar="WORDS", help="only mutants whose rule or file holds it")
+    parser.add_argument("--check", action="store_true",
+                        help="apply and run nothing: name the mutants whose text is not there")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at once (default: 2)")
     parser.add_argument("--no-baseline", action="store_true",
                         help="trust that the tests pass on the code as it is")
@@ -211,6 +225,12 @@ def main() -> int:
     mutants = load(args.table, args.only)
     if not mutants:
         sys.exit("no such mutant")
+    if args.check:
+        stale = [(mutant, fault) for mutant in mutants if (fault := mutant.fault())]
+        for mutant, fault in stale:
+            print(f"stale     {mutant.table:10s} {mutant.file}: {mutant.rule} ({fault})")
+        print(f"{len(mutants)} mutants, {len(stale)} stale")
+        return int(bool(stale))
     preload()
     with tempfile.TemporaryDirectory(prefix="mutants-") as work:
         if not args.no_baseline:
