@@ -179,7 +179,8 @@ def test_each_image_is_turned_and_lit_by_itself_over_the_whole_range():
     plan = cnn_classify.plan_batches(np.arange(64), 32, 64, np.random.default_rng(0))
     for name, values in (("symmetry", plan["symmetry"]), ("brightness", plan["brightness"])):
         assert (values != values[:, :1]).any() and (values != values[:1]).any(), name
-    assert np.bincount(plan["symmetry"].ravel()).min() > 200  # 256 of each of the eight
+    turned = np.bincount(plan["symmetry"].ravel(), minlength=8)
+    assert turned.min() > 200  # 256 of each of the eight
     assert plan["brightness"].min() == pytest.approx(0.9, abs=1e-3)
     assert plan["brightness"].max() == pytest.approx(1.1, abs=1e-3)
     assert plan["brightness"].mean() == pytest.approx(1, abs=5e-3)

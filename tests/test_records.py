@@ -1,4 +1,4 @@
-"""The records: when one is complete, who makes it, what is printed of them, in what order written."""
+"""The records: when one is complete, who makes it, what is printed of them, how they are written."""
 
 from __future__ import annotations
 
@@ -130,6 +130,22 @@ def test_results_of_other_options_written_meanwhile_end_the_sharing(tmp_path):
 
     with pytest.raises(cli.BadOptions, match="another process writes other results.*model: "):
         records.share(tmp_path, [identity(0), identity(1)], work)
+
+
+def test_sharing_ends_only_when_the_others_have_ended(tmp_path, monkeypatch):
+    path = records.repeat_path(tmp_path, 0)
+    held, looks = files.try_lock(path), []
+
+    def look():
+        looks.append(None)
+        if len(looks) == 4:
+            write(tmp_path, 0)
+            files.release(held, path)
+
+    monkeypatch.setattr(records, "POLL_INTERVAL_SEC", 0)
+    monkeypatch.setattr(records, "check_stop", look)
+    records.share(tmp_path, [identity()], lambda _: pytest.fail("done twice"))
+    assert records.survey(tmp_path, [identity()]) == ({}, [])
 
 
 def test_a_failed_repeat_is_free_for_the_next_and_what_a_kill_left_of_it_goes(tmp_path):
