@@ -1,4 +1,4 @@
-"""The records: when one is complete, who makes it, what is printed of them, how they are written."""
+"""The records: when one is complete, who makes it, what is printed and how it is written."""
 
 from __future__ import annotations
 
@@ -123,7 +123,10 @@ def test_what_another_process_has_done_meanwhile_is_not_done_again(tmp_path):
     assert records.read_records(tmp_path)[0]["accuracy_real"] == 0.25
 
 
-def test_results_of_other_options_written_meanwhile_end_the_sharing(tmp_path):
+def test_results_of_other_options_written_meanwhile_end_the_sharing(tmp_path, monkeypatch):
+    looks = iter([None] * 5)  # then StopIteration: it would go on for ever
+    monkeypatch.setattr(records, "check_stop", lambda: next(looks))
+
     def work(asked):
         write(tmp_path, asked["repeat"])
         write(tmp_path, 1, model="resnet18")
