@@ -121,10 +121,12 @@ class FakeLatents:
         return part
 
 
-def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False) -> Record:
+def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
+            lose: str | None = None) -> Record:
     """Run `<arm>_seg.py` on stand-ins.
 
     blind: real's val and test images are deleted as soon as the dataset has been checked.
+    lose: a file of the finished model, deleted when the base model is opened.
     """
     record = Record(root)
     name = f"{arm}_seg"
@@ -179,12 +181,17 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False) -
                 file.unlink()
         return data
 
+    def open_base(folder, place):
+        if lose:
+            (record.model / lose).unlink()
+        return base
+
     base = SimpleNamespace(vae=None, unet=None, folder=None, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungkit.denoiser.Latents", FakeLatents)
         patch.setattr("lungkit.training.train", train)
         patch.setattr("lungkit.instanseg.load_detector", detector)
-        stand_ins = {"BaseModel": lambda folder, place: base, "training_loss": training_loss,
+        stand_ins = {"BaseModel": open_base, "training_loss": training_loss,
                      "train_adapter": train_adapter, "pipeline": pipeline,
                      "draw_images": draw_images}
         if arm == "context":

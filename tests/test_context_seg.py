@@ -229,6 +229,15 @@ def test_what_is_missing_from_a_finished_model_is_one_line_and_not_made_up(name,
     assert name in error and "error" in error and not (made.model / name).exists()
 
 
+def test_layouts_lost_before_drawing_are_not_measured_again(real, tmp_path, capfd):
+    made = run_arm("context", real, tmp_path)
+    again = run_arm("context", real, tmp_path, "--guidance-scale", "3", "--overwrite",
+                    lose="layouts.npz")
+    assert again.status == 1 and not again.detected and not again.drawn
+    assert "layouts.npz" in capfd.readouterr().err.strip().splitlines()[-1]
+    assert not (made.model / "layouts.npz").exists()
+
+
 @pytest.mark.parametrize("change", [
     ["--controlnet-steps", "5"], ["--controlnet-learning-rate", "0.002"], ["--rank", "6"],
     ["--controlnet", "folder"], ["--nuclei-weights", "file"]], ids=lambda change: change[0])

@@ -85,6 +85,14 @@ def test_the_losses_are_kept_with_the_model(made):
     assert manifest["parents"][0]["splits"]["train"] == ["train"]
 
 
+@pytest.mark.parametrize("arm", ["prompt", "context"])
+def test_full_adapts_stable_diffusion_and_demo_the_embedded_base(arm, real, tmp_path, capfd):
+    assert run_arm(arm, real, tmp_path, "--preset", "full").status == 2
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in capfd.readouterr().err
+    assert run_arm(arm, real, tmp_path, "--preset", "demo", "--dry-run").status == 0
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------ drawing
 
 def test_each_image_is_drawn_by_its_own_class_adapter(made):
