@@ -264,13 +264,15 @@ def test_size_and_shape_leave_out_cut_nuclei_and_cells_cut_cells(name):
 def test_a_nucleus_without_pixels_has_place_area_and_cell_but_no_shape_or_stain():
     labels = np.zeros((20, 20), np.int32)
     labels[4:8, 4:10] = 1
-    nuclei = Nuclei(labels, np.array([[6.5, 5.5], [15, 12]], np.float32), np.array([24, 0.4], np.float32))
+    nuclei = Nuclei(labels, np.array([[6.5, 5.5], [15, 12]], np.float32),
+                    np.array([24, 0.4], np.float32))
     image = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
     features = measure_nuclei(nuclei, voronoi_labels(nuclei.centroids, 20), image, um_per_px=0.5)
     unknown = {name for name, values in features.items() if np.isnan(values[1])}
     assert unknown == {"perimeter_um", "eccentricity", "solidity", "haematoxylin_od"}
     assert features["area_um2"] == pytest.approx([6, 0.1])
-    assert features["haematoxylin_od"][0] == pytest.approx(haematoxylin(image)[4:8, 4:10].mean(), rel=1e-5)
+    mean = haematoxylin(image)[4:8, 4:10].mean()
+    assert features["haematoxylin_od"][0] == pytest.approx(mean, rel=1e-5)
     assert features["nearest_neighbour_um"] == pytest.approx([np.hypot(8.5, 6.5) / 2] * 2)
     assert not features["touches_border"].any() and features["cell_touches_border"].all()
 

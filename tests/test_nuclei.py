@@ -359,7 +359,8 @@ def test_a_pale_waist_is_cut_where_the_outline_has_no_neck():
     capsule = (np.abs(y - 110) < 8) & (np.abs(x - 110) < 24)
     for dip, count in ((0.0, 1), (0.7, 2)):
         stain = capsule * (1.6 - dip * np.exp(-((x - 110) / 5.0) ** 2))
-        labels, height, stained_as, excess, floor = cut_fragments(stained(stain, 0.1), "he", 224 / 180)
+        labels, height, stained_as, excess, floor = cut_fragments(stained(stain, 0.1), "he",
+                                                                  224 / 180)
         inner = np.unique(labels[106:115, 95:126])
         assert len(inner[inner > 0]) == count, dip
         assert floor == HE_FLOOR and stained_as[110, 90] == pytest.approx(1.6, abs=0.05)

@@ -550,8 +550,10 @@ def test_a_third_of_a_patients_tiles_are_without_tumour_and_diseases_alternate()
         assert own == [("lung_n", 0), ("lung_n", 1), *[(disease, index) for index in range(5)]]
 
 
-@pytest.mark.parametrize(("first", "second", "covers"), [((20, 20), (24, 20), True), ((20, 20), (29, 20), False)])
-def test_of_two_nuclei_that_overlap_much_the_later_is_dropped_else_it_lies_below(first, second, covers):
+@pytest.mark.parametrize(("first", "second", "covers"), [
+    ((20, 20), (24, 20), True), ((20, 20), (29, 20), False)])
+def test_of_two_nuclei_that_overlap_much_the_later_is_dropped_else_it_lies_below(first, second,
+                                                                                 covers):
     cells = np.zeros(3, tissue.CELL)
     cells["a"], cells["b"] = 5, 5
     for cell, (x, y) in zip(cells, (first, second, (300, 20))):  # the last lies outside
@@ -611,7 +613,8 @@ def test_light_is_dye_by_exposure_with_autofluorescence_and_stray_light(monkeypa
     seen = fluorescence.draw_channels(painted, staining, None, image_size=8, num_planes=2)
     assert seen.shape == (2, 4, 8, 8)
     expected = (dye + np.array([0.1, 0.1, 0.05, 0]) * 0.2) * [2000, 3200, 800, 1800] + 40
-    np.testing.assert_allclose(seen, np.broadcast_to(expected[:, None, None], seen.shape), rtol=1e-5)
+    expected = np.broadcast_to(expected[:, None, None], seen.shape)
+    np.testing.assert_allclose(seen, expected, rtol=1e-5)
 
 
 def test_dyes_lie_where_they_bind():
@@ -669,6 +672,6 @@ def test_a_sibling_is_saved_at_the_size_and_quality_drawn():
         made, wanted = (Image.open(io.BytesIO(one)) for one in (content, expected))
         assert made.quantization == wanted.quantization and made.size == (80, 80)
     drawn = [augment.draw_change(np.random.default_rng(seed)) for seed in range(200)]
-    scales, qualities = ([getattr(one, name) for one in drawn] for name in ("scale", "jpeg_quality"))
+    scales, qualities = [one.scale for one in drawn], [one.jpeg_quality for one in drawn]
     assert 0.75 <= min(scales) < 0.78 and 1.22 < max(scales) <= 1.25
     assert min(qualities) == 70 and max(qualities) == 95

@@ -387,7 +387,7 @@ def test_tissue_map_is_of_the_survey_resolution(folder, picture):
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9
 
 
-# ------------------------------------------------------------------ levels, by a slide made of numbers
+# ------------------------------------------------------------------ levels made of numbers
 
 class Levels:
     """Levels whose pixel at level 0's (x, y) is (x // 32, y // 32, level); notes what is read."""
@@ -431,9 +431,9 @@ def test_a_stretched_level_does_not_show_the_same_field(sizes, level):
 
 
 def test_a_thumbnail_is_of_the_whole_slide_by_its_longer_side_and_never_enlarged():
-    for sizes, longest, shape in ((((4096, 2048),), 256, (128, 256)), (((2048, 4096),), 256, (256, 128)),
-                                  (((100, 60),), 256, (60, 100)), (((5000, 3),), 100, (1, 100))):
-        levels = Levels(*sizes)
+    for size, longest, shape in (((4096, 2048), 256, (128, 256)), ((2048, 4096), 256, (256, 128)),
+                                 ((100, 60), 256, (60, 100)), ((5000, 3), 100, (1, 100))):
+        levels = Levels(size)
         assert slides.Slide(levels).thumbnail(longest).shape == (*shape, 3)
         assert levels.asked[0][1:3] == (0, 0)
     with slides.Slide(levels):

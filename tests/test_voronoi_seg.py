@@ -356,12 +356,13 @@ def blank(tmp_path_factory) -> Path:
     (["--field-um", "250", "--solidity", "0.6", "--render", "borders", "--modality",
       "fluorescence"],
      {"field_um": 250.0, "solidity": 0.6, "render": "borders", "modality": "fluorescence"})])
-def test_images_are_drawn_as_asked_and_in_reals_field(blank, tmp_path, monkeypatch, options, expected):
+def test_images_are_drawn_as_asked_and_in_reals_field(blank, tmp_path, monkeypatch, options,
+                                                      expected):
     asked, draw_row = [], voronoi_seg.draw_row
     monkeypatch.setattr(voronoi_seg, "draw_row",
                         lambda row, **how: asked.append(how) or draw_row(row, **how))
-    assert voronoi_seg.main(["--real", str(blank), "--output", str(tmp_path / "out"), *options]) == 0
-    assert len(asked) == 15
+    argv = ["--real", str(blank), "--output", str(tmp_path / "out"), *options]
+    assert voronoi_seg.main(argv) == 0 and len(asked) == 15
     for how in asked:
         assert {name: how[name] for name in expected} == expected
     manifest = open_dataset(tmp_path / "out").manifest
