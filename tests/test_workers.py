@@ -84,10 +84,12 @@ def test_a_signal_is_heard_while_workers_are_busy(monkeypatch, tmp_path):
 
 
 def test_a_worker_has_one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+    for name in names:
+        monkeypatch.setenv(name, "7")
     with mapper(2) as mapped:
-        assert list(mapped(os.getenv, ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])) == ["1", "1"]
-    assert os.environ["OMP_NUM_THREADS"] == "7"
+        assert list(mapped(os.getenv, names)) == ["1"] * 3
+    assert [os.environ[name] for name in names] == ["7"] * 3
 
 
 def test_thread_settings_that_were_not_there_are_not_there_after(monkeypatch):
