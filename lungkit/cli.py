@@ -54,7 +54,6 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
         options = vars(parser.parse_args(argv))
     except SystemExit as end:
         return int(end.code or 0)
-    _stop_signal.clear()
     previous = {}
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         try:
@@ -93,6 +92,7 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        _stop_signal.clear()  # it was meant for this run
     return COMPLETE
 
 

@@ -93,12 +93,12 @@ def test_a_signal_stops_where_the_work_is_saved(number, capsys):
     assert signal.Signals(number).name in line and "same command again to resume" in line
 
 
-def test_a_run_begins_without_the_last_ones_signal():
+def test_a_signal_ends_the_run_it_was_meant_for_only():
     def stopped(**options):
         os.kill(os.getpid(), signal.SIGTERM)
         cli.check_stop()
 
-    assert call(stopped) == 75
+    assert call(stopped) == 75 and not cli.stop_requested()
     assert call(lambda **options: cli.check_stop()) == 0
 
 
