@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,9 @@ class Project:
         """Run `bash words...` with no setting of the scripts but these; RUN is `run_dir`."""
         env = {**self.env, **{name: str(value) for name, value in settings.items()}}
         return subprocess.run(["bash", *map(str, words)], cwd=cwd or self.path, env=env, text=True,
-                              capture_output=True, timeout=120, check=False)
+                              capture_output=True, timeout=300, check=False,
+                              # ignored by a shell's background jobs, which bash cannot trap
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def pipeline(self, **settings: object):
         return self.bash("run_pipeline.slurm", **settings)
