@@ -176,8 +176,8 @@ def sample(labels: str, *, guidance_scale: float = 1.0, scale: float = 1.0, deco
 @pytest.mark.parametrize("name", ["dpm", "ddim"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 0.5, 2.0])
 def test_guidance_goes_from_no_class_through_the_class_by_its_scale(name, guidance_scale):
-    _, latents, _ = sample("bca", guidance_scale=guidance_scale, name=name)
-    levels = [LEVELS[3] + guidance_scale * (LEVELS[label] - LEVELS[3]) for label in (1, 2, 0)]
+    _, latents, _ = sample("cbc", guidance_scale=guidance_scale, name=name)
+    levels = [LEVELS[3] + guidance_scale * (LEVELS[label] - LEVELS[3]) for label in (2, 1, 2)]
     assert latents.mean((1, 2, 3)).tolist() == pytest.approx(levels, abs=0.05)
     assert float(latents.std((1, 2, 3)).max()) < 0.05
 
