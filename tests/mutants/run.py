@@ -157,58 +157,68 @@ def wait(pid: int, end: float) -> int | None:
         time.sleep(0.02)
 
 
-def judge(mutant: Mutant, work: Path) -> tuple[str, str]:
-    """Apply a mutant in a copy and run its tests: (outcome, remark)."""
-    if mutant.fault():
-        return "stale", mutant.fault()
-    copy = Path(tempfile.mkdtemp(dir=work))
+def judge(mutant: Mutant, copy: Path) -> tuple[str, str]:
+    """Apply a mutant in a copy, run its tests, take it back: (outcome, remark)."""
+    if fault := mutant.fault():
+        return "stale", fault
+    log = Path(f"{copy}.log")
+    mutant.apply(copy)
     try:
-        copy_checkout(copy)
-        mutant.apply(copy)
-        log = Path(f"{copy}.log")
         code = wait(start(copy, mutant.tests, log, "-x"), time.monotonic() + LIMIT_SEC)
-        if code in (0, 1, None):
-            return ("survived", "") if code == 0 else ("caught", "hung" if code is None else "")
-        return "stale", f"pytest ended with {code}: {log.read_text()[-600:]}"
     finally:
-        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copy2(ROOT / mutant.file, copy / mutant.file)
         shutil.rmtree(f"{copy}.tmp", ignore_errors=True)
+    if code in (0, 1, None):
+        return ("survived", "") if code == 0 else ("caught", "hung" if code is None else "")
+    return "stale", f"pytest ended with {code}: {log.read_text()[-600:]}"
 
 
-def judge_all(mutants: list[Mutant], work: Path, jobs: int) -> list[tuple[str, str]]:
-    """Judge every mutant, `jobs` at a time, each in a process of its own."""
-    waiting, running = list(enumerate(mutants)), {}
+def judge_all(mutants: list[Mutant], work: Path, copies: list[Path]) -> list[tuple[str, str]]:
+    """Judge every mutant, each in a process of its own, one at a time in each copy."""
+    waiting, free, running = list(enumerate(mutants)), list(copies), {}
     outcomes: list = [None] * len(mutants)
     while waiting or running:
-        while waiting and len(running) < jobs:
-            number, mutant = waiting.pop(0)
+        while waiting and free:
+            (number, mutant), copy = waiting.pop(0), free.pop()
             answer = work / f"{number}.answer"
             pid = os.fork()
             if pid == 0:
                 try:
-                    answer.write_text("\0".join(judge(mutant, work)))
+                    answer.write_text("\0".join(judge(mutant, copy)))
                     os._exit(0)
                 except BaseException as error:
                     answer.write_text(f"stale\0{error!r}")
                     os._exit(1)
-            running[pid] = number, answer
+            running[pid] = number, answer, copy
         pid, _ = os.wait()
-        number, answer = running.pop(pid)
+        number, answer, copy = running.pop(pid)
+        free.append(copy)
         outcomes[number] = tuple(answer.read_text().split("\0", 1))
         print(f"[{sum(map(bool, outcomes))}/{len(mutants)}] {outcomes[number][0]:8s} "
               f"{mutants[number].file}: {mutants[number].rule}", file=sys.stderr, flush=True)
     return outcomes
 
 
-def baseline(mutants: list[Mutant], work: Path) -> None:
-    """End unless the named tests pass in an untouched copy."""
-    copy = Path(tempfile.mkdtemp(dir=work))
-    copy_checkout(copy)
-    tests = sorted({test for mutant in mutants if not mutant.fault() for test in mutant.tests})
-    log = work / "baseline.log"
-    code = wait(start(copy, tests, log), time.monotonic() + BASELINE_LIMIT_SEC)
-    if code != 0:
-        sys.exit(f"the tests fail before anything is broken ({code}):\n{log.read_text()[-4000:]}")
+def prepare(mutants: list[Mutant], work: Path, jobs: int, trusted: bool) -> list[Path]:
+    """Copies of the checkout, compiled; end unless the named tests pass there untouched.
+
+    From here on nothing is compiled into a file: a mutant's bytes would be taken for the next's.
+    """
+    first = copy_checkout(work / "copy0")
+    if not trusted:
+        tests = sorted({test for mutant in mutants if not mutant.fault() for test in mutant.tests})
+        log = work / "baseline.log"
+        code = wait(start(first, tests, log), time.monotonic() + BASELINE_LIMIT_SEC)
+        if code != 0:
+            sys.exit(f"the tests fail before anything is broken ({code}):\n"
+                     f"{log.read_text()[-4000:]}")
+        shutil.rmtree(f"{first}.tmp", ignore_errors=True)
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    others = [work / f"copy{number}" for number in range(1, jobs)]
+    for other in others:
+        shutil.copytree(first, other, symlinks=True)
+    return [first, *others]
 
 
 def main() -> int:
@@ -233,9 +243,8 @@ def main() -> int:
         return int(bool(stale))
     preload()
     with tempfile.TemporaryDirectory(prefix="mutants-") as work:
-        if not args.no_baseline:
-            baseline(mutants, Path(work))
-        outcomes = judge_all(mutants, Path(work), args.jobs)
+        copies = prepare(mutants, Path(work), args.jobs, args.no_baseline)
+        outcomes = judge_all(mutants, Path(work), copies)
     counts, bad = Counter(), 0
     for mutant, (outcome, remark) in zip(mutants, outcomes):
         if outcome == "survived" and mutant.survives:
@@ -244,9 +253,9 @@ def main() -> int:
         counts[outcome] += 1
         print(f"{outcome:9s} {mutant.table:10s} {mutant.file}: {mutant.rule}"
               + f" ({remark})" * bool(remark))
-    total = len(mutants)
-    print(f"{total} mutants: " + ", ".join(f"{counts[name]} {name}" for name in
-          ("caught", "explained", "survived", "stale")) + f"; {counts['caught'] / total:.1%} caught")
+    shown = ", ".join(f"{counts[name]} {name}" for name in ("caught", "explained", "survived",
+                                                            "stale"))
+    print(f"{len(mutants)} mutants: {shown}; {counts['caught'] / len(mutants):.1%} caught")
     return int(bad > 0)
 
 
