@@ -76,11 +76,11 @@ def test_a_frozen_weight_stays(tmp_path):
 
 def test_the_result_is_the_moving_average_where_one_is_asked_for(tmp_path):
     seen, last = descend(tmp_path / "a")
-    again, averaged = descend(tmp_path / "b", ema_decay=0.8)
+    again, averaged = descend(tmp_path / "b", ema_decay=0.9)
     assert again == seen, "the average must not touch the training"
     expected, weights = seen[0], [*seen[1:], last]
     for count, weight in enumerate(weights):
-        decay = min(0.8, 1 - (1 + count) ** -0.75)
+        decay = min(0.9, 1 - (1 + count) ** -0.75)
         expected = decay * expected + (1 - decay) * weight
     assert averaged == pytest.approx(expected, rel=1e-4)
     assert averaged - last > 0.3, "the last weights were left"
