@@ -35,10 +35,11 @@ from zlib import crc32
 
 import numpy as np
 
-from lungkit import cli, files, records
-from lungkit.dataset import Dataset, check_same_task, open_dataset, read_manifest
-from lungkit.progress import Progress, say
-from lungkit.provenance import provenance
+from lungkit.data import result
+from lungkit.run import cli, files
+from lungkit.data.dataset import Dataset, check_same_task, open_dataset, read_manifest
+from lungkit.run.progress import Progress, say
+from lungkit.run.provenance import provenance
 
 RECIPE = 2  # raise it when the training below changes: results of two recipes must not be mixed
 # demo: on LC25000's val split (64 px) 150, 200 and 250 steps gave 0.89-0.92, 0.92-0.93, 0.92-0.93,
@@ -274,7 +275,7 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
-        changed = records.differences(saved["identity"], self.identity)
+        changed = result.differences(saved["identity"], self.identity)
         if changed and self.overwrite:
             return 0
         if changed:
@@ -335,7 +336,7 @@ class Bench:
         torch.manual_seed(int(np.random.SeedSequence([*stream, 2]).generate_state(1)[0]))
         model = build_model(identity["model"], len(self.data.classes), weights_path)
         model = model.to(self.device, memory_format=torch.channels_last)
-        path = records.checkpoint_path(directory, repeat)
+        path = result.checkpoint_path(directory, repeat)
         checkpoint = Checkpoint(path, identity, overwrite=overwrite)
         progress = Progress(f"{self.data.name} repeat {repeat}", settings["steps"],
                             jsonl_path=directory / "progress.jsonl")
@@ -348,7 +349,7 @@ class Bench:
                   "warnings": warnings_of(self.data, self.real),
                   "trained_on": self.data.trained_on(), "device": device_name(self.device),
                   "versions": provenance()["versions"]}
-        records.write_record(directory, record, arrays, {
+        result.write_record(directory, record, arrays, {
             "elapsed_sec": round(time.monotonic() - start, 3), "commit": provenance()["commit"],
             "threads": torch.get_num_threads()})
         path.unlink(missing_ok=True)
@@ -364,7 +365,7 @@ class Bench:
             else:
                 probabilities = predict(model, self.images[name])
             labels = self.labels[name].cpu().numpy()
-            scores[name] = records.split_metrics(probabilities, labels, classes)
+            scores[name] = result.split_metrics(probabilities, labels, classes)
             scores[f"accuracy_{name}"] = scores[name]["accuracy"]
             arrays |= {f"{name}_probabilities": probabilities, f"{name}_labels": labels,
                        f"{name}_file_names": np.array([row.file_name
@@ -407,14 +408,14 @@ def run(*, data: Path, real: Path, results: Path, repeats: range, replicate: int
         raise cli.BadOptions("--batch-size 1: batch normalisation needs two images or more")
     identities = identify(read_manifest(data), read_manifest(real), repeats, replicate=replicate,
                           seed=seed, model=chosen["model"], settings=settings)
-    directory = records.replicate_dir(results, identities[0]["dataset"], replicate)
-    stale, pending = records.survey(directory, identities)
+    directory = result.replicate_dir(results, identities[0]["dataset"], replicate)
+    stale, pending = result.survey(directory, identities)
     if stale and not overwrite:
         raise cli.BadOptions(f"{directory} holds results of other options or datasets "
                              f"({stale[min(stale)]}): use the same options, another --results or "
                              "--replicate, or --overwrite")
     if not pending and not stale:
-        return records.report(directory, identities, "already complete")
+        return result.report(directory, identities, "already complete")
     datasets = open_both(data, real, results)
     torch_device = cli.use_device(device)
     build_model(chosen["model"], len(datasets[0].classes), weights)  # bad weights end here
@@ -425,15 +426,15 @@ def run(*, data: Path, real: Path, results: Path, repeats: range, replicate: int
     if dry_run:
         return None
     if stale:
-        records.discard(directory, identities)
+        result.discard(directory, identities)
     if torch_device.type == "cuda":
         import torch
         torch.backends.cudnn.benchmark = True
     bench = Bench(*datasets, torch_device)
-    records.share(directory, identities, lambda identity: bench.run_repeat(
+    result.share(directory, identities, lambda identity: bench.run_repeat(
         identity, directory, weights_path=weights, compile_model=compile_model,
         overwrite=overwrite))
-    return records.report(directory, identities, "complete")
+    return result.report(directory, identities, "complete")
 
 
 def weights_hash(path: Path | None) -> str | None:

@@ -100,7 +100,7 @@ read -ra test_options <<<"$TEST_OPTIONS"
 stage_command() {	# sets what run_stages starts
 	local name=${1#* }
 	case $1 in
-		sheet*) command=(python -m lungkit.contact_sheet --dataset "$run_dir/datasets/$name"
+		sheet*) command=(python -m lungkit.compare.contact_sheet --dataset "$run_dir/datasets/$name"
 			--output "$run_dir/sheets/$name.png") ;;
 		check*) stage_command "$name 0"; command+=(--dry-run) ;;
 		cnn*) name=${name% *}	# identical processes share the repeats between them

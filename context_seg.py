@@ -30,21 +30,20 @@ from pathlib import Path
 
 import numpy as np
 
-from lungkit import cli
-from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
-from lungkit.files import Output, atomic_path, write_text
-from lungkit.generation import (add_generator_options, batches, fill, folder_fingerprint,
-                                model_dir_for, plan_items, publish, stream,
-                                train_only_parent)
-from lungkit.layout import Layout, Levels, structure_map
-from lungkit.nuclei import RECIPE as NUCLEI_RECIPE
-from lungkit.progress import Progress, say
-from lungkit.prompts import Prompts
-from lungkit.provenance import provenance
-from lungkit.stable_diffusion import (ADAPTER_FILE, STABLE_DIFFUSION_15, BaseModel,
-                                      add_adapter_options, check_image_size, draw_images, pipeline,
-                                      quiet, require_files, resolve_base_model, train_adapter,
-                                      training_loss)
+from lungkit.run import cli
+from lungkit.data.dataset import DatasetWriter, MANIFEST, open_dataset, read_manifest
+from lungkit.run.files import Output, atomic_path, write_text
+from lungkit.generate.items import (add_generator_options, batches, fill, folder_fingerprint,
+                                    model_dir_for, plan_items, publish, stream, train_only_parent)
+from lungkit.nuclei.layouts import Layout, Levels, structure_map
+from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
+from lungkit.run.progress import Progress, say
+from lungkit.generate.prompts import Prompts
+from lungkit.run.provenance import provenance
+from lungkit.generate.adapters import (ADAPTER_FILE, BaseModel, STABLE_DIFFUSION_15,
+                                       add_adapter_options, check_image_size, draw_images, pipeline,
+                                       quiet, require_files, resolve_base_model, train_adapter,
+                                       training_loss)
 
 # chosen as in prompt_seg.py; the ControlNet's rate is that of its training in the paper's code
 # (1e-5) at full, and higher for the small one
@@ -69,10 +68,10 @@ NUM_CANDIDATES = 24   # ours: uniform candidates weighed for each nucleus of a s
 def measure_layouts(data, path: Path, nuclei_weights: Path | None = None) -> list[Layout]:
     """Detect the nuclei of every training image, in the order of `select`; keep them in `path`.
 
-    nuclei_weights: of an InstanSeg model; None: the rules of lungkit/nuclei.py.
+    nuclei_weights: of an InstanSeg model; None: the rules of lungkit/nuclei/detect.py.
     """
-    from lungkit.instanseg import load_detector
-    from lungkit.nuclei import FIELD_UM, METHODS
+    from lungkit.nuclei.instanseg import load_detector
+    from lungkit.nuclei.detect import FIELD_UM, METHODS
 
     recorded = data.manifest.get("modality")
     detect = partial(load_detector(nuclei_weights),
@@ -194,8 +193,8 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
     """Measure layouts, train the ControlNet on all classes and an adapter on each; publish."""
     import torch
 
-    from lungkit.denoiser import Latents
-    from lungkit.training import train
+    from lungkit.generate.latents import Latents
+    from lungkit.learn.loop import train
 
     with model.writing() as work_dir:
         layouts = measure_layouts(data, work_dir / "layouts.npz", nuclei_weights)
@@ -361,7 +360,7 @@ def build_parser() -> argparse.ArgumentParser:
                             "point statistics, or as in a training image")
     group.add_argument("--nuclei-weights", type=Path, metavar="FILE",
                        help="find nuclei by this InstanSeg model (TorchScript: loading it runs its "
-                            "code) and not by the rules of lungkit/nuclei.py")
+                            "code) and not by the rules of lungkit/nuclei/detect.py")
     hyperparameters.add_argument("--controlnet-steps", type=cli.positive_int, metavar="INT",
                                  help="optimiser steps of the ControlNet, on all classes")
     hyperparameters.add_argument("--controlnet-learning-rate", type=cli.positive_float,

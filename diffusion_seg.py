@@ -22,15 +22,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from lungkit import cli
-from lungkit.base_model import BASE_MODEL_DIR
-from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
-from lungkit.files import Output, read_json
-from lungkit.generation import (add_generator_options, batches, check_divisible, fill,
-                                folder_fingerprint, model_dir_for, plan_items, publish, stream,
-                                train_only_parent)
-from lungkit.progress import Progress, say
-from lungkit.provenance import provenance
+from lungkit.run import cli
+from lungkit.tools.pretrain_base_model import BASE_MODEL_DIR
+from lungkit.data.dataset import DatasetWriter, MANIFEST, open_dataset, read_manifest
+from lungkit.run.files import Output, read_json
+from lungkit.generate.items import (add_generator_options, batches, check_divisible, fill,
+                                    folder_fingerprint, model_dir_for, plan_items, publish, stream,
+                                    train_only_parent)
+from lungkit.run.progress import Progress, say
+from lungkit.run.provenance import provenance
 
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
 PRESETS = {
@@ -67,8 +67,8 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
     """Train on uint8 images [N, S, S, 3]: L1 on pixels and their differences, KL weight 1e-6."""
     import torch
 
-    from lungkit.denoiser import autocast, orient, to_model_range
-    from lungkit.training import train
+    from lungkit.generate.latents import autocast, orient, to_model_range
+    from lungkit.learn.loop import train
 
     def loss_at(step, generator):
         picks = torch.randint(len(images), (batch_size,), generator=generator)
@@ -107,8 +107,8 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
     """Train on uint8 images [N, S, S, 3] and int64 labels [N]; return the final loss."""
     import torch
 
-    from lungkit.denoiser import Latents, autocast, denoising_loss
-    from lungkit.training import train
+    from lungkit.generate.latents import Latents, autocast, denoising_loss
+    from lungkit.learn.loop import train
 
     latents = Latents(autoencoder, images)
     scale = 1 / latents.deviation()
@@ -135,8 +135,8 @@ def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sam
     """Draw one image an item: uint8 [B, S, S, 3]. Guided denoising of latents, never clipped."""
     import torch
 
-    from lungkit.denoiser import autocast, sampler, to_pixels
-    from lungkit.training import generator_for
+    from lungkit.generate.latents import autocast, sampler, to_pixels
+    from lungkit.learn.loop import generator_for
 
     solver = sampler(sampler_name, schedule.config)
     solver.set_timesteps(steps, device=device)
@@ -168,7 +168,7 @@ def train_model(model: Output, data, *, autoencoder: str, preset: str, widths: l
     import torch
     from diffusers import AutoencoderKL
 
-    from lungkit.denoiser import training_schedule
+    from lungkit.generate.latents import training_schedule
 
     images, labels = data.load("train")
     with model.writing() as work_dir:

@@ -34,13 +34,14 @@ from zlib import crc32
 
 import numpy as np
 
-from lungkit import cli, records
-from lungkit.cli import Fault
-from lungkit.dataset import Dataset, check_same_task, open_dataset, read_manifest
-from lungkit.nuclear_features import IMAGE_COLUMNS, IMAGES_FILE, read_image_features
-from lungkit.progress import say
-from lungkit.provenance import provenance
-from lungkit.results import BASELINE
+from lungkit.data import result
+from lungkit.run import cli
+from lungkit.run.cli import Fault
+from lungkit.data.dataset import Dataset, check_same_task, open_dataset, read_manifest
+from lungkit.nuclei.features import IMAGES_FILE, IMAGE_COLUMNS, read_image_features
+from lungkit.run.progress import say
+from lungkit.run.provenance import provenance
+from lungkit.compare.results import BASELINE
 
 NAME, MODEL = "nuclei", "nuclear features"
 RECIPE = 1   # raise it when what follows changes: results of two recipes must not be mixed
@@ -177,7 +178,7 @@ class Bench:
         on_all = fit(CANDIDATES[best], values, labels, np.ones(len(labels)), seed)
         probabilities = model.predict_proba(self.values["test"]).astype(np.float32)
         test = self.labels["test"]
-        scores = records.split_metrics(probabilities, test, self.data.classes)
+        scores = result.split_metrics(probabilities, test, self.data.classes)
         said = np.clip(model.predict_proba(values[drawn])[np.arange(drawn.sum()), labels[drawn]],
                        1e-12, 1)
         family, settings = CANDIDATES[best]
@@ -203,7 +204,7 @@ class Bench:
         for split in ("own", "real"):
             arrays |= {f"{split}_probabilities": probabilities, f"{split}_labels": test,
                        f"{split}_file_names": names}
-        records.write_record(directory, record, arrays, {
+        result.write_record(directory, record, arrays, {
             "elapsed_sec": round(time.monotonic() - start, 3), "commit": provenance()["commit"],
             "threads": 1})
 
@@ -222,7 +223,7 @@ def malignancy(probabilities: np.ndarray, labels: np.ndarray, benign: int) -> di
     specificity = float((~found[~tumour]).mean())
     return {"balanced_accuracy": (sensitivity + specificity) / 2,
             "sensitivity": sensitivity, "specificity": specificity,
-            "auroc": records.auroc(score, tumour)}
+            "auroc": result.auroc(score, tumour)}
 
 
 def versions() -> dict[str, str]:
@@ -239,8 +240,8 @@ def run(*, features: Path, real: Path, results: Path, repeats: range, replicate:
     benign = benign_class(benign, manifest)
     identities = identify(features, read_manifest(features), manifest, repeats,
                           replicate=replicate, seed=seed, benign=benign)
-    directory = records.replicate_dir(results, NAME, replicate)
-    stale, pending = records.survey(directory, identities)
+    directory = result.replicate_dir(results, NAME, replicate)
+    stale, pending = result.survey(directory, identities)
     if stale and not overwrite:
         raise cli.BadOptions(f"{directory} holds results of other options or datasets "
                              f"({stale[min(stale)]}): use the same options, another --results or "
@@ -255,8 +256,8 @@ def run(*, features: Path, real: Path, results: Path, repeats: range, replicate:
     if dry_run:
         return None
     if stale:
-        records.discard(directory, identities)
-    records.share(directory, identities, lambda identity: bench.run_repeat(identity, directory))
+        result.discard(directory, identities)
+    result.share(directory, identities, lambda identity: bench.run_repeat(identity, directory))
     return report(directory, identities, "complete")
 
 
@@ -297,8 +298,8 @@ def open_both(features: Path, real: Path, results: Path) -> tuple[Dataset, Datas
 
 def report(directory: Path, identities: list[dict], state: str) -> None:
     """Print the accuracies, and what was found about malignancy."""
-    records.report(directory, identities, state)
-    there = records.read_records(directory)
+    result.report(directory, identities, state)
+    there = result.read_records(directory)
     asked = [there[each["repeat"]] for each in identities]
     families = [record["chosen"]["family"] for record in asked]
     print("chosen: " + ", ".join(f"{name} {families.count(name)}" for name in sorted(set(families)))

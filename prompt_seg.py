@@ -25,19 +25,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from lungkit import cli
-from lungkit.dataset import MANIFEST, DatasetWriter, open_dataset, read_manifest
-from lungkit.files import Output, write_text
-from lungkit.generation import (add_generator_options, batches, fill, folder_fingerprint,
-                                model_dir_for, plan_items, publish, stream,
-                                train_only_parent)
-from lungkit.progress import Progress, say
-from lungkit.prompts import Prompts
-from lungkit.provenance import provenance
-from lungkit.stable_diffusion import (ADAPTER_FILE, STABLE_DIFFUSION_15, BaseModel,
-                                      add_adapter_options, check_image_size, draw_images, pipeline,
-                                      quiet, require_files, resolve_base_model, train_adapter,
-                                      training_loss)
+from lungkit.run import cli
+from lungkit.data.dataset import DatasetWriter, MANIFEST, open_dataset, read_manifest
+from lungkit.run.files import Output, write_text
+from lungkit.generate.items import (add_generator_options, batches, fill, folder_fingerprint,
+                                    model_dir_for, plan_items, publish, stream, train_only_parent)
+from lungkit.run.progress import Progress, say
+from lungkit.generate.prompts import Prompts
+from lungkit.run.provenance import provenance
+from lungkit.generate.adapters import (ADAPTER_FILE, BaseModel, STABLE_DIFFUSION_15,
+                                       add_adapter_options, check_image_size, draw_images, pipeline,
+                                       quiet, require_files, resolve_base_model, train_adapter,
+                                       training_loss)
 
 # demo: chosen on simulated tissue for the small base; full: rank 16 and 1e-4 are the customary
 # values for Stable Diffusion 1.5, guidance 4 keeps the stain from over-saturating
@@ -54,7 +53,7 @@ def train_adapters(model: Output, base: BaseModel, data, prompts: Prompts, *, ad
                    rank: int, target: str, train_steps: int, batch_size: int,
                    learning_rate: float, seed: int) -> None:
     """Train one adapter per class on that class's training images; publish MODEL."""
-    from lungkit.denoiser import Latents
+    from lungkit.generate.latents import Latents
 
     with model.writing() as work_dir:
         losses = {}

@@ -11,16 +11,16 @@ Writes  OUTPUT/{train,val,test}/<class>/000000.png   square RGB tiles of one siz
 Tiles: a picture is cut into the largest squares along its long side (or --tile-size squares), a
 slide into squares of --image-size pixels of --mpp micrometres where its overview shows tissue.
 Tiles with too little tissue, out of focus, over-exposed or written on are dropped
-(lungkit.quality). Colour is white-balanced on the image's own background and stain-normalised
-towards a reference measured on training images only (lungkit.stain); grey and fluorescence images
+(lungkit.histology.quality). Colour is white-balanced on the image's own background and stain-normalised
+towards a reference measured on training images only (lungkit.histology.stain); grey and fluorescence images
 are denoised and stretched in contrast instead. A tumour map is drawn from the nuclei
-(lungkit.tumour_map).
+(lungkit.histology.tumour_map).
 
 Groups: what must not lie on both sides of a split: a patient, a slide, an original and its
 augmented copies. They come from a CSV, from the file names, or are found; in any case images that
-are rotated, flipped, rescaled or re-compressed copies of one another (lungkit.siblings) are one
+are rotated, flipped, rescaled or re-compressed copies of one another (lungkit.audit.copies) are one
 group. Whole groups go to train, val or test, near 60/20/20 in every class, or to --fold k/K.
-What besides tissue could tell the classes apart is measured and named (lungkit.confounding).
+What besides tissue could tell the classes apart is measured and named (lungkit.audit.confounding).
 
 Running the same command again resumes, or finds the dataset complete.
 Exit statuses: 0 complete, 1 bad data, 2 bad options, 75 stopped, run it again to resume.
@@ -36,17 +36,20 @@ from pathlib import Path
 
 import numpy as np
 
-from lungkit import cli, confounding, qc_report, quality, slides, sources, stain
-from lungkit.cli import BadOptions, Fault
-from lungkit.files import Output, sha256, sha256_file, write_bytes, write_text
-from lungkit.images import MIN_SIDE_PX, PAGES_ARE, Unreadable
-from lungkit.journal import Journal
-from lungkit.originals import FIELD_UM, Cut, open_original, shrink
-from lungkit.progress import Progress, say
-from lungkit.splits import SPLITS, fold, merge_groups, split_groups
-from lungkit.tumour_map import reason_to_drop, tumour_mask
-from lungkit.tumour_map import tumour_share as share_of_tissue
-from lungkit.workers import mapper
+from lungkit.audit import confounding
+from lungkit.formats import slides, sources
+from lungkit.histology import qc_report, quality, stain
+from lungkit.run import cli
+from lungkit.run.cli import BadOptions, Fault
+from lungkit.run.files import Output, sha256, sha256_file, write_bytes, write_text
+from lungkit.formats.images import MIN_SIDE_PX, PAGES_ARE, Unreadable
+from lungkit.run.journal import Journal
+from lungkit.histology.originals import Cut, FIELD_UM, open_original, shrink
+from lungkit.run.progress import Progress, say
+from lungkit.data.splits import SPLITS, fold, merge_groups, split_groups
+from lungkit.histology.tumour_map import reason_to_drop, tumour_mask
+from lungkit.histology.tumour_map import tumour_share as share_of_tissue
+from lungkit.run.workers import mapper
 
 RECIPE = 2          # raise it when tiles come out otherwise: a dataset of another is not complete
 PRESETS = {"demo": {"image_size": 64}, "full": {"image_size": 256}}
@@ -112,7 +115,7 @@ class Original:
 
 def examine(source: sources.Source, recipe: Recipe) -> Original | str:
     """Measure one original: background, stain, quality of its tiles; or say why it is unusable."""
-    from lungkit import siblings
+    from lungkit.audit import copies
 
     try:
         with open_original(source.path, **recipe.reading) as picture:
@@ -139,7 +142,7 @@ def examine(source: sources.Source, recipe: Recipe) -> Original | str:
                     "colour" if picture.colour else "grey")
             return Original(source, picture.sha256, picture.file_bytes, look,
                             statistics(overview), picture.um_px, light, stains, picture.bright,
-                            tuple(tiles), siblings.describe(overview))
+                            tuple(tiles), copies.describe(overview))
     except Unreadable as error:
         return f"{source.name} {error}"
     except OSError as error:
@@ -231,10 +234,10 @@ def stamp(source: sources.Source) -> tuple[str, str, int]:
 
 def find_copies(originals: list[Original], mapped: Callable) -> list[tuple[str, str]]:
     """Pairs of names of images that are rotated, flipped, rescaled, re-compressed copies."""
-    from lungkit import siblings
+    from lungkit.audit import copies
 
     first: dict[int, str] = {}
-    group_of = siblings.link([o.signature for o in originals], mapped)
+    group_of = copies.link([o.signature for o in originals], mapped)
     return [(first[group], o.source.name) for group, o in zip(group_of, originals)
             if first.setdefault(group, o.source.name) != o.source.name]
 
@@ -337,7 +340,7 @@ class Job:
 
 def render(job: Job, recipe: Recipe, reference: object) -> list[tuple]:
     """Normalise tiles and bring them to size: (number, image PNG, {mask kind: PNG}) of each."""
-    from lungkit.dataset import encode_png
+    from lungkit.data.dataset import encode_png
 
     original, size, rendered = job.original, recipe.cut.image_size, []
     method = stain.METHODS[recipe.stain_normalisation]
@@ -401,7 +404,7 @@ def write_tiles(writer, plan: Plan, recipe: Recipe, seed: int, mapped: Callable)
 
 def measure_tiles(writer, plan: Plan, mapped: Callable) -> dict[str, tuple[float, ...]]:
     """{source name: mean `statistics` of some of the tiles as written}."""
-    from lungkit.dataset import item_name
+    from lungkit.data.dataset import item_name
 
     paths, number = {}, 0
     for original in plan.originals:
@@ -414,7 +417,7 @@ def measure_tiles(writer, plan: Plan, mapped: Callable) -> dict[str, tuple[float
 
 def statistics_of_files(paths: list[Path]) -> tuple[float, ...]:
     """Mean `statistics` of some of the tiles that one original gave to the dataset."""
-    from lungkit.dataset import decode_png
+    from lungkit.data.dataset import decode_png
 
     some = qc_report.spread(paths, AFTER_TILES)
     return tuple(np.mean([statistics(decode_png(path.read_bytes())) for path in some], axis=0)
@@ -513,7 +516,7 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
                   f"{sum(tiles.values()) - done} pending")
             return
 
-        from lungkit.dataset import DatasetWriter
+        from lungkit.data.dataset import DatasetWriter
 
         with DatasetWriter(target, stage="tumor_seg", classes=labels,
                            image_size=recipe.cut.image_size, plan=plan.digest()) as writer:

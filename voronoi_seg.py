@@ -12,7 +12,7 @@ Writes  --output  a dataset with masks/nuclei/<class>/<name>.png (255: nucleus);
                   num_nuclei, dataset.json the counts of nuclei per class;
                   features.csv: size, shape, stain, cell and neighbours of every nucleus;
                   image_features.csv: number, density, spacing, clustering and summaries per image
-                  (columns, units and borders: lungkit/nuclear_features.py)
+                  (columns, units and borders: lungkit/nuclei/features.py)
 
 Sources: Ruifrok and Johnston, Anal Quant Cytol Histol 23(4), 2001 (colour deconvolution);
 Voronoi, J reine angew Math 134, 1908.
@@ -33,17 +33,16 @@ from statistics import median
 
 import numpy as np
 
-from lungkit import cli
-from lungkit.dataset import (MANIFEST, SPLITS, Dataset, DatasetWriter, Row, decode_png, encode_png,
-                             open_dataset, parent_of, read_manifest)
-from lungkit.files import Output
-from lungkit.nuclear_features import FeatureLog, measure_nuclei, nucleus_lines, summarise
-from lungkit.nuclei import (FIELD_UM, METHODS, SOLIDITY, Nuclei, detect_nuclei,
-                            guess_modality)
-from lungkit.nuclei import RECIPE as NUCLEI_RECIPE
-from lungkit.progress import Progress, say
-from lungkit.voronoi import borders, voronoi_labels
-from lungkit.workers import mapper
+from lungkit.run import cli
+from lungkit.data.dataset import (Dataset, DatasetWriter, MANIFEST, Row, SPLITS, decode_png,
+                                  encode_png, open_dataset, parent_of, read_manifest)
+from lungkit.run.files import Output
+from lungkit.nuclei.features import FeatureLog, measure_nuclei, nucleus_lines, summarise
+from lungkit.nuclei.detect import FIELD_UM, METHODS, Nuclei, SOLIDITY, detect_nuclei, guess_modality
+from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
+from lungkit.run.progress import Progress, say
+from lungkit.nuclei.voronoi import borders, voronoi_labels
+from lungkit.run.workers import mapper
 
 PRESETS = {"demo": {}, "full": {}}  # nothing here depends on the size of the machine
 FEW_NUCLEI = 4  # fewer points than this span no diagram with a bounded cell
@@ -255,7 +254,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         progress = Progress("voronoi", len(data.rows), done=done,
                             jsonl_path=writer.work_dir / "progress.jsonl")
         if nuclei_weights:
-            from lungkit.instanseg import load_detector
+            from lungkit.nuclei.instanseg import load_detector
             how["detect"] = load_detector(nuclei_weights)
         with mapper(workers) as mapped:
             drawn = mapped(partial(draw_row, real_dir=real_dir, **how), pending)
@@ -305,7 +304,7 @@ def build_parser() -> argparse.ArgumentParser:
                             "tile's)")
     group.add_argument("--nuclei-weights", type=Path, metavar="FILE",
                        help="find nuclei by this InstanSeg model (TorchScript: loading it runs its "
-                            "code) and not by the rules of lungkit/nuclei.py")
+                            "code) and not by the rules of lungkit/nuclei/detect.py")
     group = parser.add_argument_group("Workers")
     group.add_argument("--workers", type=cli.positive_int, default=1, metavar="N",
                        help="processes; the result does not depend on it")

@@ -36,7 +36,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from lungkit import cli, figures, files, report, results
+from lungkit.compare import figures, report, results
+from lungkit.run import cli, files
 
 SCHEMA = "lungkit.comparison/1"
 REFERENCE = "real"  # the dataset the others are measured against, where it is among them

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import cnn_classify
-from lungkit import cli
-from lungkit.dataset import decode_png, encode_png
+from lungkit.run import cli
+from lungkit.data.dataset import decode_png, encode_png
 
 CLASSES = ("a", "b", "c")
 

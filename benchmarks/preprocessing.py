@@ -41,11 +41,12 @@ sys.path.insert(0, str(ROOT))
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lungkit import cli, stain  # noqa: E402
-from lungkit.dataset import encode_png  # noqa: E402
-from lungkit.images import decode_image  # noqa: E402
-from lungkit.quality import measure, reason  # noqa: E402
-from lungkit.workers import mapper  # noqa: E402
+from lungkit.histology import stain
+from lungkit.run import cli
+from lungkit.data.dataset import encode_png
+from lungkit.formats.images import decode_image
+from lungkit.histology.quality import measure, reason
+from lungkit.run.workers import mapper
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
 LC25000 = os.environ.get("LC25000")
@@ -54,7 +55,7 @@ LC25000 = os.environ.get("LC25000")
 # ------------------------------------------------------------------ images
 
 def draw_jpeg(job: tuple[str, int, int, int, Path]) -> None:
-    from lungkit.phantom import draw_tile
+    from lungkit.phantom.sample import draw_tile
 
     label, patient, index, side_px, path = job
     image = draw_tile(label, patient=patient, index=index, seed=99, image_size=side_px).image
@@ -151,7 +152,7 @@ def run_ours(paths: list[Path], output: Path, image_size: int, clock: Clock, *,
 
 def shrink(image):
     """To the stage's working size, as it does before anything is measured."""
-    from lungkit.originals import shrink
+    from lungkit.histology.originals import shrink
     from tumor_seg import WORK_PX
 
     return shrink(image, WORK_PX)

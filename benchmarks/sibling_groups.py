@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure how well, and how fast, copies of one image are grouped (lungkit/siblings.py).
+"""Measure how well, and how fast, copies of one image are grouped (lungkit/audit/copies.py).
 
     python benchmarks/sibling_groups.py --lc25000 DIR [--lc25000-768 DIR] \
         | tee benchmarks/sibling_groups.txt                  (about a quarter of an hour)
@@ -11,7 +11,7 @@ groups whose name has an even CRC-32, but misses and false links of all were loo
 index was widened and the least overlap raised: the other half is no untouched test. Pairwise: of
 all pairs of one source tile, how many got one group (recall); of all pairs given one group, how
 many are of one source tile (precision). Leak: the share of test images with a true sibling in train
-once our groups are split 60/20/20, by lungkit/splits.py (mean of 20 seeds; these differ little in
+once our groups are split 60/20/20, by lungkit/data/splits.py (mean of 20 seeds; these differ little in
 where they put groups of an odd size, so that one missed sibling may never be seen) and by
 independent draws of a part for each group (mean and worst of 500). For reference, SIFT with RANSAC
 on the colour-nearest candidates was measured at recall 0.95 and precision 0.78.
@@ -41,10 +41,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
-from lungkit import siblings
-from lungkit.phantom import CLASSES, draw_tile
-from lungkit.splits import SPLIT_SHARES, SPLITS, split_groups
-from lungkit.workers import mapper
+from lungkit.audit import copies
+from lungkit.phantom.sample import CLASSES, draw_tile
+from lungkit.data.splits import SPLITS, SPLIT_SHARES, split_groups
+from lungkit.run.workers import mapper
 
 SIZES = (1000, 2250, 15000)
 SPLIT_SEEDS = 20
@@ -67,8 +67,8 @@ def read_image(path: str) -> np.ndarray:
     return np.ascontiguousarray(cv2.imread(path)[..., ::-1])
 
 
-def describe_file(path: str) -> siblings.Signature:
-    return siblings.describe(read_image(path))
+def describe_file(path: str) -> copies.Signature:
+    return copies.describe(read_image(path))
 
 
 def simulate(number: int, num_patients: int = PATIENTS) -> np.ndarray:
@@ -165,7 +165,7 @@ def measure_lc25000(root: Path, originals: Path | None, mapped) -> None:
                        ("the other half", [not e for e in even]),
                        ("all", [True] * len(even))):
         chosen = [i for i, keep in enumerate(part) if keep]
-        found = siblings.link([signatures[i] for i in chosen], mapped)
+        found = copies.link([signatures[i] for i in chosen], mapped)
         of = [truth[i] for i in chosen]
         recall, precision = score(of, found)
         leaked = leak(of, found, [labels[i] for i in chosen])
@@ -173,7 +173,7 @@ def measure_lc25000(root: Path, originals: Path | None, mapped) -> None:
     leaked = leak(truth, list(range(len(truth))), labels)
     print(f"{'each file its own group':24}{len(truth):7}{0:9.4f}{'-':>11}{leaked}")
     joined: dict[tuple, list] = {}
-    for i, j, how in siblings.find_pairs(signatures, mapped):
+    for i, j, how in copies.find_pairs(signatures, mapped):
         if truth[i] != truth[j]:
             joined.setdefault(tuple(sorted((truth[i], truth[j]))), []).append(how)
     print("\nSource tiles joined against groups.csv: links, and medians of what they share")
@@ -185,7 +185,7 @@ def measure_lc25000(root: Path, originals: Path | None, mapped) -> None:
     if originals:
         paths = sorted(originals.glob("*/*.jpeg"))
         known = {"/".join(Path(path).parts[-2:]): i for i, (path, _) in enumerate(table)}
-        group = siblings.link(signatures + [describe_file(str(path)) for path in paths], mapped)
+        group = copies.link(signatures + [describe_file(str(path)) for path in paths], mapped)
         same = [(known["/".join(path.parts[-2:])], len(table) + k) for k, path in enumerate(paths)
                 if "/".join(path.parts[-2:]) in known]
         met = [{truth[i] for i in range(len(table)) if group[i] == group[len(table) + k]}
@@ -202,7 +202,7 @@ def measure_simulated(mapped) -> None:
               for number, tile in enumerate(tiles) for k in range(COPIES)]
     truth = [str(i // COPIES) for i in range(len(images))]
     labels = [CLASSES[int(t) // PATIENTS % len(CLASSES)] for t in truth]
-    found = siblings.link([siblings.describe(image) for image in images], mapped)
+    found = copies.link([copies.describe(image) for image in images], mapped)
     recall, precision = score(truth, found)
     print(f"\nSimulated: {TILES} unrelated tiles of {PATIENTS} patients, {COPIES - 1} copies of "
           f"each\n{'':24}{len(images):7}{recall:9.4f}{precision:11.4f}"
@@ -225,7 +225,7 @@ def measure_once(size: int, root: Path | None, workers: int) -> dict:
             signatures = list(mapped(describe_file, [path for path, _ in table]))
         described, middle = os.times(), time.perf_counter()
         with mapper(workers) as mapped:  # others, for only ended ones are in os.times
-            found = siblings.link(signatures, mapped)
+            found = copies.link(signatures, mapped)
         after, end = os.times(), time.perf_counter()
     recall, precision = score([group for _, group in table], found)
     own, child = (resource.getrusage(who).ru_maxrss / 2 ** 10

@@ -33,8 +33,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lungkit import nuclei, phantom, stain, tissue
-from lungkit.workers import mapper
+from lungkit.histology import stain
+from lungkit.nuclei.detect import detect
+from lungkit.phantom import sample, tissue
+from lungkit.run.workers import mapper
 
 SIZE = 224
 SIMULATED_SEED = 50_000_000  # neither the sample's tissue nor the base model's
@@ -60,22 +62,22 @@ def load_real(root: Path):
             image = Image.open(root / "lung_image_sets" / row["file_name"]).convert("RGB")
             images.append(np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX)
                                      if image.size != (SIZE, SIZE) else image))
-            labels.append(phantom.CLASSES.index(row["label"]))
+            labels.append(sample.CLASSES.index(row["label"]))
             groups.append(row["group"])
     return np.stack(images), np.array(labels), np.array(groups)
 
 
 def _simulate(item):
     label, patient, index = item
-    return phantom.draw_tile(label, patient=patient, index=index, seed=SIMULATED_SEED,
+    return sample.draw_tile(label, patient=patient, index=index, seed=SIMULATED_SEED,
                              image_size=SIZE).image
 
 
 def load_simulated(workers: int):
-    plan = phantom.plan_sample(NUM_PATIENTS, TILES_PER_PATIENT)
+    plan = sample.plan_sample(NUM_PATIENTS, TILES_PER_PATIENT)
     with mapper(workers) as mapped:
         images = np.stack(list(mapped(_simulate, plan)))
-    labels = np.array([phantom.CLASSES.index(label) for label, _, _ in plan])
+    labels = np.array([sample.CLASSES.index(label) for label, _, _ in plan])
     return images, labels, np.array([f"patient{patient}" for _, patient, _ in plan])
 
 
@@ -175,7 +177,7 @@ def equal_spectrum(images):
 
 
 def nuclei_mask(image):
-    return np.repeat(np.uint8(255 * (nuclei.detect_nuclei(image, modality="he").labels > 0))
+    return np.repeat(np.uint8(255 * (detect.detect_nuclei(image, modality="he").labels > 0))
                      [..., None], 3, 2)
 
 
@@ -291,9 +293,9 @@ def measure(image) -> dict[str, dict[str, float]]:
          (("mean", pixels.mean(0)), ("sd", pixels.std(0)))
          for name, value in zip(("red", "green", "blue"), values)}
         for pixels in (image[tissue_at].astype(float), balanced[tissue_at].astype(float)))
-    found = nuclei.detect_nuclei(balanced, modality="he")
+    found = detect.detect_nuclei(balanced, modality="he")
     inside = found.labels > 0
-    density = nuclei.haematoxylin(balanced)
+    density = detect.haematoxylin(balanced)
     ring = (cv2.dilate(np.uint8(inside), np.ones((9, 9))) > 0) & ~inside
     areas = found.areas_px * (tissue.FIELD_UM / SIZE) ** 2 if len(found) else np.zeros(1)
     nearest = (cKDTree(found.centroids).query(found.centroids, k=2)[0][:, 1]
@@ -350,7 +352,7 @@ def by_measurements(data: Collections, measured, seeds: int):
             f"{table[data.kind == 0, k].mean():.3g} ({single[k]:.2f})" for k in largest)
         print(f"{kind:34s}{np.mean(scores):7.3f}   {words}", flush=True)
     print("\nNuclei by class: simulated / real, means of tiles")
-    for label, name in enumerate(phantom.CLASSES):
+    for label, name in enumerate(sample.CLASSES):
         cells = []
         for key in ("count", "mean area um2", "area cv", "nearest neighbour um", "clark-evans"):
             values = np.array([one["nuclei: number, size, spacing"][key] for one in measured])
@@ -414,7 +416,7 @@ def draw_pictures(folder: Path, data: Collections, images, model):
     rng = np.random.default_rng(1)
     rows, names, maps = [], [], []
     scale = np.percentile([abs(activation(model, image)) for image in images[::97]], 97)
-    for label, name in enumerate(phantom.CLASSES):
+    for label, name in enumerate(sample.CLASSES):
         for kind in (1, 0):
             pool = np.flatnonzero((data.kind == kind) & (data.label == label))
             pool = pool[np.unique(data.group[pool], return_index=True)[1]]  # one of each group
@@ -473,7 +475,7 @@ def main() -> None:
     data = Collections(load_real(Path(options.lc25000)), load_simulated(options.workers))
     counts = [[int(((data.kind == kind) & (data.label == label)).sum()) for label in range(3)]
               for kind in (0, 1)]
-    print(f"{'/'.join(phantom.CLASSES)}: LC25000 {counts[0]} tiles of "
+    print(f"{'/'.join(sample.CLASSES)}: LC25000 {counts[0]} tiles of "
           f"{len(set(data.group[data.kind == 0]))} source tiles, simulated {counts[1]} of "
           f"{NUM_PATIENTS} patients; {TEST_SHARE:.0%} of each held out; {options.seeds} seeds; "
           f"CNN {STEPS} steps of {BATCH} crops of {CROP_PX} px at {SIZE} px a tile")
@@ -502,7 +504,7 @@ def main() -> None:
         "mask of air only": each(air_mask, same),
     }
     print(f"\n{'CNN: real or simulated?':40s}{'AUROC':>7s}{'sd':>7s}{'acc.':>7s}"
-          + "".join(f"{name:>10s}" for name in phantom.CLASSES))
+          + "".join(f"{name:>10s}" for name in sample.CLASSES))
     for words, make in conditions.items():
         images = make()
         for times in (1, 4):

@@ -25,11 +25,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lungkit import tumour_map
-from lungkit.nuclei import detect_nuclei
-from lungkit.phantom import CLASSES, draw_tile
-from lungkit.stain import background_light, balance_white, otsu, tissue_mask
-from lungkit.tissue import FIELD_UM
+from lungkit.histology import tumour_map
+from lungkit.nuclei.detect import detect_nuclei
+from lungkit.phantom.sample import CLASSES, draw_tile
+from lungkit.histology.stain import background_light, balance_white, otsu, tissue_mask
+from lungkit.phantom.tissue import FIELD_UM
 
 FIT_SEEDS, SCORE_SEEDS = (500, 501), (900,)
 TUMOUR = ("lung_aca", "lung_scc")

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lungkit.dataset import DatasetWriter, open_dataset
-from lungkit.files import Output
-from lungkit.nuclei import Nuclei
+from lungkit.data.dataset import DatasetWriter, open_dataset
+from lungkit.run.files import Output
+from lungkit.nuclei.detect import Nuclei
 
 COUNTS = {"lung_aca": (3, 1, 1), "lung_n": (4, 1, 2), "lung_scc": (5, 2, 1)}
 SIZE = 64
@@ -188,9 +188,9 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
 
     base = SimpleNamespace(vae=None, unet=None, folder=None, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lungkit.denoiser.Latents", FakeLatents)
-        patch.setattr("lungkit.training.train", train)
-        patch.setattr("lungkit.instanseg.load_detector", detector)
+        patch.setattr("lungkit.generate.latents.Latents", FakeLatents)
+        patch.setattr("lungkit.learn.loop.train", train)
+        patch.setattr("lungkit.nuclei.instanseg.load_detector", detector)
         stand_ins = {"BaseModel": open_base, "training_loss": training_loss,
                      "train_adapter": train_adapter, "pipeline": pipeline,
                      "draw_images": draw_images}

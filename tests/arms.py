@@ -39,7 +39,7 @@ def blind(monkeypatch, arm: str) -> None:
 
     For a copy of real to throw away.
     """
-    from lungkit.dataset import open_dataset
+    from lungkit.data.dataset import open_dataset
 
     def open_and_blind(path: Path):
         data = open_dataset(path)

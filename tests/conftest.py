@@ -23,7 +23,7 @@ def sample_dir(tmp_path_factory) -> Path:
 
     Read only: tests that change it copy it first.
     """
-    from lungkit.phantom import write_sample
+    from lungkit.phantom.sample import write_sample
 
     path = tmp_path_factory.mktemp("sample") / "sample"
     write_sample(path, num_patients=12, tiles_per_patient=3, image_size=112, seed=3)

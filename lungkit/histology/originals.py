@@ -1,0 +1,143 @@
+"""One original image, whatever its format: its size and resolution, an overview, squares of it.
+
+A picture is decoded whole; a whole slide is read a square at a time, so that its size does not
+matter. Colour is as scanned; grey images are denoised and stretched (`stain.enhance_grey`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lungkit.formats import images, slides
+from lungkit.histology import stain
+from lungkit.run import files
+
+OVERVIEW_PX = 512  # ours: shorter side of a picture's overview
+SLIDE_PX = 2048    # ours: longer side of a slide's overview; tissue is looked for at 8 um a pixel
+FIELD_UM = 180.0   # a slide's tile covers what an LC25000 tile does, unless --mpp says otherwise
+
+
+def shrink(image, side: int):
+    """Area-average so that the shorter side has `side` pixels, where that is smaller."""
+    import cv2
+
+    scale = side / min(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def tile_boxes(height: int, width: int, tile_size: int | None) -> list[tuple[int, int, int]]:
+    """(top, left, side) of the full squares that fit, centred. tile_size None: the shorter side."""
+    side = tile_size or min(height, width)
+    down, across = height // side, width // side
+    top, left = (height - down * side) // 2, (width - across * side) // 2
+    return [(top + i * side, left + j * side, side) for i in range(down) for j in range(across)]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How large tiles are. Of tile_size and mpp at most one is given."""
+
+    image_size: int                    # pixels of a tile as written
+    tile_size: int | None = None       # pixels of the original
+    mpp: float | None = None           # micrometres per pixel as written
+    min_tissue: float = 0.0            # share in a slide's overview below which a tile is not read
+    tiles_per_slide: int | None = None
+    seed: int = 0
+
+
+class Picture:
+    """An image decoded whole. size: (height, width) px; um_px: um per pixel, None if unknown."""
+
+    is_slide = False
+
+    def __init__(self, content: bytes, channel: int | str | None, um_px: float | None,
+                 pages_are: str) -> None:
+        self.sha256, self.file_bytes = files.sha256(content), len(content)
+        self._pixels = images.decode_image(content, channel, pages_are=pages_are)
+        self.bright = False
+        self.colour = self._pixels.ndim == 3
+        self.size = self._pixels.shape[:2]
+        self.um_px = images.pixel_size_um(content) or um_px
+        if not self.colour:
+            self._pixels, self.bright = stain.enhance_grey(self._pixels)
+
+    def overview(self):
+        """The whole picture, uint8 [h, w, 3] or [h, w], its shorter side at most OVERVIEW_PX."""
+        return shrink(self._pixels, OVERVIEW_PX)
+
+    def boxes(self, cut: Cut) -> list[tuple[int, int, int]]:
+        """(top, left, side) of its tiles in pixels: as large as fits, or as `cut` says."""
+        side = cut.tile_size
+        if cut.mpp:
+            if not self.um_px:
+                raise images.Unreadable("does not say how large its pixels are: give micrometres "
+                                        "a pixel with --source-mpp, or leave out --mpp")
+            if cut.mpp < slides.FINER_THAN_SCAN * self.um_px:
+                raise images.Unreadable(
+                    f"has {self.um_px:.3g} um a pixel, too coarse for tiles of {cut.mpp:.3g}: ask "
+                    f"for at least {self.um_px:.3g} with --mpp")
+            side = max(1, round(cut.image_size * cut.mpp / self.um_px))
+        return tile_boxes(*self.size, side)
+
+    def read(self, box: tuple[int, int, int], most_px: int):
+        """A tile, uint8 [S, S, 3] or [S, S], area-averaged to at most most_px a side."""
+        top, left, side = box
+        return shrink(self._pixels[top:top + side, left:left + side], most_px)
+
+
+class WholeSlide:
+    """A slide, read a square at a time. size: (height, width) px; um_px: um per pixel or None."""
+
+    is_slide, colour, bright = True, True, False
+
+    def __init__(self, slide: slides.Slide, path: Path) -> None:
+        self._slide, self._path = slide, path
+        self.file_bytes = path.stat().st_size
+        self.size, self.um_px = (slide.height, slide.width), slide.mpp
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole file, which is read for it: gigabytes, so only where it is asked for."""
+        return files.sha256_file(self._path)
+
+    def overview(self):
+        """The whole slide, uint8 [h, w, 3], its longer side at most SLIDE_PX."""
+        return self._slide.thumbnail(SLIDE_PX)
+
+    def boxes(self, cut: Cut) -> list[tuple[int, int, int]]:
+        """(top, left, side) of its tiles that hold tissue, in pixels of its largest level."""
+        if cut.tile_size:
+            mpp = cut.tile_size * slides.known_mpp(self._slide) / cut.image_size
+        else:
+            mpp = cut.mpp or FIELD_UM / cut.image_size
+        return [(box.top, box.left, box.side) for box in slides.tile_grid(
+            self._slide, mpp=mpp, tile_px=cut.image_size, min_tissue=cut.min_tissue,
+            max_tiles=cut.tiles_per_slide, seed=cut.seed)]
+
+    def read(self, box: tuple[int, int, int], most_px: int):
+        """A tile, uint8 [S, S, 3], area-averaged to at most most_px a side."""
+        top, left, side = box
+        return self._slide.read(left, top, side, min(side, most_px))
+
+
+@contextlib.contextmanager
+def open_original(path: Path, *, channel: int | str | None = None, um_px: float | None = None,
+                  pages_are: str = "channels") -> Iterator[Picture | WholeSlide]:
+    """Open a picture or a slide; its content decides. Raises Unreadable.
+
+    channel: of a multi-channel picture. um_px: micrometres per pixel of one that does not say.
+    """
+    if not slides.is_slide(path):
+        yield Picture(path.read_bytes(), channel, um_px, pages_are)
+        return
+    if channel is not None:
+        raise images.Unreadable("is a colour slide: it has no --channel to choose")
+    with slides.open_slide(path) as slide:
+        slide.mpp = slide.mpp or um_px
+        yield WholeSlide(slide, path)

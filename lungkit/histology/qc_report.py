@@ -1,0 +1,162 @@
+"""What became of the originals: a table and a sheet of tiles kept and dropped, and warnings.
+
+An original has `source` (name, label) and `tiles`; a tile has `box` (top, left, side) px,
+`measured` (lungkit.histology.quality.Quality) and `reason` (None: kept).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable
+
+from lungkit.audit import confounding
+from lungkit.histology import quality, stain
+from lungkit.histology.originals import FIELD_UM
+from lungkit.run.progress import say
+
+UNEVEN = 0.1  # ours: difference between classes in the share of tiles dropped
+SHEET_COLUMNS = 12
+SHEET_PX = 96
+NO_TILE = "no tile: smaller than a tile, or no tissue in the overview"
+
+
+def spread(items: list, most: int) -> list:
+    """At most `most` evenly spaced ones."""
+    import numpy as np
+
+    picked = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[i] for i in picked]
+
+
+def count_dropped(originals: list, others: list[str]) -> list[dict]:
+    """What does not reach the dataset: [{reason, count, by_class, examples}].
+
+    others: files in the class folders that are no images, as <class>/<name>.
+    """
+    reasons: dict[str, list] = {}
+    for original in originals:
+        for reason in [t.reason for t in original.tiles if t.reason] or [NO_TILE] * (
+                not original.tiles):
+            reasons.setdefault(reason, []).append(original.source)
+    table = [{"reason": reason, "count": len(hit), "by_class": dict(Counter(s.label for s in hit)),
+              "examples": sorted({s.name for s in hit})[:10]}
+             for reason, hit in sorted(reasons.items())]
+    if others:
+        table.append({"reason": "not an image file", "count": len(others),
+                      "by_class": dict(Counter(name.split("/")[0] for name in others)),
+                      "examples": others[:10]})
+    return table
+
+
+def table(originals: list) -> str:
+    """qc.csv: a line for every tile, kept or dropped, with what was measured."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(quality.QC_COLUMNS)
+    for original in originals:
+        for tile in original.tiles:
+            lines.writerow(quality.qc_row(original.source.name, original.source.label, tile.box,
+                                          tile.measured, tile.reason))
+    return text.getvalue()
+
+
+def sheet(originals: list, look_at: Callable) -> bytes:
+    """A PNG: a row of kept tiles for each class, then one of dropped tiles for each reason.
+
+    look_at: (original, tile) -> uint8 [SHEET_PX, SHEET_PX, 3].
+    """
+    from lungkit.compare.contact_sheet import labelled_grid
+    from lungkit.data.dataset import encode_png
+
+    kept: dict[str, list] = {}
+    dropped: dict[str, list] = {}
+    for original in originals:
+        for tile in original.tiles:
+            rows, name = ((kept, f"kept: {original.source.label}") if tile.reason is None else
+                          (dropped, f"dropped: {tile.reason}"))
+            rows.setdefault(name, []).append((original, tile))
+    return encode_png(labelled_grid({
+        f"{name} ({len(found)})": [look_at(*each) for each in spread(found, SHEET_COLUMNS)]
+        for name, found in (kept | dict(sorted(dropped.items()))).items()}))
+
+
+# ------------------------------------------------------------------ in words
+
+def warn(plan, report: dict, originals: list, image_size: int) -> list[str]:
+    """What the reader of every later result must know, as 'name: sentence'.
+
+    report: `confounding.report`; originals: those of `plan` and what was dropped whole.
+    """
+    dropped = shares_dropped(originals)
+    found = confounding.warnings(report)
+    if plan.joined and plan.groups_given != "auto":
+        found.append(f"groups joined: {plan.joined} groups held a copy (identical, rotated, "
+                     "flipped, rescaled or re-compressed) of an image of another and were joined "
+                     "to it; if these are no copies, --trust-groups keeps the groups as given.")
+    if plan.crossed:
+        found.append(f"copies with different labels: {len(plan.crossed)} images are copies of one "
+                     f"in another class folder ({' = '.join(map(repr, plan.crossed[0]))}): one of "
+                     "their labels is wrong.")
+    cut = sum(len(o.tiles) > 1 for o in plan.originals)
+    if cut and plan.groups_given == "auto":
+        found.append(f"parts not compared: copies are looked for among whole images; {cut} were "
+                     "cut into tiles, and an image that shows a part of another is not found. "
+                     "Name the groups if that may be.")
+    least, most = (pick(dropped, key=dropped.__getitem__) for pick in (min, max))
+    if dropped[most] - dropped[least] > UNEVEN:
+        found.append(f"dropped unevenly: {dropped[most]:.0%} of the tiles of {most!r} but "
+                     f"{dropped[least]:.0%} of {least!r}: what is left may not be like the class; "
+                     "look at qc.png.")
+    small = sum(t.box[2] < image_size for o in plan.originals for t in o.kept)
+    if small:
+        found.append(f"tiles enlarged: {small} tiles are smaller than "
+                     f"{image_size} pixels and were enlarged.")
+    sides = sorted(s for s in fields_um(plan.originals))
+    if len(sides) < sum(len(o.kept) for o in plan.originals):
+        found.append(f"resolution unknown: {sum(not o.um_px for o in plan.originals)} images do "
+                     f"not say their micrometres per pixel; their tiles are taken to be "
+                     f"{FIELD_UM:g} um a side wherever nuclei are measured; give --source-mpp.")
+    if sides and sides[-1] > 1.1 * sides[0]:
+        found.append(f"mixed magnification: tiles cover {sides[0]:.0f} to {sides[-1]:.0f} um a "
+                     "side; give --mpp to cut them all alike.")
+    return found
+
+
+def shares_dropped(originals: list) -> dict[str, float]:
+    """Share of the tiles that were dropped, by class."""
+    tiles, lost = Counter(), Counter()
+    for original in originals:
+        tiles[original.source.label] += len(original.tiles)
+        lost[original.source.label] += len(original.tiles) - len(original.kept)
+    return {label: lost[label] / max(1, tiles[label]) for label in tiles}
+
+
+def fields_um(originals: list) -> list[float]:
+    """Sides of the kept tiles in micrometres, of the originals that say their resolution."""
+    return [t.box[2] * o.um_px for o in originals if o.um_px for t in o.kept]
+
+
+# ------------------------------------------------------------------ for the manifest
+
+def describe_stain(plan, method: str) -> dict:
+    """For the manifest: the reference, and how many images fall short of it, and why."""
+    colour = [o for o in plan.originals if o.light is not None]
+    if method == "none" or not colour:
+        return {"method": method, "images": 0, "short": {}, "reference": None}
+    short = Counter(filter(None, (stain.shortfall(o.stains, plan.reference) for o in colour)))
+    for why, count in sorted(short.items()):
+        say(f"tumor_seg: {count} of {len(colour)} images: {why}")
+    return {"method": method, "images": len(colour),
+            "short": dict(sorted(short.items())), "reference": stain.describe(plan.reference)}
+
+
+def describe_scale(originals: list) -> dict:
+    """For the manifest: what the images are, and how much tissue a tile covers, where known."""
+    fields = sorted(fields_um(originals))
+    known = len(fields) == sum(len(o.kept) for o in originals)
+    kinds = {"he" if o.light is not None else None if o.bright else "fluorescence"
+             for o in originals}
+    return {"field_um": round(fields[len(fields) // 2], 3) if known else None,
+            "modality": kinds.pop() if len(kinds) == 1 else None}

@@ -1,0 +1,79 @@
+"""Layouts: where the nuclei of an image lie, in words (levels) and as a picture (structure map)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lungkit.generate.prompts import NUM_LEVELS
+
+SUPERSAMPLING = 4  # ours: discs of 2-3 px radius need sub-pixel edges at 64 px
+REACH = 0.15       # ours: distance shown as white, as a share of the side; air spaces reach it
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Nuclei of one image: centroids float32 [N, 2] (x, y) px, areas float32 [N] px."""
+
+    centroids: np.ndarray
+    areas_px: np.ndarray
+
+
+def measurements(layout: Layout, size: int) -> dict[str, float]:
+    """Nuclei count, mean area (px) and median nearest-neighbour distance (px; alone: the side)."""
+    from scipy.spatial import cKDTree
+
+    number, spacing = len(layout.areas_px), float(size)
+    if number > 1:
+        nearest = cKDTree(layout.centroids).query(layout.centroids, k=2)[0][:, 1]
+        spacing = float(np.median(nearest))
+    return {"count": number, "size": float(layout.areas_px.mean()) if number else 0.0,
+            "spacing": spacing}
+
+
+class Levels:
+    """Measurements as levels 0-3, by the quartiles over all training images of all classes."""
+
+    def __init__(self, layouts: list[Layout], size: int) -> None:
+        self.size = size
+        table = [measurements(layout, size) for layout in layouts]
+        shares = np.arange(1, NUM_LEVELS) / NUM_LEVELS
+        self.edges = {key: np.quantile([row[key] for row in table], shares) for key in table[0]}
+
+    def of(self, layout: Layout) -> dict[str, int]:
+        """{count, size, spacing: 0..3}, what Prompts.context_caption takes."""
+        return {key: int(np.searchsorted(self.edges[key], value, side="right"))
+                for key, value in measurements(layout, self.size).items()}
+
+
+def structure_map(layout: Layout, size: int) -> np.ndarray:
+    """Draw a layout as the image ControlNet is conditioned on: uint8 [size, size, 3].
+
+    Red: nuclei as discs of their area; green: borders of the Voronoi cells; blue: distance to the
+    nearest nucleus, black to white over REACH of the side. No nuclei: black, black, white.
+    """
+    import cv2
+
+    fine = size * SUPERSAMPLING
+    nuclei = np.zeros((fine, fine), np.uint8)
+    points = np.ones((fine, fine), np.uint8)
+    shift = 4  # cv2 takes fixed-point coordinates with so many fractional bits
+    for (x, y), area in zip(layout.centroids.tolist(), layout.areas_px.tolist(), strict=True):
+        cx, cy = (x + 0.5) * SUPERSAMPLING, (y + 0.5) * SUPERSAMPLING
+        radius = np.sqrt(max(area, 1.0) / np.pi) * SUPERSAMPLING
+        cv2.circle(nuclei, (round(cx * 2**shift), round(cy * 2**shift)), round(radius * 2**shift),
+                   255, -1, cv2.LINE_AA, shift)
+        points[min(max(int(cy), 0), fine - 1), min(max(int(cx), 0), fine - 1)] = 0
+    if len(layout.centroids):
+        distance, cells = cv2.distanceTransformWithLabels(
+            points, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL)
+        borders = np.zeros((fine, fine), np.uint8)
+        borders[:, 1:] |= (cells[:, 1:] != cells[:, :-1]).astype(np.uint8)
+        borders[1:] |= (cells[1:] != cells[:-1]).astype(np.uint8)
+        borders = cv2.dilate(borders, np.ones((SUPERSAMPLING // 2,) * 2, np.uint8)) * 255
+        far = np.clip(distance / (REACH * fine) * 255, 0, 255).astype(np.uint8)
+    else:
+        borders, far = np.zeros_like(nuclei), np.full_like(nuclei, 255)
+    stacked = np.stack([nuclei, borders, far], -1)
+    return cv2.resize(stacked, (size, size), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,254 @@
+"""The command line every stage shares: option types, presets, exit statuses, signals.
+
+Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+COMPLETE, FAILED, BAD_OPTIONS, STOPPED = 0, 1, 2, 75
+
+
+class Fault(Exception):
+    """A fault in the user's data: what was found, expected, where, and what to do. Exit 1."""
+
+
+class BadOptions(Fault):
+    """A fault in the user's options. Exit 2."""
+
+
+class Stopped(Exception):
+    """A signal asked for an end and the state is saved. Exit 75: the same command resumes."""
+
+
+_stop_signal: list[int] = []
+
+
+def stop_requested() -> bool:
+    """Whether SIGTERM, SIGINT or SIGUSR2 has asked this stage to finish its item and stop."""
+    return bool(_stop_signal)
+
+
+def check_stop() -> None:
+    """Raise Stopped if a signal has asked for it; call where everything done so far is saved."""
+    if _stop_signal:
+        name = signal.Signals(_stop_signal[0]).name
+        raise Stopped(f"stopped by {name}; run the same command again to resume")
+
+
+def _note_signal(number: int, _frame: object) -> None:
+    if _stop_signal and number == signal.SIGINT:
+        raise KeyboardInterrupt  # a second Ctrl-C means: now
+    _stop_signal.append(number)
+
+
+def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None) -> int:
+    """Parse `argv`, call `run(**options)` and turn faults into one line and an exit status."""
+    try:
+        options = vars(parser.parse_args(argv))
+    except SystemExit as end:
+        return int(end.code or 0)
+    previous = {}
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        try:
+            previous[number] = signal.signal(number, _note_signal)
+        except ValueError:  # not the main thread: the caller owns the signals
+            break
+    name = parser.prog
+    try:
+        run(**options)
+    except BadOptions as fault:
+        print(f"{name}: error: {one_line(fault)}", file=sys.stderr)
+        return BAD_OPTIONS
+    except Fault as fault:
+        print(f"{name}: error: {one_line(fault)}", file=sys.stderr)
+        return FAILED
+    except Stopped as stop:
+        print(f"{name}: {one_line(stop)}", file=sys.stderr)
+        return STOPPED
+    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        if error.filename is None:
+            raise
+        print(f"{name}: error: {error.strerror}: {one_line(repr(str(error.filename)))}: "
+              "check that the path is there and readable", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        import errno
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if error.filename is None:
+                raise
+            print(f"{name}: error: {error.strerror}: {one_line(repr(str(error.filename)))}: "
+                  "look at this file or its disk", file=sys.stderr)  # a loop of links, a bad block
+            return FAILED
+        print(f"{name}: error: {error.strerror}: {error.filename or 'while writing'}: "
+              "free some space or choose another --output", file=sys.stderr)
+        return FAILED
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _stop_signal.clear()  # it was meant for this run
+    return COMPLETE
+
+
+def one_line(message: object) -> str:
+    """`message` without line breaks: a file name may hold one, an error line must not."""
+    return " ".join(str(message).replace("\n", "\\n").replace("\r", "\\r").split())
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Show each option's default unless it is None or already stated."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        unsaid = any(action.default is value for value in (None, argparse.SUPPRESS, False))
+        if not unsaid and "default" not in text:  # 0 is a default like any other
+            text += " (default: %(default)s)"
+        return text
+
+
+def stage_parser(prog: str, doc: str) -> argparse.ArgumentParser:
+    """A parser whose --help is the module's docstring; a typo is never a guessed option."""
+    return argparse.ArgumentParser(
+        prog=prog, description=doc, allow_abbrev=False, formatter_class=_Formatter)
+
+
+def add_common(parser: argparse.ArgumentParser, *, presets: dict | None = None,
+               seed: bool = True, device: bool = True, overwrite: bool = True) -> None:
+    """Add the options spelled alike in every stage."""
+    if presets is not None:
+        parser.add_argument("--preset", choices=sorted(presets), default="demo",
+                            help="demo: two CPU cores, minutes; full: one modern GPU. "
+                                 "Fills the options not given; an explicit option wins")
+    if seed:
+        parser.add_argument("--seed", type=non_negative_int, default=0, metavar="INT",
+                            help="seed of every random draw")
+    if device:
+        group = parser.add_argument_group("Performance")
+        group.add_argument("--device", default="auto", metavar="NAME",
+                           help="auto, cpu, cuda or cuda:N (auto: cuda where there is one)")
+    group = parser.add_argument_group("Run")
+    if overwrite:
+        group.add_argument("--overwrite", action="store_true",
+                           help="discard what another set of options made here and start again")
+    group.add_argument("--dry-run", action="store_true",
+                       help="check everything, input data included, print the plan, write nothing")
+
+
+def fill_preset(options: dict, presets: dict) -> dict:
+    """Return `options` with every None that the chosen preset knows replaced by its value."""
+    preset = presets[options["preset"]]
+    return {name: preset.get(name) if value is None else value for name, value in options.items()}
+
+
+# ------------------------------------------------------------------ option types
+
+def positive_int(text: str) -> int:
+    value = _number(int, text, "a whole number")
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    value = _number(int, text, "a whole number")
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = _number(float, text, "a number")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    value = _number(float, text, "a number")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = _number(float, text, "a number")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def repeat_range(text: str) -> range:
+    """`N` -> repeats 0..N-1; `A-B` -> repeats A..B, both included."""
+    first, dash, last = text.partition("-")
+    if dash:
+        low, high = non_negative_int(first), non_negative_int(last)
+        if high < low:
+            raise argparse.ArgumentTypeError(f"{text}: {high} comes before {low}")
+        return range(low, high + 1)
+    return range(positive_int(text))
+
+
+def directory(text: str) -> Path:
+    """A path that shall be a directory; whether it is one is the stage's question."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    if "\n" in text:
+        raise argparse.ArgumentTypeError("holds a line break")
+    return Path(text)
+
+
+def file_sha256(path: Path | None, option: str) -> str | None:
+    """SHA-256 of an option's file, which is what its value means; None of None. Raises Fault."""
+    from lungkit.run.files import sha256_file
+
+    if path is None:
+        return None
+    if not path.is_file():
+        raise Fault(f"{option} {path} is not a file")
+    return sha256_file(path)
+
+
+def _number(kind: Callable, text: str, wanted: str):
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+
+
+# ------------------------------------------------------------------ device
+
+def use_device(name: str, *, threads: int | None = None):
+    """Resolve --device to a torch.device and set the CPU threads.
+
+    threads: None means OMP_NUM_THREADS, else every core this process may use. At a fixed
+    count the same seed gives the same bytes; another count may round differently.
+    """
+    import torch
+
+    if threads is None:
+        allowed = len(os.sched_getaffinity(0))
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK")
+                      or allowed or 1)
+    torch.set_num_threads(max(1, threads))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadOptions(f"--device {name!r} is not a device; "
+                         "use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise BadOptions(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise BadOptions(f"--device {name}: PyTorch sees no CUDA device here; use --device "
+                             "cpu, or check the driver and CUDA_VISIBLE_DEVICES")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise BadOptions(f"--device {name}: only {torch.cuda.device_count()} CUDA devices here")
+    return device

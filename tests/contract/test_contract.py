@@ -1,0 +1,263 @@
+"""The contract every arm keeps: layout, loaders, parents, rerun, refusal, kill and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arms import (ARMS, GENERATORS, OTHER_OPTION, arguments, blind, content, fork, main_of,
+                  signal_when)
+from lungkit.data.dataset import SPLITS, open_dataset
+from lungkit.generate.items import stream
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ["tumor_seg", "voronoi_seg", "diffusion_seg", "prompt_seg", "context_seg", "cnn_classify",
+          "nuclei_classify",
+          "wilcoxon_test"]
+
+
+@pytest.fixture(scope="module", params=list(ARMS))
+def arm(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def ran(arm, real_dataset, tmp_path_factory) -> tuple[int, Path]:
+    """The arm run once without interruption: its exit status and its dataset.
+
+    A generator has nothing but the training images of real, once it has checked it.
+    """
+    root = tmp_path_factory.mktemp(arm)
+    output = root / "datasets" / arm
+    if arm not in GENERATORS:
+        return main_of(arm)(arguments(arm, real_dataset, output)), output
+    shutil.copytree(real_dataset, root / "real")
+    with pytest.MonkeyPatch.context() as patch:
+        blind(patch, arm)
+        code = main_of(arm)(arguments(arm, root / "real", output))
+    assert {path.parent.parent.name for path in (root / "real").glob("*/*/*.png")} == {"train"}
+    return code, output
+
+
+@pytest.fixture
+def made(ran) -> Path:
+    """The arm's dataset, made once without interruption."""
+    code, output = ran
+    assert code == 0
+    return output
+
+
+def test_an_arm_succeeds_and_a_generator_without_real_s_val_and_test_images(ran):
+    code, output = ran
+    assert code == 0 and (output / "dataset.json").exists()
+
+
+def test_counts_are_like_real_and_every_image_opens(made, real_dataset):
+    real, dataset = open_dataset(real_dataset), open_dataset(made)
+    assert dataset.counts == real.counts
+    assert dataset.classes == real.classes and dataset.image_size == real.image_size
+    images, labels = dataset.load("train")
+    assert images.shape[1:] == (64, 64, 3) and len(images) == len(labels)
+    assert images.std() > 5, "images without contrast show nothing"
+
+
+def test_nothing_trained_on_has_seen_a_test_image(made, real_dataset):
+    real = open_dataset(real_dataset)
+    seen = {entry["name"]: entry for entry in open_dataset(made).trained_on()}
+    assert seen["real"]["fingerprint"] == real.fingerprint
+    assert "train" in seen["real"]["splits"] and "test" not in seen["real"]["splits"]
+
+
+def test_a_generated_image_is_of_the_train_split_and_another_of_its_own(arm, made, real_dataset):
+    splits = {split: ["train"] if arm in GENERATORS else [split] for split in SPLITS}
+    manifest = json.loads((made / "dataset.json").read_text())
+    parent = {"name": "real", "fingerprint": open_dataset(real_dataset).fingerprint, "splits": splits}
+    assert manifest["parents"] == [parent]
+    models = made.parent.parent / "models" / arm / "model.json"
+    assert models.exists() == (arm in GENERATORS)
+    if models.exists():
+        assert json.loads(models.read_text())["parents"] == [parent]
+
+
+def test_the_warnings_of_real_and_the_audit_for_copies_go_with_a_generated_dataset(arm, made, real_dataset):
+    manifest, real = open_dataset(made).manifest, open_dataset(real_dataset)
+    assert ("copy_audit" in manifest) == (arm in GENERATORS)
+    if arm in GENERATORS:
+        assert real.warnings and manifest["warnings"][:len(real.warnings)] == real.warnings
+        assert manifest["copy_audit"]["images"] == len(real.rows)
+
+
+def test_an_image_is_drawn_from_the_stream_of_its_arm_its_seed_and_its_index(arm, made):
+    draws = stream(f"{arm}_seg", 0)
+    for row in open_dataset(made).rows:  # nothing is drawn for a diagram
+        assert row.seed == (f"{draws}:{int(row.stem)}" if arm in GENERATORS else "")
+
+
+def test_torchvision_reads_it_as_it_is(made):
+    from torchvision.datasets import ImageFolder
+
+    dataset = open_dataset(made)
+    for split in SPLITS:
+        folder = ImageFolder(made / split)
+        assert folder.classes == dataset.classes
+        names = [Path(path).relative_to(made).as_posix() for path, _ in folder.samples]
+        assert [(row.file_name, dataset.classes.index(row.label)) for row in dataset.select(split)] \
+            == list(zip(names, folder.targets, strict=True))
+
+
+def test_hugging_face_reads_it_as_it_is(made, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="tests/requirements.txt has it")
+    dataset = open_dataset(made)
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(made), cache_dir=str(tmp_path))
+    assert set(loaded) == {"train", "validation", "test"}
+    for split in SPLITS:
+        table = loaded["validation" if split == "val" else split]
+        assert table.features["label"].names == dataset.classes
+        labels = [dataset.classes.index(row.label) for row in dataset.select(split)]
+        assert sorted(table["label"]) == sorted(labels) and len(table) == len(labels)
+
+
+def test_the_same_command_again_is_already_complete_and_quick(arm, made, real_dataset):
+    before = {name: os.stat(made / name).st_mtime_ns for name in content(made)}
+    user_sec = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    answer = subprocess.run([sys.executable, ROOT / f"{arm}_seg.py", *arguments(arm, real_dataset, made)],
+                            capture_output=True, text=True, check=False, cwd=ROOT)
+    assert answer.returncode == 0 and "already complete" in answer.stdout + answer.stderr
+    # processor time, which other work on the machine does not change much
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - user_sec < 0.8
+    assert before == {name: os.stat(made / name).st_mtime_ns for name in content(made)}
+
+
+def test_other_options_are_refused_by_name_and_change_nothing(arm, made, real_dataset, capfd):
+    before = content(made)
+    option = OTHER_OPTION[arm]
+    assert main_of(arm)(arguments(arm, real_dataset, made, *option)) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert option[0].lstrip("-").replace("-", "_") in error and "--overwrite" in error
+    assert content(made) == before
+
+
+def test_overwrite_replaces_it_by_a_whole_one(arm, made, real_dataset, tmp_path):
+    copy = tmp_path / "datasets" / arm
+    shutil.copytree(made, copy)
+    models = made.parent.parent / "models"
+    if models.exists():
+        shutil.copytree(models, tmp_path / "models")
+    more = ["--seed", "1"] if arm in GENERATORS else []
+    assert main_of(arm)(arguments(arm, real_dataset, copy, *OTHER_OPTION[arm], *more, "--overwrite")) == 0
+    assert open_dataset(copy).fingerprint != open_dataset(made).fingerprint
+    if more:
+        seeds = [{row.seed for row in open_dataset(path).rows} for path in (copy, made)]
+        assert not seeds[0] & seeds[1], "another seed drew from the same numbers"
+    assert not [path for path in copy.parent.iterdir() if path.name != arm], "leftovers beside it"
+
+
+def test_dry_run_checks_and_writes_nothing(arm, real_dataset, tmp_path):
+    output = tmp_path / "datasets" / arm
+    assert main_of(arm)(arguments(arm, real_dataset, output, "--dry-run")) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dataset_with_altered_images_is_refused_and_nothing_published(arm, real_dataset, tmp_path, capfd):
+    broken = tmp_path / "real"
+    shutil.copytree(real_dataset, broken)
+    victims = []
+    for split in SPLITS:
+        victim, other = sorted((broken / split).glob("*/*.png"))[:2]
+        shutil.copy(other, victim)
+        victims.append(victim)
+    assert main_of(arm)(arguments(arm, broken, tmp_path / "out" / arm)) == 1
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert all(f"{victim.name}: altered" in error for victim in victims)
+    assert not (tmp_path / "out" / arm).exists()
+
+
+def test_killed_while_writing_and_run_again_gives_the_same_bytes(arm, made, real_dataset, tmp_path):
+    output = tmp_path / "datasets" / arm
+    call = arguments(arm, real_dataset, output)
+    partial = output.parent / f".{arm}.partial"
+    pid = fork(lambda: main_of(arm)(call))
+    assert signal_when(pid, lambda: len(list(partial.glob("*/*/*.png"))) >= 3) == -signal.SIGKILL
+    assert not output.exists(), "a killed stage must publish nothing"
+    assert main_of(arm)(call) == 0
+    assert content(output) == content(made)
+    assert not list(output.parent.glob(".*")), "leftovers beside it"
+
+
+@pytest.mark.parametrize(("arm_name", "number"), [
+    ("diffusion", signal.SIGKILL), ("prompt", signal.SIGKILL), ("context", signal.SIGTERM)])
+def test_stopped_in_training_and_run_again_gives_the_same_weights(
+        arm_name, number, real_dataset, tmp_path, monkeypatch):
+    import lungkit.learn.loop
+
+    monkeypatch.setattr(lungkit.learn.loop, "CHECKPOINT_INTERVAL_SEC", 0.0)
+    whole, resumed = tmp_path / "a" / "datasets" / arm_name, tmp_path / "b" / "datasets" / arm_name
+    longer = ["--train-steps", "6"]
+    assert main_of(arm_name)(arguments(arm_name, real_dataset, whole, *longer)) == 0
+    partial = resumed.parent.parent / "models" / f".{arm_name}.partial"
+    pid = fork(lambda: main_of(arm_name)(arguments(arm_name, real_dataset, resumed, *longer)))
+    # a whole checkpoint, not the hidden file it is written to: else nothing is resumed from
+    status = signal_when(pid, lambda: bool(list(partial.glob("[!.]*.ckpt"))), number)
+    assert status == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert not (resumed.parent.parent / "models" / arm_name).exists()
+    assert main_of(arm_name)(arguments(arm_name, real_dataset, resumed, *longer)) == 0
+    assert content(whole.parent.parent) == content(resumed.parent.parent)
+
+
+def test_a_second_writer_is_refused_by_name(arm, real_dataset, tmp_path, capfd):
+    from lungkit.run.files import lock
+
+    output = tmp_path / "datasets" / arm
+    models = tmp_path / "models" / arm
+    with lock(models if arm != "voronoi" else output):
+        assert fork_and_wait(lambda: main_of(arm)(arguments(arm, real_dataset, output))) == 1
+    error = capfd.readouterr().err
+    assert "being written by another process" in error and f"pid {os.getpid()}" in error
+
+
+def fork_and_wait(call) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(fork(call), 0)[1])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_is_quick_and_imports_nothing_heavy(stage):
+    program = ("import sys, runpy; sys.argv = [sys.argv[1], '--help']\n"
+               "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+               "except SystemExit as end: assert not end.code\n"
+               "heavy = {'torch', 'diffusers', 'scipy', 'pandas', 'cv2', 'skimage', 'matplotlib', 'sklearn'}\n"
+               "print('HEAVY', sorted(heavy & set(sys.modules)))")
+    user_sec = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    answer = subprocess.run([sys.executable, "-c", program, ROOT / f"{stage}.py"],
+                            capture_output=True, text=True, check=False, cwd=ROOT)
+    assert answer.stdout.strip().endswith("HEAVY []"), answer.stdout[-200:] + answer.stderr
+    assert "Reads" in answer.stdout and "Exit status" in answer.stdout
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - user_sec < 0.5
+
+
+REQUIRED = {"tumor_seg": "--input x --output y", "cnn_classify": "--data x --real x --results y --repeats 2",
+            "nuclei_classify": "--features x --real x --results y",
+            "wilcoxon_test": "x --output y"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_unknown_option_is_exit_2(stage, capfd):
+    import importlib
+
+    given = REQUIRED.get(stage, "--real x --output y").split()
+    assert importlib.import_module(stage).main([*given, "--no-such-option"]) == 2
+    assert "--no-such-option" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_generated_manifest_names_its_model_and_options(real_dataset, made, arm):
+    manifest = json.loads((made / "dataset.json").read_text())
+    assert manifest["stage"] == f"{arm}_seg" and manifest["schema"] == "lungkit.dataset/1"
+    assert manifest["parameters"]["real" if arm != "voronoi" else "render"]
+    assert manifest["versions"]["torch"] if arm != "voronoi" else True

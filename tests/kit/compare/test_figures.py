@@ -1,0 +1,251 @@
+"""The pictures, by what is drawn on them: every repeat, every interval, under its own name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import wilcoxon_test as stage
+from lungkit.compare import figures, report
+from lungkit.compare.results import read_results
+from result_trees import record, right, split_of, write, write_counts
+
+COUNTS = {"real": [54, 54, 57, 60], "gan": [30, 33, 33, 33],
+          "a name of more than 18": [6, 12, 18, 24]}
+DARK = "#333333"
+
+
+@pytest.fixture
+def axes_of(monkeypatch):
+    """Draw, and return the axes as they were when the picture was saved."""
+    from matplotlib.figure import Figure
+
+    saved = []
+
+    def save(figure, file, **_):
+        saved.append(figure)
+        file.write(b"png")
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+    def draw(function, *arguments):
+        assert function(*arguments) == b"png"
+        [axes] = saved.pop().axes
+        return axes
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return read_results(write_counts(tmp_path_factory.mktemp("results"), COUNTS, own=48))
+
+
+def arms_of(found, metric="accuracy_real"):
+    return report.summarise(found, metric, stage.wilson_interval)
+
+
+def scattered(axes):
+    """(colour, [N, 2] places and percents) of every group of dots."""
+    from matplotlib.colors import to_hex
+
+    return [(to_hex(each.get_facecolor()[0]).upper(), np.asarray(each.get_offsets()))
+            for each in axes.collections]
+
+
+def dots(axes, colour):
+    return [places for each, places in scattered(axes) if each == colour.upper()]
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else []
+
+
+def ticks(axis):
+    return [text.get_text() for text in axis.get_ticklabels()]
+
+
+# ------------------------------------------------------------------ every repeat
+
+def test_every_repeat_is_a_dot_over_the_name_of_its_dataset(axes_of, found):
+    axes = axes_of(figures.boxplot_png, found, "accuracy_real", arms_of(found))
+    names = ["real", "a name of more than 18", "gan"]
+    assert ticks(axes.xaxis) == ["real", "a name of more th…", "gan"]
+    assert list(axes.get_xticks()) == [0, 1, 2]
+    for place, name in enumerate(names):
+        [found_dots] = dots(axes, figures.COLOURS[place])
+        assert found_dots[:, 1] == pytest.approx(np.array(COUNTS[name]) / 0.6)
+        assert (abs(found_dots[:, 0] - place) < 0.3).all()
+        assert len(np.unique(found_dots.round(6), axis=0)) == 4  # tied dots lie side by side
+    low, high = axes.get_ylim()
+    assert low < 10 and high > 100 and axes.get_xlim() == (-0.6, 2.6)
+
+
+def test_a_box_holds_the_quartiles_and_the_median_of_its_dataset(axes_of, found):
+    axes = axes_of(figures.boxplot_png, found, "accuracy_real", arms_of(found))
+    for place, name in enumerate(found.datasets):
+        values = np.array(COUNTS[name]) / 0.6
+        box = axes.patches[place].get_path().vertices
+        assert box[:, 0].mean() == pytest.approx(place, abs=0.2)
+        assert (box[:, 1].min(), box[:, 1].max()) == pytest.approx(
+            tuple(np.percentile(values, [25, 75])))
+        widest = max((line for line in axes.lines if len(set(line.get_ydata())) == 1
+                      and np.mean(line.get_xdata()) == pytest.approx(place)),
+                     key=lambda line: np.ptp(line.get_xdata()))
+        assert widest.get_ydata()[0] == pytest.approx(np.median(values))
+
+
+def test_words_around_the_boxes_name_metric_and_unit(axes_of, found):
+    axes = axes_of(figures.boxplot_png, found, "accuracy_real", arms_of(found))
+    assert axes.get_ylabel() == "Accuracy on real test images (%)"
+    assert axes.get_title(loc="left") == "Every dot is one repeat"
+    assert labels(axes) == ["mean on its own test split", "always the largest class"]
+
+
+def test_the_mean_on_its_own_test_split_is_marked_for_all_but_real(axes_of, tmp_path):
+    for name, own in (("real", 60), ("gan", 30), ("vae", 45)):
+        write_counts(tmp_path, {name: [54, 57]}, own=own)
+    found = read_results(tmp_path)
+    axes = axes_of(figures.boxplot_png, found, "accuracy_real", arms_of(found))
+    assert sorted((round(x), round(y, 6)) for marks in dots(axes, DARK) for x, y in marks) == [
+        (1, 50), (2, 75)]
+
+
+def test_the_line_of_chance_is_the_largest_class_of_the_test_images(axes_of, tmp_path):
+    matrix = [[30, 12, 0], [6, 6, 0], [3, 0, 3]]
+    for name, scores in (("real", split_of(right(54))), ("gan", split_of(matrix))):
+        for repeat in (0, 1):
+            write(tmp_path, record(name, repeat, split_of(right(54)), scores))
+    found = read_results(tmp_path)
+    axes = axes_of(figures.boxplot_png, found, "accuracy_real", arms_of(found))
+    [line] = [line for line in axes.lines if line.get_label() == "always the largest class"]
+    assert set(line.get_ydata()) == {70}
+
+
+def test_by_the_arms_own_tests_their_own_values_are_drawn_and_marked_once(axes_of, found):
+    axes = axes_of(figures.boxplot_png, found, "accuracy_own", arms_of(found, "accuracy_own"))
+    assert axes.get_ylabel() == "Accuracy on its own test images (%)"
+    assert all((places[:, 1] == 80).all() for _, places in scattered(axes))
+    assert labels(axes) == ["always the largest class"] and dots(axes, DARK) == []
+
+
+def test_several_replicates_are_diamonds_over_the_dots_of_their_repeats(axes_of, tmp_path):
+    for replicate, counts in enumerate(([54, 60], [30, 36])):
+        write_counts(tmp_path, {"real": counts, "gan": counts}, replicate=replicate, trained_on=[],
+                     real_fingerprint=f"real{replicate}", dataset_fingerprint=f"{replicate}")
+    found = read_results(tmp_path)
+    axes = axes_of(figures.boxplot_png, found, "accuracy_real", arms_of(found))
+    for place in (0, 1):
+        repeats, means = dots(axes, figures.COLOURS[place])
+        assert repeats[:, 1] == pytest.approx([90, 100, 50, 60])
+        assert means[:, 1] == pytest.approx([95, 55]) and means[:, 0] == pytest.approx(place)
+        box = axes.patches[place].get_path().vertices[:, 1]
+        assert (box.min(), box.max()) == pytest.approx((65, 85))  # of the two means
+    assert axes.get_title(loc="left") == "Every dot is one repeat (diamonds: means of a replicate)"
+
+
+def test_a_csv_is_drawn_without_what_it_does_not_say(axes_of, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("dataset,repeat,accuracy\na,0,0.5\na,1,0.6\nb,0,0.7\nb,1,0.8\n")
+    found = read_results(path)
+    axes = axes_of(figures.boxplot_png, found, "accuracy", arms_of(found, "accuracy"))
+    assert axes.get_ylabel() == "Accuracy (%)" and labels(axes) == []
+    assert [places[:, 1].round(6).tolist() for _, places in scattered(axes)] == [[50, 60], [70, 80]]
+
+
+def test_more_datasets_than_colours_are_drawn(axes_of, tmp_path):
+    found = read_results(write_counts(tmp_path, {f"d{k}": [30, 33] for k in range(9)}))
+    axes = axes_of(figures.boxplot_png, found, "accuracy_real", arms_of(found))
+    assert ticks(axes.xaxis) == found.datasets
+    assert len(set(figures.COLOURS)) == 8 and len(dots(axes, figures.COLOURS[0])) == 2
+
+
+def test_equal_values_lie_side_by_side_around_the_middle():
+    assert figures._spread([0.5, 0.7, 0.5, 0.5 + 1e-9, 0.7]) == pytest.approx(
+        [-0.055, -0.0275, 0, 0.055, 0.0275])
+    assert max(figures._spread([1.0] * 200)) < 0.28  # within the box
+
+
+# ------------------------------------------------------------------ every difference
+
+@pytest.fixture(scope="module")
+def pairs(found):
+    return stage.compare({name: found.values(name, "accuracy_real") for name in found.datasets},
+                         metric="accuracy_real", unit="repeat", alpha=0.1, margin=0.05)
+
+
+def drawn_pairs(axes):
+    """Per row from the top: the ends of its interval, its shift, its colour and its arrows."""
+    rows = {}
+    for line in axes.lines:
+        x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+        if len(set(y)) != 1 or line.get_transform() != axes.transData:
+            continue
+        row = rows.setdefault(y[0], {"colour": line.get_color().upper(), "arrows": []})
+        if len(x) == 2:
+            row["ends"] = tuple(x)
+        elif line.get_marker() == "o":
+            row["shift"] = x[0]
+        else:
+            row["arrows"].append((line.get_marker(), x[0]))
+    return [rows[place] for place in sorted(rows)]
+
+
+def test_every_pair_is_its_shift_and_interval_in_points_beside_its_names(axes_of, pairs):
+    axes = axes_of(figures.differences_png, pairs, 0.05)
+    rows = drawn_pairs(axes)
+    assert ticks(axes.yaxis) == ["real − a name of more th…", "real − gan",
+                                 "a name of more th… − gan"]
+    assert list(axes.get_yticks()) == [0, 1, 2] and axes.yaxis_inverted()
+    for row, pair in zip(rows, pairs, strict=True):
+        assert row["shift"] == pytest.approx(100 * pair.shift)
+        assert row["ends"] == pytest.approx((100 * pair.shift_low, 100 * pair.shift_high))
+        assert row["arrows"] == []
+        assert row["colour"] == (figures.COLOURS[0] if pair.dataset_a == "real" else "#555555")
+    low, high = axes.get_xlim()
+    assert low == -high and high > max(abs(end) for row in rows for end in row["ends"])
+
+
+def test_the_band_is_the_margin_around_no_difference(axes_of, pairs):
+    axes = axes_of(figures.differences_png, pairs, 0.05)
+    [band] = axes.patches
+    extent = band.get_extents().transformed(axes.transData.inverted())
+    assert (extent.x0, extent.x1) == pytest.approx((-5, 5))
+    assert labels(axes) == ["margin ±5 points"]
+    assert any(set(line.get_xdata()) == {0} and line.get_transform() != axes.transData
+               for line in axes.lines)
+
+
+def test_the_axis_of_differences_names_metric_and_confidence(axes_of, pairs):
+    axes = axes_of(figures.differences_png, pairs, 0.05)
+    assert axes.get_xlabel() == ("difference in accuracy on real test images, points "
+                                 "(Hodges-Lehmann, 90 % interval)")
+
+
+def test_an_end_without_a_bound_is_an_arrow_at_the_edge(axes_of, pairs):
+    one, both, none = (replace(pairs[0], shift=0.01, shift_low=low, shift_high=high)
+                       for low, high in ((-0.02, math.inf), (-math.inf, math.inf), (-0.02, 0.03)))
+    axes = axes_of(figures.differences_png, [one, both, none], 0.02)
+    edge = axes.get_xlim()[1]
+    rows = drawn_pairs(axes)
+    assert rows[0]["ends"] == pytest.approx((-2, edge)) and rows[0]["arrows"] == [(">", edge)]
+    assert rows[1]["ends"] == pytest.approx((-edge, edge))
+    assert rows[1]["arrows"] == [("<", -edge), (">", edge)]
+    assert rows[2]["ends"] == pytest.approx((-2, 3)) and rows[2]["arrows"] == []
+
+
+def test_the_margin_is_in_view_where_the_differences_are_smaller(axes_of, pairs):
+    small = replace(pairs[0], shift=0.0, shift_low=-0.001, shift_high=0.001)
+    assert axes_of(figures.differences_png, [small], 0.1).get_xlim()[1] > 10
+
+
+# ------------------------------------------------------------------ words
+
+@pytest.mark.parametrize(("metric", "words"), [
+    ("accuracy_real", "accuracy on real test images"),
+    ("accuracy_own", "accuracy on its own test images"), ("accuracy", "accuracy")])
+def test_a_metric_in_words(metric, words):
+    assert figures.metric_words(metric) == words

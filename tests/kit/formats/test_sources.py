@@ -1,0 +1,110 @@
+"""Where originals lie: class folders, files in one order, edits that the fingerprint notices."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lungkit.formats import sources
+from lungkit.run.cli import Fault
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+CLASSES = ("a/1.png", "b/1.png")
+
+
+@pytest.mark.parametrize("names, root", [
+    (CLASSES, "."), ([f"only/{name}" for name in CLASSES], "only"),
+    ([*(f"x/images/{name}" for name in CLASSES), "x/truth/a/1.png"], "x/images"),
+    ([*(f"images/{name}" for name in CLASSES), "truth/a/1.png"], "images"),
+    (["images/1.png", "b/1.png"], "."), (["a/x/1.png", "a/y/1.png", "a/2.png"], "."),
+    (["a/1.png"], ".")])
+def test_the_root_is_the_folder_whose_folders_are_the_classes(tmp_path, names, root):
+    assert sources.find_root(make(tmp_path, *names)) == tmp_path / root
+
+
+def test_images_come_by_class_and_name_and_other_files_apart(tmp_path):
+    make(tmp_path, "b/2.tif", "b/10.JPG", "a/z.png", "a/deep/y.svs", "a/notes.txt", ".x/1.png",
+         "a/.hidden.png", "top.png")
+    found, others = sources.find_sources(tmp_path)
+    assert [(s.label, s.name) for s in found] == [
+        ("a", "a/deep/y.svs"), ("a", "a/z.png"), ("b", "b/10.JPG"), ("b", "b/2.tif")]
+    assert others == ["a/notes.txt"] and found[0].path == tmp_path / "a/deep/y.svs"
+
+
+def test_the_parts_of_a_mirax_slide_are_no_images_of_their_own(tmp_path):
+    make(tmp_path, "a/s.mrxs", "a/s/Data0000.dat", "a/s/overview.png", "a/other/1.png", "b/1.png")
+    found, others = sources.find_sources(tmp_path)
+    assert [s.name for s in found] == ["a/other/1.png", "a/s.mrxs", "b/1.png"] and others == []
+
+
+@pytest.mark.parametrize("names, message", [
+    (["top.png"], "holds no class folders"), (["a/1.png"], "one class only"),
+    ([*CLASSES, "Val/1.png"], "'Val'"), ([*CLASSES, "c/notes.txt"], "class folder 'c' holds no"),
+    ([*CLASSES, "b/x\ny.png"], "line break"), ([*CLASSES, "b/x\x07.png"], "unprintable")])
+def test_a_tree_that_is_no_input_is_refused(tmp_path, names, message):
+    with pytest.raises(Fault, match=message):
+        sources.find_sources(make(tmp_path, *names))
+
+
+# ------------------------------------------------------------------ the fingerprint
+
+def fingerprint(root: Path) -> str:
+    return sources.quick_fingerprint(sources.find_sources(root)[0])
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    make(tmp_path / "in", *CLASSES, "b/s.mrxs", "b/s/Data.dat")
+    (tmp_path / "in/a/big.png").write_bytes(bytes(50_000))
+    return tmp_path / "in"
+
+
+def test_a_copied_tree_is_the_same_input(tree):
+    shutil.copytree(tree, tree.parent / "copy")
+    for path in (tree.parent / "copy").rglob("*.*"):
+        os.utime(path, (1, 1))
+    assert fingerprint(tree) == fingerprint(tree.parent / "copy")
+
+
+@pytest.mark.parametrize("place", [0, 25_000, 49_999])
+def test_an_edit_at_the_start_middle_or_end_of_a_large_image_is_noticed(tree, place):
+    before = fingerprint(tree)
+    with open(tree / "a/big.png", "r+b") as file:
+        file.seek(place)
+        file.write(b"x")
+    assert fingerprint(tree) != before
+
+
+@pytest.mark.parametrize("change", [
+    lambda tree: (tree / "a/1.png").rename(tree / "a/2.png"),
+    lambda tree: (tree / "a/1.png").rename(tree / "b/2.png"),
+    lambda tree: (tree / "a/1.png").write_bytes(b"another"),
+    lambda tree: (tree / "b/s/Data.dat").write_bytes(b"longer than before"),
+    lambda tree: (tree / "b/1.png").unlink(),
+    lambda tree: (tree / "a/big.png").write_bytes(bytes(50_001))])
+def test_another_name_content_or_size_is_another_input(tree, change):
+    before = fingerprint(tree)
+    change(tree)
+    assert fingerprint(tree) != before
+
+
+# ------------------------------------------------------------------ groups
+
+def test_a_csv_names_the_group_of_every_image_across_classes(tree):
+    found, _ = sources.find_sources(tree)
+    path = tree.parent / "groups.csv"
+    path.write_text("group,file_name,note,label\n p1 ,a/1.png,x,a\np1,./b/1.png,,b\n"
+                    "p2,a/big.png,,a\np2,b\\s.mrxs,,b\np2,b\\s.mrxs,,b\n")
+    assert sources.read_groups(path, found) == {"a/1.png": "p1", "b/1.png": "p1",
+                                                "a/big.png": "p2", "b/s.mrxs": "p2"}

@@ -1,0 +1,203 @@
+"""What is said of the originals: each tile with its reason, each warning at its threshold."""
+
+from __future__ import annotations
+
+import csv
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lungkit.histology import qc_report, stain
+from lungkit.data.dataset import decode_png
+from lungkit.histology.quality import Quality
+from test_confounding import plain_report
+
+FINE = Quality(0.5, 0.2, 0.6, 0.6, 0.01, 1.0, 0.02, 0.03)
+
+
+def tile(reason=None, box=(0, 0, 64), **measured):
+    values = {**vars(FINE), **measured}
+    return SimpleNamespace(box=box, measured=Quality(**values), reason=reason)
+
+
+def original(name: str, *tiles, um_px=0.8, light=(250, 250, 250), bright=False, stains=None):
+    return SimpleNamespace(source=SimpleNamespace(name=name, label=name.split("/")[0]),
+                           tiles=tiles, kept=[t for t in tiles if t.reason is None],
+                           um_px=um_px, light=light, bright=bright, stains=stains)
+
+
+def plan(originals, *, joined=0, groups_given="csv+auto", crossed=(), reference=None):
+    return SimpleNamespace(originals=[o for o in originals if o.kept], joined=joined,
+                           groups_given=groups_given, crossed=list(crossed), reference=reference)
+
+
+def warned(originals, report=None, image_size=64, **of_plan) -> dict[str, str]:
+    lines = qc_report.warn(plan(originals, **of_plan), report or plain_report(), originals,
+                           image_size)
+    return dict(line.split(": ", 1) for line in lines)
+
+
+CALM = [original(f"{label}/{i}.png", tile()) for label in "ab" for i in range(10)]
+
+
+# ------------------------------------------------------------------ the table and the sheet
+
+def test_the_table_has_a_line_for_every_tile_with_its_own_reason_and_figures():
+    rows = list(csv.DictReader(io.StringIO(qc_report.table([
+        original("a/x.png", tile("blank", (3, 70, 64), tissue=0.001), tile(box=(3, 6, 64))),
+        original("b/y,z.png", tile("pen mark", pen=0.4))]))))
+    assert [(r["file_name"], r["label"], r["reason"]) for r in rows] == [
+        ("a/x.png", "a", "blank"), ("a/x.png", "a", ""), ("b/y,z.png", "b", "pen mark")]
+    assert [(r["top_px"], r["left_px"], r["side_px"]) for r in rows] == [
+        ("3", "70", "64"), ("3", "6", "64"), ("0", "0", "64")]
+    assert [r["tissue_fraction"] for r in rows] == ["0.0010", "0.5000", "0.5000"]
+    assert {name: rows[2][name] for name in (
+        "contrast_od", "structure_fraction", "sharpness", "pen_fraction", "brightest_fraction",
+        "saturated_white_fraction", "saturated_black_fraction")} == {
+        "contrast_od": "0.2000", "structure_fraction": "0.6000", "sharpness": "0.6000",
+        "pen_fraction": "0.4000", "brightest_fraction": "1.0000",
+        "saturated_white_fraction": "0.0200", "saturated_black_fraction": "0.0300"}
+
+
+def test_what_is_dropped_is_counted_by_reason_and_class():
+    found = qc_report.count_dropped(
+        [original("a/x.png", tile("blank"), tile("blank"), tile()),
+         original("b/y.png", tile("blank"), tile("pen mark")), original("b/small.png")],
+        ["b/notes.txt", "b/more.txt"])
+    assert found == [
+        {"reason": "blank", "count": 3, "by_class": {"a": 2, "b": 1},
+         "examples": ["a/x.png", "b/y.png"]},
+        {"reason": qc_report.NO_TILE, "count": 1, "by_class": {"b": 1},
+         "examples": ["b/small.png"]},
+        {"reason": "pen mark", "count": 1, "by_class": {"b": 1}, "examples": ["b/y.png"]},
+        {"reason": "not an image file", "count": 2, "by_class": {"b": 2},
+         "examples": ["b/notes.txt", "b/more.txt"]}]
+
+
+def test_the_sheet_shows_kept_tiles_by_class_and_dropped_ones_by_reason(monkeypatch):
+    shown = {}
+
+    def labelled_grid(rows):
+        shown.update(rows)
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr("lungkit.compare.contact_sheet.labelled_grid", labelled_grid)
+    many = [original(f"a/{i:02d}.png", tile(), tile("pen mark")) for i in range(25)]
+    png = qc_report.sheet([*many, original("b/x.png", tile("blank"), tile())],
+                          lambda original, tile: (original.source.name, tile.reason))
+    assert decode_png(png).shape == (4, 4, 3)
+    assert list(shown) == ["kept: a (25)", "kept: b (1)", "dropped: blank (1)",
+                           "dropped: pen mark (25)"]
+    assert shown["dropped: blank (1)"] == [("b/x.png", "blank")]
+    row = shown["dropped: pen mark (25)"]
+    assert len(row) == qc_report.SHEET_COLUMNS and {reason for _, reason in row} == {"pen mark"}
+    assert (row[0][0], row[-1][0]) == ("a/00.png", "a/24.png")
+
+
+@pytest.mark.parametrize("items, most, picked", [
+    (range(10), 4, [0, 3, 6, 9]), (range(3), 4, [0, 1, 2]), (range(0), 4, []),
+    (range(5), 1, [0])])
+def test_some_are_evenly_spread_over_all(items, most, picked):
+    assert qc_report.spread(list(items), most) == picked
+
+
+# ------------------------------------------------------------------ warnings
+
+def test_calm_originals_warn_of_nothing():
+    assert warned(CALM) == {}
+
+
+def test_warnings_of_confounding_are_among_them():
+    report = plain_report(a={"groups": 2}, told={"balanced_accuracy": 0.9, "p": 0.01})
+    assert set(warned(CALM, report)) == {"few groups", "trivial statistics predict the class"}
+
+
+def test_joined_groups_are_warned_of_where_the_user_named_them():
+    assert set(warned(CALM, joined=1)) == {"groups joined"}
+    assert warned(CALM, joined=1)["groups joined"].startswith("1 groups held a copy")
+    assert set(warned(CALM, joined=3, groups_given="csv")) == {"groups joined"}
+    assert warned(CALM, joined=3, groups_given="auto") == {}
+
+
+def test_copies_under_another_label_are_warned_of_and_named():
+    line = warned(CALM, crossed=[("a/1.png", "b/2.png"), ("a/3.png", "b/4.png")])[
+        "copies with different labels"]
+    assert line.startswith("2 images") and "'a/1.png' = 'b/2.png'" in line
+
+
+def test_parts_are_warned_of_only_where_groups_were_found():
+    cut = [*CALM, original("a/wide.png", tile(), tile(box=(0, 64, 64)))]
+    assert warned(cut, groups_given="auto")["parts not compared"].count("; 1 were cut") == 1
+    assert warned(cut) == {} and warned(CALM, groups_given="auto") == {}
+
+
+def test_uneven_dropping_is_warned_of_beyond_a_tenth():
+    def lost(number):
+        return [original(f"{label}/{i}.png", tile("blank" if label == "b" and i < number else None))
+                for label in "ab" for i in range(20)]
+
+    assert warned(lost(2)) == {}
+    line = warned(lost(3))["dropped unevenly"]
+    assert line.startswith("15% of the tiles of 'b' but 0% of 'a'")
+    half = [original(f"{label}/{i}.png", tile("blank" if i < 10 else None))
+            for label in "ab" for i in range(20)]
+    assert warned(half) == {}
+
+
+def test_the_share_dropped_counts_tiles_and_not_originals():
+    found = qc_report.shares_dropped([original("a/0.png", tile(), tile("blank"), tile("blank")),
+                                      original("a/1.png", tile()), original("b/0.png")])
+    assert found == {"a": 0.5, "b": 0.0}
+
+
+def test_enlarged_tiles_are_warned_of():
+    small = [*CALM, original("a/small.png", tile(box=(0, 0, 63)), tile("blank", (0, 63, 63)))]
+    assert warned(small, image_size=64)["tiles enlarged"].startswith("1 tiles")
+    assert warned(CALM, image_size=64) == {}
+
+
+def test_unknown_and_mixed_resolution_is_warned_of():
+    unknown = [*CALM, original("a/x.png", tile(), um_px=None)]
+    assert set(warned(unknown)) == {"resolution unknown"}
+    assert warned(unknown)["resolution unknown"].startswith("1 images")
+    assert warned([*CALM, original("a/x.png", tile(), um_px=0.87)]) == {}
+    line = warned([*CALM, original("a/x.png", tile(), um_px=0.9)])["mixed magnification"]
+    assert line.startswith("tiles cover 51 to 58 um")
+
+
+# ------------------------------------------------------------------ for the manifest
+
+def test_the_field_is_the_median_of_the_tiles_kept_and_none_where_one_is_unknown():
+    fields = [original(f"a/{i}.png", tile(box=(0, 0, side)), um_px=0.5)
+              for i, side in enumerate((100, 120, 400))]
+    assert qc_report.describe_scale(fields)["field_um"] == 60
+    many = original("a/9.png", *[tile(box=(0, 0, 400))] * 4, tile("blank", (0, 0, 1)), um_px=0.5)
+    assert qc_report.describe_scale([*fields, many])["field_um"] == 200
+    unknown = original("a/x.png", tile(), um_px=None)
+    assert qc_report.describe_scale([*fields, unknown])["field_um"] is None
+
+
+@pytest.mark.parametrize("kinds, modality", [
+    ([{}], "he"), ([{"light": None}], "fluorescence"), ([{"light": None, "bright": True}], None),
+    ([{}, {"light": None}], None), ([{"light": None}, {"light": None, "bright": True}], None)])
+def test_the_modality_is_said_where_all_originals_share_one(kinds, modality):
+    originals = [original(f"a/{i}.png", tile(), **kind) for i, kind in enumerate(kinds)]
+    assert qc_report.describe_scale(originals)["modality"] == modality
+
+
+def test_the_stain_is_described_with_what_falls_short_of_it():
+    reference = stain.Stains(np.array([[0.6, 0.1], [0.7, 0.9], [0.3, 0.2]]), np.array([1.5, 0.9]))
+    mixture = stain.Mixture(np.ones((3, 9), np.float16))
+    originals = [original("a/0.png", tile(), stains=reference),
+                 original("a/1.png", tile(), stains=mixture), original("a/2.png", tile()),
+                 original("a/3.png", tile(), light=None)]
+    found = qc_report.describe_stain(plan(originals, reference=reference), "macenko")
+    assert found["method"] == "macenko" and found["images"] == 3
+    assert sorted(found["short"].values()) == [1, 1]
+    assert found["reference"] == {"matrix": [[0.6, 0.1], [0.7, 0.9], [0.3, 0.2]],
+                                  "strength": [1.5, 0.9]}
+    for method, given in (("none", originals), ("macenko", originals[3:])):
+        assert qc_report.describe_stain(plan(given, reference=reference), method) == {
+            "method": method, "images": 0, "short": {}, "reference": None}

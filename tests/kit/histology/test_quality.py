@@ -1,0 +1,331 @@
+"""Quality control of a tile: real degradations of simulated tissue, and of LC25000 where given."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from lungkit.histology import quality, stain
+from lungkit.phantom.sample import CLASSES, draw_tile
+from lungkit.histology.quality import Limits, QC_COLUMNS, Quality, measure, qc_row, reason
+
+LC25000 = Path(os.environ.get("LC25000") or "no-lc25000")  # its folder: the test on it runs
+
+
+def judged(tile, scale=None):
+    """Balance, mask and measure uint8 [S, S, 3]: (quality, reason)."""
+    white = stain.balance_white(tile, stain.background_light(tile))
+    quality = measure(white, stain.tissue_mask(white), scale=scale)
+    return quality, reason(quality)
+
+
+def judged_grey(values):
+    """The same for grey values as stored, bright or dark."""
+    tile, bright = stain.enhance_grey(values)
+    quality = measure(tile, stain.tissue_mask(255 - tile if bright else tile))
+    return quality, reason(quality)
+
+
+def blurred(tile, sigma_px):
+    return cv2.GaussianBlur(tile, (0, 0), sigma_px)
+
+
+def exposed(tile, times):
+    return np.uint8(np.clip(tile.astype(float) * times, 0, 255))
+
+
+def inked(tile, colour, width_px, seed=0):
+    """Draw a stroke of a pen through the tile: ink of `colour` lies on the glass, out of focus."""
+    ends = np.random.default_rng(seed).integers(0, tile.shape[0], (2, 2))
+    ends[:, 0] = 0, tile.shape[1] - 1
+    stroke = cv2.polylines(np.zeros(tile.shape[:2], np.float32), [ends], False, 1.0, width_px)
+    stroke = cv2.GaussianBlur(stroke, (0, 0), 2)[..., None]
+    return np.uint8(tile * (1 - stroke + stroke * np.array(colour) / 255))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Eight simulated tiles a class of eight patients, their Tile records."""
+    return [draw_tile(label, patient=patient, index=1, seed=5)
+            for label in CLASSES for patient in range(8)]
+
+
+@pytest.fixture(scope="module")
+def tiles(drawn):
+    return [tile.image for tile in drawn]
+
+
+def test_sharp_clean_tiles_are_kept(tiles):
+    assert [judged(tile)[1] for tile in tiles] == [None] * len(tiles)
+    small = [cv2.resize(tile, (64, 64), interpolation=cv2.INTER_AREA) for tile in tiles]
+    assert [judged(tile)[1] for tile in small] == [None] * len(tiles)
+
+
+def test_blurred_tiles_are_out_of_focus_and_slightly_soft_ones_are_not(tiles):
+    for tile in tiles:
+        found = [judged(blurred(tile, sigma) if sigma else tile) for sigma in (0, 1, 2, 3, 5)]
+        sharpness = [quality.sharpness for quality, _ in found]
+        assert sharpness == sorted(sharpness, reverse=True)
+        assert [why for _, why in found][:2] == [None, None]
+        assert [why for _, why in found][3:] == ["out of focus"] * 2
+
+
+def test_grain_and_compression_do_not_pass_for_sharpness(tiles):
+    rng = np.random.default_rng(0)
+    for tile in tiles:
+        grainy = blurred(tile, 3) + rng.normal(0, 2, tile.shape)
+        packed = cv2.imencode(".jpg", blurred(tile, 3), [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
+        assert judged(np.uint8(np.clip(grainy, 0, 255)))[1] == "out of focus"
+        assert judged(cv2.imdecode(packed, cv2.IMREAD_COLOR))[1] == "out of focus"
+
+
+def test_pale_tissue_is_as_sharp_as_dark(tiles):
+    for tile in tiles:
+        white = stain.balance_white(tile, stain.background_light(tile))
+        pale = np.uint8(np.round(255 * (white / 255.0) ** 0.4))
+        assert judged(pale)[1] is None
+        assert judged(pale)[0].contrast < 0.6 * judged(tile)[0].contrast
+        assert judged(pale)[0].sharpness == pytest.approx(judged(tile)[0].sharpness, rel=0.15)
+
+
+def test_sharpness_is_measured_at_one_scale():
+    for label in CLASSES:
+        far, near = (draw_tile(label, patient=2, index=0, image_size=size).image
+                     for size in (224, 720))
+        expected = judged(far, 180 / 224)[0].sharpness
+        assert judged(near, 180 / 720)[0].sharpness == pytest.approx(expected, rel=0.15)
+        assert judged(blurred(near, 9), 180 / 720)[1] == "out of focus"
+
+
+@pytest.mark.parametrize("colour", [(35, 60, 150), (60, 110, 190), (20, 110, 80), (60, 160, 110),
+                                    (200, 25, 45), (150, 10, 30), (30, 30, 35)])
+def test_a_stroke_of_a_pen_is_found(tiles, colour):
+    for seed, tile in enumerate(tiles):
+        assert judged(inked(tile, colour, 45, seed))[1] == "pen mark"
+        assert judged(tile)[0].pen < 0.01  # nuclei, blood and eosin are no ink
+
+
+def test_a_hair_of_ink_is_not_worth_a_tile(tiles):
+    assert judged(inked(tiles[0], (30, 30, 35), 2))[1] is None
+
+
+def test_light(tiles):
+    for tile in tiles:
+        assert judged(exposed(tile, 1.1))[1] is None
+        assert judged(exposed(tile, 2.2))[1] == "over-exposed"
+        assert [judged(exposed(tile, times))[1] for times in (0.5, 0.15)] == ["too dark"] * 2
+
+
+def test_black_patches_are_too_dark(tiles):
+    for tile in tiles[:3]:  # small, so that they are no stroke: a frame's corner, a fold
+        tile = tile.copy()
+        tile[:224, :11] = 5
+        tile[::8] = 5
+        assert judged(tile)[1] in ("too dark", "pen mark")
+
+
+def test_glass_and_torn_tissue(tiles):
+    assert judged(np.full((224, 224, 3), 244, np.uint8))[1] == "blank"
+    rng = np.random.default_rng(1)
+    noisy_glass = np.uint8(np.clip(rng.normal(240, 3, (224, 224, 3)), 0, 255))
+    assert judged(noisy_glass)[1] == "blank"
+    assert judged(np.full((224, 224, 3), (200, 120, 180), np.uint8))[1] == "blank"  # one colour
+    tissue = max(tiles, key=lambda tile: judged(tile)[0].tissue)
+    corner, half = np.full_like(tissue, 244), np.full_like(tissue, 244)
+    corner[:40, :40], half[:, :112] = tissue[:40, :40], tissue[:, :112]
+    assert judged(corner)[1] == "too little tissue"
+    assert judged(half)[1] is None
+
+
+def test_fluorescence(drawn):
+    rng = np.random.default_rng(0)
+    for tile in drawn[::3]:
+        nuclei = np.float32(tile.nuclei > 0)
+        light = {sigma: cv2.GaussianBlur(nuclei, (0, 0), sigma) for sigma in (0.8, 4)}
+        dark = rng.normal(300, 30, nuclei.shape)
+        kept, soft, burnt = ((dark + 3000 * light[0.8]), (dark + 3000 * light[4]),
+                             (dark + 1e6 * light[0.8]))
+        assert [judged_grey(np.uint16(np.clip(v, 0, 65535)))[1] for v in (kept, soft, burnt)] == [
+            None, "out of focus", "over-exposed"]
+    assert judged_grey(np.uint16(dark))[1] == "blank"  # noise, stretched to full contrast
+    assert judged_grey(np.full((64, 64), 9, np.uint16))[1] == "blank"
+
+
+def test_grey_bright_field(tiles):
+    for tile in tiles:
+        grey = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
+        assert judged_grey(grey)[1] is None
+        assert judged_grey(blurred(grey, 4))[1] == "out of focus"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 5), (17, 31), (301, 300)])
+def test_any_size_and_content_gets_an_answer(shape):
+    rng = np.random.default_rng(0)
+    for tile in (rng.integers(0, 256, (*shape, 3), dtype=np.uint8), np.zeros((*shape, 3), np.uint8),
+                 np.full((*shape, 3), 255, np.uint8), rng.integers(0, 256, shape, dtype=np.uint8)):
+        for mask in (np.zeros(shape, bool), np.ones(shape, bool)):
+            for scale in (None, 0.25, 4.0):
+                quality = measure(tile, mask, scale=scale)
+                found = {name: value for name, value in asdict(quality).items()
+                         if name not in ("sharpness", "structure")}
+                assert all(np.isfinite(value) for value in found.values())
+                assert reason(quality) is None or mask.all() or reason(quality) == "blank"
+
+
+def test_limits_are_the_callers(tiles):
+    soft, _ = judged(blurred(tiles[0], 3))
+    assert reason(soft, Limits(min_sharpness=0.1)) is None
+    assert reason(soft, Limits(min_tissue=1.01)) == "too little tissue"
+
+
+def test_a_row_of_the_table(tiles):
+    quality, why = judged(blurred(tiles[0], 3))
+    row = dict(zip(QC_COLUMNS, qc_row("a/b.png", "a", (10, 20, 224), quality, why), strict=True))
+    assert (row["left_px"], row["top_px"], row["side_px"]) == (20, 10, 224)
+    assert row["sharpness"] == f"{quality.sharpness:.4f}" and row["reason"] == "out of focus"
+    assert row["tissue_fraction"] == f"{quality.tissue:.4f}"
+    assert row["saturated_black_fraction"] == f"{quality.saturated_black:.4f}"
+
+
+# ------------------------------------------------------------------ limits, figure by figure
+
+FINE = Quality(tissue=0.5, contrast=0.2, structure=0.6, sharpness=0.6, pen=0.0, brightest=1.0,
+               saturated_white=0.0, saturated_black=0.0)
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("name, kept, dropped, why", [
+    ("tissue", 0.05, 0.0499, "too little tissue"), ("tissue", 0.05, 0.0049, "blank"),
+    ("tissue", 1.0, 0.005, "too little tissue"), ("contrast", 0.03, 0.0299, "blank"),
+    ("structure", 0.38, 0.379, "blank"), ("structure", NAN, 0.1, "blank"),
+    ("sharpness", 0.40, 0.399, "out of focus"), ("sharpness", NAN, 0.0, "out of focus"),
+    ("pen", 0.05, 0.0501, "pen mark"), ("brightest", 0.55, 0.549, "too dark"),
+    ("saturated_white", 0.75, 0.751, "over-exposed"),
+    ("saturated_black", 0.05, 0.0501, "too dark")])
+def test_a_tile_at_a_limit_is_kept_and_one_beyond_it_is_dropped(name, kept, dropped, why):
+    assert reason(FINE) is None
+    assert reason(replace(FINE, **{name: kept})) is None
+    assert reason(replace(FINE, **{name: dropped})) == why
+
+
+@pytest.mark.parametrize("limit, name, value", [
+    ("max_saturated_black", "saturated_black", 0.3), ("max_pen", "pen", 0.3),
+    ("max_saturated_white", "saturated_white", 0.9), ("min_brightest", "brightest", 0.2),
+    ("min_contrast", "contrast", 0.01), ("min_structure", "structure", 0.1),
+    ("min_tissue", "tissue", 0.02),
+    ("blank_tissue", "tissue", 0.002)])
+def test_every_limit_can_be_changed(limit, name, value):
+    found = replace(FINE, **{name: value})
+    others = {"min_tissue": 0.001} if limit == "blank_tissue" else {}
+    assert reason(found, Limits(**others)) is not None
+    assert reason(found, Limits(**others | {limit: value})) is None
+
+
+def test_the_first_fault_names_the_tile():
+    """Emptiness before light, light before ink, ink before exposure, exposure before focus."""
+    worst = Quality(tissue=0.0, contrast=0.0, structure=0.0, sharpness=0.0, pen=1.0, brightest=0.0,
+                    saturated_white=1.0, saturated_black=1.0)
+    mended = {}
+    for why, mend in (("blank", {"tissue": 0.01}), ("too little tissue", {"tissue": 0.5}),
+                      ("too dark", {"brightest": 1.0}),
+                      ("pen mark", {"pen": 0.0, "saturated_black": 0.0}),
+                      ("over-exposed", {"saturated_white": 0.0}),
+                      ("blank", {"contrast": 0.2, "structure": 0.6}),
+                      ("out of focus", {"sharpness": 0.6})):
+        assert reason(replace(worst, **mended)) == why
+        mended |= mend
+    assert reason(replace(worst, **mended)) is None
+
+
+def test_black_ink_is_ink_and_other_black_is_too_dark():
+    black = replace(FINE, saturated_black=0.2)
+    assert reason(black) == "too dark"
+    assert reason(replace(black, pen=0.2)) == "pen mark"
+
+
+def plain(colour, side=224):
+    """A tile of one colour and a mask of its upper half."""
+    mask = np.zeros((side, side), bool)
+    mask[:side // 2] = True
+    return np.full((side, side, 3), colour, np.uint8), mask
+
+
+@pytest.mark.parametrize("colour, share", [
+    ((200, 120, 180), 0), ((120, 180, 200), 1), ((180, 198, 200), 0), ((180, 200, 200), 1),
+    ((180, 160, 255), 0), ((41, 30, 110), 1), ((43, 30, 110), 0), ((150, 30, 92), 1),
+    ((150, 30, 96), 0)])
+def test_ink_absorbs_red_more_than_green_or_red_or_blue_strongly(colour, share):
+    """Optical densities on both sides of 0.1 red over green, 1.8 red (42) and 1.0 blue (94)."""
+    assert measure(*plain(colour)).pen == share
+
+
+def test_light_is_measured_on_the_tissue_alone_and_colour_by_its_brightest_channel():
+    tile, mask = plain((200, 120, 180))
+    tile[:28, :, 0], tile[112:] = 255, 255     # a quarter of the tissue is clipped in red
+    found = measure(tile, mask)
+    assert found.tissue == 0.5 and found.saturated_white == 0.25 and found.saturated_black == 0
+    tile[:28], tile[28:56], tile[112:] = (19, 3, 0), (20, 3, 0), 5
+    assert measure(tile, mask).saturated_black == 0.25
+    assert measure(np.full_like(tile, (10, 153, 60)), mask).brightest == 0.6
+    tile[:] = 60
+    tile[:3] = 255  # above the 99th percentile lie 2.24 of 224 rows
+    assert measure(tile, mask).brightest == 1
+    tile[:3, 112:] = 60
+    assert measure(tile, mask).brightest < 0.3
+
+
+def test_grey_is_never_too_dark_and_its_ground_counts_for_contrast():
+    tile, mask = plain((0, 0, 0))
+    tile = tile[..., 0].copy()
+    tile[mask] = 255
+    found = measure(tile, mask)
+    assert (found.saturated_black, found.brightest, found.pen) == (0, 1, 0)
+    assert found.saturated_white == 1 and found.contrast == pytest.approx(0.5)
+    assert measure(tile, ~mask).saturated_black == 0
+    colour = measure(cv2.merge([tile] * 3), mask)
+    assert colour.contrast == 0 and np.isnan(colour.structure)
+    assert measure(cv2.merge([tile] * 3), ~mask).saturated_black == 1
+
+
+def test_contrast_is_of_optical_density():
+    tile, mask = plain((200, 200, 200))
+    tile[:56] = 100
+    assert measure(tile, mask).contrast == pytest.approx(np.log(2) / 2, abs=1e-3)
+
+
+def test_what_is_too_small_to_measure_is_not_judged():
+    rng = np.random.default_rng(0)
+    tile = rng.integers(0, 256, (224, 224), dtype=np.uint8)
+    for pixels in (99, 100):
+        mask = np.zeros(224 * 224, bool)
+        mask[:pixels] = True
+        assert np.isnan(measure(tile, mask.reshape(224, 224)).sharpness) == (pixels == 99)
+    for side in (111, 112):
+        part = tile[:side, :side]
+        assert np.isnan(measure(part, np.ones_like(part, bool)).structure) == (side == 111)
+    assert measure(tile, np.ones_like(tile, bool)).structure < 0.1  # noise averages out
+
+
+@pytest.mark.parametrize("side, scale, seen", [
+    (448, None, 224), (100, None, 100), (448, 0.4, 224), (448, 0.8, 448), (224, 0.2, 56),
+    (448, 3.2, 448)])
+def test_a_tile_is_measured_at_08_um_a_pixel_or_at_224_px_and_never_enlarged(monkeypatch, side,
+                                                                             scale, seen):
+    asked = []
+    monkeypatch.setattr(quality, "_sharpness", lambda grey, inside: asked.append(grey.shape) or 1.0)
+    measure(np.zeros((side, side, 3), np.uint8), np.ones((side, side), bool), scale=scale)
+    assert asked == [(seen, seen)]
+
+
+@pytest.mark.skipif(not LC25000.is_dir(), reason="needs LC25000: set LC25000 to its folder")
+@pytest.mark.parametrize("label", ["lung_aca", "lung_n", "lung_scc"])
+def test_lc25000_loses_no_sharp_tile_and_every_blurred_one(label):
+    for path in sorted((LC25000 / "lung_image_sets" / label).iterdir())[::25]:
+        tile = cv2.imread(str(path))[..., ::-1].copy()
+        assert judged(tile)[1] is None, path.name
+        assert judged(blurred(tile, 3))[1] == "out of focus", path.name

@@ -1,0 +1,177 @@
+"""The one training loop: its rates, average, draws, resume, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from lungkit.run import cli
+from lungkit.run.cli import Fault
+from lungkit.learn.loop import generator_for, learning_rate_at, train
+
+
+def parameter(value: float = 0.0) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor(value))
+
+
+def descend(path, *, steps: int = 40, slope=lambda step: 1.0, **options) -> tuple[list[float], float]:
+    """Train one weight down a slope: its value before each step, and the one left behind.
+
+    Where the slope is constant Adam takes off the learning rate in each step, exactly.
+    """
+    weight, seen = parameter(), []
+
+    def loss_at(step, generator):
+        seen.append(weight.item())
+        return weight * slope(step)
+
+    options = {"learning_rate": 1.0, "weight_decay": 0.0, "seed": 0, **options}
+    train([weight], loss_at, what="slope", steps=steps, checkpoint_path=path / "x.ckpt", **options)
+    return seen, weight.item()
+
+
+# ------------------------------------------------------------------ rates
+
+@pytest.mark.parametrize(("step", "rate"), [
+    (0, 0.2), (9, 2.0), (10, 2.0), (55, 1.1), (100, 0.2)])
+def test_the_rate_rises_to_its_peak_and_falls_on_a_cosine_to_a_tenth(step, rate):
+    assert learning_rate_at(step, 100, 2.0, 10) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("steps", "warmup_steps", "expected"), [
+    (40, None, 2), (40, 8, 8), (5, None, 1), (40, 0, 0)])
+def test_every_step_is_taken_at_the_rate_of_the_schedule(steps, warmup_steps, expected, tmp_path):
+    seen, last = descend(tmp_path, steps=steps, warmup_steps=warmup_steps)
+    taken = [before - after for before, after in zip(seen, [*seen[1:], last], strict=True)]
+    assert taken == pytest.approx([learning_rate_at(step, steps, 1.0, expected)
+                                   for step in range(steps)], rel=1e-3)
+
+
+def test_a_steep_step_is_clipped_to_a_gradient_of_length_one(tmp_path):
+    gentle = descend(tmp_path / "a", slope=lambda step: 1.0)
+    steep = descend(tmp_path / "b", slope=lambda step: 1000.0 if step == 20 else 1.0)
+    assert steep == gentle
+
+
+def test_weight_decay_shrinks_weights_without_a_gradient(tmp_path):
+    for weight_decay, left in ((0.0, 4.0), (0.5, 4 * (1 - 0.1 * 0.5))):
+        weight = parameter(4.0)
+        train([weight], lambda step, generator, weight=weight: weight * 0, what="decay", steps=1,
+              learning_rate=0.1, weight_decay=weight_decay, seed=0,
+              checkpoint_path=tmp_path / f"{weight_decay}.ckpt")
+        assert weight.item() == pytest.approx(left)
+
+
+def test_a_frozen_weight_stays(tmp_path):
+    weight, frozen = parameter(), parameter(3.0).requires_grad_(False)
+    train([frozen, weight], lambda step, generator: weight + frozen, what="frozen", steps=3,
+          learning_rate=1.0, seed=0, checkpoint_path=tmp_path / "x.ckpt")
+    assert frozen.item() == 3 and weight.item() < 0
+
+
+# ------------------------------------------------------------------ the result
+
+def test_the_result_is_the_moving_average_where_one_is_asked_for(tmp_path):
+    seen, last = descend(tmp_path / "a")
+    again, averaged = descend(tmp_path / "b", ema_decay=0.9)
+    assert again == seen, "the average must not touch the training"
+    expected, weights = seen[0], [*seen[1:], last]
+    for count, weight in enumerate(weights):
+        decay = min(0.9, 1 - (1 + count) ** -0.75)
+        expected = decay * expected + (1 - decay) * weight
+    assert averaged == pytest.approx(expected, rel=1e-4)
+    assert averaged - last > 0.3, "the last weights were left"
+
+
+def test_the_loss_returned_is_the_mean_of_the_last_tenth(tmp_path):
+    weight = parameter()
+    returned = train([weight], lambda step, generator: weight * 0 + step, what="loss", steps=50,
+                     learning_rate=1.0, seed=0, checkpoint_path=tmp_path / "x.ckpt")
+    assert returned == 47
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [3, 24])
+def test_a_loss_that_is_not_finite_is_a_fault_and_never_a_checkpoint(value, at, tmp_path):
+    weight = parameter()
+    with pytest.raises(Fault, match="wild: the loss is not finite"):
+        train([weight], lambda step, generator: weight + (value if step == at else 0), what="wild",
+              steps=25, learning_rate=1.0, seed=0, checkpoint_path=tmp_path / "x.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ draws
+
+def draws_of(path, *, steps: int, seed: int) -> list[float]:
+    drawn, weight = [], parameter()
+
+    def loss_at(step, generator):
+        drawn.append(float(torch.rand((), generator=generator)))
+        return weight * 1
+
+    train([weight], loss_at, what="draws", steps=steps, learning_rate=1.0, seed=seed,
+          checkpoint_path=path / f"{steps}-{seed}.ckpt")
+    return drawn
+
+
+def test_a_step_draws_from_its_seed_and_number_alone(tmp_path):
+    long, short, other = (draws_of(tmp_path, steps=steps, seed=seed)
+                          for steps, seed in ((8, 0), (5, 0), (8, 1)))
+    assert short == long[:5]
+    assert len({*long, *other}) == 16
+
+
+def test_a_generator_depends_on_the_whole_key_in_its_order():
+    keys = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 23), (12, 3), (2**62, 1), (2**62 + 1, 1)]
+
+    def first(key: tuple[int, int]) -> float:
+        return float(torch.rand((), generator=generator_for(*key), dtype=torch.float64))
+
+    assert len({first(key) for key in keys}) == len(keys)
+    assert [first(key) for key in keys] == [first(key) for key in keys]
+
+
+# ------------------------------------------------------------------ resume
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_stopped_training_goes_on_to_the_same_result(ema_decay, tmp_path):
+    def attempt(path, stop_at: int | None) -> tuple[int, list, dict]:
+        weight, drawn, result = parameter(), [], {}
+
+        def loss_at(step, generator):
+            drawn.append((step, float(torch.rand((), generator=generator))))
+            if step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return (weight - 1) ** 2 * (drawn[-1][1] + 0.5)
+
+        def run():
+            result["loss"] = train([weight], loss_at, what="stop", steps=30, learning_rate=0.1, seed=4,
+                                   ema_decay=ema_decay, checkpoint_path=path / "x.ckpt")
+            result["weight"] = weight.item()
+
+        return cli.main(cli.stage_parser("stop", "A test."), run, []), drawn, result
+
+    whole = attempt(tmp_path / "a", None)
+    stopped = attempt(tmp_path / "b", 26)
+    resumed = attempt(tmp_path / "b", None)
+    assert (whole[0], stopped[0], resumed[0]) == (0, 75, 0) and not stopped[2]
+    assert stopped[1] + resumed[1] == whole[1], "a step was lost, or done twice"
+    assert resumed[2] == whole[2]
+
+
+def test_a_signal_in_the_last_step_ends_a_whole_training(tmp_path):
+    weight, result = parameter(), []
+
+    def loss_at(step, generator):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return weight * 1
+
+    def run():
+        result.append(train([weight], loss_at, what="last", steps=3, learning_rate=0.1, seed=0,
+                            checkpoint_path=tmp_path / "x.ckpt"))
+
+    assert cli.main(cli.stage_parser("last", "A test."), run, []) == 0 and len(result) == 1

@@ -1,0 +1,237 @@
+"""The journal of results: what a kill, another recipe, another process or a change leaves of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections import OrderedDict
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tumor_seg
+from arms import fork
+from lungkit.run.journal import Journal
+from lungkit.phantom.sample import draw_tile
+
+
+@pytest.fixture
+def path(tmp_path):
+    with Journal(tmp_path / "kept", "recipe") as journal:
+        for number in range(5):
+            journal.add(f"image {number}", number, {"value": number * 1000})
+    return tmp_path / "kept"
+
+
+def kept(path, recipe="recipe"):
+    with Journal(path, recipe, keep=False) as journal:
+        return [n for n in range(5) if journal.get(f"image {n}", n) == {"value": n * 1000}]
+
+
+def test_results_are_there_again(path):
+    assert kept(path) == [0, 1, 2, 3, 4]
+
+
+def test_another_recipe_or_stamp_finds_nothing(path):
+    assert kept(path, "other") == []
+    with Journal(path, "recipe") as journal:
+        assert journal.get("image 1", 2) is None and journal.get("image 9", 9) is None
+    with Journal(path, "other") as journal:
+        journal.add("image 3", 3, {"value": 3000})
+    assert kept(path) == [] and kept(path, "other") == [3]
+
+
+@pytest.mark.parametrize("cut", [1, 8, 20, 60])
+def test_what_was_torn_is_left_out_and_written_over(path, cut):
+    content = path.read_bytes()
+    path.write_bytes(content[:-cut])
+    before = kept(path)
+    assert before == list(range(len(before))) and len(before) in (3, 4)
+    with Journal(path, "recipe") as journal:
+        journal.add("image 4", 4, {"value": 4000})
+    assert kept(path) == sorted({*before, 4})
+
+
+def test_a_changed_byte_ends_what_is_believed(path):
+    content = path.read_bytes()
+    changed = content.replace((4000).to_bytes(2, "little"), (4001).to_bytes(2, "little"))
+    assert changed != content and len(changed) == len(content)
+    path.write_bytes(changed)
+    with Journal(path, "recipe", keep=False) as journal:
+        assert journal.get("image 3", 3) == {"value": 3000} and journal.get("image 4", 4) is None
+
+
+def test_what_others_may_write_is_not_believed(path):
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o660)
+    assert kept(path) == []
+    with Journal(path, "recipe") as journal:
+        journal.add("image 2", 2, {"value": 2000})
+    assert kept(path) == [2]
+
+
+class Call:
+    """Pickles as a call that makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_result_cannot_call_anything(path):
+    with Journal(path, "recipe") as journal:
+        journal.add("image 4", 4, Call(path.parent / "made"))
+    assert kept(path) == [0, 1, 2, 3, 4] and not (path.parent / "made").exists()
+
+
+@dataclasses.dataclass
+class Found:
+    where: Path
+    spots: np.ndarray
+    share: np.float64
+
+
+def test_dataclasses_arrays_and_paths_are_results(path):
+    result = {"found": [Found(Path("a/b"), np.arange(6.0).reshape(2, 3), np.float64(0.25))], "n": None}
+    with Journal(path, "recipe") as journal:
+        journal.add("image 9", ("a", 9), result)
+    with Journal(path, "recipe", keep=False) as journal:
+        again = journal.get("image 9", ("a", 9))
+    assert again["found"][0].where == Path("a/b") and again["found"][0].share == 0.25
+    assert np.array_equal(again["found"][0].spots, result["found"][0].spots) and again["n"] is None
+
+
+@pytest.mark.parametrize("foreign", [OrderedDict(a=1), Fraction(1, 2), os.mkdir, OrderedDict],
+                         ids=["object", "instance", "function", "class"])
+def test_anything_else_ends_what_is_believed(foreign, path):
+    with Journal(path, "recipe") as journal:
+        journal.add("foreign", 0, foreign)
+        journal.add("image 9", 9, {"value": 9000})
+    with Journal(path, "recipe", keep=False) as journal:
+        assert journal.get("image 4", 4) and journal.get("foreign", 0) is None
+        assert journal.get("image 9", 9) is None
+
+
+def test_a_journal_of_another_user_is_not_read(path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    assert kept(path) == []
+
+
+def test_a_result_is_on_file_as_soon_as_it_is_added(path):
+    with Journal(path, "recipe") as journal:
+        size = path.stat().st_size
+        journal.add("image 9", 9, {"value": 9000})
+        assert path.stat().st_size > size
+        assert kept(path) == [0, 1, 2, 3, 4]
+
+
+def test_a_later_result_replaces_an_earlier_one(path):
+    with Journal(path, "recipe") as journal:
+        journal.add("image 1", "changed", {"value": -1})
+    with Journal(path, "recipe", keep=False) as journal:
+        assert journal.get("image 1", 1) is None
+        assert journal.get("image 1", "changed") == {"value": -1}
+
+
+def test_without_keeping_nothing_is_written(tmp_path):
+    with Journal(tmp_path / "kept", "recipe", keep=False) as journal:
+        journal.add("image 1", 1, {})
+        journal.discard()
+    with Journal(tmp_path / "kept", "recipe"):
+        pass  # nothing was added: an empty journal would be taken for progress
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_process_reads_only(path):
+    with Journal(path, "recipe") as first, Journal(path, "recipe") as second:
+        second.add("image 7", 7, {})
+        second.discard()
+        first.add("image 8", 8, {})
+    with Journal(path, "recipe") as journal:
+        assert journal.get("image 7", 7) is None and journal.get("image 8", 8) == {}
+        journal.discard()
+    assert list(path.parent.iterdir()) == []
+
+
+# ------------------------------------------------------------------ the survey of tumor_seg.py
+
+@pytest.fixture
+def images(tmp_path):
+    for label in ("lung_aca", "lung_n"):
+        (tmp_path / "in" / label).mkdir(parents=True)
+        for patient in range(6):
+            tile = draw_tile(label, patient=patient, index=0, image_size=112).image
+            Image.fromarray(tile).save(tmp_path / "in" / label / f"{patient}.png")
+    return tmp_path / "in"
+
+
+def count_examined(monkeypatch):
+    seen, examine = [], tumor_seg.examine
+
+    def counted(source, recipe):
+        seen.append(source.name)
+        return examine(source, recipe)
+
+    monkeypatch.setattr(tumor_seg, "examine", counted)
+    return seen
+
+
+def run(images, output, *more):
+    return tumor_seg.main(["--input", str(images), "--output", str(output), "--image-size", "64",
+                           *more])
+
+
+def test_repairing_one_image_needs_no_survey_of_the_rest(images, tmp_path, monkeypatch, capsys):
+    good = (images / "lung_aca/3.png").read_bytes()
+    (images / "lung_aca/3.png").write_bytes(good[:500])
+    assert run(images, tmp_path / "real") == 1
+    assert "lung_aca/3.png" in capsys.readouterr().err
+    (images / "lung_aca/3.png").write_bytes(good)
+    seen = count_examined(monkeypatch)
+    assert run(images, tmp_path / "real") == 0
+    assert seen == ["lung_aca/3.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "real"]
+    assert run(images, tmp_path / "other") == 0
+    assert (tmp_path / "other/metadata.csv").read_bytes() == \
+        (tmp_path / "real/metadata.csv").read_bytes()
+
+
+def test_a_dry_run_reads_the_journal_and_writes_nothing(images, tmp_path, monkeypatch):
+    assert run(images, tmp_path / "real", "--dry-run") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert run(images, tmp_path / "real", "--groups", str(tmp_path / "none.csv")) != 0
+    changed = images / "lung_n/2.png"
+    assert run(images, tmp_path / "real", "--fold", "1/50") == 1  # too few groups, after the survey
+    os.utime(changed, ns=(1, 1))
+    seen = count_examined(monkeypatch)
+    assert run(images, tmp_path / "real", "--dry-run") == 0
+    assert seen == ["lung_n/2.png"]
+
+
+def test_a_killed_survey_goes_on(images, tmp_path, monkeypatch, capfd):
+    seen = count_examined(monkeypatch)
+    counted = tumor_seg.examine
+
+    def die_at_the_sixth(source, recipe):
+        if len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return counted(source, recipe)
+
+    def killed() -> int:
+        tumor_seg.examine = die_at_the_sixth
+        return run(images, tmp_path / "real", "--workers", "1")
+
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(killed), 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / ".real.survey").exists() and not (tmp_path / "real").exists()
+    assert run(images, tmp_path / "real", "--workers", "1") == 0
+    assert "5 of 12 images were examined before" in capfd.readouterr().err and len(seen) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "real"]
+    assert run(images, tmp_path / "whole") == 0
+    assert (tmp_path / "whole/metadata.csv").read_bytes() == \
+        (tmp_path / "real/metadata.csv").read_bytes()

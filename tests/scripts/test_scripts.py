@@ -1,0 +1,475 @@
+"""The shell scripts, run under bash: environment, pipeline, comparison, signals, Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lungkit.run.files import release, try_lock
+from standins import Project
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(  # every shell script, wherever it lies
+    path.relative_to(ROOT).as_posix()
+    for folder in (".", ".ci", "benchmarks", "docs", "lungkit", "tests")
+    for path in (ROOT / folder).iterdir() if path.is_file()
+    and re.match(rb"#!.*\b(ba)?sh\n|# shellcheck shell=", path.read_bytes()))
+SETTINGS = """INPUT GROUPS_CSV RUN PRESET REPEATS SEED BASE_MODEL ADAPTER POOL ARMS JOBS WORKERS MODEL
+    METRIC MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON MODULES TORCH_INDEX_URL EXTRA_REQUIREMENTS
+    PYTHONPATH""".split()
+
+
+def clean_env(**settings: object) -> dict[str, str]:
+    """The environment without the scripts' own settings or a Slurm job's, plus `settings`."""
+    env = {name: value for name, value in os.environ.items()
+           if name not in SETTINGS and not name.startswith(("SLURM_", "SBATCH_", "PIP_"))
+           and not name.endswith("_OPTIONS")}
+    return {**env, **{name: str(value) for name, value in settings.items()}}
+
+
+def bash(*command: object, cwd: Path = ROOT, timeout_sec: float = 600, **settings: object):
+    return subprocess.run(["bash", *map(str, command)], cwd=cwd, env=clean_env(**settings),
+                          capture_output=True, text=True, timeout=timeout_sec)
+
+
+def one_error(result, exit_status: int, *words: str) -> None:
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.returncode == exit_status, result.stderr
+    assert len(lines) == 1 and all(word in lines[0] for word in words), result.stderr
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install it")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck_finds_nothing(script):
+    result = subprocess.run(["shellcheck", "-x", "-s", "bash", script], cwd=ROOT, text=True,
+                            capture_output=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_every_script_is_looked_at():
+    assert {"setup_env.sh", "run_pipeline.slurm", "compare_models.sh", "lungkit/job.sh", ".ci/run",
+            "tests/run", "tests/slurm", "tests/slurm_up", "tests/steady"} <= set(SCRIPTS)
+
+
+# ------------------------------------------------------------------ the environment
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory) -> Path:
+    """Two tiny wheels, so that no test asks a package index."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for name in ("tinybase", "tinyextra"):
+        info = f"{name}-1.0.dist-info"
+        with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}.py", "")
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            wheel.writestr(f"{info}/WHEEL",
+                           "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """setup_env.sh with requirements of its own, in a path with a space."""
+    folder = tmp_path / "a checkout"
+    (folder / "tests").mkdir(parents=True)
+    shutil.copy(ROOT / "setup_env.sh", folder)
+    (folder / "requirements.txt").write_text("tinybase==1.0\n")
+    (folder / "tests" / "requirements.txt").write_text("tinyextra==1.0\n")
+    return folder
+
+
+def set_up(checkout: Path, wheels: Path, *arguments: str, **settings: object):
+    settings = {"PIP_NO_INDEX": 1, "PIP_FIND_LINKS": wheels, "PIP_CONFIG_FILE": os.devnull,
+                "PYTHON": base_python(), **settings}
+    return bash("setup_env.sh", *arguments, cwd=checkout, **settings)
+
+
+def base_python() -> str:
+    """The interpreter this environment was made with: one that certainly has the venv module."""
+    return os.path.realpath(sys.executable)
+
+
+def has(checkout: Path, module: str) -> bool:
+    return subprocess.run([checkout / ".venv/bin/python", "-c", f"import {module}"],
+                          capture_output=True).returncode == 0
+
+
+def test_environment_is_made_once_and_a_broken_one_made_again(checkout, wheels):
+    stamp = checkout / ".venv/.lungkit-stamp"
+    racers = [subprocess.Popen(
+        ["bash", "setup_env.sh"], cwd=checkout, text=True, stderr=subprocess.PIPE,
+        env=clean_env(PIP_NO_INDEX=1, PIP_FIND_LINKS=wheels, PYTHON=base_python()))
+        for _ in range(2)]
+    told = [racer.communicate()[1] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0], told
+    assert sum("installing" in text for text in told) == 1  # the other waited, and used it
+    assert has(checkout, "tinybase") and not has(checkout, "tinyextra")
+
+    made = stamp.stat().st_mtime_ns
+    result = set_up(checkout, wheels)
+    assert result.returncode == 0 and result.stderr == ""
+    assert stamp.stat().st_mtime_ns == made
+
+    # the tests' requirements are added, and then both ask for nothing
+    extra = {"EXTRA_REQUIREMENTS": "tests/requirements.txt"}
+    first = (checkout / ".venv/.lungkit-begun").stat().st_mtime_ns
+    assert set_up(checkout, wheels, "--check", **extra).returncode == 1
+    result = set_up(checkout, wheels, **extra)
+    assert result.returncode == 0 and "adding" in result.stderr and "installing" not in result.stderr
+    assert has(checkout, "tinyextra") and has(checkout, "tinybase")
+    assert set_up(checkout, wheels, **extra).stderr == set_up(checkout, wheels).stderr == ""
+    assert (checkout / ".venv/.lungkit-begun").stat().st_mtime_ns == first
+
+    # an interrupted one, one with a hole, one whose interpreter is gone, one of other requirements
+    def hole() -> None:
+        next((checkout / ".venv").glob("lib/python3*/site-packages/tinybase.py")).unlink()
+
+    def no_interpreter() -> None:
+        (checkout / ".venv/bin/python").unlink()
+        (checkout / ".venv/bin/python").symlink_to(checkout / "nowhere")
+
+    for damage, reason in ((stamp.unlink, "half made"), (hole, "broken"),
+                           (no_interpreter, "broken")):
+        damage()
+        assert set_up(checkout, wheels, "--check").returncode == 1
+        result = set_up(checkout, wheels)
+        assert result.returncode == 0 and f"is {reason}: making it again" in result.stderr
+        assert has(checkout, "tinybase")
+    (checkout / "requirements.txt").write_text("tinybase==1.0\ntinyextra==1.0\n")
+    assert "of other requirements" in set_up(checkout, wheels).stderr
+    assert has(checkout, "tinyextra")
+
+
+def test_failed_install_says_what_to_do_and_is_not_used(checkout, wheels):
+    (checkout / "requirements.txt").write_text("not-there==1.0\n")
+    one_error(set_up(checkout, wheels), 1, "pip could not install", "not-there==1.0", "pip.log")
+    assert set_up(checkout, wheels, "--check").returncode == 1
+    result = set_up(checkout, wheels, PIP_NO_INDEX="", PIP_RETRIES=1, PIP_FIND_LINKS="",
+                    PIP_INDEX_URL="http://127.0.0.1:9/simple")
+    one_error(result, 1, "no package index can be reached", "login node", "PIP_INDEX_URL")
+
+
+def test_unusable_pythons_are_named(checkout, wheels, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in "bash dirname cat sha256sum cut grep sort paste tail mkdir flock ls env".split():
+        (tools / name).symlink_to(shutil.which(name))
+    old, shim = tools / "python3", tools / "python3.12"
+    shim.write_text("#!/bin/sh\nexit 127\n")  # as pyenv's, for a version that is not there
+    old.write_text('#!/bin/sh\ncase "$*" in *version*) echo 3.9;; esac\n')
+    for path in (old, shim):
+        path.chmod(0o755)
+    result = set_up(checkout, wheels, PYTHON="", PATH=tools)
+    one_error(result, 1, "no Python 3.10 to 3.12", "found: 3.9", "apt-get install", "PYTHON")
+    one_error(set_up(checkout, wheels, PYTHON=shim), 1, str(shim), "does not run")
+    one_error(set_up(checkout, wheels, PYTHON=old), 1, "is Python 3.9", "3.10 to 3.12")
+    old.write_text('#!/bin/sh\ncase "$*" in *version*) echo 3.11;; *) exit 1;; esac\n')
+    one_error(set_up(checkout, wheels, PYTHON="", PATH=tools), 1, "no venv module", "python3-venv")
+    assert not (checkout / ".venv").exists()
+
+
+def test_nothing_foreign_is_deleted(checkout, wheels, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    one_error(set_up(checkout, wheels, VENV=mine), 1, "no Python environment")
+    assert (mine / "thesis.txt").exists()
+    (mine / "pyvenv.cfg").write_text("")  # someone's environment: moved aside
+    result = set_up(checkout, wheels, VENV=mine)
+    assert result.returncode == 0, result.stderr
+    aside, = tmp_path.glob("mine.old-*")
+    assert (aside / "thesis.txt").read_text() == "years of work"
+
+
+# ------------------------------------------------------------------ options
+
+@pytest.mark.parametrize(("settings", "exit_status", "words"), [
+    ({"REPEATS": 0}, 2, ["REPEATS", "'0'", "at least 1"]),
+    ({"REPEATS": "many"}, 2, ["REPEATS", "'many'"]),
+    ({"REPEATS": 1}, 2, ["REPEATS is 1", "two or more"]),
+    ({"PRESET": "fast"}, 2, ["PRESET", "demo or full"]),
+    ({"SEED": "-1"}, 2, ["SEED"]),
+    ({"ADAPTER": "full"}, 2, ["ADAPTER", "lora or dora"]),
+    ({"METRIC": "loss"}, 2, ["METRIC", "accuracy_own"]),
+    ({"ARMS": "voronoi gan"}, 2, ["ARMS", "'gan'", "gan_seg.py"]),
+    ({"ARMS": "voronoi", "GROUPS_CSV": "groups.csv"}, 2, ["GROUPS_CSV", "INPUT"]),
+    ({"ARMS": "voronoi", "INPUT": "/not/there"}, 1, ["INPUT=/not/there", "one folder"]),
+])
+def test_bad_options_are_one_line(settings, exit_status, words, tmp_path):
+    result = bash("run_pipeline.slurm", RUN=tmp_path / "run", VENV=tmp_path / "venv", **settings)
+    one_error(result, exit_status, *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "exit_status", "words"), [
+    (["0"], 2, ["N is '0'"]), (["ten"], 2, ["N is 'ten'"]), (["1"], 2, ["two or more"]),
+    (["3", "4"], 2, ["usage"]), (["3"], 1, ["holds no datasets", "run_pipeline.slurm"]),
+])
+def test_bad_comparisons_are_one_line(arguments, exit_status, words, tmp_path):
+    result = bash("compare_models.sh", *arguments, RUN=tmp_path / "run", VENV=tmp_path / "venv")
+    one_error(result, exit_status, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_elsewhere_finds_the_project_or_says_so(tmp_path):
+    """sbatch runs a copy from its spool directory."""
+    for script in ("run_pipeline.slurm", "compare_models.sh"):
+        shutil.copy(ROOT / script, tmp_path / "slurm_script")
+        result = bash(tmp_path / "slurm_script", cwd=tmp_path)
+        one_error(result, 2, "the project is not here", "submit from its directory")
+        result = bash(tmp_path / "slurm_script", cwd=tmp_path, SLURM_SUBMIT_DIR=ROOT, PRESET="fast")
+        one_error(result, 2, "PRESET")
+
+
+# ------------------------------------------------------------------ the pipeline
+
+TINY = {"SAMPLE_OPTIONS": "--num-patients 12 --tiles-per-patient 3", "REPEATS": 2,
+        "CNN_OPTIONS": "--steps 3", "ARMS": "voronoi"}
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """The settings that let the scripts use the environment the tests run in."""
+    if bash("setup_env.sh", "--check", VENV=sys.prefix).returncode:
+        pytest.skip(f"setup_env.sh did not make {sys.prefix}: run the tests by `bash tests/run`")
+    return {"VENV": sys.prefix}
+
+
+@pytest.fixture(scope="module")
+def finished(environment, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A whole run, in a directory with a space in its name."""
+    run_dir = tmp_path_factory.mktemp("runs") / "a run"
+    return run_dir, bash("run_pipeline.slurm", RUN=run_dir, **TINY, **environment)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every finished file: not the hidden ones, and not the progress reports, which grow."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.suffix != ".jsonl" and not path.name.startswith(".")}
+
+
+def test_pipeline_ends_with_the_verdict_and_the_report(finished):
+    run_dir, result = finished
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "voronoi" in result.stdout
+    report = Path(result.stdout.splitlines()[-1].removeprefix("report:").strip())
+    assert report == run_dir / "comparison/report.html" and report.stat().st_size > 1000
+    assert {path.name for path in (run_dir / "sheets").iterdir()} == {"real.png", "voronoi.png"}
+    found = list((run_dir / "results").glob("*/replicate_000/repeat_*.json"))
+    assert sorted(path.parts[-3] for path in found) == sorted(["nuclei", "real", "voronoi"] * 2)
+    assert all(json.loads(path.read_text())["malignancy"]["benign"] == "lung_n"
+               for path in found if path.parts[-3] == "nuclei")
+    assert "seconds by stage" in result.stderr and "[voronoi] " in result.stderr
+    assert (run_dir / "logs/tumor.log").stat().st_size > 0
+
+
+def test_same_command_again_makes_nothing_anew(finished, environment):
+    run_dir, _ = finished
+    before = {name: content(run_dir / name) for name in ("datasets", "results", "sheets")}
+    result = bash("run_pipeline.slurm", RUN=run_dir, **TINY, **environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert before == {name: content(run_dir / name) for name in before}
+
+
+def test_larger_n_adds_and_smaller_uses_the_first(finished, environment):
+    run_dir, _ = finished
+    settings = {"RUN": run_dir, "CNN_OPTIONS": "--steps 3", **environment}
+    before = content(run_dir / "results")
+    assert bash("compare_models.sh", 3, **settings).returncode == 0
+    after = content(run_dir / "results")
+    assert len([name for name in after if name.endswith(".json")]) == 9
+    assert {name: after[name] for name in before} == before
+    assert bash("compare_models.sh", 2, **settings).returncode == 0
+    lines = (run_dir / "comparison/accuracies.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 2
+    assert content(run_dir / "results") == after
+
+
+def test_failed_stage_is_named_with_its_last_words(finished, environment):
+    run_dir, _ = finished
+    result = bash("run_pipeline.slurm", RUN=run_dir, VORONOI_OPTIONS="--colour red",
+                  **TINY, **environment)
+    one_error(subprocess.CompletedProcess([], result.returncode, "", "\n".join(
+        line for line in result.stderr.splitlines() if line.startswith("run_pipeline:"))),
+        2, "stage voronoi failed (exit 2)", "--colour red", "logs/voronoi.log")
+
+
+def test_signal_stops_with_75_and_the_same_command_resumes(finished, environment, tmp_path):
+    (tmp_path / "datasets").symlink_to(finished[0] / "datasets")
+    settings = {"RUN": tmp_path, "CNN_OPTIONS": "--steps 10 --batch-size 8", "WORKERS": 1, **environment}
+    folder = tmp_path / "results/real/replicate_000"
+    first, last = folder / "repeat_0000.json", folder / "repeat_0003.json"
+    held = try_lock(last)  # as if another process did it: nothing is complete before the signal
+    process = subprocess.Popen(["bash", "compare_models.sh", "4"], cwd=ROOT, text=True,
+                               env=clean_env(**settings), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    wait_for(first.exists, process=process)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=300)[1]
+    release(held, last)
+    assert process.returncode == 75, told
+    assert "run the same command again to go on" in told
+    kept = first.read_bytes()
+    assert len(list(folder.glob("*.json"))) < 4
+    result = bash("compare_models.sh", 4, **settings)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert first.read_bytes() == kept
+    assert len(list(tmp_path.glob("results/*/replicate_000/*.json"))) == 12
+
+
+def wait_for(condition, *, process=None, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_pipeline_with_every_arm(environment, tmp_path):
+    """Two training steps of each generator, side by side; datasets of real's size."""
+    arms = ["context", "prompt", "diffusion", "voronoi"]
+    options = {f"{arm.upper()}_OPTIONS": "--train-steps 2 --sampling-steps 2" for arm in arms
+               if arm != "voronoi"}
+    options["CONTEXT_OPTIONS"] += " --controlnet-steps 2"
+    result = bash("run_pipeline.slurm", RUN=tmp_path / "run", **{**TINY, "ARMS": " ".join(arms)},
+                  **options, **environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for arm in arms:
+        manifest = json.loads((tmp_path / f"run/datasets/{arm}/dataset.json").read_text())
+        assert manifest["counts"]["test"], arm
+        assert (tmp_path / f"run/sheets/{arm}.png").exists()
+
+
+# ------------------------------------------------------------------ Slurm
+
+@pytest.fixture(scope="module")
+def slurm() -> dict[str, str]:
+    """The settings of a Slurm to throw away, that is stopped at the end whatever happens."""
+    script = os.environ.get("LOCAL_SLURM")
+    if not script:
+        pytest.skip("LOCAL_SLURM is not set: bash tests/slurm sets it to a script that starts a Slurm")
+    if shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin") is None:
+        pytest.skip("no slurmctld: apt-get install slurmctld slurmd slurm-client munge")
+    folder = Path(os.environ.get("SLURM_LOCAL_ROOT") or tempfile.mkdtemp(prefix="slurm-"))
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)  # munged asks for a way that all can go
+    state = {"SLURM_LOCAL_ROOT": str(folder / "state"), "SLURM_LOCAL_ACCT": "no"}
+    try:
+        try:
+            up = bash(script, "up", timeout_sec=120, **state)
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"{script} did not start a Slurm within 120 s")
+        if up.returncode:
+            pytest.skip(f"{script} could not start a Slurm: {' '.join(up.stderr.split())[-300:]}")
+        setting = up.stdout.strip().removeprefix("export SLURM_CONF=")
+        yield {**state, "SLURM_CONF": setting}
+    finally:
+        bash(script, "down", timeout_sec=120, **state)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def command(*arguments: object, **settings: object) -> str:
+    return subprocess.run(list(map(str, arguments)), cwd=ROOT, env=clean_env(**settings), text=True,
+                          capture_output=True, check=True).stdout.strip()
+
+
+def job_field(slurm: dict, job: str, field: str) -> str:
+    words = command("scontrol", "show", "job", job, "--oneliner", **slurm).split()
+    return next(word.partition("=")[2] for word in words if word.startswith(f"{field}="))
+
+
+@pytest.mark.slurm
+def test_a_job_shares_its_tasks_and_ends_with_their_status(slurm, tmp_path):
+    """Submitted from the project, run from a copy elsewhere; the stages are stand-ins."""
+    project = Project(tmp_path)
+    for name in ("srun", "scontrol"):
+        (tmp_path / "tools" / name).unlink()
+    project.make_datasets("real", "diffusion")
+    for fault, state in (("", "COMPLETED"), ("cnn_classify.py*=3", "FAILED")):
+        submitted = subprocess.run(
+            ["sbatch", "--parsable", "--ntasks=2", "--cpus-per-task=3", "--mem=200M", "--time=5",
+             f"--output={tmp_path}/job.out", "compare_models.sh", "2"], cwd=project.path, text=True,
+            env={**project.env, **slurm, "FAULTS": fault}, capture_output=True, timeout=60)
+        assert submitted.returncode == 0, submitted.stderr
+        job = submitted.stdout.strip()
+        try:
+            wait_for(lambda: job_field(slurm, job, "JobState") in (
+                "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"), seconds=120)
+        except AssertionError:
+            if job_field(slurm, job, "JobState") != "PENDING":
+                raise
+            pytest.skip("this Slurm did not start a job of two tasks within 120 s")
+        told = (tmp_path / "job.out").read_text()
+        assert job_field(slurm, job, "JobState") == state, told
+        if not fault:
+            assert told.splitlines()[-1] == "the verdict"
+            trained = project.calls("cnn", dry=False)
+            assert len(trained) == 2 * 2 and {call.threads for call in trained} == {"3"}
+    assert job_field(slurm, job, "ExitCode") == "3:0" and "failed (exit 3)" in told
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_warned_job_requeues_itself_and_finishes(slurm, environment, tmp_path):
+    """Two tasks share the work by srun; the warning stops both, the requeued job goes on."""
+    settings = {**TINY, **slurm, **environment, "RUN": tmp_path / "run",
+                "CNN_OPTIONS": "--steps 60 --batch-size 8", "REPEATS": 4}
+    job = command("sbatch", "--parsable", "--ntasks=2", "--cpus-per-task=1", "--mem=8G",
+                  "--time=20", f"--output={tmp_path}/job.out", "run_pipeline.slurm", **settings)
+    results = tmp_path / "run/results"
+    wait_for(lambda: list(results.glob("real/*/repeat_*.json"))
+             or job_field(slurm, job, "JobState") == "FAILED")
+    command("scancel", "--batch", "--signal=USR2", job, **slurm)
+    # the job's word and Slurm's: either may come first, and in between the state reads FAILED
+    wait_for(lambda: "requeued (restart" in (tmp_path / "job.out").read_text()
+             and job_field(slurm, job, "Restarts") == "1"
+             and job_field(slurm, job, "JobState") == "PENDING")
+    told = (tmp_path / "job.out").read_text()
+    assert "requeued (restart 1" in told, told[-3000:]
+    kept = content(results)
+    assert 0 < len([name for name in kept if name.endswith(".json")]) < 8
+
+    def ended() -> bool:
+        bash(os.environ["LOCAL_SLURM"], "hurry", **slurm)  # a requeued job waits two minutes
+        return job_field(slurm, job, "JobState") in ("FAILED", "COMPLETED", "NODE_FAIL")
+
+    wait_for(ended)
+    told = (tmp_path / "job.out").read_text()
+    assert job_field(slurm, job, "JobState") == "COMPLETED", told[-3000:]
+    assert "report:" in told.splitlines()[-1]
+    assert {name: data for name, data in content(results).items() if name in kept} == kept
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_job_that_gets_nowhere_is_not_requeued(slurm, environment, sample_dir, tmp_path):
+    """Warned before the first image is examined: the same would happen again."""
+    from PIL import Image
+
+    shutil.copytree(sample_dir / "images", tmp_path / "input")
+    first = min((tmp_path / "input").glob("*/*.png"))
+    tile = np.asarray(Image.open(first))
+    many = np.tile(tile, (4096 // len(tile), 4096 // len(tile), 1))  # many tiles: half a minute
+    Image.fromarray(many).save(first.with_name("0.png"))
+    job = command("sbatch", "--parsable", "--time=20", f"--output={tmp_path}/job.out",
+                  "run_pipeline.slurm", **{**TINY, **slurm, **environment, "RUN": tmp_path / "run",
+                                           "INPUT": tmp_path / "input",
+                                           "TUMOR_OPTIONS": "--tile-size 64"})
+    wait_for(lambda: (tmp_path / "run/logs/tumor.log").exists())
+    command("scancel", "--batch", "--signal=USR2", job, **slurm)
+    wait_for(lambda: job_field(slurm, job, "JobState") in ("FAILED", "COMPLETED"))
+    told = (tmp_path / "job.out").read_text()
+    assert "no progress since the last start: not requeued" in told, told[-3000:]

@@ -1,0 +1,808 @@
+"""The CNN stage: its metrics, its draws, its loop, and how repeats are shared and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import cnn_classify
+from lungkit.data import result
+from lungkit.run import files
+from lungkit.data.dataset import DatasetWriter, open_dataset, parent_of
+from lungkit.run.files import Output
+
+CLASSES = ["a", "b", "c"]
+SIZE = 32
+ROOT = Path(cnn_classify.__file__).parent
+
+
+def make_dataset(path, *, num_train=8, classes=CLASSES, size=SIZE, parents=(), seed=0,
+                 warnings=()):
+    """A dataset whose classes differ by their colour, under noise.
+
+    num_train: training images of a class, or {class: images}.
+    """
+    rng = np.random.default_rng(seed)
+    index = 0
+    with DatasetWriter(Output(path, "dataset.json", {"seed": seed}), stage="test",
+                       classes=classes, image_size=size) as writer:
+        for split, num_images in (("train", num_train), ("val", 3), ("test", 4)):
+            for k, label in enumerate(classes):
+                for _ in range(num_images[label] if isinstance(num_images, dict) else num_images):
+                    image = rng.integers(40, 120, (size, size, 3))
+                    image[..., k % 3] += 60
+                    writer.add(split, label, index, image.astype(np.uint8), group=f"g{index}")
+                    index += 1
+        return writer.publish(parents=list(parents), seed=seed, warnings=list(warnings))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # another number of threads rounds differently
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("run") / "real", warnings=["one slide only"])
+
+
+def make_arm(real, path, **more):
+    """A synthetic arm made from real's train split."""
+    made_from = parent_of(real, {split: ["train"] for split in ("train", "val", "test")})
+    return make_dataset(path, parents=[made_from], **more)
+
+
+@pytest.fixture(scope="module")
+def pool(real):
+    """A synthetic arm with a train pool three times real's."""
+    return make_arm(real, real.path.parent / "pool", num_train=24, seed=1)
+
+
+@pytest.fixture(scope="module")
+def other_pool(real):
+    return make_arm(real, real.path.parent / "other_pool", num_train=24, seed=2)
+
+
+@pytest.fixture(scope="module")
+def few(real):
+    """An arm with fewer training images of one class than real, and more of another."""
+    return make_arm(real, real.path.parent / "few", num_train={"a": 3, "b": 8, "c": 9}, seed=3)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """What every training is given; none takes place."""
+    import torch
+    seen = []
+
+    def train(model, images, labels, plan, **more):
+        start = np.concatenate([each.detach().numpy().ravel() for each in model.parameters()])
+        seen.append({"images": images.numpy(), "labels": labels.numpy(), "plan": plan,
+                     "start": start, "torch": torch.get_rng_state().numpy(), **more})
+        return 0.5
+
+    monkeypatch.setattr(cnn_classify, "train", train)
+    return seen
+
+
+def classify(data, real, results, *more, repeats="2", steps=6):
+    return cnn_classify.main(["--data", str(data.path), "--real", str(real.path), "--results",
+                              str(results), "--repeats", repeats, "--steps", str(steps),
+                              "--batch-size", "8", "--device", "cpu", *more])
+
+
+def read(results, name, repeat=0):
+    path = results / name / "replicate_000" / f"repeat_{repeat:04d}.json"
+    return json.loads(path.read_text())
+
+
+def content(results):
+    """Everything the repeats left that must not differ from run to run."""
+    found = {}
+    for path in sorted(results.glob("*/*/repeat_*")):
+        name = path.relative_to(results).as_posix()
+        if path.suffix == ".json":
+            found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "run"}
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+# ------------------------------------------------------------------ metrics
+
+def test_metrics_by_hand():
+    # true 0 0 0 1 1 2; said 0 0 1 1 2 2
+    probabilities = np.array([[.8, .1, .1], [.6, .3, .1], [.3, .5, .2],
+                              [.2, .7, .1], [.4, .1, .5], [.1, .2, .7]])
+    found = result.split_metrics(probabilities, np.array([0, 0, 0, 1, 1, 2]), CLASSES)
+    assert found["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert found["num_images"] == 6 and found["accuracy"] == pytest.approx(4 / 6)
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
+    # class 0: 8 of 9 pairs right; class 1: 4.5 of 8 (a tie at .1); class 2: 5 of 5
+    assert found["auroc"] == pytest.approx((8 / 9 + 4.5 / 8 + 1) / 3)
+    # class 0: hits at ranks 1, 2, 4; class 1: at rank 1, then both ties at .1 close at rank 6
+    first, second = (1 + 1 + 3 / 4) / 3, (1 + 2 / 6) / 2
+    assert found["auprc_weighted"] == pytest.approx(first / 2 + second / 3 + 1 / 6)
+    assert found["auprc_baseline"] == pytest.approx(1 / 4 + 1 / 9 + 1 / 36)
+
+
+def test_metrics_with_a_class_nobody_has_and_without_information():
+    found = result.split_metrics(np.full((4, 3), 1 / 3), np.array([0, 0, 1, 1]), CLASSES)
+    assert found["accuracy"] == 0.5 and found["balanced_accuracy"] == 0.5
+    assert found["auroc"] == 0.5 and found["auprc_weighted"] == found["auprc_baseline"] == 0.5
+
+
+def test_metrics_against_scikit_learn():
+    reference = pytest.importorskip(
+        "sklearn.metrics", reason="pip install scikit-learn to compare with its metrics")
+    rng = np.random.default_rng(3)
+    labels = np.r_[np.arange(3), rng.integers(0, 3, 60)]
+    probabilities = np.round(rng.dirichlet(np.ones(3), 63), 1)  # rounded: ties
+    found = result.split_metrics(probabilities, labels, CLASSES)
+    said, one_hot = probabilities.argmax(1), labels[:, None] == np.arange(3)
+    assert found["macro_f1"] == pytest.approx(reference.f1_score(labels, said, average="macro"))
+    assert found["balanced_accuracy"] == pytest.approx(
+        reference.balanced_accuracy_score(labels, said))
+    assert found["auroc"] == pytest.approx(reference.roc_auc_score(one_hot, probabilities))
+    assert found["auprc_weighted"] == pytest.approx(
+        reference.average_precision_score(one_hot, probabilities, average="weighted"))
+
+
+# ------------------------------------------------------------------ draws, order, augmentation
+
+def test_draw_is_as_large_as_real_and_its_own():
+    labels = np.repeat([0, 1, 2], [30, 30, 5])
+    draws = [cnn_classify.draw_images(labels, [8, 10, 6], np.random.default_rng(seed))
+             for seed in (0, 0, 1)]
+    assert np.bincount(labels[draws[0]]).tolist() == [8, 10, 5]  # all five where there are fewer
+    assert len(set(draws[0])) == 23
+    assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()
+
+
+def test_plan_shows_every_image_once_an_epoch():
+    drawn = np.array([3, 5, 7, 11, 13])
+    plan = cnn_classify.plan_batches(drawn, 4, 5, np.random.default_rng(0))
+    assert all(sorted(epoch) == drawn.tolist() for epoch in plan["index"])
+    assert len({tuple(epoch) for epoch in plan["index"]}) > 1
+    assert plan["symmetry"].min() >= 0 and plan["symmetry"].max() <= 7
+    assert abs(plan["brightness"] - 1).max() <= cnn_classify.BRIGHTNESS
+
+
+def test_each_image_is_turned_and_lit_by_itself_over_the_whole_range():
+    plan = cnn_classify.plan_batches(np.arange(64), 32, 64, np.random.default_rng(0))
+    for name, values in (("symmetry", plan["symmetry"]), ("brightness", plan["brightness"])):
+        assert (values != values[:, :1]).any() and (values != values[:1]).any(), name
+    turned = np.bincount(plan["symmetry"].ravel(), minlength=8)
+    assert turned.min() > 200  # 256 of each of the eight
+    assert plan["brightness"].min() == pytest.approx(0.9, abs=1e-3)
+    assert plan["brightness"].max() == pytest.approx(1.1, abs=1e-3)
+    assert plan["brightness"].mean() == pytest.approx(1, abs=5e-3)
+
+
+def test_a_last_epoch_is_cut_short_and_a_batch_may_hold_more_images_than_the_pool():
+    plan = cnn_classify.plan_batches(np.arange(3), 2, 4, np.random.default_rng(0))
+    order = plan["index"].ravel()
+    assert len(order) == 8 and sorted(order[:3]) == sorted(order[3:6]) == [0, 1, 2]
+    assert len(set(order[6:])) == 2
+
+
+@pytest.mark.parametrize("step, share", [(0, 0.5), (1, 1.0), (5, 0.5), (8, 0.0380602337)])
+def test_learning_rate_rises_for_a_fifth_and_falls_by_half_a_cosine(step, share):
+    assert cnn_classify.one_cycle(step, 9) == pytest.approx(share)
+
+
+def test_learning_rate_rises_and_falls_to_nothing():
+    rates = [cnn_classify.one_cycle(step, 100) for step in range(100)]
+    peak = int(np.argmax(rates))
+    assert 0.95 < rates[peak] <= 1 and 15 <= peak <= 25
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:])[::-1]
+    assert 0 < rates[-1] < 0.01
+
+
+def test_symmetries_are_the_eight_of_a_square():
+    image = np.arange(9).reshape(3, 3)
+    turned = {tuple(image.reshape(-1)[order])
+              for order in cnn_classify.square_symmetries(3).numpy()}
+    wanted = {tuple(np.rot90(each, k).reshape(-1)) for each in (image, image.T) for k in range(4)}
+    assert turned == wanted and len(turned) == 8
+
+
+def test_normalise_is_exact():
+    import torch
+    batch = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
+    wanted = (batch.numpy() / 255 - cnn_classify.MEAN) / cnn_classify.STD
+    found = cnn_classify.normalise(batch, *cnn_classify.pixel_scale("cpu"))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert np.allclose(found.numpy(), wanted.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+def test_a_red_image_has_imagenets_numbers_of_red():
+    import torch
+    red = torch.tensor([[[[255, 0, 0]]]], dtype=torch.uint8)
+    found = cnn_classify.normalise(red, *cnn_classify.pixel_scale("cpu")).flatten().tolist()
+    assert found == pytest.approx([0.515 / 0.229, -0.456 / 0.224, -0.406 / 0.225], abs=1e-5)
+
+
+class Silent:
+    """A checkpoint and a progress line that do nothing."""
+
+    load = staticmethod(lambda *_: 0)
+    is_due = staticmethod(lambda: False)
+    update = staticmethod(lambda *_, **__: None)
+
+
+def test_the_loop_shows_the_model_what_the_plan_says():
+    import torch
+    images = torch.randint(0, 256, (5, 4, 4, 3), dtype=torch.uint8)
+    plan = {"index": np.array([[4, 2], [0, 4]]), "symmetry": np.array([[0, 1], [4, 3]]),
+            "brightness": np.array([[1, 1.5], [1, 0.5]], np.float32)}
+    seen = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3)).eval()
+    model.register_forward_pre_hook(
+        lambda model, inputs: seen.append(inputs[0].numpy()) if model.training else None)
+    cnn_classify.train(model, images, torch.zeros(5, dtype=torch.int64), plan,
+                       learning_rate=0.1, checkpoint=Silent(), progress=Silent())
+    assert len(seen) == 2
+    pixels = images.numpy().astype(float)
+    wanted = [[pixels[4], 1.5 * pixels[2, ::-1]],  # up and down, left and right, main diagonal
+              [pixels[0].transpose(1, 0, 2), 0.5 * pixels[4, ::-1, ::-1]]]
+    for batch, image_pair in zip(seen, wanted):
+        normal = (np.stack(image_pair) / 255 - cnn_classify.MEAN) / cnn_classify.STD
+        assert np.allclose(batch, normal.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+def linear(num_classes=3, size=4):
+    """A model whose training can be followed by hand."""
+    import torch
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * size**2, num_classes))
+
+
+def made_batches(steps, *, size=4):
+    """Images, labels, a plan that shows them as they are, and what a `linear` model then sees."""
+    import torch
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, size, size, 3)).astype(np.uint8)
+    labels = np.arange(6) % 3
+    plan = {"index": rng.integers(0, 6, (steps, 4)), "symmetry": np.zeros((steps, 4), int),
+            "brightness": np.ones((steps, 4), np.float32)}
+    inputs = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return (torch.from_numpy(images), torch.from_numpy(labels), plan,
+            inputs.transpose(0, 3, 1, 2).reshape(6, -1))
+
+
+def smoothed_loss(inputs, labels, weight, bias):
+    """Cross-entropy with a tenth of the target spread over all classes, and what it leaves."""
+    logits = inputs @ weight.T + bias
+    log_said = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = 0.9 * np.eye(3)[labels] + 0.1 / 3
+    return -(target * log_said).sum(1).mean(), (np.exp(log_said) - target) / len(labels)
+
+
+def test_the_loss_is_smoothed_and_that_of_the_last_tenth():
+    images, labels, plan, inputs = made_batches(20)
+    model = linear()
+    weight, bias = (each.detach().double().numpy() for each in model[1].parameters())
+    found = cnn_classify.train(model, images, labels, plan, learning_rate=0.0,
+                               checkpoint=Silent(), progress=Silent())
+    losses = [smoothed_loss(inputs[index], labels.numpy()[index], weight, bias)[0]
+              for index in plan["index"]]
+    assert found == pytest.approx(np.mean(losses[-2:]), rel=1e-5)
+
+
+def test_every_step_is_adamws():
+    """Four steps of Loshchilov and Hutter's algorithm 2 by hand, decay 0.05 on every weight."""
+    images, labels, plan, inputs = made_batches(4)
+    model = linear()
+    weights = [each.detach().double().numpy() for each in model[1].parameters()]
+    first, second = ([np.zeros_like(each) for each in weights] for _ in range(2))
+    found = cnn_classify.train(model, images, labels, plan, learning_rate=0.01,
+                               checkpoint=Silent(), progress=Silent())
+    for step, index in enumerate(plan["index"]):
+        rate = 0.01 * (1 + np.cos(np.pi * step / 4)) / 2  # a warm-up of a fifth ends with step 0
+        loss, left = smoothed_loss(inputs[index], labels.numpy()[index], *weights)
+        for k, gradient in enumerate((left.T @ inputs[index], left.sum(0))):
+            first[k] = 0.9 * first[k] + 0.1 * gradient
+            second[k] = 0.999 * second[k] + 0.001 * gradient**2
+            change = first[k] / (1 - 0.9**(step + 1)) / (
+                np.sqrt(second[k] / (1 - 0.999**(step + 1))) + 1e-8)
+            weights[k] = weights[k] * (1 - rate * 0.05) - rate * change
+    assert found == pytest.approx(loss, rel=1e-4)
+    for parameter, wanted in zip(model[1].parameters(), weights):
+        assert np.allclose(parameter.detach().numpy(), wanted, atol=2e-5)
+
+
+def test_a_prediction_depends_on_its_image_alone():
+    """Not on the batch it is in, nor on the state that training left the model in."""
+    import torch
+    model = cnn_classify.small_cnn(3)
+    images = torch.randint(0, 256, (cnn_classify.EVAL_BATCH_SIZE + 5, 16, 16, 3),
+                           dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model.train()
+    together = cnn_classify.predict(model, images)
+    assert together.shape == (len(images), 3) and together.dtype == np.float32
+    for k in (0, len(images) - 1):
+        model.train()
+        assert np.allclose(together[k], cnn_classify.predict(model, images[k:k + 1]), atol=1e-6)
+    model.eval()
+    inputs = (images[:3].numpy() / 255 - cnn_classify.MEAN) / cnn_classify.STD
+    with torch.no_grad():
+        wanted = model(torch.tensor(inputs.transpose(0, 3, 1, 2), dtype=torch.float32)).softmax(1)
+    assert np.allclose(together[:3], wanted, atol=1e-5)
+
+
+def test_the_small_cnn_is_as_small_as_it_says():
+    import torch
+    model = cnn_classify.small_cnn(3)
+    assert sum(each.numel() for each in model.parameters()) == 135_059
+    shapes, features = [], torch.zeros(2, 3, 64, 64)
+    for layer in model:
+        features = layer(features)
+        if isinstance(layer, torch.nn.ReLU):
+            shapes.append(tuple(features.shape[1:3]))
+    assert shapes == [(16, 32), (32, 16), (64, 8), (64, 8), (128, 4)]
+    assert features.shape == (2, 3)
+
+
+# ------------------------------------------------------------------ what is scored, what is shared
+
+class KnowsByHeart:
+    """A model that answers by a table {bytes of an image: class}."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def eval(self):
+        return self
+
+    def __call__(self, batch):
+        import torch
+        pixels = (batch.permute(0, 2, 3, 1).numpy() * cnn_classify.STD + cnn_classify.MEAN) * 255
+        said = [self.answers[each.tobytes()] for each in np.rint(pixels).astype(np.uint8)]
+        return 9 * torch.nn.functional.one_hot(torch.tensor(said), 3).float()
+
+
+@pytest.mark.parametrize("known", ["own", "real", "val"])
+def test_an_accuracy_is_that_on_the_images_of_its_own_split(real, pool, known):
+    """A CNN that knows one split by heart, and is wrong on all others, is right there only."""
+    import torch
+    answers = {}
+    for name, dataset, split in (("own", pool, "test"), ("real", real, "test"),
+                                 ("val", pool, "val"), ("", pool, "train"), ("", real, "val")):
+        for image, label in zip(*dataset.load(split)):
+            answers[image.tobytes()] = int(label if name == known else (label + 1) % 3)
+    scores, arrays = cnn_classify.Bench(pool, real, torch.device("cpu")).test(KnowsByHeart(answers))
+    for name in ("own", "real", "val"):
+        assert scores[f"accuracy_{name}"] == (name == known), name
+    for name, dataset in (("own", pool), ("real", real)):
+        images, _ = dataset.load("test")
+        assert scores[name]["accuracy"] == (name == known)
+        assert arrays[f"{name}_probabilities"].argmax(1).tolist() == [
+            answers[image.tobytes()] for image in images]
+
+
+def test_a_cnn_is_trained_on_the_train_split_and_on_nothing_else(real, pool, trainings, tmp_path):
+    for data in (real, pool):
+        assert classify(data, real, tmp_path, repeats="1") == 0
+        images, labels = data.load("train")
+        assert np.array_equal(trainings[-1]["images"], images)
+        assert np.array_equal(trainings[-1]["labels"], labels)
+        shown = np.unique(trainings[-1]["plan"]["index"])
+        assert np.bincount(labels[shown]).tolist() == [8, 8, 8]
+    assert read(tmp_path, "pool")["train_loss"] == 0.5
+
+
+def test_the_budget_does_not_depend_on_the_pool(real, pool, few, trainings, tmp_path):
+    for data in (real, pool, few):
+        assert classify(data, real, tmp_path, repeats="1") == 0
+    assert [each["plan"]["index"].shape for each in trainings] == [(6, 8)] * 3
+    assert {each["learning_rate"] for each in trainings} == {2e-3}
+    assert len({repr(read(tmp_path, name)["settings"]) for name in ("real", "pool", "few")}) == 1
+
+
+def test_no_two_trainings_share_a_draw_an_order_or_initial_weights(
+        real, pool, other_pool, trainings, tmp_path):
+    """Two arms, two repeats, two replicates: the rank-sum test takes them as independent."""
+    for data in (pool, other_pool):
+        for replicate in ("0", "1"):
+            assert classify(data, real, tmp_path, "--replicate", replicate) == 0
+    assert len(trainings) == 8
+    for what, of in (("draw", lambda each: np.unique(each["plan"]["index"])),
+                     ("order", lambda each: each["plan"]["index"]),
+                     ("symmetry", lambda each: each["plan"]["symmetry"]),
+                     ("brightness", lambda each: each["plan"]["brightness"]),
+                     ("weights", lambda each: each["start"]),
+                     ("torch's draws", lambda each: each["torch"])):
+        assert len({of(each).tobytes() for each in trainings}) == 8, what
+
+
+def test_the_first_weights_do_not_depend_on_what_was_drawn_before(real, trainings, tmp_path):
+    import torch
+    for name, wasted in (("x", 0), ("y", 100)):
+        torch.rand(wasted)
+        np.random.rand(wasted)
+        assert classify(real, real, tmp_path / name, repeats="1") == 0
+    assert np.array_equal(*(each["start"] for each in trainings))
+    assert np.array_equal(*(each["torch"] for each in trainings))
+
+
+ONE_DRAW = ("the train pool is no larger than one draw: repeats differ by the CNN's seed only, not "
+            "by the images drawn")
+
+
+@pytest.mark.parametrize("num_train, wanted", [
+    (8, [ONE_DRAW]), (24, []), ({"a": 8, "b": 8, "c": 9}, []),
+    ({"a": 3, "b": 8, "c": 9}, ["class a has 3 training images, real has 8"]),
+    ({"a": 7, "b": 2, "c": 8}, [ONE_DRAW, "class a has 7 training images, real has 8",
+                                "class b has 2 training images, real has 8"])])
+def test_too_few_images_are_said(num_train, wanted):
+    def dataset(counts, warnings):
+        return SimpleNamespace(counts={"train": counts}, warnings=warnings)
+    have = num_train if isinstance(num_train, dict) else dict.fromkeys(CLASSES, num_train)
+    found = cnn_classify.warnings_of(dataset(have, ["of the arm", "of both"]),
+                                     dataset(dict.fromkeys(CLASSES, 8), ["of both", "of real"]))
+    assert found == ["of the arm", "of both", "of real", *wanted]
+
+
+def test_a_record_says_that_its_arm_has_too_few_images(real, few, trainings, tmp_path):
+    assert classify(few, real, tmp_path, repeats="1") == 0
+    record = read(tmp_path, "few")
+    assert record["num_train_images"] == 3 + 8 + 8 and record["num_pool_images"] == 20
+    assert record["warnings"] == ["one slide only", "class a has 3 training images, real has 8"]
+
+
+# ------------------------------------------------------------------ the stage
+
+def test_record_is_whole_and_the_comparison_reads_it(real, pool, tmp_path, capsys):
+    from lungkit.compare.results import read_results
+    assert classify(real, real, tmp_path) == 0
+    assert classify(pool, real, tmp_path) == 0
+    last_line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "accuracy_real mean" in last_line and "n 2" in last_line
+    record = read(tmp_path, "pool")
+    assert record["num_train_images"] == 24 and record["num_pool_images"] == 72
+    assert record["dataset_fingerprint"] == pool.fingerprint
+    assert record["real_fingerprint"] == real.fingerprint
+    assert record["trained_on"] == pool.trained_on()
+    assert record["warnings"] == ["one slide only"]
+    assert any("seed only" in text for text in read(tmp_path, "real")["warnings"])
+    arrays = np.load(tmp_path / "pool" / "replicate_000" / "repeat_0000.npz")
+    for name, dataset in (("own", pool), ("real", real)):
+        rows = dataset.select("test")
+        assert arrays[f"{name}_file_names"].tolist() == [row.file_name for row in rows]
+        probabilities, labels = arrays[f"{name}_probabilities"], arrays[f"{name}_labels"]
+        assert [CLASSES[k] for k in labels] == [row.label for row in rows]
+        assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
+        again = result.split_metrics(probabilities, labels, CLASSES)
+        assert record[name] == again and record[f"accuracy_{name}"] == again["accuracy"]
+    found = read_results(tmp_path)
+    assert found.datasets == ["real", "pool"] and found.repeats == [0, 1]
+
+
+def test_it_learns_what_can_be_learnt(real, tmp_path):
+    assert classify(real, real, tmp_path, repeats="1", steps=40) == 0
+    record = read(tmp_path, "real")
+    assert record["accuracy_real"] == record["accuracy_own"] == record["accuracy_val"] == 1.0
+
+
+def test_same_seed_same_bytes_and_repeats_differ(pool, real, tmp_path):
+    assert classify(pool, real, tmp_path / "x") == 0
+    assert classify(pool, real, tmp_path / "y", repeats="1-1") == 0
+    assert classify(pool, real, tmp_path / "z", "--seed", "1", repeats="1") == 0
+    x, y, z = (content(tmp_path / name) for name in "xyz")
+    second = {name: value for name, value in x.items() if "0001" in name}
+    assert len(second) == 2 and second == y
+    assert z["pool/replicate_000/repeat_0000.npz"] == x["pool/replicate_000/repeat_0001.npz"]
+    assert len({value for name, value in x.items() if name.endswith("npz")}) == 2
+
+
+def test_more_repeats_add_only_what_is_missing(real, tmp_path, capsys):
+    assert classify(real, real, tmp_path, repeats="1-2") == 0
+    before = read(tmp_path, "real", 1)["run"]
+    assert classify(real, real, tmp_path, repeats="4") == 0
+    assert "found 2, pending 2 of 4" in capsys.readouterr().err
+    assert read(tmp_path, "real", 1)["run"] == before
+    assert classify(real, real, tmp_path, repeats="1") == 0
+    assert "already complete" in capsys.readouterr().out
+
+
+def test_complete_answers_without_torch(real, tmp_path, capsys, monkeypatch):
+    assert classify(real, real, tmp_path) == 0
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import would raise
+    assert classify(real, real, tmp_path) == 0
+    assert "already complete" in capsys.readouterr().out
+
+
+def test_other_options_are_refused_by_name_and_overwritten_on_demand(real, pool, tmp_path, capsys):
+    assert classify(real, real, tmp_path) == 0
+    before = content(tmp_path)
+    assert classify(real, real, tmp_path, "--learning-rate", "0.01", repeats="3", steps=7) == 2
+    error = capsys.readouterr().err
+    assert "steps: 6 there, 7 now" in error and "learning_rate: 0.002 there, 0.01 now" in error
+    assert classify(real, real, tmp_path, "--seed", "5", repeats="7-8") == 2  # none of these there
+    assert content(tmp_path) == before
+    assert classify(real, real, tmp_path, "--overwrite", "--dry-run", steps=7) == 0
+    assert content(tmp_path) == before
+    assert classify(real, real, tmp_path, "--overwrite", repeats="1", steps=7) == 0
+    assert read(tmp_path, "real")["settings"]["steps"] == 7
+    assert len(content(tmp_path)) == 2  # repeat 1 of the other steps is gone
+
+
+@pytest.mark.parametrize("changed", ["dataset_fingerprint", "real_fingerprint"])
+def test_results_of_another_version_of_a_dataset_are_not_complete(
+        real, pool, trainings, tmp_path, capsys, changed):
+    assert classify(pool, real, tmp_path / "results") == 0
+    before = content(tmp_path / "results")
+    new_real, seed = real, 8
+    if changed == "real_fingerprint":
+        new_real, seed = make_dataset(tmp_path / "real", seed=7), 1  # the pool's own images again
+    other = make_arm(new_real, tmp_path / "pool", num_train=24, seed=seed)
+    assert classify(other, new_real, tmp_path / "results") == 2
+    assert f"{changed}: " in capsys.readouterr().err and len(trainings) == 2
+    assert content(tmp_path / "results") == before
+    assert classify(other, new_real, tmp_path / "results", "--overwrite", repeats="1") == 0
+    version = other if changed == "dataset_fingerprint" else new_real
+    assert read(tmp_path / "results", "pool")[changed] == version.fingerprint
+    assert len(content(tmp_path / "results")) == 2 and len(trainings) == 3
+
+
+@pytest.mark.parametrize("preset, more, wanted", [
+    ("demo", [], "model small  steps 200  batch_size 32  learning_rate 0.002  recipe 2"),
+    ("full", [], "model resnet18  steps 2000  batch_size 128  learning_rate 0.001  recipe 2"),
+    ("full", ["--model", "convnext_tiny", "--steps", "9"],
+     "model convnext_tiny  steps 9  batch_size 128  learning_rate 0.0005  recipe 2"),
+    ("demo", ["--learning-rate", "0.5"],
+     "model small  steps 200  batch_size 32  learning_rate 0.5  recipe 2")])
+def test_a_preset_fills_what_is_not_given(
+        real, tmp_path, capsys, monkeypatch, preset, more, wanted):
+    """Another number here is another recipe: raise RECIPE with it."""
+    monkeypatch.setattr(cnn_classify, "build_model", lambda *_: None)
+    assert cnn_classify.main(["--data", str(real.path), "--real", str(real.path), "--device", "cpu",
+                              "--results", str(tmp_path), "--dry-run", "--preset", preset,
+                              *more]) == 0
+    assert f"real: {wanted}  " in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(real, tmp_path, capsys):
+    assert classify(real, real, tmp_path / "results", "--dry-run") == 0
+    assert "pending 2 of 2" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+# ------------------------------------------------------------------ stopping, sharing
+
+def stop_at(monkeypatch, step):
+    """Send this process SIGTERM while the given step is under way."""
+    def one_cycle(now, steps, original=cnn_classify.one_cycle):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(now, steps)
+    monkeypatch.setattr(cnn_classify, "one_cycle", one_cycle)
+
+
+def test_stopped_repeat_resumes_to_the_same_bytes(pool, real, tmp_path, monkeypatch):
+    from torch import nn
+
+    def cnn_with_dropout(num_classes, small_cnn=cnn_classify.small_cnn):
+        # draws from torch's generator, as ConvNeXt's stochastic depth does: it must come back too
+        *body, head = small_cnn(num_classes)
+        return nn.Sequential(*body, nn.Dropout(), head)
+
+    monkeypatch.setattr(cnn_classify, "small_cnn", cnn_with_dropout)
+    assert classify(pool, real, tmp_path / "whole", repeats="1", steps=20) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 18)  # among the last tenth, whose losses are reported
+        assert classify(pool, real, tmp_path / "cut", repeats="1", steps=20) == 75
+    assert content(tmp_path / "cut") == {}
+    directory = tmp_path / "cut" / "pool" / "replicate_000"
+    assert (directory / ".repeat_0000.partial").exists()
+    assert classify(pool, real, tmp_path / "cut", "--learning-rate", "0.9", repeats="1",
+                    steps=20) == 2
+    first_steps = []
+
+    def load(*arguments, original=cnn_classify.Checkpoint.load):
+        first_steps.append(original(*arguments))
+        return first_steps[-1]
+
+    monkeypatch.setattr(cnn_classify.Checkpoint, "load", load)
+    assert classify(pool, real, tmp_path / "cut", repeats="1", steps=20) == 0
+    assert first_steps == [19]
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    assert not list(directory.glob(".repeat*"))
+
+
+@pytest.mark.parametrize("interval_sec, kept", [(0, [25]), (1e9, [])])
+def test_a_killed_repeat_goes_on_from_its_last_checkpoint(
+        real, tmp_path, monkeypatch, interval_sec, kept):
+    monkeypatch.setattr(cnn_classify, "CHECKPOINT_INTERVAL_SEC", interval_sec)
+    first_steps = []
+
+    def one_cycle(step, steps, original=cnn_classify.one_cycle):
+        first_steps.append(step)
+        if len(first_steps) == 28:
+            raise RuntimeError("killed")
+        return original(step, steps)
+
+    monkeypatch.setattr(cnn_classify, "one_cycle", one_cycle)
+    with pytest.raises(RuntimeError, match="killed"):
+        classify(real, real, tmp_path, repeats="1", steps=30)
+    assert classify(real, real, tmp_path, repeats="1", steps=30) == 0
+    assert first_steps == [*range(28), *range(*(kept or [0]), 30)]
+
+
+def test_overwrite_does_not_go_on_from_what_other_options_began(real, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        assert classify(real, real, tmp_path / "cut", repeats="1") == 75
+    other = ["--learning-rate", "0.01"]
+    assert classify(real, real, tmp_path / "cut", *other, "--overwrite", repeats="1") == 0
+    assert classify(real, real, tmp_path / "whole", *other, repeats="1") == 0
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "real" / "replicate_000" / "repeat_0000.json"
+    held = files.try_lock(path)
+    monkeypatch.setattr(result, "POLL_INTERVAL_SEC", 0.05)
+
+    def say(text, original=result.say):
+        original(text)
+        if "waiting" in text:  # the other one ends only when we have nothing else to do
+            assert path.with_name("repeat_0001.json").exists() and not path.exists()
+            files.release(held, path)
+    monkeypatch.setattr(result, "say", say)
+    assert classify(real, real, tmp_path) == 0
+    assert "1 repeats are with other processes" in capsys.readouterr().err
+    assert path.exists()
+
+
+def test_waiting_ends_at_a_signal(real, tmp_path, monkeypatch):
+    held = files.try_lock(tmp_path / "real" / "replicate_000" / "repeat_0000.json")
+    monkeypatch.setattr(result, "say", lambda text: (
+        os.kill(os.getpid(), signal.SIGTERM) if "waiting" in text else None))
+    assert classify(real, real, tmp_path, repeats="1") == 75
+    held.close()
+
+
+def test_two_processes_share_and_one_survives_the_others_kill(pool, real, tmp_path):
+    arguments = ["--data", pool.path, "--real", real.path, "--results", tmp_path / "shared",
+                 "--repeats", "4", "--steps", "40", "--batch-size", "8", "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "cnn_classify.py"), *map(str, arguments)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
+                             stdout=subprocess.DEVNULL) for _ in range(2)]
+    directory = tmp_path / "shared" / "pool" / "replicate_000"
+    give_up = time.monotonic() + 120
+    try:
+        while len(list(directory.glob(".*.lock"))) < 2 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        both[0].kill()
+        error = both[1].communicate(timeout=300)[1]  # generous: the machine may be busy
+        assert both[1].returncode == 0, error
+    finally:
+        for each in both:
+            each.kill()
+            each.communicate()
+    assert classify(pool, real, tmp_path / "alone", repeats="4", steps=40) == 0
+    assert content(tmp_path / "shared") == content(tmp_path / "alone")
+
+
+# ------------------------------------------------------------------ bad input
+
+def test_a_loss_that_is_not_finite_fails(real, tmp_path, capsys):
+    assert classify(real, real, tmp_path, "--learning-rate", "1e30") == 1
+    assert "the loss is" in capsys.readouterr().err
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("fault", ["classes", "size", "other real", "saw test", "altered"])
+def test_datasets_that_must_not_be_compared(real, tmp_path, capsys, fault):
+    more = {"classes": {"classes": ["a", "b"]}, "size": {"size": 16}}.get(fault, {})
+    made_from = parent_of(real, {"train": ["train", "test"] if fault == "saw test" else ["train"]})
+    if fault == "other real":
+        made_from["fingerprint"] = "0" * 64
+    bad = make_dataset(tmp_path / "bad", parents=[made_from], **more)
+    if fault == "altered":
+        (bad.path / bad.rows[0].file_name).unlink()
+    assert classify(bad, real, tmp_path / "results") == 1
+    error = capsys.readouterr().err
+    words = {"classes": "has classes", "size": "16 px", "other real": "was not made from",
+             "saw test": "saw test images", "altered": "missing or unreadable"}[fault]
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--repeats", "0"], "at least 1"), (["--repeats", "5-3"], "comes before"),
+    (["--batch-size", "1"], "two images"), (["--model", "vgg"], "invalid choice"),
+    (["--weights", "missing.safetensors"], "is not a file"), (["--step", "5"], "unrecognized"),
+    (["--device", "tpu9"], "not a device")])
+def test_bad_options(real, tmp_path, capsys, more, words):
+    assert classify(real, real, tmp_path / "results", *more) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_inside_the_dataset_are_refused(real, capsys):
+    assert classify(real, real, real.path / "results") == 2
+    assert "lies in the dataset" in capsys.readouterr().err
+    open_dataset(real.path)
+
+
+class Code:
+    """A pickle that runs code where it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_weights_are_loaded_checked_and_recorded(real, tmp_path, capsys):
+    import torch
+    from safetensors.torch import save_file
+    torch.manual_seed(0)
+    state = cnn_classify.small_cnn(7).state_dict()  # another head
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        model = cnn_classify.build_model("small", 3, tmp_path / name)
+        assert torch.equal(model[0].weight, state["0.weight"]) and model[-1].out_features == 3
+    assert classify(real, real, tmp_path / "r", "--weights", str(tmp_path / "w.pt"),
+                    repeats="1") == 0
+    settings = read(tmp_path / "r", "real")["settings"]
+    assert settings["weights_sha256"] == files.sha256_file(tmp_path / "w.pt")
+    assert classify(real, real, tmp_path / "r", repeats="1") == 2
+    assert "weights_sha256" in capsys.readouterr().err
+    (tmp_path / "text.pt").write_text("no weights")
+    torch.save(Code(tmp_path / "ran"), tmp_path / "code.pt")
+    torch.save({"0.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    for name, words in (("text.pt", "is not a state dict"), ("code.pt", "is not a state dict"),
+                        ("other.pt", "do not fit")):
+        assert classify(real, real, tmp_path / "s", "--weights", str(tmp_path / name)) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "s").exists() and not (tmp_path / "ran").exists()
+
+
+def test_weights_fill_all_but_the_head_even_where_that_would_fit(tmp_path):
+    import torch
+    state = cnn_classify.small_cnn(3).state_dict()
+    state["1.running_mean"] += 3
+    for name, saved in (("plain.pt", state), ("nested.pt", {"state_dict": state}),
+                        ("headless.pt", dict(list(state.items())[:-2]))):
+        torch.save(saved, tmp_path / name)
+        model = cnn_classify.build_model("small", 3, tmp_path / name).state_dict()
+        assert all(torch.equal(model[key], state[key]) for key in list(state)[:-2])
+        assert not any(torch.equal(model[key], state[key]) for key in list(state)[-2:])
+
+
+def test_a_training_starts_from_the_weights_given(real, trainings, tmp_path):
+    import torch
+    state = cnn_classify.small_cnn(3).state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    assert classify(real, real, tmp_path, "--weights", str(tmp_path / "w.pt"), repeats="1") == 0
+    assert trainings[0]["start"][:432].tolist() == state["0.weight"].flatten().tolist()
+
+
+def test_resnet_and_convnext(real, tmp_path):
+    import torch
+    convnext = cnn_classify.build_model("convnext_tiny", 3, None)
+    images = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
+    assert cnn_classify.predict(convnext, images).shape == (2, 3)
+    assert classify(real, real, tmp_path, "--model", "resnet18", repeats="1", steps=2) == 0
+    assert read(tmp_path, "real")["model"] == "resnet18"
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = ("import sys, cnn_classify; cnn_classify.main(['--help']); "
+            "sys.exit(bool({'torch', 'torchvision', 'cv2', 'scipy'} & set(sys.modules)))")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -1,0 +1,166 @@
+"""The arm "prompt": what its adapters are trained on, and what its images are drawn from."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+
+from adapters import COUNTS, LORA, run_arm, write_prompts, write_real
+from arms import content
+from lungkit.data.dataset import open_dataset
+from lungkit.generate.prompts import Prompts
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return write_real(tmp_path_factory.mktemp("prompt") / "real")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.json")
+
+
+@pytest.fixture(scope="module")
+def made(real, prompts, tmp_path_factory):
+    record = run_arm("prompt", real, tmp_path_factory.mktemp("run"), "--prompts", str(prompts),
+                     "--pool", "4", "--adapter", "lora", "--rank", "5", "--target", "attention",
+                     "--train-steps", "7", "--batch-size", "9", "--learning-rate", "0.02",
+                     "--sampling-steps", "11", "--guidance-scale", "3.5", "--sampler", "ddim")
+    assert record.status == 0
+    return record
+
+
+# ------------------------------------------------------------------ training
+
+def test_each_adapter_is_trained_on_all_training_images_of_its_class_alone(made):
+    first, expected = 1, {}
+    for label, (number, _, _) in COUNTS.items():
+        expected[label] = list(range(first, first + number))
+        first += number
+    assert {call.label: call.loss.numbers for call in made.trained} == expected
+    assert len(made.trained) == len(COUNTS)
+
+
+def test_it_is_trained_on_the_captions_that_its_class_is_drawn_from(made, prompts):
+    words = Prompts(prompts)
+    for call in made.trained:
+        taught = {call.loss.caption(i, Random(i)) for i in range(400)}
+        assert taught == {words.caption(call.label, Random(i)) for i in range(400)}
+        rows = [row for row in open_dataset(made.output).rows if row.label == call.label]
+        assert {row.prompt for row in rows} <= taught
+        assert len({row.prompt for row in rows}) > 4
+
+
+def test_no_two_classes_and_no_two_seeds_share_random_numbers(made, real, prompts, tmp_path):
+    other = run_arm("prompt", real, tmp_path, "--prompts", str(prompts), "--seed", "1")
+    seeds = [call.options["seed"] for record in (made, other) for call in record.trained]
+    seeds += sorted({call.options["seed"] for record in (made, other) for call in record.drawn})
+    assert len(set(seeds)) == len(seeds) == 2 * len(COUNTS) + 2
+
+
+def test_the_options_reach_the_training(made):
+    for call in made.trained:
+        assert {key: call.options[key] for key in ("rank", "target", "steps", "learning_rate")} == {
+            "rank": 5, "target": "attention", "steps": 7, "learning_rate": 0.02}
+        assert call.options["kind"] == "lora" and call.loss.batch_size == 9
+
+
+@pytest.mark.parametrize("arm", ["prompt", "context"])
+def test_nothing_of_the_real_val_and_test_images_is_read(arm, tmp_path):
+    real = write_real(tmp_path / "real")
+    seeing = run_arm(arm, real, tmp_path / "seeing")
+    blind = run_arm(arm, real, tmp_path / "blind", blind=True)
+    assert seeing.status == blind.status == 0 and not list(real.glob("test/*/*.png"))
+    assert content(seeing.root) == content(blind.root)
+
+
+def test_the_losses_are_kept_with_the_model(made):
+    manifest = json.loads((made.model / "model.json").read_text())
+    assert manifest["losses"] == dict.fromkeys(COUNTS, 0.25)
+    assert manifest["classes"] == list(COUNTS)
+    assert manifest["parents"][0]["splits"]["train"] == ["train"]
+
+
+@pytest.mark.parametrize("arm", ["prompt", "context"])
+def test_full_adapts_stable_diffusion_and_demo_the_embedded_base(arm, real, tmp_path, capfd):
+    assert run_arm(arm, real, tmp_path, "--preset", "full").status == 2
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in capfd.readouterr().err
+    assert run_arm(arm, real, tmp_path, "--preset", "demo", "--dry-run").status == 0
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ drawing
+
+def test_each_image_is_drawn_by_its_own_class_adapter(made):
+    images = made.images_drawn()
+    for row in open_dataset(made.output).rows:
+        drawn = images[int(row.stem)]
+        assert drawn.pipe.adapter == row.label and drawn.pipe.sampler == "ddim"
+    assert [pipe.adapter for pipe in made.pipelines] == list(COUNTS)
+
+
+def test_each_image_is_drawn_away_from_its_class_negative_prompt(made):
+    images = made.images_drawn()
+    for row in open_dataset(made.output).rows:
+        assert images[int(row.stem)].negative == f"never {row.label}"
+
+
+def test_a_row_tells_what_its_image_was_drawn_from(made, prompts):
+    images, words = made.images_drawn(), Prompts(prompts)
+    dataset = open_dataset(made.output)
+    assert len(images) == len(dataset.rows)
+    for row in dataset.rows:
+        drawn = images[int(row.stem)]
+        assert row.prompt == drawn.prompt == words.caption(row.label, Random(row.seed))
+        assert row.seed == f"{drawn.seed}:{int(row.stem)}" and row.source == "prompt"
+        expected = np.random.default_rng(int(row.stem)).integers(0, 256, (64, 64, 3), np.uint8)
+        assert np.array_equal(dataset.image(row), expected), "another item's image"
+
+
+def test_guidance_steps_and_size_reach_the_drawing(made):
+    for drawn in made.images_drawn():
+        assert (drawn.guidance_scale, drawn.steps, drawn.image_size) == (3.5, 11, 64)
+
+
+# ------------------------------------------------------------------ a finished model
+
+def test_a_model_that_is_complete_is_drawn_from_and_not_trained_again(made, real, prompts, tmp_path):
+    options = json.loads((made.output / "dataset.json").read_text())["parameters"]
+    again = run_arm("prompt", real, tmp_path, "--prompts", str(prompts), "--model", str(made.model),
+                    *(part for key in ("adapter", "rank", "target", "train_steps", "batch_size",
+                                       "learning_rate")
+                      for part in (f"--{key.replace('_', '-')}", str(options[key]))))
+    assert again.status == 0 and not again.trained and len(again.drawn) == len(COUNTS)
+
+
+@pytest.mark.parametrize("change", [
+    ["--seed", "3"], ["--rank", "6"], ["--adapter", "dora"], ["--target", "all"],
+    ["--train-steps", "8"], ["--batch-size", "8"], ["--learning-rate", "0.03"],
+    ["--prompts", "prompts.json"]], ids=lambda change: change[0])
+def test_a_model_trained_otherwise_is_not_drawn_from(made, real, prompts, change, tmp_path, capfd):
+    options = json.loads((made.output / "dataset.json").read_text())["parameters"]
+    given = {f"--{key.replace('_', '-')}": str(options[key]) for key in (
+        "seed", "adapter", "rank", "target", "train_steps", "batch_size", "learning_rate")}
+    given |= {"--prompts": str(prompts), **dict([change])}
+    if change[0] == "--prompts":
+        text = prompts.read_text()
+        other = tmp_path / "prompts.json"
+        other.write_text(text.replace("never", "not"))
+        given["--prompts"] = str(other)
+    again = run_arm("prompt", real, tmp_path, "--model", str(made.model),
+                    *(part for pair in given.items() for part in pair))
+    assert again.status == 2 and not again.drawn
+    assert change[0][2:].replace("-", "_") in capfd.readouterr().err
+
+
+def test_an_adapter_missing_from_a_finished_model_is_one_line(real, tmp_path, capfd):
+    made = run_arm("prompt", real, tmp_path)
+    (made.model / "lung_n" / LORA).unlink()
+    again = run_arm("prompt", real, tmp_path, "--guidance-scale", "3", "--overwrite")
+    assert again.status == 1 and not again.trained and not again.drawn
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"lung_n/{LORA}" in error and "lung_aca" not in error
