@@ -35,9 +35,13 @@ from zlib import crc32
 
 import numpy as np
 
-from lungkit.data import result
-from lungkit.run import cli, files
+from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, check_same_task, open_dataset, read_manifest
+from lungkit.data.repeats import discard, report as report_repeats, share, survey
+from lungkit.learn.cnns import LEARNING_RATES, build_model
+from lungkit.learn.device import device_name, use_device
+from lungkit.learn.orientations import square_symmetries
+from lungkit.run import cli, faults, files
 from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
 
@@ -48,7 +52,6 @@ PRESETS = {
     "demo": {"model": "small", "steps": 200, "batch_size": 32},
     "full": {"model": "resnet18", "steps": 2000, "batch_size": 128},
 }
-LEARNING_RATES = {"small": 2e-3, "resnet18": 1e-3, "convnext_tiny": 5e-4}  # peak of the cycle
 WEIGHT_DECAY = 0.05      # ConvNeXt's (Liu et al. 2022)
 LABEL_SMOOTHING = 0.1    # Szegedy et al. 2016
 WARMUP = 0.2             # share of the steps in which the learning rate rises
@@ -99,67 +102,6 @@ def one_cycle(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
 
 
-# ------------------------------------------------------------------ models
-
-def small_cnn(num_classes: int):
-    """Five convolutions, 0.14 M weights; all but the first at a quarter of the side and below.
-
-    Ours: of four such stacks the cheapest, and none was better on LC25000's val split at 64 px.
-    """
-    from torch import nn
-
-    def block(num_in: int, num_out: int, stride: int) -> list[nn.Module]:
-        return [nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False), nn.BatchNorm2d(num_out),
-                nn.ReLU(inplace=True)]
-
-    return nn.Sequential(
-        *block(3, 16, 2), *block(16, 32, 2), *block(32, 64, 2), *block(64, 64, 1),
-        *block(64, 128, 2),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, num_classes))
-
-
-def build_model(name: str, num_classes: int, weights_path: Path | None):
-    """An untrained model, or one that starts from local weights (its head is always new)."""
-    if name == "small":
-        model = small_cnn(num_classes)
-    else:
-        from torchvision import models
-
-        model = {"resnet18": models.resnet18, "convnext_tiny": models.convnext_tiny}[name](
-            num_classes=num_classes)
-    if weights_path is not None:
-        load_weights(model, weights_path, name)
-    return model
-
-
-def load_weights(model, path: Path, name: str) -> None:
-    """Fill `model` from a local state dict; only its last layer may differ or be missing."""
-    import torch
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state.get("model", state))
-        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    except Exception as error:  # a file from elsewhere can be wrong in any way
-        raise cli.BadOptions(f"--weights {path} is not a state dict ({cli.one_line(error)[:120]}): "
-                             "give a .safetensors file, or what torch.save wrote of "
-                             "model.state_dict()") from None
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    head = list(own)[-1].rpartition(".")[0] + "."
-    kept = {key: tensor for key, tensor in state.items() if not key.startswith(head)}
-    wrong = [key for key in sorted(own | shapes) if not key.startswith(head)
-             and own.get(key) != shapes.get(key)]
-    if wrong:
-        raise cli.BadOptions(f"--weights {path} do not fit --model {name}: {len(wrong)} tensors "
-                             f"differ, the first is {wrong[0]} ({shapes.get(wrong[0])} in the "
-                             f"file, {own.get(wrong[0])} in the model)")
-    model.load_state_dict(kept, strict=False)
-
-
 # ------------------------------------------------------------------ training and testing
 
 def pixel_scale(device):
@@ -175,15 +117,6 @@ def normalise(batch, scale, shift):
     import torch
 
     return torch.addcmul(shift, batch.float(), scale).permute(0, 3, 1, 2)
-
-
-def square_symmetries(size: int):
-    """The eight flips and turns of a square as orders of its pixels: int64 [8, size * size]."""
-    import torch
-
-    pixels = torch.arange(size * size).view(size, size)
-    half = [pixels, pixels.flip(0), pixels.flip(1), pixels.flip(0, 1)]
-    return torch.stack([each.reshape(-1) for each in half + [each.t() for each in half]])
 
 
 def train(model, images, labels, plan: dict, *, learning_rate: float, checkpoint: Checkpoint,
@@ -220,15 +153,15 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, checkpoint
         loss.backward()
         optimizer.step()
         losses[step] = loss.detach()
-        if (step + 1) % SYNC_STEPS == 0 or step + 1 == steps or cli.stop_requested():
+        if (step + 1) % SYNC_STEPS == 0 or step + 1 == steps or faults.stop_requested():
             value = float(losses[step])
             if not math.isfinite(value):
-                raise cli.Fault(f"the loss is {value} at step {step + 1} of {steps}: lower "
+                raise faults.Fault(f"the loss is {value} at step {step + 1} of {steps}: lower "
                                 f"--learning-rate (now {learning_rate:g}) or look at the images")
             progress.update(step + 1, loss=value)
-            if cli.stop_requested() or checkpoint.is_due():
+            if faults.stop_requested() or checkpoint.is_due():
                 checkpoint.save(model, optimizer, losses, step + 1)
-            cli.check_stop()
+            faults.check_stop()
     return float(losses[-max(1, steps // 10):].mean())
 
 
@@ -245,7 +178,7 @@ def predict(model, images) -> np.ndarray:
                                 enabled=images.device.type == "cuda"):
                 logits = model(normalise(batch, scale, shift))
             parts.append(logits.float().softmax(1))
-            cli.check_stop()
+            faults.check_stop()
     return torch.cat(parts).cpu().numpy()
 
 
@@ -279,7 +212,7 @@ class Checkpoint:
         if changed and self.overwrite:
             return 0
         if changed:
-            raise cli.BadOptions(f"{self.path} was begun otherwise ({'; '.join(changed)}): use the "
+            raise faults.BadOptions(f"{self.path} was begun otherwise ({'; '.join(changed)}): use the "
                                  "same options, another --results, or --overwrite")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -365,7 +298,7 @@ class Bench:
             else:
                 probabilities = predict(model, self.images[name])
             labels = self.labels[name].cpu().numpy()
-            scores[name] = result.split_metrics(probabilities, labels, classes)
+            scores[name] = metrics.split_metrics(probabilities, labels, classes)
             scores[f"accuracy_{name}"] = scores[name]["accuracy"]
             arrays |= {f"{name}_probabilities": probabilities, f"{name}_labels": labels,
                        f"{name}_file_names": np.array([row.file_name
@@ -373,12 +306,6 @@ class Bench:
         predicted = predict(model, self.images["val"]).argmax(1)
         scores["accuracy_val"] = float((predicted == self.labels["val"].cpu().numpy()).mean())
         return scores, arrays
-
-
-def device_name(device) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def warnings_of(data: Dataset, real: Dataset) -> list[str]:
@@ -405,19 +332,19 @@ def run(*, data: Path, real: Path, results: Path, repeats: range, replicate: int
                 "learning_rate": learning_rate or LEARNING_RATES[chosen["model"]],
                 "recipe": RECIPE, "weights_sha256": weights_hash(weights)}
     if settings["batch_size"] < 2:
-        raise cli.BadOptions("--batch-size 1: batch normalisation needs two images or more")
+        raise faults.BadOptions("--batch-size 1: batch normalisation needs two images or more")
     identities = identify(read_manifest(data), read_manifest(real), repeats, replicate=replicate,
                           seed=seed, model=chosen["model"], settings=settings)
     directory = result.replicate_dir(results, identities[0]["dataset"], replicate)
-    stale, pending = result.survey(directory, identities)
+    stale, pending = survey(directory, identities)
     if stale and not overwrite:
-        raise cli.BadOptions(f"{directory} holds results of other options or datasets "
+        raise faults.BadOptions(f"{directory} holds results of other options or datasets "
                              f"({stale[min(stale)]}): use the same options, another --results or "
                              "--replicate, or --overwrite")
     if not pending and not stale:
-        return result.report(directory, identities, "already complete")
+        return report_repeats(directory, identities, "already complete")
     datasets = open_both(data, real, results)
-    torch_device = cli.use_device(device)
+    torch_device = use_device(device)
     build_model(chosen["model"], len(datasets[0].classes), weights)  # bad weights end here
     shown = "  ".join(f"{name} {value}" for name, value in settings.items())
     say(f"{identities[0]['dataset']}: model {chosen['model']}  {shown}  device {torch_device}")
@@ -426,22 +353,22 @@ def run(*, data: Path, real: Path, results: Path, repeats: range, replicate: int
     if dry_run:
         return None
     if stale:
-        result.discard(directory, identities)
+        discard(directory, identities)
     if torch_device.type == "cuda":
         import torch
         torch.backends.cudnn.benchmark = True
     bench = Bench(*datasets, torch_device)
-    result.share(directory, identities, lambda identity: bench.run_repeat(
+    share(directory, identities, lambda identity: bench.run_repeat(
         identity, directory, weights_path=weights, compile_model=compile_model,
         overwrite=overwrite))
-    return result.report(directory, identities, "complete")
+    return report_repeats(directory, identities, "complete")
 
 
 def weights_hash(path: Path | None) -> str | None:
     if path is None:
         return None
     if not path.is_file():
-        raise cli.BadOptions(f"--weights {path} is not a file")
+        raise faults.BadOptions(f"--weights {path} is not a file")
     return files.sha256_file(path)
 
 
@@ -458,9 +385,9 @@ def open_both(data: Path, real: Path, results: Path) -> tuple[Dataset, Dataset]:
     """Open and check both datasets and where the results go. Raises Fault, BadOptions."""
     for path in (data, real):
         if path.resolve() in (results.resolve(), *results.resolve().parents):
-            raise cli.BadOptions(f"--results {results} lies in the dataset {path}: choose another")
+            raise faults.BadOptions(f"--results {results} lies in the dataset {path}: choose another")
     if results.exists() and not results.is_dir():
-        raise cli.BadOptions(f"--results {results} is not a directory")
+        raise faults.BadOptions(f"--results {results} is not a directory")
     real_dataset = open_dataset(real)
     data_dataset = real_dataset if data.resolve() == real.resolve() else open_dataset(data)
     check_same_task(data_dataset, real_dataset)

@@ -25,25 +25,48 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from lungkit.run import cli
-from lungkit.data.dataset import DatasetWriter, MANIFEST, open_dataset, read_manifest
-from lungkit.run.files import Output, atomic_path, write_text
-from lungkit.generate.items import (add_generator_options, batches, fill, folder_fingerprint,
-                                    model_dir_for, plan_items, publish, stream, train_only_parent)
-from lungkit.nuclei.layouts import Layout, Levels, structure_map
-from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
-from lungkit.run.progress import Progress, say
+from lungkit.data.dataset import MANIFEST, open_dataset, read_manifest
+from lungkit.data.writer import DatasetWriter
+from lungkit.generate.adapters import (
+    ADAPTER_FILE,
+    add_adapter_options,
+    train_adapter,
+    training_loss,
+)
+from lungkit.generate.base_model import (
+    STABLE_DIFFUSION_15,
+    BaseModel,
+    check_image_size,
+    quiet,
+    require_files,
+    resolve_base_model,
+)
+from lungkit.generate.drawing import draw_images, pipeline
+from lungkit.generate.items import (
+    add_generator_options,
+    batches,
+    fill,
+    folder_fingerprint,
+    model_dir_for,
+    plan_items,
+    publish,
+    train_only_parent,
+)
 from lungkit.generate.prompts import Prompts
+from lungkit.learn.device import use_device
+from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
+from lungkit.nuclei.layouts import Levels, load_layouts, measure_layouts, structure_map
+from lungkit.nuclei.point_process import PointStatistics, layout_for
+from lungkit.run import cli, faults
+from lungkit.run.files import write_text
+from lungkit.run.output import Output
+from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
-from lungkit.generate.adapters import (ADAPTER_FILE, BaseModel, STABLE_DIFFUSION_15,
-                                       add_adapter_options, check_image_size, draw_images, pipeline,
-                                       quiet, require_files, resolve_base_model, train_adapter,
-                                       training_loss)
+from lungkit.run.seeds import stream
 
 # chosen as in prompt_seg.py; the ControlNet's rate is that of its training in the paper's code
 # (1e-5) at full, and higher for the small one
@@ -58,112 +81,6 @@ PRESETS = {
              "sampling_steps": 30, "guidance_scale": 4.0},
 }
 CONTROL_SCALE = 1.0
-RING = 0.2            # ours: pair correlation is measured up to this share of the side
-NUM_RINGS = 16
-NUM_CANDIDATES = 24   # ours: uniform candidates weighed for each nucleus of a sampled layout
-
-
-# ------------------------------------------------------------------ measured context
-
-def measure_layouts(data, path: Path, nuclei_weights: Path | None = None) -> list[Layout]:
-    """Detect the nuclei of every training image, in the order of `select`; keep them in `path`.
-
-    nuclei_weights: of an InstanSeg model; None: the rules of lungkit/nuclei/detect.py.
-    """
-    from lungkit.nuclei.instanseg import load_detector
-    from lungkit.nuclei.detect import FIELD_UM, METHODS
-
-    recorded = data.manifest.get("modality")
-    detect = partial(load_detector(nuclei_weights),
-                     modality=recorded if recorded in METHODS else "auto",
-                     field_um=data.manifest.get("field_um") or FIELD_UM)
-    rows = data.select("train")
-    if not path.exists():
-        progress = Progress("nuclei of training images", len(rows))
-        found = []
-        for row in rows:
-            nuclei = detect(data.image(row))
-            found.append(Layout(nuclei.centroids, nuclei.areas_px))
-            progress.update(len(found))
-        with atomic_path(path) as hidden:
-            np.savez(hidden, counts=[len(layout.areas_px) for layout in found],
-                     centroids=np.concatenate([layout.centroids for layout in found]),
-                     areas_px=np.concatenate([layout.areas_px for layout in found]))
-    return load_layouts(path)
-
-
-def load_layouts(path: Path) -> list[Layout]:
-    """The layouts that `measure_layouts` kept in `path`, which is never measured again here."""
-    with np.load(path) as saved:
-        counts, centroids, areas_px = (saved[name] for name in ("counts", "centroids", "areas_px"))
-    ends = np.cumsum(counts)
-    return [Layout(centroids[end - n:end], areas_px[end - n:end])
-            for n, end in zip(counts, ends, strict=True)]
-
-
-# ------------------------------------------------------------------ point statistics
-
-class PointStatistics:
-    """A class's nuclei as a point process, measured on its training layouts, to draw new ones.
-
-    Counts and areas are resampled from those observed. Places are drawn one by one: each nucleus
-    is the one of NUM_CANDIDATES uniform points that a draw weighted by the product of the measured
-    pair correlation g(r) to the nuclei before it takes. This is a sequential pairwise-interaction
-    process (Illian et al. 2008, chapter 6): it keeps distances between neighbours and clustering,
-    and not the larger architecture.
-    """
-
-    def __init__(self, layouts: list[Layout], image_size: int) -> None:
-        self.image_size = image_size
-        self.counts = np.array([len(layout.areas_px) for layout in layouts])
-        self.areas_px = np.concatenate([layout.areas_px for layout in layouts])
-        self.reach_px = RING * image_size
-        self.pair_correlation = self._pair_correlation(layouts)
-
-    def _pair_correlation(self, layouts: list[Layout]) -> np.ndarray:
-        """g(r) in NUM_RINGS rings: pairs found over pairs that independent points would give.
-
-        The latter is exact for a square, border included: two uniform points of the unit square
-        lie within r <= 1 with probability pi r^2 - 8/3 r^3 + r^4/2 (Philip 2007, square line
-        picking).
-        """
-        from scipy.spatial import cKDTree
-
-        edges = np.linspace(0, self.reach_px, NUM_RINGS + 1)
-        found, pairs = np.zeros(NUM_RINGS), 0
-        for layout in layouts:
-            number = len(layout.areas_px)
-            if number > 1:
-                tree = cKDTree(layout.centroids)
-                found += np.diff(tree.count_neighbors(tree, edges).astype(float))
-                pairs += number * (number - 1)
-        r = edges / self.image_size
-        expected = pairs * np.diff(np.pi * r**2 - 8 / 3 * r**3 + r**4 / 2)
-        return found / expected if pairs else np.ones(NUM_RINGS)
-
-    def sample(self, draw: np.random.Generator) -> Layout:
-        """A new layout; depends on `draw` alone."""
-        number = int(draw.choice(self.counts))
-        areas = draw.choice(self.areas_px, number) if number else np.zeros(0)
-        points = np.zeros((number, 2))
-        weights = np.append(np.log(np.maximum(self.pair_correlation, 1e-3)), 0.0)
-        for k in range(number):
-            candidates = draw.uniform(-0.5, self.image_size - 0.5, (NUM_CANDIDATES, 2))
-            distance = np.linalg.norm(candidates[:, None] - points[None, :k], axis=-1)
-            ring = np.minimum((distance / self.reach_px * NUM_RINGS).astype(int), NUM_RINGS)
-            score = weights[ring].sum(1)
-            chance = np.exp(score - score.max())
-            points[k] = candidates[draw.choice(NUM_CANDIDATES, p=chance / chance.sum())]
-        return Layout(points.astype(np.float32), areas.astype(np.float32))
-
-
-def layout_for(index: int, seed: int, mode: str, statistics: PointStatistics,
-               training: list[Layout]) -> Layout:
-    """The layout of item `index`: sampled from the statistics, or one of the training images'."""
-    draw = np.random.default_rng([seed, index])
-    if mode == "sampled":
-        return statistics.sample(draw)
-    return training[int(draw.integers(len(training)))]
 
 
 # ------------------------------------------------------------------ training
@@ -177,7 +94,7 @@ def get_controlnet(base: BaseModel, controlnet: str | None):
 
     folder = Path(controlnet) if controlnet else base.folder / "controlnet"
     if controlnet and not (folder / "config.json").is_file():
-        raise cli.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout there")
+        raise faults.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout there")
     if (folder / "config.json").is_file():
         return ControlNetModel.from_pretrained(folder, use_safetensors=True).float().to(base.device)
     # from_unet assumes an 8-fold autoencoder: one embedding step fewer for a 4-fold one
@@ -222,7 +139,7 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
             control.save_pretrained(work_dir / ".controlnet")
             write_text(work_dir / ".controlnet" / "loss.txt", repr(loss))
             (work_dir / ".controlnet").rename(work_dir / "controlnet")
-            cli.check_stop()
+            faults.check_stop()
         losses["controlnet"] = float((work_dir / "controlnet" / "loss.txt").read_text())
         control = get_controlnet(base, str(work_dir / "controlnet")).requires_grad_(False).eval()
         for label in data.classes:
@@ -242,7 +159,7 @@ def train_models(model: Output, base: BaseModel, data, words: Prompts, *, contro
                                      jsonl_path=work_dir / "progress.jsonl")
                 write_text(loss_path, repr(loss))
             losses[label] = float(loss_path.read_text())
-            cli.check_stop()
+            faults.check_stop()
         for checkpoint in work_dir.glob("*.ckpt"):
             checkpoint.unlink()
         model.publish({"schema": "lungkit.model/1", "stage": "context_seg", "classes": data.classes,
@@ -263,7 +180,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     words = Prompts(prompts)
     folder = resolve_base_model(options["base_model"])
     if controlnet and not (Path(controlnet) / "config.json").is_file():
-        raise cli.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout there")
+        raise faults.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout there")
     manifest = read_manifest(real)
     trained = {**training, "adapter": adapter, "seed": seed, "prompts": words.fingerprint,
                "base_model": folder_fingerprint(folder), "real": manifest["fingerprint"],
@@ -292,7 +209,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     say(f"context_seg: found {sum(data.counts['train'].values())} training images, ControlNet and "
         f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images "
         "to draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
-    place = cli.use_device(device)
+    place = use_device(device)
     if dry_run:
         return
     base = BaseModel(folder, place)

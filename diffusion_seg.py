@@ -22,15 +22,27 @@ import argparse
 import sys
 from pathlib import Path
 
-from lungkit.run import cli
-from lungkit.tools.pretrain_base_model import BASE_MODEL_DIR
-from lungkit.data.dataset import DatasetWriter, MANIFEST, open_dataset, read_manifest
-from lungkit.run.files import Output, read_json
-from lungkit.generate.items import (add_generator_options, batches, check_divisible, fill,
-                                    folder_fingerprint, model_dir_for, plan_items, publish, stream,
-                                    train_only_parent)
+from lungkit.data.dataset import MANIFEST, open_dataset, read_manifest
+from lungkit.data.writer import DatasetWriter
+from lungkit.generate.base_model import BASE_MODEL_DIR
+from lungkit.generate.items import (
+    add_generator_options,
+    batches,
+    check_divisible,
+    fill,
+    folder_fingerprint,
+    model_dir_for,
+    plan_items,
+    publish,
+    train_only_parent,
+)
+from lungkit.learn.device import use_device
+from lungkit.run import cli, faults
+from lungkit.run.files import read_json
+from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
+from lungkit.run.seeds import stream
 
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
 PRESETS = {
@@ -67,8 +79,10 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
     """Train on uint8 images [N, S, S, 3]: L1 on pixels and their differences, KL weight 1e-6."""
     import torch
 
-    from lungkit.generate.latents import autocast, orient, to_model_range
+    from lungkit.generate.latents import to_model_range
+    from lungkit.learn.device import autocast
     from lungkit.learn.loop import train
+    from lungkit.learn.orientations import orient
 
     def loss_at(step, generator):
         picks = torch.randint(len(images), (batch_size,), generator=generator)
@@ -107,7 +121,8 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
     """Train on uint8 images [N, S, S, 3] and int64 labels [N]; return the final loss."""
     import torch
 
-    from lungkit.generate.latents import Latents, autocast, denoising_loss
+    from lungkit.generate.latents import Latents, denoising_loss
+    from lungkit.learn.device import autocast
     from lungkit.learn.loop import train
 
     latents = Latents(autoencoder, images)
@@ -135,8 +150,9 @@ def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sam
     """Draw one image an item: uint8 [B, S, S, 3]. Guided denoising of latents, never clipped."""
     import torch
 
-    from lungkit.generate.latents import autocast, sampler, to_pixels
-    from lungkit.learn.loop import generator_for
+    from lungkit.generate.latents import sampler, to_pixels
+    from lungkit.learn.device import autocast
+    from lungkit.run.seeds import generator_for
 
     solver = sampler(sampler_name, schedule.config)
     solver.set_timesteps(steps, device=device)
@@ -210,7 +226,7 @@ def autoencoder_path(autoencoder: str) -> Path:
     if not (path / "config.json").exists() and (path / "vae" / "config.json").exists():
         path = path / "vae"
     if not (path / "config.json").exists():
-        raise cli.BadOptions(f"--autoencoder {autoencoder}: {path} holds no AutoencoderKL in "
+        raise faults.BadOptions(f"--autoencoder {autoencoder}: {path} holds no AutoencoderKL in "
                              "diffusers layout (config.json); give its folder, base, or train")
     return path
 
@@ -218,7 +234,7 @@ def autoencoder_path(autoencoder: str) -> Path:
 def check_sizes(image_size: int, autoencoder: str, preset: str, widths: list[int]) -> None:
     """Raise BadOptions unless the image can be halved as often as autoencoder and UNet do."""
     if any(width % 32 for width in widths):
-        raise cli.BadOptions(f"--widths {' '.join(map(str, widths))}: expected multiples of 32")
+        raise faults.BadOptions(f"--widths {' '.join(map(str, widths))}: expected multiples of 32")
     halvings = 2 if preset == "demo" else 3
     if autoencoder != "train":
         config = read_json(autoencoder_path(autoencoder) / "config.json")
@@ -259,7 +275,7 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     say(f"diffusion_seg: found {sum(data.counts['train'].values())} training images, model "
         f"{'complete' if ready else 'pending'}, {len(items)} images to draw; "
         + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
-    place = cli.use_device(device)
+    place = use_device(device)
     if dry_run:
         return
     draws = stream("diffusion_seg", seed)

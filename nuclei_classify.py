@@ -34,14 +34,15 @@ from zlib import crc32
 
 import numpy as np
 
-from lungkit.data import result
-from lungkit.run import cli
-from lungkit.run.cli import Fault
+from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, check_same_task, open_dataset, read_manifest
-from lungkit.nuclei.features import IMAGES_FILE, IMAGE_COLUMNS, read_image_features
+from lungkit.data.repeats import discard, report as report_repeats, share, survey
+from lungkit.data.result import BASELINE
+from lungkit.nuclei.features import IMAGE_COLUMNS, IMAGES_FILE, read_image_features
+from lungkit.run import cli, faults
+from lungkit.run.faults import Fault
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
-from lungkit.compare.results import BASELINE
 
 NAME, MODEL = "nuclei", "nuclear features"
 RECIPE = 1   # raise it when what follows changes: results of two recipes must not be mixed
@@ -115,7 +116,7 @@ def build(family: str, settings: dict, seed: int):
 def fit(candidate: tuple[str, dict], values: np.ndarray, labels: np.ndarray, times: np.ndarray,
         seed: int):
     """Fit a candidate to values float64 [N, F], each image counted `times` [N]."""
-    cli.check_stop()
+    faults.check_stop()
     return build(*candidate, seed).fit(values, labels, model__sample_weight=times)
 
 
@@ -145,11 +146,11 @@ class Bench:
         self.rows = {split: data.select(split) for split in ("train", "val", "test")}
         if [(row.file_name, row.label) for row in self.rows["test"]] != \
                 [(row.file_name, row.label) for row in real.select("test")]:
-            raise cli.Fault(f"{data.path} has other test images than {real.path}: the baseline is "
+            raise faults.Fault(f"{data.path} has other test images than {real.path}: the baseline is "
                             "tested on the images that the CNNs are; make it again from there")
         lacking = [row.file_name for row in data.rows if row.file_name not in table]
         if lacking:
-            raise cli.Fault(f"{data.path / IMAGES_FILE} lacks {len(lacking)} images, the first is "
+            raise faults.Fault(f"{data.path / IMAGES_FILE} lacks {len(lacking)} images, the first is "
                             f"{lacking[0]}: make the dataset again with --overwrite")
         self.values = {split: np.array([table[row.file_name] for row in rows])
                        for split, rows in self.rows.items()}
@@ -160,7 +161,7 @@ class Bench:
         for number, label in enumerate(data.classes):
             found = len(set(self.groups[self.labels["train"] == number]))
             if found < 2:
-                raise cli.Fault(f"class {label} has {found} group in the train split of "
+                raise faults.Fault(f"class {label} has {found} group in the train split of "
                                 f"{data.path}: cross-validation by group needs two or more")
 
     def run_repeat(self, identity: dict, directory: Path) -> None:
@@ -178,7 +179,7 @@ class Bench:
         on_all = fit(CANDIDATES[best], values, labels, np.ones(len(labels)), seed)
         probabilities = model.predict_proba(self.values["test"]).astype(np.float32)
         test = self.labels["test"]
-        scores = result.split_metrics(probabilities, test, self.data.classes)
+        scores = metrics.split_metrics(probabilities, test, self.data.classes)
         said = np.clip(model.predict_proba(values[drawn])[np.arange(drawn.sum()), labels[drawn]],
                        1e-12, 1)
         family, settings = CANDIDATES[best]
@@ -223,7 +224,7 @@ def malignancy(probabilities: np.ndarray, labels: np.ndarray, benign: int) -> di
     specificity = float((~found[~tumour]).mean())
     return {"balanced_accuracy": (sensitivity + specificity) / 2,
             "sensitivity": sensitivity, "specificity": specificity,
-            "auroc": result.auroc(score, tumour)}
+            "auroc": metrics.auroc(score, tumour)}
 
 
 def versions() -> dict[str, str]:
@@ -241,9 +242,9 @@ def run(*, features: Path, real: Path, results: Path, repeats: range, replicate:
     identities = identify(features, read_manifest(features), manifest, repeats,
                           replicate=replicate, seed=seed, benign=benign)
     directory = result.replicate_dir(results, NAME, replicate)
-    stale, pending = result.survey(directory, identities)
+    stale, pending = survey(directory, identities)
     if stale and not overwrite:
-        raise cli.BadOptions(f"{directory} holds results of other options or datasets "
+        raise faults.BadOptions(f"{directory} holds results of other options or datasets "
                              f"({stale[min(stale)]}): use the same options, another --results or "
                              "--replicate, or --overwrite")
     if not pending and not stale:
@@ -256,8 +257,8 @@ def run(*, features: Path, real: Path, results: Path, repeats: range, replicate:
     if dry_run:
         return None
     if stale:
-        result.discard(directory, identities)
-    result.share(directory, identities, lambda identity: bench.run_repeat(identity, directory))
+        discard(directory, identities)
+    share(directory, identities, lambda identity: bench.run_repeat(identity, directory))
     return report(directory, identities, "complete")
 
 
@@ -266,10 +267,10 @@ def identify(path: Path, data: dict, real: dict, repeats: range, *, replicate: i
     """What decides each repeat asked for; data and real are manifests."""
     table = data.get("features", {}).get(IMAGES_FILE)
     if table is None:
-        raise cli.Fault(f"{path} holds no {IMAGES_FILE}: --features takes a dataset made by "
+        raise faults.Fault(f"{path} holds no {IMAGES_FILE}: --features takes a dataset made by "
                         "voronoi_seg.py (--overwrite there, if it is of an older version)")
     if benign is not None and benign not in real["classes"]:
-        raise cli.BadOptions(f"--benign {benign} is not a class: there are "
+        raise faults.BadOptions(f"--benign {benign} is not a class: there are "
                              f"{', '.join(real['classes'])}")
     settings = {"recipe": RECIPE, "folds": FOLDS, "trees": TREES, "benign": benign,
                 "image_size": data["image_size"]}
@@ -288,9 +289,9 @@ def open_both(features: Path, real: Path, results: Path) -> tuple[Dataset, Datas
     """Open and check both datasets and where the results go. Raises Fault, BadOptions."""
     for path in (features, real):
         if path.resolve() in (results.resolve(), *results.resolve().parents):
-            raise cli.BadOptions(f"--results {results} lies in the dataset {path}: choose another")
+            raise faults.BadOptions(f"--results {results} lies in the dataset {path}: choose another")
     if results.exists() and not results.is_dir():
-        raise cli.BadOptions(f"--results {results} is not a directory")
+        raise faults.BadOptions(f"--results {results} is not a directory")
     real_dataset, data = open_dataset(real), open_dataset(features)
     check_same_task(data, real_dataset)
     return data, real_dataset
@@ -298,7 +299,7 @@ def open_both(features: Path, real: Path, results: Path) -> tuple[Dataset, Datas
 
 def report(directory: Path, identities: list[dict], state: str) -> None:
     """Print the accuracies, and what was found about malignancy."""
-    result.report(directory, identities, state)
+    report_repeats(directory, identities, state)
     there = result.read_records(directory)
     asked = [there[each["repeat"]] for each in identities]
     families = [record["chosen"]["family"] for record in asked]

@@ -25,18 +25,41 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from lungkit.run import cli
-from lungkit.data.dataset import DatasetWriter, MANIFEST, open_dataset, read_manifest
-from lungkit.run.files import Output, write_text
-from lungkit.generate.items import (add_generator_options, batches, fill, folder_fingerprint,
-                                    model_dir_for, plan_items, publish, stream, train_only_parent)
-from lungkit.run.progress import Progress, say
+from lungkit.data.dataset import MANIFEST, open_dataset, read_manifest
+from lungkit.data.writer import DatasetWriter
+from lungkit.generate.adapters import (
+    ADAPTER_FILE,
+    add_adapter_options,
+    train_adapter,
+    training_loss,
+)
+from lungkit.generate.base_model import (
+    STABLE_DIFFUSION_15,
+    BaseModel,
+    check_image_size,
+    quiet,
+    require_files,
+    resolve_base_model,
+)
+from lungkit.generate.drawing import draw_images, pipeline
+from lungkit.generate.items import (
+    add_generator_options,
+    batches,
+    fill,
+    folder_fingerprint,
+    model_dir_for,
+    plan_items,
+    publish,
+    train_only_parent,
+)
 from lungkit.generate.prompts import Prompts
+from lungkit.learn.device import use_device
+from lungkit.run import cli, faults
+from lungkit.run.files import write_text
+from lungkit.run.output import Output
+from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
-from lungkit.generate.adapters import (ADAPTER_FILE, BaseModel, STABLE_DIFFUSION_15,
-                                       add_adapter_options, check_image_size, draw_images, pipeline,
-                                       quiet, require_files, resolve_base_model, train_adapter,
-                                       training_loss)
+from lungkit.run.seeds import stream
 
 # demo: chosen on simulated tissue for the small base; full: rank 16 and 1e-4 are the customary
 # values for Stable Diffusion 1.5, guidance 4 keeps the stain from over-saturating
@@ -72,7 +95,7 @@ def train_adapters(model: Output, base: BaseModel, data, prompts: Prompts, *, ad
                                      jsonl_path=work_dir / "progress.jsonl")
                 write_text(loss_path, repr(loss))
             losses[label] = float(loss_path.read_text())
-            cli.check_stop()
+            faults.check_stop()
         for checkpoint in work_dir.glob("*.ckpt"):
             checkpoint.unlink()
         model.publish({"schema": "lungkit.model/1", "stage": "prompt_seg", "classes": data.classes,
@@ -112,7 +135,7 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
     say(f"prompt_seg: found {sum(data.counts['train'].values())} training images, "
         f"{len(data.classes)} adapters {'complete' if ready else 'pending'}, {len(items)} images "
         "to draw; " + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
-    place = cli.use_device(device)
+    place = use_device(device)
     if dry_run:
         return
     base = BaseModel(folder, place)

@@ -30,173 +30,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from lungkit.audit import confounding
-from lungkit.formats import slides, sources
-from lungkit.histology import qc_report, quality, stain
-from lungkit.run import cli
-from lungkit.run.cli import BadOptions, Fault
-from lungkit.run.files import Output, sha256, sha256_file, write_bytes, write_text
-from lungkit.formats.images import MIN_SIDE_PX, PAGES_ARE, Unreadable
-from lungkit.run.journal import Journal
-from lungkit.histology.originals import Cut, FIELD_UM, open_original, shrink
-from lungkit.run.progress import Progress, say
+from lungkit.audit.survey import Original, Plan
+from lungkit.audit.warnings import confounding_warnings, describe_confounding
 from lungkit.data.splits import SPLITS, fold, merge_groups, split_groups
-from lungkit.histology.tumour_map import reason_to_drop, tumour_mask
-from lungkit.histology.tumour_map import tumour_share as share_of_tissue
+from lungkit.formats import sources
+from lungkit.formats.channels import MIN_SIDE_PX
+from lungkit.formats.images import PAGES_ARE
+from lungkit.histology import qc_report, quality, stain, tissue_grid
+from lungkit.histology.originals import FIELD_UM, Cut
+from lungkit.histology.tiles import Job, Recipe, examine, look_at, render, statistics_of_files
+from lungkit.run import cli
+from lungkit.run.faults import BadOptions, Fault, check_stop
+from lungkit.run.files import sha256_file, write_bytes, write_text
+from lungkit.run.journal import Journal
+from lungkit.run.output import Output
+from lungkit.run.progress import Progress, say
 from lungkit.run.workers import mapper
 
 RECIPE = 2          # raise it when tiles come out otherwise: a dataset of another is not complete
 PRESETS = {"demo": {"image_size": 64}, "full": {"image_size": 256}}
-WORK_PX = 512       # ours: larger tiles are shrunk to this side before anything is measured
-MAP_PX = 224        # ours: the tumour map's working size, 0.8 um a pixel of an LC25000 tile
-STAIN_TILES = 48    # ours: a slide's stain is measured on those of so many tiles that are kept
-AFTER_TILES = 8     # ours: tiles of an original that are measured as written
 LARGE_BYTES = 50_000_000  # ours: originals of more go to a process one at a time
 JOB_TILES = 32      # ours: tiles of a slide that go to a process at a time
-
-
-# ------------------------------------------------------------------ one original image
-
-@dataclass(frozen=True)
-class Recipe:
-    """How originals become tiles: what examining and rendering must agree on."""
-
-    cut: Cut
-    channel: int | str | None = None
-    pages_are: str = "channels"      # of a TIFF of grey pages that does not say
-    source_mpp: float | None = None  # micrometres per pixel of originals that do not say theirs
-    region: str = "tissue"
-    benign: tuple[str, ...] = ()
-    stain_normalisation: str = "macenko"
-    limits: quality.Limits = quality.Limits()
-    quality_control: bool = True     # False: only the share of tissue counts
-
-    @property
-    def reading(self) -> dict[str, object]:
-        """Options of `open_original`."""
-        return {"channel": self.channel, "pages_are": self.pages_are, "um_px": self.source_mpp}
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One square of an original, kept or dropped."""
-
-    box: tuple[int, int, int]    # top, left, side in pixels of the original
-    measured: quality.Quality
-    reason: str | None           # why it is dropped; None: kept
-
-
-@dataclass(frozen=True)
-class Original:
-    """What the survey learnt of one source image."""
-
-    source: sources.Source
-    sha256: str
-    file_bytes: int
-    look: tuple                  # width, height, suffix, grey or colour, before any change
-    statistics: tuple            # mean red, green, blue, brightness, contrast, 0..255
-    um_px: float | None
-    light: object                # background colour [3]; None for grey
-    stains: object               # what the stain method measured, or None
-    bright: bool                 # grey on a bright background
-    tiles: tuple[Tile, ...]
-    signature: object            # for finding copies
-
-    @property
-    def kept(self) -> list[Tile]:
-        return [tile for tile in self.tiles if tile.reason is None]
-
-
-def examine(source: sources.Source, recipe: Recipe) -> Original | str:
-    """Measure one original: background, stain, quality of its tiles; or say why it is unusable."""
-    from lungkit.audit import copies
-
-    try:
-        with open_original(source.path, **recipe.reading) as picture:
-            overview = picture.overview()
-            light = stain.background_light(overview) if picture.colour else None
-            tiles, boxes = [], picture.boxes(recipe.cut)
-            stained, samples = set(qc_report.spread(boxes, STAIN_TILES)), []
-            for box in boxes:
-                cli.check_stop()
-                pixels = picture.read(box, max(WORK_PX, recipe.cut.image_size))
-                tile = judge(pixels, box, light, picture, source.label, recipe)
-                tiles.append(tile)
-                if box in stained and tile.reason is None:
-                    samples.append(shrink(pixels, MAP_PX))
-            stains = None
-            if picture.colour:
-                seen = samples if picture.is_slide else [overview]
-                flat = [stain.balance_white(part, light).reshape(-1, 3) for part in seen]
-                if flat:
-                    stains = stain.METHODS[recipe.stain_normalisation].estimate(
-                        np.concatenate(flat))
-            height, width = picture.size
-            look = (width, height, source.path.suffix.lower(),
-                    "colour" if picture.colour else "grey")
-            return Original(source, picture.sha256, picture.file_bytes, look,
-                            statistics(overview), picture.um_px, light, stains, picture.bright,
-                            tuple(tiles), copies.describe(overview))
-    except Unreadable as error:
-        return f"{source.name} {error}"
-    except OSError as error:
-        return f"{source.name} cannot be read ({error.strerror})"
-
-
-def judge(pixels, box, light, picture, label: str, recipe: Recipe) -> Tile:
-    """Measure the quality of a tile as read, and say whether it is kept."""
-    flat, mask = balanced(pixels, light, picture.bright)
-    um_px = picture.um_px and picture.um_px * box[2] / len(pixels)
-    measured = quality.measure(flat, mask, scale=um_px)
-    if recipe.quality_control:
-        reason = quality.reason(measured, recipe.limits)
-    else:
-        reason = "too little tissue" if measured.tissue < recipe.limits.min_tissue else None
-    if reason is None and recipe.region == "tumour":
-        share = tumour_share(flat, mask, um_px)
-        reason = reason_to_drop(recipe.region, share, label, recipe.benign)
-    return Tile(box, measured, reason)
-
-
-def balanced(pixels, light, bright: bool):
-    """A tile as read -> the tile white-balanced, and its tissue mask bool [S, S]."""
-    if pixels.ndim == 2:
-        return pixels, stain.tissue_mask(255 - pixels if bright else pixels)
-    flat = stain.balance_white(pixels, light)
-    return flat, stain.tissue_mask(flat)
-
-
-def tumour_map(flat, um_px: float | None):
-    """The tumour map of a white-balanced colour tile, bool [M, M], M at most MAP_PX."""
-    small = shrink(flat, MAP_PX)
-    return tumour_mask(small, field_um=um_px * len(flat) if um_px else FIELD_UM)
-
-
-def tumour_share(flat, mask, um_px: float | None) -> float:
-    """Share of a tile's tissue that is tumour; 0 without tissue, and of grey tiles."""
-    import cv2
-
-    if flat.ndim == 2:
-        return 0.0
-    found = tumour_map(flat, um_px)
-    tissue = cv2.resize(mask.astype(np.uint8), found.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    return share_of_tissue(found, tissue > 0)
-
-
-def statistics(image) -> tuple[float, ...]:
-    """Mean red, green and blue, mean and standard deviation of grey: what needs no shape."""
-    import cv2
-
-    grey = image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3, np.float32))
-    means = cv2.mean(image)[:3] if image.ndim == 3 else cv2.mean(image)[:1] * 3
-    brightness, contrast = cv2.meanStdDev(grey)
-    return (*means, float(brightness[0, 0]), float(contrast[0, 0]))
 
 
 # ------------------------------------------------------------------ the survey
@@ -216,7 +75,7 @@ def survey(found: list[sources.Source], recipe: Recipe, journal: Journal,
         if isinstance(result, Original):
             journal.add(source.name, stamp(source), result)
         progress.update(progress.done + 1)
-        cli.check_stop()
+        check_stop()
     originals = [result for result in seen.values() if isinstance(result, Original)]
     faults = [result for result in seen.values() if isinstance(result, str)]
     if faults:
@@ -243,45 +102,6 @@ def find_copies(originals: list[Original], mapped: Callable) -> list[tuple[str, 
 
 
 # ------------------------------------------------------------------ groups, splits, reference
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything decided before the first tile is written."""
-
-    originals: list[Original]    # with at least one tile, by class and name: the order of the tiles
-    group_of: dict[str, str]     # by source name
-    split_of: dict[str, str]     # by group
-    groups_given: str            # csv, regex or auto, and +auto where copies were looked for too
-    joined: int                  # groups that copies joined
-    crossed: list[tuple[str, str]]  # copies, but not the same bytes, with different labels
-    reference: object            # of the stain method, or None
-
-    def split(self, original: Original) -> str:
-        return self.split_of[self.group_of[original.source.name]]
-
-    def count_tiles(self) -> Counter:
-        return Counter(self.split(o) for o in self.originals for _ in o.kept)
-
-    def count_groups(self) -> dict[str, dict[str, int]]:
-        """Groups by split and class."""
-        found = {(self.split(o), o.source.label, self.group_of[o.source.name])
-                 for o in self.originals}
-        labels = sorted({label for _, label, _ in found})
-        return {split: {label: sum(f[:2] == (split, label) for f in found) for label in labels}
-                for split in SPLITS}
-
-    def specimens(self, after: dict[str, tuple] | None = None) -> list[confounding.Specimen]:
-        """What could give a class away; after: statistics by source name, of the tiles written."""
-        return [confounding.Specimen(
-            o.source.label, self.group_of[o.source.name], o.source.name, o.sha256, o.look,
-            o.file_bytes, o.statistics[:3], *o.statistics[3:],
-            after=(after or {}).get(o.source.name), tiles=len(o.kept)) for o in self.originals]
-
-    def digest(self) -> str:
-        """SHA-256 of all that decides the tiles: numbers, splits, boxes, groups, reference."""
-        text = repr([(o.source.name, o.sha256, self.group_of[o.source.name], self.split(o),
-                      [tile.box for tile in o.kept]) for o in self.originals])
-        return sha256(f"{text} {stain.describe(self.reference)}".encode())
 
 
 def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *, seed: int,
@@ -314,60 +134,6 @@ def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *
 
 # ------------------------------------------------------------------ rendering
 
-def bring_to(tile, size: int):
-    """A tile as uint8 RGB [size, size, 3]."""
-    import cv2
-
-    way = cv2.INTER_AREA if tile.shape[0] > size else cv2.INTER_CUBIC
-    tile = cv2.resize(tile, (size, size), interpolation=way)
-    return cv2.merge([tile] * 3) if tile.ndim == 2 else tile
-
-
-def look_at(original: Original, tile: Tile, recipe: Recipe):
-    """A tile for the sheet of kept and dropped ones, white-balanced: uint8 [P, P, 3]."""
-    with open_original(original.source.path, **recipe.reading) as picture:
-        flat, _ = balanced(picture.read(tile.box, WORK_PX), original.light, original.bright)
-    return bring_to(flat, qc_report.SHEET_PX)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Tiles of one original still to be written, by number."""
-
-    original: Original
-    tiles: dict[int, Tile]
-
-
-def render(job: Job, recipe: Recipe, reference: object) -> list[tuple]:
-    """Normalise tiles and bring them to size: (number, image PNG, {mask kind: PNG}) of each."""
-    from lungkit.data.dataset import encode_png
-
-    original, size, rendered = job.original, recipe.cut.image_size, []
-    method = stain.METHODS[recipe.stain_normalisation]
-    with open_original(original.source.path, **recipe.reading) as picture:
-        for number, tile in job.tiles.items():
-            pixels = picture.read(tile.box, max(WORK_PX, size))
-            flat, tissue = balanced(pixels, original.light, original.bright)
-            masks = {"tissue": tissue}
-            image = pixels
-            if pixels.ndim == 3:
-                um_px = original.um_px and original.um_px * tile.box[2] / len(pixels)
-                masks["tumour"] = tumour_map(flat, um_px)
-                if recipe.stain_normalisation != "none":
-                    image = method.normalise(flat, original.stains, reference)
-            rendered.append((number, encode_png(bring_to(image, size)),
-                             {kind: encode_png(mask_to(mask, size))
-                              for kind, mask in masks.items()}))
-    return rendered
-
-
-def mask_to(mask, size: int):
-    """A bool mask as uint8 [size, size], 255 where half of a pixel or more is set."""
-    import cv2
-
-    share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-    return (share >= 0.5).astype(np.uint8) * 255
-
 
 def pending_jobs(writer, plan: Plan) -> list[Job]:
     """What is not written yet; tiles are numbered by class and name, never by split."""
@@ -399,12 +165,12 @@ def write_tiles(writer, plan: Plan, recipe: Recipe, seed: int, mapped: Callable)
                        source=source.name, group=plan.group_of[source.name], seed=seed,
                        tissue_fraction=f"{tile.measured.tissue:.4f}")
         progress.update(len(writer.records))
-        cli.check_stop()
+        check_stop()
 
 
 def measure_tiles(writer, plan: Plan, mapped: Callable) -> dict[str, tuple[float, ...]]:
     """{source name: mean `statistics` of some of the tiles as written}."""
-    from lungkit.data.dataset import item_name
+    from lungkit.data.writer import item_name
 
     paths, number = {}, 0
     for original in plan.originals:
@@ -413,15 +179,6 @@ def measure_tiles(writer, plan: Plan, mapped: Callable) -> dict[str, tuple[float
             for n in range(number, number + len(original.kept))]
         number += len(original.kept)
     return dict(zip(paths, mapped(statistics_of_files, paths.values())))
-
-
-def statistics_of_files(paths: list[Path]) -> tuple[float, ...]:
-    """Mean `statistics` of some of the tiles that one original gave to the dataset."""
-    from lungkit.data.dataset import decode_png
-
-    some = qc_report.spread(paths, AFTER_TILES)
-    return tuple(np.mean([statistics(decode_png(path.read_bytes())) for path in some], axis=0)
-                 .tolist())
 
 
 # ------------------------------------------------------------------ the stage
@@ -471,7 +228,7 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
         raise BadOptions(f"--benign {' '.join(unknown)}: the classes are {', '.join(labels)}")
     limits = quality.Limits(min_tissue=0 if region == "all" else min_tissue)
     cut = Cut(image_size or PRESETS[preset]["image_size"], tile_size, mpp,
-              0 if region == "all" else slides.MIN_TISSUE, tiles_per_slide, seed)
+              0 if region == "all" else tissue_grid.MIN_TISSUE, tiles_per_slide, seed)
     recipe = Recipe(cut, channel, pages_are, source_mpp, region, tuple(sorted(benign or ())),
                     stain_normalisation, limits, quality_control)
     by_csv = groups not in (None, "auto")
@@ -516,10 +273,11 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
                   f"{sum(tiles.values()) - done} pending")
             return
 
-        from lungkit.data.dataset import DatasetWriter
+        from lungkit.data.writer import DatasetWriter
 
         with DatasetWriter(target, stage="tumor_seg", classes=labels,
-                           image_size=recipe.cut.image_size, plan=plan.digest()) as writer:
+                           image_size=recipe.cut.image_size, 
+                           plan=plan.digest(stain.describe(plan.reference))) as writer:
             write_tiles(writer, plan, recipe, seed, mapped)
             after = measure_tiles(writer, plan, mapped)
             report = confounding.report(plan.specimens(after), plan.split_of, plan.groups_given,
@@ -533,8 +291,8 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
                            stain=qc_report.describe_stain(plan, recipe.stain_normalisation),
                            **qc_report.describe_scale(plan.originals))
         journal.discard()
-    for line in (confounding.describe(report).splitlines()
-                 + [f"warning: {w}" for w in warnings if w not in confounding.warnings(report)]):
+    for line in (describe_confounding(report).splitlines()
+                 + [f"warning: {w}" for w in warnings if w not in confounding_warnings(report)]):
         say(f"tumor_seg: {line}")
     print(f"{output}: {counts}")
 

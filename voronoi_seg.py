@@ -33,15 +33,31 @@ from statistics import median
 
 import numpy as np
 
-from lungkit.run import cli
-from lungkit.data.dataset import (Dataset, DatasetWriter, MANIFEST, Row, SPLITS, decode_png,
-                                  encode_png, open_dataset, parent_of, read_manifest)
-from lungkit.run.files import Output
+from lungkit.data.dataset import (
+    MANIFEST,
+    SPLITS,
+    Dataset,
+    Row,
+    open_dataset,
+    parent_of,
+    read_manifest,
+)
+from lungkit.data.png import decode_png, encode_png
+from lungkit.data.writer import DatasetWriter
+from lungkit.nuclei.detect import (
+    FIELD_UM,
+    METHODS,
+    RECIPE as NUCLEI_RECIPE,
+    SOLIDITY,
+    Nuclei,
+    detect_nuclei,
+    guess_modality,
+)
 from lungkit.nuclei.features import FeatureLog, measure_nuclei, nucleus_lines, summarise
-from lungkit.nuclei.detect import FIELD_UM, METHODS, Nuclei, SOLIDITY, detect_nuclei, guess_modality
-from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
-from lungkit.run.progress import Progress, say
 from lungkit.nuclei.voronoi import borders, voronoi_labels
+from lungkit.run import cli, faults
+from lungkit.run.output import Output
+from lungkit.run.progress import Progress, say
 from lungkit.run.workers import mapper
 
 PRESETS = {"demo": {}, "full": {}}  # nothing here depends on the size of the machine
@@ -220,7 +236,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         overwrite: bool, dry_run: bool) -> None:
     real_dir, output_dir = Path(real).resolve(), Path(output).resolve()
     if real_dir == output_dir or real_dir in output_dir.parents or output_dir in real_dir.parents:
-        raise cli.BadOptions(f"--output {output} and --real {real} lie in one another: "
+        raise faults.BadOptions(f"--output {output} and --real {real} lie in one another: "
                              "choose an --output outside the real dataset")
     manifest = read_manifest(real_dir)
     field_um = field_um or manifest.get("field_um") or FIELD_UM
@@ -264,7 +280,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
                            group=row.group, source=row.file_name, num_nuclei=len(lines))
                 done += 1
                 progress.update(done)
-                cli.check_stop()
+                faults.check_stop()
         nuclei = count_nuclei(writer.records.values(), data.classes)
         warnings = warn(nuclei)
         tables = log.write_tables(writer.work_dir, list(writer.records))

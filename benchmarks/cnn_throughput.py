@@ -30,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import cnn_classify
+from lungkit.data.png import decode_png, encode_png
+from lungkit.learn import cnns
+from lungkit.learn.device import use_device
 from lungkit.run import cli
-from lungkit.data.dataset import decode_png, encode_png
 
 CLASSES = ("a", "b", "c")
 
@@ -71,7 +73,7 @@ def new_model(options, device):
     import torch
 
     torch.manual_seed(0)
-    return cnn_classify.build_model(options.model, len(CLASSES), None).to(device)
+    return cnns.build_model(options.model, len(CLASSES), None).to(device)
 
 
 def our_loop(options, images, labels) -> float:
@@ -124,7 +126,7 @@ def plain_loop(options, root: Path, device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="small", choices=list(cnn_classify.LEARNING_RATES))
+    parser.add_argument("--model", default="small", choices=list(cnns.LEARNING_RATES))
     parser.add_argument("--image-size", type=cli.positive_int, default=64, metavar="PX")
     parser.add_argument("--batch-size", type=cli.positive_int, default=32, metavar="IMAGES")
     parser.add_argument("--images", type=cli.positive_int, default=384, metavar="N")
@@ -136,7 +138,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    device = cli.use_device(options.device)
+    device = use_device(options.device)
     torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from lungkit.phantom import sample
-from lungkit.run import cli
+from lungkit.histology.background import enhance_grey
 from lungkit.nuclei.detect import FIELD_UM, MIN_AREA_UM2, detect_nuclei
-from lungkit.histology.stain import enhance_grey
+from lungkit.phantom import paint
+from lungkit.run import cli, faults
 
 FIRST_SEED = 1000
 PICTURED = {"lung_aca": 396, "lung_n": 104, "lung_scc": 146}  # places by name; ours
@@ -48,7 +48,7 @@ def match(found: np.ndarray, truth: np.ndarray, reach_px: float) -> np.ndarray:
     return columns[cost[rows, columns] < 1e6]
 
 
-def count(tile: sample.Tile, found: np.ndarray, px_per_um: float) -> np.ndarray:
+def count(tile: paint.Tile, found: np.ndarray, px_per_um: float) -> np.ndarray:
     """int [2, 3]: strict and evaluable; hits, found, true."""
     area = np.bincount(tile.nuclei.ravel(), minlength=len(tile.centroids) + 1)[1:]
     large = area >= MIN_AREA_UM2 * px_per_um**2
@@ -60,7 +60,7 @@ def count(tile: sample.Tile, found: np.ndarray, px_per_um: float) -> np.ndarray:
 
 def fluorescence(label: str, which: dict) -> np.ndarray:
     """The DAPI channel of a tile as tumor_seg.py writes it, uint8 [S, S, 3]."""
-    grey, _ = enhance_grey(sample.draw_fluorescence(label, **which)[0, 0])
+    grey, _ = enhance_grey(paint.draw_fluorescence(label, **which)[0, 0])
     return np.repeat(grey[..., None], 3, axis=2)
 
 
@@ -69,7 +69,7 @@ def score(label: str, size: int, num_tiles: int, modality: str) -> str:
     counts, elapsed_sec = np.zeros((2, 3), int), []
     for seed in range(FIRST_SEED, FIRST_SEED + num_tiles):
         which = {"patient": seed % 7, "index": seed % 3, "seed": seed, "image_size": size}
-        tile = sample.draw_tile(label, **which)
+        tile = paint.draw_tile(label, **which)
         image = tile.image if modality == "he" else fluorescence(label, which)
         start = time.perf_counter()
         nuclei = detect_nuclei(image, modality=modality)
@@ -85,7 +85,7 @@ def time_real(folder: Path, num_images: int) -> None:
     """Print the milliseconds an image of LC25000 takes."""
     from lungkit.formats.images import decode_image
 
-    for label in sample.CLASSES:
+    for label in paint.CLASSES:
         paths = sorted((folder / "lung_image_sets" / label).iterdir())
         elapsed_sec, found = [], []
         for path in paths[::max(1, len(paths) // num_images)][:num_images]:
@@ -130,7 +130,7 @@ def run(*, num_tiles: int, lc25000: Path | None, pictures: Path | None) -> None:
     cv2.setNumThreads(1)
     if pictures:
         if not lc25000:
-            raise cli.BadOptions("--pictures needs --lc25000: the folder with the images")
+            raise faults.BadOptions("--pictures needs --lc25000: the folder with the images")
         draw_pictures(lc25000, pictures)
         return
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one used; "
@@ -138,9 +138,9 @@ def run(*, num_tiles: int, lc25000: Path | None, pictures: Path | None) -> None:
     print("                                              strict: P      R    F1   evaluable: P"
           "      R    F1     ms")
     print("modality     side class    tiles  nuclei")
-    detect_nuclei(sample.draw_tile("lung_n", patient=0, index=0).image)  # imports
+    detect_nuclei(paint.draw_tile("lung_n", patient=0, index=0).image)  # imports
     for modality, size in (("he", 224), ("he", 64), ("he", 512), ("fluorescence", 224)):
-        for label in sample.CLASSES:
+        for label in paint.CLASSES:
             print(score(label, size, num_tiles, modality), flush=True)
     if lc25000:
         time_real(lc25000, 60)

@@ -41,11 +41,11 @@ sys.path.insert(0, str(ROOT))
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lungkit.histology import stain
-from lungkit.run import cli
-from lungkit.data.dataset import encode_png
+from lungkit.data.png import encode_png
 from lungkit.formats.images import decode_image
+from lungkit.histology import background, stain
 from lungkit.histology.quality import measure, reason
+from lungkit.run import cli
 from lungkit.run.workers import mapper
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
@@ -55,7 +55,7 @@ LC25000 = os.environ.get("LC25000")
 # ------------------------------------------------------------------ images
 
 def draw_jpeg(job: tuple[str, int, int, int, Path]) -> None:
-    from lungkit.phantom.sample import draw_tile
+    from lungkit.phantom.paint import draw_tile
 
     label, patient, index, side_px, path = job
     image = draw_tile(label, patient=patient, index=index, seed=99, image_size=side_px).image
@@ -119,14 +119,14 @@ def run_ours(paths: list[Path], output: Path, image_size: int, clock: Clock, *,
         image = decode_image(path.read_bytes())
         clock("decode, twice")
         image = shrink(image)
-        light = stain.background_light(image)
+        light = background.background_light(image)
         clock("background light")
-        white = stain.balance_white(image, light)
+        white = background.balance_white(image, light)
         clock("white balance, twice")
         own, why = method.estimate(white), None
         clock("stain estimate")
         if not same_work:
-            mask = stain.tissue_mask(white)
+            mask = background.tissue_mask(white)
             clock("tissue, twice")
             why = reason(measure(white, mask))
             clock("quality")
@@ -138,12 +138,12 @@ def run_ours(paths: list[Path], output: Path, image_size: int, clock: Clock, *,
             continue
         image = shrink(decode_image(path.read_bytes()))
         clock("decode, twice")
-        white = stain.balance_white(image, light)
+        white = background.balance_white(image, light)
         clock("white balance, twice")
         tile = resized(method.normalise(white, own, reference), image_size)
         clock("normalise, resize")
         if not same_work:
-            resized(np.uint8(stain.tissue_mask(white)), image_size)
+            resized(np.uint8(background.tissue_mask(white)), image_size)
             clock("tissue, twice")
         (output / f"{number:06d}.png").write_bytes(encode_png(tile))
         clock("save")
@@ -153,7 +153,7 @@ def run_ours(paths: list[Path], output: Path, image_size: int, clock: Clock, *,
 def shrink(image):
     """To the stage's working size, as it does before anything is measured."""
     from lungkit.histology.originals import shrink
-    from tumor_seg import WORK_PX
+    from lungkit.histology.tiles import WORK_PX
 
     return shrink(image, WORK_PX)
 
@@ -253,8 +253,8 @@ def time_stage(paths: list[Path], numbers: list[int], image_size: int, folder: P
 # ------------------------------------------------------------------ quality control
 
 def verdict(image) -> str:
-    white = stain.balance_white(image, stain.background_light(image))
-    return reason(measure(white, stain.tissue_mask(white))) or "kept"
+    white = background.balance_white(image, background.background_light(image))
+    return reason(measure(white, background.tissue_mask(white))) or "kept"
 
 
 def judge(paths: list[Path]) -> None:

@@ -19,8 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402
 from scipy.stats import mannwhitneyu, ranksums  # noqa: E402
 
-from wilcoxon_test import (  # noqa: E402
-    margin_on_grid, margin_tests, rank_sum_test, shift_with_interval)
+from lungkit.compare.rank_sum import (
+    margin_on_grid,
+    margin_tests,
+    rank_sum_test,
+    shift_with_interval,
+)
 
 ALPHA, MARGIN, ACCURACY, SEED_SD = 0.05, 0.02, 0.90, 0.015
 NUM_SIMULATIONS = 1000

@@ -41,9 +41,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 
-from lungkit.audit import copies
-from lungkit.phantom.sample import CLASSES, draw_tile
-from lungkit.data.splits import SPLITS, SPLIT_SHARES, split_groups
+from lungkit.audit import copies, signature
+from lungkit.data.splits import SPLIT_SHARES, SPLITS, split_groups
+from lungkit.phantom.paint import CLASSES, draw_tile
 from lungkit.run.workers import mapper
 
 SIZES = (1000, 2250, 15000)
@@ -67,8 +67,8 @@ def read_image(path: str) -> np.ndarray:
     return np.ascontiguousarray(cv2.imread(path)[..., ::-1])
 
 
-def describe_file(path: str) -> copies.Signature:
-    return copies.describe(read_image(path))
+def describe_file(path: str) -> signature.Signature:
+    return signature.describe(read_image(path))
 
 
 def simulate(number: int, num_patients: int = PATIENTS) -> np.ndarray:
@@ -202,7 +202,7 @@ def measure_simulated(mapped) -> None:
               for number, tile in enumerate(tiles) for k in range(COPIES)]
     truth = [str(i // COPIES) for i in range(len(images))]
     labels = [CLASSES[int(t) // PATIENTS % len(CLASSES)] for t in truth]
-    found = copies.link([copies.describe(image) for image in images], mapped)
+    found = copies.link([signature.describe(image) for image in images], mapped)
     recall, precision = score(truth, found)
     print(f"\nSimulated: {TILES} unrelated tiles of {PATIENTS} patients, {COPIES - 1} copies of "
           f"each\n{'':24}{len(images):7}{recall:9.4f}{precision:11.4f}"

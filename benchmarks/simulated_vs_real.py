@@ -33,9 +33,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lungkit.histology import stain
+from lungkit.histology import background, density, stain
 from lungkit.nuclei.detect import detect
-from lungkit.phantom import sample, tissue
+from lungkit.phantom import paint, sample, tissue
 from lungkit.run.workers import mapper
 
 SIZE = 224
@@ -62,14 +62,14 @@ def load_real(root: Path):
             image = Image.open(root / "lung_image_sets" / row["file_name"]).convert("RGB")
             images.append(np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX)
                                      if image.size != (SIZE, SIZE) else image))
-            labels.append(sample.CLASSES.index(row["label"]))
+            labels.append(paint.CLASSES.index(row["label"]))
             groups.append(row["group"])
     return np.stack(images), np.array(labels), np.array(groups)
 
 
 def _simulate(item):
     label, patient, index = item
-    return sample.draw_tile(label, patient=patient, index=index, seed=SIMULATED_SEED,
+    return paint.draw_tile(label, patient=patient, index=index, seed=SIMULATED_SEED,
                              image_size=SIZE).image
 
 
@@ -77,7 +77,7 @@ def load_simulated(workers: int):
     plan = sample.plan_sample(NUM_PATIENTS, TILES_PER_PATIENT)
     with mapper(workers) as mapped:
         images = np.stack(list(mapped(_simulate, plan)))
-    labels = np.array([sample.CLASSES.index(label) for label, _, _ in plan])
+    labels = np.array([paint.CLASSES.index(label) for label, _, _ in plan])
     return images, labels, np.array([f"patient{patient}" for _, patient, _ in plan])
 
 
@@ -101,14 +101,14 @@ def grey(image):
 
 def white_balanced(image):
     """The image with a white background: a tinted one is taken for tissue by the tissue mask."""
-    return stain.balance_white(image, stain.background_light(image))
+    return background.balance_white(image, background.background_light(image))
 
 
 def stains_of(image):
     """The white-balanced image, and its stains or None."""
     balanced = white_balanced(image)
-    inside = balanced[stain.tissue_mask(balanced)]
-    return balanced, stain.estimate_stains(stain.optical_density(inside))
+    inside = balanced[background.tissue_mask(balanced)]
+    return balanced, stain.estimate_stains(density.optical_density(inside))
 
 
 def equal_stain(images, reference):
@@ -182,7 +182,7 @@ def nuclei_mask(image):
 
 
 def air_mask(image):
-    return np.repeat(np.uint8(255 * ~stain.tissue_mask(white_balanced(image)))[..., None], 3, 2)
+    return np.repeat(np.uint8(255 * ~background.tissue_mask(white_balanced(image)))[..., None], 3, 2)
 
 
 # --- the CNN --------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def measure(image) -> dict[str, dict[str, float]]:
     from scipy.spatial import cKDTree
 
     balanced = white_balanced(image)
-    tissue_at = stain.tissue_mask(balanced)
+    tissue_at = background.tissue_mask(balanced)
     if not tissue_at.any():
         tissue_at[:] = True
     colour, balanced_colour = (
@@ -352,7 +352,7 @@ def by_measurements(data: Collections, measured, seeds: int):
             f"{table[data.kind == 0, k].mean():.3g} ({single[k]:.2f})" for k in largest)
         print(f"{kind:34s}{np.mean(scores):7.3f}   {words}", flush=True)
     print("\nNuclei by class: simulated / real, means of tiles")
-    for label, name in enumerate(sample.CLASSES):
+    for label, name in enumerate(paint.CLASSES):
         cells = []
         for key in ("count", "mean area um2", "area cv", "nearest neighbour um", "clark-evans"):
             values = np.array([one["nuclei: number, size, spacing"][key] for one in measured])
@@ -380,7 +380,7 @@ def where_it_looks(model, data: Collections, images):
     for kind, name in enumerate(KINDS):
         rows = []
         for image in images[data.kind == kind][::9]:
-            found, solid = nuclei_mask(image)[..., 0] > 0, stain.tissue_mask(image)
+            found, solid = nuclei_mask(image)[..., 0] > 0, background.tissue_mask(image)
             at = activation(model, image)
             rows.append([at[mask].mean() if mask.any() else np.nan
                          for mask in (found, solid & ~found, ~solid & ~found)])
@@ -416,7 +416,7 @@ def draw_pictures(folder: Path, data: Collections, images, model):
     rng = np.random.default_rng(1)
     rows, names, maps = [], [], []
     scale = np.percentile([abs(activation(model, image)) for image in images[::97]], 97)
-    for label, name in enumerate(sample.CLASSES):
+    for label, name in enumerate(paint.CLASSES):
         for kind in (1, 0):
             pool = np.flatnonzero((data.kind == kind) & (data.label == label))
             pool = pool[np.unique(data.group[pool], return_index=True)[1]]  # one of each group
@@ -475,7 +475,7 @@ def main() -> None:
     data = Collections(load_real(Path(options.lc25000)), load_simulated(options.workers))
     counts = [[int(((data.kind == kind) & (data.label == label)).sum()) for label in range(3)]
               for kind in (0, 1)]
-    print(f"{'/'.join(sample.CLASSES)}: LC25000 {counts[0]} tiles of "
+    print(f"{'/'.join(paint.CLASSES)}: LC25000 {counts[0]} tiles of "
           f"{len(set(data.group[data.kind == 0]))} source tiles, simulated {counts[1]} of "
           f"{NUM_PATIENTS} patients; {TEST_SHARE:.0%} of each held out; {options.seeds} seeds; "
           f"CNN {STEPS} steps of {BATCH} crops of {CROP_PX} px at {SIZE} px a tile")
@@ -504,7 +504,7 @@ def main() -> None:
         "mask of air only": each(air_mask, same),
     }
     print(f"\n{'CNN: real or simulated?':40s}{'AUROC':>7s}{'sd':>7s}{'acc.':>7s}"
-          + "".join(f"{name:>10s}" for name in sample.CLASSES))
+          + "".join(f"{name:>10s}" for name in paint.CLASSES))
     for words, make in conditions.items():
         images = make()
         for times in (1, 4):

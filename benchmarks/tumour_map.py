@@ -26,9 +26,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lungkit.histology import tumour_map
+from lungkit.histology.background import background_light, balance_white, otsu, tissue_mask
 from lungkit.nuclei.detect import detect_nuclei
-from lungkit.phantom.sample import CLASSES, draw_tile
-from lungkit.histology.stain import background_light, balance_white, otsu, tissue_mask
+from lungkit.phantom.paint import CLASSES, draw_tile
 from lungkit.phantom.tissue import FIELD_UM
 
 FIT_SEEDS, SCORE_SEEDS = (500, 501), (900,)

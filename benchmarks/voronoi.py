@@ -39,11 +39,12 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 import voronoi_seg
-from lungkit.phantom import sample
-from lungkit.data.dataset import DatasetWriter, MANIFEST, open_dataset
-from lungkit.run.files import Output
+from lungkit.data.dataset import MANIFEST, open_dataset
+from lungkit.data.writer import DatasetWriter
 from lungkit.nuclei.detect import detect_nuclei
 from lungkit.nuclei.voronoi import borders, voronoi_labels
+from lungkit.phantom import paint
+from lungkit.run.output import Output
 
 HOW = {"modality": "he", "solidity": 0.75, "field_um": 180.0}
 
@@ -161,7 +162,7 @@ def bench_images(images: list[np.ndarray], rounds: int) -> None:
 def write_real(path: Path, tiles: list[np.ndarray], number: int) -> None:
     """`number` images in three classes: the tiles, turned, flipped and rolled."""
     rng = np.random.default_rng(0)
-    with DatasetWriter(Output(path, MANIFEST, {}), stage="benchmark", classes=sorted(sample.CLASSES),
+    with DatasetWriter(Output(path, MANIFEST, {}), stage="benchmark", classes=sorted(paint.CLASSES),
                        image_size=len(tiles[0])) as writer:
         for index in range(number):
             tile = np.rot90(tiles[index % len(tiles)], int(rng.integers(4)))[::rng.choice([1, -1])]
@@ -210,8 +211,8 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, one thread each; simulated tissue unless "
           "said otherwise")
     for size in options.sizes:
-        tiles = [sample.draw_tile(label, patient=patient, index=0, seed=0, image_size=size).image
-                 for patient in range(max(1, options.images // 3)) for label in sample.CLASSES]
+        tiles = [paint.draw_tile(label, patient=patient, index=0, seed=0, image_size=size).image
+                 for patient in range(max(1, options.images // 3)) for label in paint.CLASSES]
         bench_images(tiles, options.rounds)
         if options.numbers:
             bench_command(tiles, options.numbers)

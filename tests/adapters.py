@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lungkit.data.dataset import DatasetWriter, open_dataset
-from lungkit.run.files import Output
+from lungkit.data.dataset import open_dataset
+from lungkit.data.writer import DatasetWriter
 from lungkit.nuclei.detect import Nuclei
+from lungkit.run.output import Output
 
 COUNTS = {"lung_aca": (3, 1, 1), "lung_n": (4, 1, 2), "lung_scc": (5, 2, 1)}
 SIZE = 64

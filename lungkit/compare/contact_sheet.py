@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lungkit.run import cli
-from lungkit.data.dataset import Dataset, SPLITS, encode_png, open_dataset
+from lungkit.data.dataset import SPLITS, Dataset, open_dataset
+from lungkit.data.png import encode_png
+from lungkit.run import cli, faults
 from lungkit.run.files import write_bytes
 
 
@@ -61,7 +62,7 @@ def write_contact_sheet(dataset: Dataset, path: Path, *, split: str = "train",
 
 def run(*, dataset: Path, output: Path, split: str, columns: int) -> None:
     if output.suffix.lower() != ".png":
-        raise cli.BadOptions(f"--output {output}: expected a name that ends in .png")
+        raise faults.BadOptions(f"--output {output}: expected a name that ends in .png")
     write_contact_sheet(open_dataset(dataset), output, split=split, columns=columns)
     print(output)
 

@@ -14,15 +14,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lungkit.run.cli import BadOptions, Fault
+from lungkit.data.result import BASELINE, CNN, SCHEMA
+from lungkit.run.faults import BadOptions, Fault
 from lungkit.run.files import read_json
 
-SCHEMA = "lungkit.result/1"
 REAL = "real"
 # what must be one and the same in all results of a comparison, or the arms were not treated alike
 SETTINGS = ("model", "steps", "settings")
-# the kind of a record: a CNN (or not said), or a classical baseline, whose settings are its own
-CNN, BASELINE = "cnn", "baseline"
 SHOWN_FAULTS = 4
 
 

@@ -13,27 +13,19 @@ torchvision's ImageFolder(<dataset>/train) and Hugging Face's imagefolder loader
 from __future__ import annotations
 
 import csv
-import io
-import json
-import os
-import shutil
-import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from lungkit.run.cli import Fault
-from lungkit.run.files import Output, read_json, sha256, sha256_file, write_bytes, write_text
-from lungkit.run.provenance import provenance
+from lungkit.data.png import RGB, decode_png, describe_header, read_header
+from lungkit.run.faults import Fault
+from lungkit.run.files import read_json, sha256
 
 SCHEMA = "lungkit.dataset/1"
 MANIFEST = "dataset.json"
 SPLITS = ("train", "val", "test")
-MASKS = "_masks"  # kinds of masks of a record; not a column of metadata.csv
-GREY, RGB = 0, 2  # a PNG's colour types
-PNG_LEVEL = 1     # of 9: at 224 px 4 ms instead of 10 for level 6, and 4 % larger
 COLUMNS = ("file_name", "label", "split", "group", "source", "prompt", "seed", "sha256")
 
 
@@ -60,26 +52,6 @@ def fingerprint(rows: list[Row]) -> str:
     """SHA-256 over the sorted file names, labels and content hashes."""
     lines = sorted(f"{row.file_name}\t{row.label}\t{row.sha256}" for row in rows)
     return sha256("\n".join(lines).encode())
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """Encode uint8 [H, W, 3] RGB or [H, W] as PNG."""
-    import cv2
-
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    done, buffer = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
-    assert done, "PNG encoding failed"
-    return buffer.tobytes()
-
-
-def decode_png(content: bytes) -> np.ndarray:
-    """Decode to uint8 [H, W, 3] RGB or [H, W]. Raises ValueError if it is not a whole image."""
-    import cv2
-
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError("not an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
 
 
 # ------------------------------------------------------------------ reading
@@ -192,9 +164,9 @@ def open_dataset(path: Path) -> Dataset:
         except OSError:
             faults.append(f"{row.file_name}: missing or unreadable")
             continue
-        header = _png_header(content)
+        header = read_header(content)
         if header != (size, size, 8, RGB):
-            faults.append(f"{row.file_name}: {_describe(header)}, "
+            faults.append(f"{row.file_name}: {describe_header(header)}, "
                           f"not an RGB PNG of {size} x {size}")
         elif sha256(content) != row.sha256:
             faults.append(f"{row.file_name}: altered since the dataset was made")
@@ -218,19 +190,6 @@ def open_dataset(path: Path) -> Dataset:
     return Dataset(path, manifest, rows)
 
 
-def _png_header(content: bytes) -> tuple[int, int, int, int] | None:
-    """Width, height, bit depth and colour type (2: RGB) of a PNG, or None."""
-    if len(content) < 33 or content[:8] != b"\x89PNG\r\n\x1a\n" or content[-8:-4] != b"IEND":
-        return None
-    return struct.unpack(">IIBB", content[16:26])
-
-
-def _describe(header: tuple | None) -> str:
-    if header is None:
-        return "no whole PNG"
-    return f"{header[0]} x {header[1]}, {header[2]} bit, colour type {header[3]}"
-
-
 def check_same_task(dataset: Dataset, real: Dataset) -> None:
     """Raise Fault unless `dataset` compares with `real`: classes, size, parent, no test image."""
     if dataset.classes != real.classes:
@@ -249,127 +208,3 @@ def check_same_task(dataset: Dataset, real: Dataset) -> None:
     if any("test" in entry["splits"] for entry in seen if entry["fingerprint"] == real.fingerprint):
         raise Fault(f"{dataset.path} saw test images of {real.path} in its training splits: "
                     "its accuracy would be a leak; make it again from the train split")
-
-
-# ------------------------------------------------------------------ writing
-
-class DatasetWriter:
-    """Write a dataset item by item; an interrupted one goes on where it stopped.
-
-    Use: `with DatasetWriter(...) as writer:` then `add` what `missing` names, then `publish`.
-    Items are keyed by their file name; the record of each is appended after its files are whole.
-    Files are flushed to disk all together, before the manifest: one by one that took most of the
-    time. So an interrupted writer's files are checked, for a power cut may have torn them.
-    """
-
-    def __init__(self, output: Output, *, stage: str, classes: list[str], image_size: int,
-                 plan: str = "") -> None:
-        """plan: what else decides every item; an interrupted writer with another is begun anew."""
-        self.output, self.stage, self.plan = output, stage, plan
-        self.classes, self.image_size = list(classes), image_size
-        self.records: dict[str, dict] = {}
-
-    def __enter__(self) -> DatasetWriter:
-        self._writing = self.output.writing()
-        self.work_dir = self._writing.__enter__()
-        path, plan = self.work_dir / ".records.jsonl", self.work_dir / ".plan"
-        if path.exists() and (plan.read_text() if plan.exists() else "") != self.plan:
-            for left in self.work_dir.iterdir():  # of another plan: mixed they would be a leak
-                if left.name != ".options.json":
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-        write_text(plan, self.plan)
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the line a kill cut short
-                    continue
-                if self._is_whole(record):
-                    self.records[record["file_name"]] = record
-            write_text(path, "".join(json.dumps(r) + "\n" for r in self.records.values()))
-        self._file = open(path, "a", encoding="utf-8")
-        return self
-
-    def _is_whole(self, record: dict) -> bool:
-        """Whether the image is the one recorded, and all its masks are whole."""
-        name = Path(record["file_name"])
-        try:
-            masks = [(self.work_dir / "masks" / kind / record["label"] / name.name).read_bytes()
-                     for kind in record[MASKS]]
-            image = (self.work_dir / name).read_bytes()
-        except OSError:
-            return False
-        return sha256(image) == record["sha256"] and None not in map(_png_header, masks)
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._writing.__exit__(*error)
-
-    def has(self, split: str, label: str, index: int) -> bool:
-        return item_name(split, label, index) in self.records
-
-    def add(self, split: str, label: str, index: int, image: np.ndarray | bytes, *,
-            masks: dict[str, np.ndarray | bytes] | None = None, **columns: object) -> None:
-        """Write uint8 RGB [S, S, 3] as item `index` with its masks {kind: uint8 [S, S]}.
-
-        Either may be a PNG already, encoded by a worker. columns: group, source, prompt, seed, and
-        any further column of metadata.csv.
-        """
-        name = item_name(split, label, index)
-        for kind, mask in (masks or {}).items():
-            write_bytes(self.work_dir / "masks" / kind / label / Path(name).name,
-                        self._png(mask, GREY), flush=False)
-        content = self._png(image, RGB)
-        write_bytes(self.work_dir / name, content, flush=False)
-        record = {"file_name": name, "label": label, "split": split, MASKS: sorted(masks or ()),
-                  **{key: str(value) for key, value in columns.items()}, "sha256": sha256(content)}
-        self.records[name] = record
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def _png(self, image: np.ndarray | bytes, colour_type: int) -> bytes:
-        content = image if isinstance(image, bytes) else encode_png(image)
-        header = _png_header(content)
-        assert header == (self.image_size, self.image_size, 8, colour_type), header
-        return content
-
-    def publish(self, *, parents: list[dict], seed: int, warnings: list[str] | None = None,
-                **more: object) -> Dataset:
-        """Write metadata.csv, then the manifest, then give the dataset its name.
-
-        Raises Fault when a class of a split holds nothing: an empty class is no dataset.
-        """
-        records = [self.records[name] for name in sorted(self.records)]
-        extra = sorted({key for record in records for key in record} - {*COLUMNS, MASKS})
-        table = io.StringIO()
-        writer = csv.DictWriter(table, [*COLUMNS, *extra], restval="", extrasaction="ignore",
-                                lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        rows = [Row(**{key: record.get(key, "") for key in COLUMNS}) for record in records]
-        counts = count(rows, self.classes)
-        empty = [f"{split}/{label}" for split in SPLITS
-                 for label, number in counts[split].items() if number == 0]
-        if empty:
-            raise Fault(f"nothing was produced for {', '.join(empty)}: every class needs an image "
-                        "in every split")
-        write_text(self.work_dir / "metadata.csv", table.getvalue())
-        manifest = {"schema": SCHEMA, "name": self.output.output_dir.name, "stage": self.stage,
-                    "classes": self.classes, "image_size": self.image_size, "channels": 3,
-                    "counts": counts, "seed": seed, "parents": parents,
-                    "fingerprint": fingerprint(rows), "warnings": warnings or [],
-                    **more, **provenance()}
-        os.sync()  # everything added, before what says that it is complete
-        self.output.publish(manifest)
-        for name in (".records.jsonl", ".plan"):
-            (self.output.output_dir / name).unlink(missing_ok=True)
-        return Dataset(self.output.output_dir, manifest, rows)
-
-
-def item_name(split: str, label: str, index: int) -> str:
-    return f"{split}/{label}/{index:06d}.png"
-
-
-__all__ = ["COLUMNS", "Dataset", "DatasetWriter", "MANIFEST", "Row", "SPLITS", "check_same_task",
-           "count", "decode_png", "encode_png", "item_name", "open_dataset", "parent_of",
-           "read_manifest", "sha256_file"]

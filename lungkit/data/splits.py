@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 
-from lungkit.run.cli import Fault
+from lungkit.run.faults import Fault
 
 SPLITS = ("train", "val", "test")
 SPLIT_SHARES = (0.6, 0.2, 0.2)

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from math import prod
 from pathlib import Path
 
-from lungkit.formats.images import Unreadable, on_white
+from lungkit.formats.channels import Unreadable, on_white
 from lungkit.formats.tiff import ASSOCIATED_ALPHA, complaints, plausible_um, tiff_pixel_size_um
 
 CACHE_BYTES = 32 << 20   # decoded tiles kept; OpenSlide's own default

@@ -10,10 +10,10 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from lungkit.run.cli import BadOptions, Fault
+from lungkit.data.splits import SPLITS
 from lungkit.formats.images import SUFFIXES
 from lungkit.formats.slides import SLIDE_SUFFIXES
-from lungkit.data.splits import SPLITS
+from lungkit.run.faults import BadOptions, Fault
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,15 @@ from math import prod
 
 import numpy as np
 
-from lungkit.formats.images import (Unreadable, channel_words, check_size, find_channel, flatten,
-                                    on_white, pick_channel)
+from lungkit.formats.channels import (
+    Unreadable,
+    channel_words,
+    check_size,
+    find_channel,
+    flatten,
+    on_white,
+    pick_channel,
+)
 
 # Plausible side of a pixel in a microscope's image. Ours: half the finest sampling of a light
 # microscope to that of its weakest objective; 72 to 2,400 dpi, written for printers, lie outside.

@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 
-from lungkit.run import cli
-from lungkit.data.dataset import Dataset, DatasetWriter, SPLITS, decode_png, parent_of
+from lungkit.data.dataset import SPLITS, Dataset, parent_of
+from lungkit.data.png import decode_png
+from lungkit.data.writer import DatasetWriter
+from lungkit.run import cli, faults
 from lungkit.run.progress import Progress
 
 
@@ -34,12 +35,6 @@ def plan_items(counts: dict[str, dict[str, int]], classes: list[str], pool: int)
     return items
 
 
-def stream(stage: str, seed: int) -> int:
-    """The seed of one stage's draws: with the same --seed no two stages share a random number."""
-    key = [crc32(stage.encode()), seed]
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(2))
-
-
 def batches(items: list[Item], label: str, batch_size: int) -> list[list[Item]]:
     """The items of a class in fixed batches: a resumed run repeats a begun batch as it was."""
     own = [item for item in items if item.label == label]
@@ -60,7 +55,7 @@ def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callabl
         for item, image, more in zip(batch, images, columns, strict=True):
             writer.add(item.split, item.label, item.index, image, **more)
         progress.update(len(writer.records))
-        cli.check_stop()
+        faults.check_stop()
 
 
 def publish(writer: DatasetWriter, real: Dataset) -> Dataset:
@@ -111,7 +106,7 @@ def add_generator_options(group, hyperparameters) -> None:
 def check_divisible(image_size: int, divisor: int) -> None:
     """Raise BadOptions unless images of `image_size` px can be halved as the model needs."""
     if image_size % divisor:
-        raise cli.BadOptions(f"images of {image_size} px do not fit the model, which needs a "
+        raise faults.BadOptions(f"images of {image_size} px do not fit the model, which needs a "
                              f"multiple of {divisor} px: make the real dataset with another --image-size")
 
 

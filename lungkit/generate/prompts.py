@@ -7,12 +7,12 @@ import string
 from collections.abc import Callable
 from pathlib import Path
 
-from lungkit.run.cli import Fault
+from lungkit.nuclei.layouts import NUM_LEVELS
+from lungkit.run.faults import Fault
 from lungkit.run.files import read_json, sha256
 
 PROMPTS_PATH = Path(__file__).resolve().parents[2] / "assets" / "prompts" / "lung_he.json"
 SCHEMA = "lungkit.prompts/1"
-NUM_LEVELS = 4  # words a measurement is put into
 SLOTS = ("architecture", "nuclei", "cytology")  # filled per class; stain, magnification for all
 
 

@@ -1,7 +1,7 @@
 """One original image, whatever its format: its size and resolution, an overview, squares of it.
 
 A picture is decoded whole; a whole slide is read a square at a time, so that its size does not
-matter. Colour is as scanned; grey images are denoised and stretched (`stain.enhance_grey`).
+matter. Colour is as scanned; grey images are denoised and stretched (`background.enhance_grey`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lungkit.formats import images, slides
-from lungkit.histology import stain
+from lungkit.formats import channels, images, slides
+from lungkit.histology import background, tissue_grid
 from lungkit.run import files
 
 OVERVIEW_PX = 512  # ours: shorter side of a picture's overview
@@ -65,7 +65,7 @@ class Picture:
         self.size = self._pixels.shape[:2]
         self.um_px = images.pixel_size_um(content) or um_px
         if not self.colour:
-            self._pixels, self.bright = stain.enhance_grey(self._pixels)
+            self._pixels, self.bright = background.enhance_grey(self._pixels)
 
     def overview(self):
         """The whole picture, uint8 [h, w, 3] or [h, w], its shorter side at most OVERVIEW_PX."""
@@ -76,10 +76,10 @@ class Picture:
         side = cut.tile_size
         if cut.mpp:
             if not self.um_px:
-                raise images.Unreadable("does not say how large its pixels are: give micrometres "
+                raise channels.Unreadable("does not say how large its pixels are: give micrometres "
                                         "a pixel with --source-mpp, or leave out --mpp")
-            if cut.mpp < slides.FINER_THAN_SCAN * self.um_px:
-                raise images.Unreadable(
+            if cut.mpp < tissue_grid.FINER_THAN_SCAN * self.um_px:
+                raise channels.Unreadable(
                     f"has {self.um_px:.3g} um a pixel, too coarse for tiles of {cut.mpp:.3g}: ask "
                     f"for at least {self.um_px:.3g} with --mpp")
             side = max(1, round(cut.image_size * cut.mpp / self.um_px))
@@ -113,10 +113,10 @@ class WholeSlide:
     def boxes(self, cut: Cut) -> list[tuple[int, int, int]]:
         """(top, left, side) of its tiles that hold tissue, in pixels of its largest level."""
         if cut.tile_size:
-            mpp = cut.tile_size * slides.known_mpp(self._slide) / cut.image_size
+            mpp = cut.tile_size * tissue_grid.known_mpp(self._slide) / cut.image_size
         else:
             mpp = cut.mpp or FIELD_UM / cut.image_size
-        return [(box.top, box.left, box.side) for box in slides.tile_grid(
+        return [(box.top, box.left, box.side) for box in tissue_grid.tile_grid(
             self._slide, mpp=mpp, tile_px=cut.image_size, min_tissue=cut.min_tissue,
             max_tiles=cut.tiles_per_slide, seed=cut.seed)]
 
@@ -137,7 +137,7 @@ def open_original(path: Path, *, channel: int | str | None = None, um_px: float 
         yield Picture(path.read_bytes(), channel, um_px, pages_are)
         return
     if channel is not None:
-        raise images.Unreadable("is a colour slide: it has no --channel to choose")
+        raise channels.Unreadable("is a colour slide: it has no --channel to choose")
     with slides.open_slide(path) as slide:
         slide.mpp = slide.mpp or um_px
         yield WholeSlide(slide, path)

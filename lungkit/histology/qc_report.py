@@ -11,7 +11,7 @@ import io
 from collections import Counter
 from collections.abc import Callable
 
-from lungkit.audit import confounding
+from lungkit.audit.warnings import confounding_warnings
 from lungkit.histology import quality, stain
 from lungkit.histology.originals import FIELD_UM
 from lungkit.run.progress import say
@@ -68,7 +68,7 @@ def sheet(originals: list, look_at: Callable) -> bytes:
     look_at: (original, tile) -> uint8 [SHEET_PX, SHEET_PX, 3].
     """
     from lungkit.compare.contact_sheet import labelled_grid
-    from lungkit.data.dataset import encode_png
+    from lungkit.data.png import encode_png
 
     kept: dict[str, list] = {}
     dropped: dict[str, list] = {}
@@ -90,7 +90,7 @@ def warn(plan, report: dict, originals: list, image_size: int) -> list[str]:
     report: `confounding.report`; originals: those of `plan` and what was dropped whole.
     """
     dropped = shares_dropped(originals)
-    found = confounding.warnings(report)
+    found = confounding_warnings(report)
     if plan.joined and plan.groups_given != "auto":
         found.append(f"groups joined: {plan.joined} groups held a copy (identical, rotated, "
                      "flipped, rescaled or re-compressed) of an image of another and were joined "

@@ -57,7 +57,7 @@ def measure(image, nuclei, *, field_um: float):
     import cv2
     import numpy as np
 
-    from lungkit.histology.stain import background_light, balance_white, tissue_mask
+    from lungkit.histology.background import background_light, balance_white, tissue_mask
 
     size = image.shape[0]
     work = min(size, round(PX_PER_UM * field_um))
@@ -127,8 +127,8 @@ def _haematoxylin(image):
     import cv2
     import numpy as np
 
+    from lungkit.histology.density import optical_density
     from lungkit.nuclei.detect import UNMIX
-    from lungkit.histology.stain import optical_density
 
     return np.maximum(cv2.transform(optical_density(image), UNMIX.T[:1]), 0)
 

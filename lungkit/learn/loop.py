@@ -12,20 +12,14 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from lungkit.run.cli import Fault, check_stop, stop_requested
+from lungkit.run.faults import Fault, check_stop, stop_requested
 from lungkit.run.files import write_bytes
 from lungkit.run.progress import Progress
+from lungkit.run.seeds import generator_for
 
 CHECKPOINT_INTERVAL_SEC = 60
-
-
-def generator_for(*key: int) -> torch.Generator:
-    """A CPU generator that depends on the integers `key` alone, e.g. (seed, step)."""
-    state = np.random.SeedSequence([int(part) for part in key]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup_steps: int) -> float:

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lungkit.run.cli import Fault
-from lungkit.run.files import atomic_path, sha256_file
 from lungkit.nuclei.detect import Nuclei, haematoxylin
 from lungkit.nuclei.voronoi import cell_areas_px, count_neighbours, touches_border
+from lungkit.run.faults import Fault
+from lungkit.run.files import atomic_path, sha256_file
 
 NUCLEI_FILE, IMAGES_FILE = "features.csv", "image_features.csv"
 # feature: the flag of the nuclei it is not summarised over, or None

@@ -23,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lungkit.run import cli
-from lungkit.nuclei.detect import FIELD_UM, Nuclei, SOLIDITY, detect_nuclei, settle
+from lungkit.learn import device
+from lungkit.nuclei.detect import FIELD_UM, SOLIDITY, Nuclei, detect_nuclei, settle
+from lungkit.run import faults
 
 PIXEL_SIZE_UM = 0.5  # of brightfield_nuclei; for a model that does not tell its own
 SAME_SIZE = 0.01  # InstanSeg resamples from this relative difference on
@@ -62,16 +63,16 @@ class InstanSeg:
     def _load(self) -> None:
         import torch
 
-        self.device = cli.use_device(self.device_name)
+        self.device = device.use_device(self.device_name)
         if not self.weights.is_file():
-            raise cli.Fault(f"{self.weights}: no such file; give the instanseg.pt of an InstanSeg "
+            raise faults.Fault(f"{self.weights}: no such file; give the instanseg.pt of an InstanSeg "
                             "release")
         try:
             with warnings.catch_warnings():  # torch.export is to follow; the models are TorchScript
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self.model = torch.jit.load(str(self.weights), map_location=self.device).eval()
         except (RuntimeError, ValueError) as error:
-            raise cli.Fault(f"{self.weights}: not a TorchScript file ({_lines(error)[0]}); give "
+            raise faults.Fault(f"{self.weights}: not a TorchScript file ({_lines(error)[0]}); give "
                             "the instanseg.pt of an InstanSeg release") from error
         self.pixel_size_um = float(getattr(self.model, "pixel_size", PIXEL_SIZE_UM))
         if not self.pixel_size_um > 0:  # nan: the model was trained at several
@@ -103,7 +104,7 @@ class InstanSeg:
             with torch.no_grad():
                 output = self.model(batch, target_segmentation=self.target)
         except (RuntimeError, torch.jit.Error) as error:
-            raise cli.Fault(f"{self.weights}: fails on an input of {list(batch.shape)} "
+            raise faults.Fault(f"{self.weights}: fails on an input of {list(batch.shape)} "
                             f"({_lines(error)[-1]}); is it an InstanSeg model for RGB images?"
                             ) from error
         return self._read(output, prepared.shape[1:])[:side, :side]
@@ -115,13 +116,13 @@ class InstanSeg:
         expected = f"{self.weights}: expected labels [1, C, {shape[0]}, {shape[1]}] from the model"
         advice = "; is it an InstanSeg model?"
         if not isinstance(output, torch.Tensor):
-            raise cli.Fault(f"{expected}, got {type(output).__name__}{advice}")
+            raise faults.Fault(f"{expected}, got {type(output).__name__}{advice}")
         if output.ndim != 4 or len(output) != 1 or output.shape[2:] != shape or not output.shape[1]:
-            raise cli.Fault(f"{expected}, got {list(output.shape)}{advice}")
+            raise faults.Fault(f"{expected}, got {list(output.shape)}{advice}")
         labels = output[0, 0].float().cpu().numpy()
         if not (np.isfinite(labels).all() and (labels == np.round(labels)).all()
                 and labels.min() >= 0):
-            raise cli.Fault(f"{expected}, got numbers that are not whole or below 0{advice}")
+            raise faults.Fault(f"{expected}, got numbers that are not whole or below 0{advice}")
         found, numbered = np.unique(labels, return_inverse=True)
         numbered = numbered.reshape(shape).astype(np.int32)
         return numbered if found[0] == 0 else numbered + 1

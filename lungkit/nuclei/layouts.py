@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from lungkit.generate.prompts import NUM_LEVELS
+from lungkit.run.files import atomic_path
+from lungkit.run.progress import Progress
 
 SUPERSAMPLING = 4  # ours: discs of 2-3 px radius need sub-pixel edges at 64 px
 REACH = 0.15       # ours: distance shown as white, as a share of the side; air spaces reach it
@@ -77,3 +80,42 @@ def structure_map(layout: Layout, size: int) -> np.ndarray:
         borders, far = np.zeros_like(nuclei), np.full_like(nuclei, 255)
     stacked = np.stack([nuclei, borders, far], -1)
     return cv2.resize(stacked, (size, size), interpolation=cv2.INTER_AREA)
+
+
+NUM_LEVELS = 4  # words a measurement is put into
+
+
+def measure_layouts(data, path: Path, nuclei_weights: Path | None = None) -> list[Layout]:
+    """Detect the nuclei of every training image, in the order of `select`; keep them in `path`.
+
+    nuclei_weights: of an InstanSeg model; None: the rules of lungkit/nuclei/detect.py.
+    """
+    from lungkit.nuclei.detect import FIELD_UM, METHODS
+    from lungkit.nuclei.instanseg import load_detector
+
+    recorded = data.manifest.get("modality")
+    detect = partial(load_detector(nuclei_weights),
+                     modality=recorded if recorded in METHODS else "auto",
+                     field_um=data.manifest.get("field_um") or FIELD_UM)
+    rows = data.select("train")
+    if not path.exists():
+        progress = Progress("nuclei of training images", len(rows))
+        found = []
+        for row in rows:
+            nuclei = detect(data.image(row))
+            found.append(Layout(nuclei.centroids, nuclei.areas_px))
+            progress.update(len(found))
+        with atomic_path(path) as hidden:
+            np.savez(hidden, counts=[len(layout.areas_px) for layout in found],
+                     centroids=np.concatenate([layout.centroids for layout in found]),
+                     areas_px=np.concatenate([layout.areas_px for layout in found]))
+    return load_layouts(path)
+
+
+def load_layouts(path: Path) -> list[Layout]:
+    """The layouts that `measure_layouts` kept in `path`, which is never measured again here."""
+    with np.load(path) as saved:
+        counts, centroids, areas_px = (saved[name] for name in ("counts", "centroids", "areas_px"))
+    ends = np.cumsum(counts)
+    return [Layout(centroids[end - n:end], areas_px[end - n:end])
+            for n, end in zip(counts, ends, strict=True)]

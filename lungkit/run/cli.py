@@ -6,46 +6,23 @@ Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped a
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-COMPLETE, FAILED, BAD_OPTIONS, STOPPED = 0, 1, 2, 75
-
-
-class Fault(Exception):
-    """A fault in the user's data: what was found, expected, where, and what to do. Exit 1."""
-
-
-class BadOptions(Fault):
-    """A fault in the user's options. Exit 2."""
-
-
-class Stopped(Exception):
-    """A signal asked for an end and the state is saved. Exit 75: the same command resumes."""
-
-
-_stop_signal: list[int] = []
-
-
-def stop_requested() -> bool:
-    """Whether SIGTERM, SIGINT or SIGUSR2 has asked this stage to finish its item and stop."""
-    return bool(_stop_signal)
-
-
-def check_stop() -> None:
-    """Raise Stopped if a signal has asked for it; call where everything done so far is saved."""
-    if _stop_signal:
-        name = signal.Signals(_stop_signal[0]).name
-        raise Stopped(f"stopped by {name}; run the same command again to resume")
-
-
-def _note_signal(number: int, _frame: object) -> None:
-    if _stop_signal and number == signal.SIGINT:
-        raise KeyboardInterrupt  # a second Ctrl-C means: now
-    _stop_signal.append(number)
+from lungkit.run.faults import (
+    BAD_OPTIONS,
+    COMPLETE,
+    FAILED,
+    STOPPED,
+    BadOptions,
+    Fault,
+    Stopped,
+    forget_signals,
+    note_signal,
+    one_line,
+)
 
 
 def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None) -> int:
@@ -57,7 +34,7 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
     previous = {}
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         try:
-            previous[number] = signal.signal(number, _note_signal)
+            previous[number] = signal.signal(number, note_signal)
         except ValueError:  # not the main thread: the caller owns the signals
             break
     name = parser.prog
@@ -92,13 +69,8 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _stop_signal.clear()  # it was meant for this run
+        forget_signals()  # they were meant for this run
     return COMPLETE
-
-
-def one_line(message: object) -> str:
-    """`message` without line breaks: a file name may hold one, an error line must not."""
-    return " ".join(str(message).replace("\n", "\\n").replace("\r", "\\r").split())
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -219,36 +191,3 @@ def _number(kind: Callable, text: str, wanted: str):
         return kind(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-
-
-# ------------------------------------------------------------------ device
-
-def use_device(name: str, *, threads: int | None = None):
-    """Resolve --device to a torch.device and set the CPU threads.
-
-    threads: None means OMP_NUM_THREADS, else every core this process may use. At a fixed
-    count the same seed gives the same bytes; another count may round differently.
-    """
-    import torch
-
-    if threads is None:
-        allowed = len(os.sched_getaffinity(0))
-        threads = int(os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK")
-                      or allowed or 1)
-    torch.set_num_threads(max(1, threads))
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BadOptions(f"--device {name!r} is not a device; "
-                         "use auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise BadOptions(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise BadOptions(f"--device {name}: PyTorch sees no CUDA device here; use --device "
-                             "cpu, or check the driver and CUDA_VISIBLE_DEVICES")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise BadOptions(f"--device {name}: only {torch.cuda.device_count()} CUDA devices here")
-    return device

@@ -15,7 +15,8 @@ import struct
 import zlib
 from pathlib import Path
 
-from lungkit.run.files import release, sha256, try_lock
+from lungkit.run.files import sha256
+from lungkit.run.output import release, try_lock
 
 FRAME = struct.Struct("<II")  # bytes of a pickle, its checksum
 # what a pickled array, its scalars and a path call for, besides dataclasses

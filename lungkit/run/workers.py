@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 
-from lungkit.run import cli
+from lungkit.run import faults
 
 CHUNK = 8  # most items sent to a process at a time: sending costs about a millisecond
 AHEAD = 3  # chunks per process begun before the first is taken: results wait, and must not pile up
@@ -106,7 +106,7 @@ def _result(future) -> list:
         except TimeoutError:
             if future.done():
                 raise  # the function's own
-            cli.check_stop()
+            faults.check_stop()
 
 
 @contextlib.contextmanager
@@ -117,8 +117,8 @@ def _killed_is_said() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool:
-        cli.check_stop()  # the signal reached a worker before it had learnt to leave it
-        raise cli.Fault("a worker process was killed, perhaps for lack of memory: give fewer "
+        faults.check_stop()  # the signal reached a worker before it had learnt to leave it
+        raise faults.Fault("a worker process was killed, perhaps for lack of memory: give fewer "
                         "--workers or more memory, and run the same command again") from None
 
 

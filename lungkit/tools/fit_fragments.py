@@ -68,13 +68,13 @@ def change(image: np.ndarray, truth: np.ndarray, rng) -> tuple[np.ndarray, np.nd
 
 def pictures(seed: int, num_changed: int):
     """Yield (image, truth, modality) of the three classes and both modalities, from one seed."""
-    from lungkit.phantom import sample
+    from lungkit.phantom import paint
 
     rng = np.random.default_rng(seed)
-    for label in sample.CLASSES:
+    for label in paint.CLASSES:
         which = {"patient": seed % 7, "index": seed % 3, "seed": seed}
-        tile = sample.draw_tile(label, **which)
-        dapi = sample.draw_fluorescence(label, **which)[0, 0].astype(np.float32)
+        tile = paint.draw_tile(label, **which)
+        dapi = paint.draw_fluorescence(label, **which)[0, 0].astype(np.float32)
         low, high = np.percentile(dapi, (1, 99.8))
         dapi = np.clip((dapi - low) / (high - low) * 255, 0, 255).astype(np.uint8)
         yield tile.image, tile.nuclei, "he"

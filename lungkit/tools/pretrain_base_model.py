@@ -20,12 +20,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from lungkit.run import cli
-from lungkit.run.files import Output, write_json, write_text
+from lungkit.generate.base_model import BASE_MODEL_DIR
+from lungkit.learn import device
+from lungkit.run import cli, faults
+from lungkit.run.files import write_json, write_text
+from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
 
-BASE_MODEL_DIR = Path(__file__).resolve().parents[2] / "assets" / "base_model"
 MANIFEST = "base_model.json"
 
 IMAGE_SIZE = 64
@@ -39,7 +41,7 @@ def draw_tissue(num_tiles: int, seed: int, work_dir: Path) -> tuple:
     import numpy as np
 
     from lungkit.nuclei.layouts import Layout
-    from lungkit.phantom.sample import CLASSES, draw_tile
+    from lungkit.phantom.paint import CLASSES, draw_tile
 
     images_path, truth_path = work_dir / "tissue.npy", work_dir / "tissue_truth.npz"
     labels = [CLASSES[i % len(CLASSES)] for i in range(num_tiles)]
@@ -56,7 +58,7 @@ def draw_tissue(num_tiles: int, seed: int, work_dir: Path) -> tuple:
             areas.append(size_px[size_px > 0].astype(np.float32))
             owners.append(np.full(len(tile.centroids), i))
             progress.update(i + 1)
-            cli.check_stop()
+            faults.check_stop()
         images.flush()
         np.savez(truth_path, centroids=np.concatenate(centroids), areas=np.concatenate(areas),
                  owners=np.concatenate(owners))
@@ -143,8 +145,9 @@ def train_autoencoder(vae, images, *, steps: int, seed: int, work_dir: Path,
     import torch
     import torch.nn.functional as F
 
-    from lungkit.generate.latents import orient, to_model_range
+    from lungkit.generate.latents import to_model_range
     from lungkit.learn.loop import train
+    from lungkit.learn.orientations import orient
 
     def crops_at(generator):
         def integer(high):
@@ -212,12 +215,13 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
     import torch
     from diffusers import ControlNetModel
 
-    from lungkit.generate.latents import Latents, denoising_loss, orient, training_schedule
+    from lungkit.generate.latents import Latents, denoising_loss, training_schedule
     from lungkit.generate.prompts import Prompts
-    from lungkit.nuclei.layouts import Layout, Levels, structure_map
     from lungkit.learn.loop import train
+    from lungkit.learn.orientations import orient
+    from lungkit.nuclei.layouts import Layout, Levels, structure_map
 
-    cli.use_device("cpu")
+    device.use_device("cpu")
     images, labels, layouts = draw_tissue(num_tiles, seed, work_dir)
     tokenizer = build_tokenizer(work_dir / "tokenizer")
     models = build_models(tokenizer)

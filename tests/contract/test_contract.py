@@ -13,10 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from arms import (ARMS, GENERATORS, OTHER_OPTION, arguments, blind, content, fork, main_of,
-                  signal_when)
+from arms import (
+    ARMS,
+    GENERATORS,
+    OTHER_OPTION,
+    arguments,
+    blind,
+    content,
+    fork,
+    main_of,
+    signal_when,
+)
 from lungkit.data.dataset import SPLITS, open_dataset
-from lungkit.generate.items import stream
+from lungkit.run.seeds import stream
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["tumor_seg", "voronoi_seg", "diffusion_seg", "prompt_seg", "context_seg", "cnn_classify",
@@ -213,7 +222,7 @@ def test_stopped_in_training_and_run_again_gives_the_same_weights(
 
 
 def test_a_second_writer_is_refused_by_name(arm, real_dataset, tmp_path, capfd):
-    from lungkit.run.files import lock
+    from lungkit.run.output import lock
 
     output = tmp_path / "datasets" / arm
     models = tmp_path / "models" / arm

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungkit.run.files import release, try_lock
+from lungkit.run.output import release, try_lock
 from standins import Project
 
 ROOT = Path(__file__).resolve().parents[2]

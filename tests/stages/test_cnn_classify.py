@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 import cnn_classify
-from lungkit.data import result
-from lungkit.run import files
-from lungkit.data.dataset import DatasetWriter, open_dataset, parent_of
-from lungkit.run.files import Output
+from lungkit.data import metrics, repeats, result
+from lungkit.data.dataset import open_dataset, parent_of
+from lungkit.data.writer import DatasetWriter
+from lungkit.learn import cnns, orientations
+from lungkit.run import files, output
+from lungkit.run.output import Output
 
 CLASSES = ["a", "b", "c"]
 SIZE = 32
@@ -121,7 +123,7 @@ def test_metrics_by_hand():
     # true 0 0 0 1 1 2; said 0 0 1 1 2 2
     probabilities = np.array([[.8, .1, .1], [.6, .3, .1], [.3, .5, .2],
                               [.2, .7, .1], [.4, .1, .5], [.1, .2, .7]])
-    found = result.split_metrics(probabilities, np.array([0, 0, 0, 1, 1, 2]), CLASSES)
+    found = metrics.split_metrics(probabilities, np.array([0, 0, 0, 1, 1, 2]), CLASSES)
     assert found["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
     assert found["num_images"] == 6 and found["accuracy"] == pytest.approx(4 / 6)
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
@@ -135,7 +137,7 @@ def test_metrics_by_hand():
 
 
 def test_metrics_with_a_class_nobody_has_and_without_information():
-    found = result.split_metrics(np.full((4, 3), 1 / 3), np.array([0, 0, 1, 1]), CLASSES)
+    found = metrics.split_metrics(np.full((4, 3), 1 / 3), np.array([0, 0, 1, 1]), CLASSES)
     assert found["accuracy"] == 0.5 and found["balanced_accuracy"] == 0.5
     assert found["auroc"] == 0.5 and found["auprc_weighted"] == found["auprc_baseline"] == 0.5
 
@@ -146,7 +148,7 @@ def test_metrics_against_scikit_learn():
     rng = np.random.default_rng(3)
     labels = np.r_[np.arange(3), rng.integers(0, 3, 60)]
     probabilities = np.round(rng.dirichlet(np.ones(3), 63), 1)  # rounded: ties
-    found = result.split_metrics(probabilities, labels, CLASSES)
+    found = metrics.split_metrics(probabilities, labels, CLASSES)
     said, one_hot = probabilities.argmax(1), labels[:, None] == np.arange(3)
     assert found["macro_f1"] == pytest.approx(reference.f1_score(labels, said, average="macro"))
     assert found["balanced_accuracy"] == pytest.approx(
@@ -210,7 +212,7 @@ def test_learning_rate_rises_and_falls_to_nothing():
 def test_symmetries_are_the_eight_of_a_square():
     image = np.arange(9).reshape(3, 3)
     turned = {tuple(image.reshape(-1)[order])
-              for order in cnn_classify.square_symmetries(3).numpy()}
+              for order in orientations.square_symmetries(3).numpy()}
     wanted = {tuple(np.rot90(each, k).reshape(-1)) for each in (image, image.T) for k in range(4)}
     assert turned == wanted and len(turned) == 8
 
@@ -323,7 +325,7 @@ def test_every_step_is_adamws():
 def test_a_prediction_depends_on_its_image_alone():
     """Not on the batch it is in, nor on the state that training left the model in."""
     import torch
-    model = cnn_classify.small_cnn(3)
+    model = cnns.small_cnn(3)
     images = torch.randint(0, 256, (cnn_classify.EVAL_BATCH_SIZE + 5, 16, 16, 3),
                            dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model.train()
@@ -341,7 +343,7 @@ def test_a_prediction_depends_on_its_image_alone():
 
 def test_the_small_cnn_is_as_small_as_it_says():
     import torch
-    model = cnn_classify.small_cnn(3)
+    model = cnns.small_cnn(3)
     assert sum(each.numel() for each in model.parameters()) == 135_059
     shapes, features = [], torch.zeros(2, 3, 64, 64)
     for layer in model:
@@ -481,7 +483,7 @@ def test_record_is_whole_and_the_comparison_reads_it(real, pool, tmp_path, capsy
         probabilities, labels = arrays[f"{name}_probabilities"], arrays[f"{name}_labels"]
         assert [CLASSES[k] for k in labels] == [row.label for row in rows]
         assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
-        again = result.split_metrics(probabilities, labels, CLASSES)
+        again = metrics.split_metrics(probabilities, labels, CLASSES)
         assert record[name] == again and record[f"accuracy_{name}"] == again["accuracy"]
     found = read_results(tmp_path)
     assert found.datasets == ["real", "pool"] and found.repeats == [0, 1]
@@ -564,7 +566,7 @@ def test_results_of_another_version_of_a_dataset_are_not_complete(
 def test_a_preset_fills_what_is_not_given(
         real, tmp_path, capsys, monkeypatch, preset, more, wanted):
     """Another number here is another recipe: raise RECIPE with it."""
-    monkeypatch.setattr(cnn_classify, "build_model", lambda *_: None)
+    monkeypatch.setattr(cnns, "build_model", lambda *_: None)
     assert cnn_classify.main(["--data", str(real.path), "--real", str(real.path), "--device", "cpu",
                               "--results", str(tmp_path), "--dry-run", "--preset", preset,
                               *more]) == 0
@@ -591,12 +593,12 @@ def stop_at(monkeypatch, step):
 def test_stopped_repeat_resumes_to_the_same_bytes(pool, real, tmp_path, monkeypatch):
     from torch import nn
 
-    def cnn_with_dropout(num_classes, small_cnn=cnn_classify.small_cnn):
+    def cnn_with_dropout(num_classes, small_cnn=cnns.small_cnn):
         # draws from torch's generator, as ConvNeXt's stochastic depth does: it must come back too
         *body, head = small_cnn(num_classes)
         return nn.Sequential(*body, nn.Dropout(), head)
 
-    monkeypatch.setattr(cnn_classify, "small_cnn", cnn_with_dropout)
+    monkeypatch.setattr(cnns, "small_cnn", cnn_with_dropout)
     assert classify(pool, real, tmp_path / "whole", repeats="1", steps=20) == 0
     with monkeypatch.context() as patch:
         stop_at(patch, 18)  # among the last tenth, whose losses are reported
@@ -650,14 +652,14 @@ def test_overwrite_does_not_go_on_from_what_other_options_began(real, tmp_path, 
 
 def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch, capsys):
     path = tmp_path / "real" / "replicate_000" / "repeat_0000.json"
-    held = files.try_lock(path)
-    monkeypatch.setattr(result, "POLL_INTERVAL_SEC", 0.05)
+    held = output.try_lock(path)
+    monkeypatch.setattr(repeats, "POLL_INTERVAL_SEC", 0.05)
 
     def say(text, original=result.say):
         original(text)
         if "waiting" in text:  # the other one ends only when we have nothing else to do
             assert path.with_name("repeat_0001.json").exists() and not path.exists()
-            files.release(held, path)
+            output.release(held, path)
     monkeypatch.setattr(result, "say", say)
     assert classify(real, real, tmp_path) == 0
     assert "1 repeats are with other processes" in capsys.readouterr().err
@@ -665,7 +667,7 @@ def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch,
 
 
 def test_waiting_ends_at_a_signal(real, tmp_path, monkeypatch):
-    held = files.try_lock(tmp_path / "real" / "replicate_000" / "repeat_0000.json")
+    held = output.try_lock(tmp_path / "real" / "replicate_000" / "repeat_0000.json")
     monkeypatch.setattr(result, "say", lambda text: (
         os.kill(os.getpid(), signal.SIGTERM) if "waiting" in text else None))
     assert classify(real, real, tmp_path, repeats="1") == 75
@@ -750,11 +752,11 @@ def test_weights_are_loaded_checked_and_recorded(real, tmp_path, capsys):
     import torch
     from safetensors.torch import save_file
     torch.manual_seed(0)
-    state = cnn_classify.small_cnn(7).state_dict()  # another head
+    state = cnns.small_cnn(7).state_dict()  # another head
     save_file(state, tmp_path / "w.safetensors")
     torch.save(state, tmp_path / "w.pt")
     for name in ("w.safetensors", "w.pt"):
-        model = cnn_classify.build_model("small", 3, tmp_path / name)
+        model = cnns.build_model("small", 3, tmp_path / name)
         assert torch.equal(model[0].weight, state["0.weight"]) and model[-1].out_features == 3
     assert classify(real, real, tmp_path / "r", "--weights", str(tmp_path / "w.pt"),
                     repeats="1") == 0
@@ -775,19 +777,19 @@ def test_weights_are_loaded_checked_and_recorded(real, tmp_path, capsys):
 
 def test_weights_fill_all_but_the_head_even_where_that_would_fit(tmp_path):
     import torch
-    state = cnn_classify.small_cnn(3).state_dict()
+    state = cnns.small_cnn(3).state_dict()
     state["1.running_mean"] += 3
     for name, saved in (("plain.pt", state), ("nested.pt", {"state_dict": state}),
                         ("headless.pt", dict(list(state.items())[:-2]))):
         torch.save(saved, tmp_path / name)
-        model = cnn_classify.build_model("small", 3, tmp_path / name).state_dict()
+        model = cnns.build_model("small", 3, tmp_path / name).state_dict()
         assert all(torch.equal(model[key], state[key]) for key in list(state)[:-2])
         assert not any(torch.equal(model[key], state[key]) for key in list(state)[-2:])
 
 
 def test_a_training_starts_from_the_weights_given(real, trainings, tmp_path):
     import torch
-    state = cnn_classify.small_cnn(3).state_dict()
+    state = cnns.small_cnn(3).state_dict()
     torch.save(state, tmp_path / "w.pt")
     assert classify(real, real, tmp_path, "--weights", str(tmp_path / "w.pt"), repeats="1") == 0
     assert trainings[0]["start"][:432].tolist() == state["0.weight"].flatten().tolist()
@@ -795,7 +797,7 @@ def test_a_training_starts_from_the_weights_given(real, trainings, tmp_path):
 
 def test_resnet_and_convnext(real, tmp_path):
     import torch
-    convnext = cnn_classify.build_model("convnext_tiny", 3, None)
+    convnext = cnns.build_model("convnext_tiny", 3, None)
     images = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
     assert cnn_classify.predict(convnext, images).shape == (2, 3)
     assert classify(real, real, tmp_path, "--model", "resnet18", repeats="1", steps=2) == 0

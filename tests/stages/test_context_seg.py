@@ -11,9 +11,10 @@ import pytest
 import context_seg
 from adapters import COUNTS, LORA, SIZE, layout_of, run_arm, write_prompts, write_real
 from lungkit.data.dataset import open_dataset
-from lungkit.generate.items import stream
-from lungkit.nuclei.layouts import Layout, Levels, structure_map
 from lungkit.generate.prompts import Prompts
+from lungkit.nuclei import point_process
+from lungkit.nuclei.layouts import Layout, Levels, load_layouts, structure_map
+from lungkit.run.seeds import stream
 
 NUM_TRAIN = sum(number for number, _, _ in COUNTS.values())
 
@@ -61,7 +62,7 @@ def numbers_of(label: str) -> list[int]:
 
 def test_the_nuclei_of_the_training_images_are_found_once_each_and_kept(made, layouts):
     assert [found.number for found in made.detected] == list(range(1, NUM_TRAIN + 1))
-    kept = context_seg.load_layouts(made.model / "layouts.npz")
+    kept = load_layouts(made.model / "layouts.npz")
     assert len(kept) == NUM_TRAIN and len(kept[3].areas_px) == 0
     for one, other in zip(kept, layouts, strict=True):
         assert np.array_equal(one.centroids, other.centroids)
@@ -176,8 +177,8 @@ def test_each_image_is_drawn_away_from_its_class_negative_prompt(made):
 
 def layout_drawn(made, row, layouts: list[Layout]) -> Layout:
     own = [layouts[number - 1] for number in numbers_of(row.label)]
-    return context_seg.layout_for(int(row.stem), stream("context_seg", 0), made.mode,
-                                  context_seg.PointStatistics(own, SIZE), own)
+    return point_process.layout_for(int(row.stem), stream("context_seg", 0), made.mode,
+                                  point_process.PointStatistics(own, SIZE), own)
 
 
 def test_each_image_is_drawn_over_a_layout_of_its_own_class(made, layouts):
@@ -281,24 +282,24 @@ def test_the_pair_correlation_of_two_points_is_as_computed_by_hand():
 
     Chance to lie closer than r: pi r^2 - 8/3 r^3 + r^4/2; at 0.1125 0.0360440, at 0.1 0.0287993.
     """
-    g = context_seg.PointStatistics([two_points(10.6)], 100).pair_correlation
+    g = point_process.PointStatistics([two_points(10.6)], 100).pair_correlation
     assert len(g) == 16
     assert g[8] == pytest.approx(1 / (0.0360440 - 0.0287993), rel=1e-4)
     assert np.delete(g, 8) == pytest.approx(0)
 
 
 def test_pairs_are_pooled_over_layouts_and_one_nucleus_has_none():
-    one = context_seg.PointStatistics([two_points(10.6)], 100).pair_correlation
+    one = point_process.PointStatistics([two_points(10.6)], 100).pair_correlation
     alone = Layout(np.array([[5.0, 5.0]]), np.ones(1))
     three = Layout(np.array([[10, 10], [90, 10], [10, 90]]), np.ones(3))  # none within reach
-    pooled = context_seg.PointStatistics([two_points(10.6), alone, three], 100).pair_correlation
+    pooled = point_process.PointStatistics([two_points(10.6), alone, three], 100).pair_correlation
     assert pooled == pytest.approx(one / 4), "one pair of 1 + 0 + 3"
-    assert (context_seg.PointStatistics([alone], 100).pair_correlation == 1).all()
+    assert (point_process.PointStatistics([alone], 100).pair_correlation == 1).all()
 
 
 def test_counts_and_areas_are_resampled_from_those_observed():
     layouts = [Layout(np.full((n, 2), 9.0), np.full(n, float(n))) for n in (0, 1, 3, 3)]
-    statistics = context_seg.PointStatistics(layouts, SIZE)
+    statistics = point_process.PointStatistics(layouts, SIZE)
     drawn = [statistics.sample(np.random.default_rng(i)) for i in range(400)]
     counts = np.bincount([len(layout.areas_px) for layout in drawn], minlength=4) / len(drawn)
     assert counts == pytest.approx([0.25, 0.25, 0, 0.5], abs=0.07)
@@ -310,7 +311,7 @@ def test_counts_and_areas_are_resampled_from_those_observed():
 def test_a_sampled_layout_depends_on_its_draw_alone_and_stays_in_the_image():
     layouts = [Layout(np.random.default_rng(i).uniform(0, 63, (20, 2)), np.ones(20))
                for i in range(3)]
-    statistics = context_seg.PointStatistics(layouts, SIZE)
+    statistics = point_process.PointStatistics(layouts, SIZE)
     drawn = [statistics.sample(np.random.default_rng(i)) for i in range(30)]
     again = statistics.sample(np.random.default_rng(7))
     assert np.array_equal(again.centroids, drawn[7].centroids)
@@ -324,7 +325,7 @@ def test_a_sampled_layout_depends_on_its_draw_alone_and_stays_in_the_image():
 @pytest.mark.parametrize(("close", "least", "most"), [(0.0, 0.0, 0.02), (8.0, 0.4, 1.0)])
 def test_pairs_are_as_rare_or_frequent_as_the_pair_correlation_says(close, least, most):
     """Ten nuclei: by chance a fifth of the nuclei has another within 5 of 64 px."""
-    statistics = context_seg.PointStatistics(
+    statistics = point_process.PointStatistics(
         [Layout(np.random.default_rng(0).uniform(0, 63, (10, 2)), np.ones(10))], SIZE)
     reach_px = statistics.reach_px
     statistics.pair_correlation = np.where((np.arange(16) + 0.5) / 16 * reach_px < 5, close, 1.0)
@@ -339,10 +340,10 @@ def test_pairs_are_as_rare_or_frequent_as_the_pair_correlation_says(close, least
 def test_the_layout_of_an_item_depends_on_the_seed_and_its_index():
     own = [Layout(np.random.default_rng(n).uniform(0, 63, (n, 2)), np.full(n, float(n)))
            for n in range(3, 9)]
-    statistics = context_seg.PointStatistics(own, SIZE)
+    statistics = point_process.PointStatistics(own, SIZE)
 
     def picks(seed: int, mode: str) -> list[bytes]:
-        return [context_seg.layout_for(i, seed, mode, statistics, own).centroids.tobytes()
+        return [point_process.layout_for(i, seed, mode, statistics, own).centroids.tobytes()
                 for i in range(60)]
     for mode in ("sampled", "training"):
         assert picks(5, mode) == picks(5, mode) != picks(6, mode)

@@ -12,11 +12,12 @@ import torch
 
 import diffusion_seg
 from arms import arguments, main_of
-from lungkit.tools.pretrain_base_model import BASE_MODEL_DIR
-from lungkit.run.cli import BadOptions
 from lungkit.data.dataset import open_dataset
-from lungkit.generate.latents import orient, to_model_range, training_schedule
+from lungkit.generate.base_model import BASE_MODEL_DIR
 from lungkit.generate.items import Item
+from lungkit.generate.latents import to_model_range, training_schedule
+from lungkit.learn.orientations import orient
+from lungkit.run.faults import BadOptions
 
 CPU = torch.device("cpu")
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from arms import arguments, main_of
-from lungkit.tools.pretrain_base_model import BASE_MODEL_DIR
 from lungkit.data.dataset import open_dataset
-from lungkit.generate.items import stream
+from lungkit.generate.base_model import BASE_MODEL_DIR
 from lungkit.nuclei.layouts import Layout, measurements, structure_map
+from lungkit.run.seeds import stream
 
 
 @pytest.fixture(scope="module")
 def base():
     import torch
 
-    from lungkit.generate.adapters import BaseModel
+    from lungkit.generate.base_model import BaseModel
 
     torch.set_num_threads(1)
     return BaseModel(BASE_MODEL_DIR, torch.device("cpu"))
@@ -44,8 +44,9 @@ def test_an_adapter_draws_the_same_from_its_file_and_leaves_the_base_untouched(b
     import torch
     from safetensors.torch import load_file
 
+    from lungkit.generate.adapters import train_adapter, training_loss
+    from lungkit.generate.drawing import draw_images, pipeline
     from lungkit.generate.latents import Latents
-    from lungkit.generate.adapters import draw_images, pipeline, train_adapter, training_loss
 
     draw = {"prompts": ["lung"] * 2, "negatives": [""] * 2, "indices": [0, 1], "seed": 0,
             "image_size": 64, "steps": 3, "guidance_scale": 2.0}
@@ -82,8 +83,8 @@ def test_an_adapter_draws_the_same_from_its_file_and_leaves_the_base_untouched(b
 
 
 def test_each_class_is_drawn_with_its_own_adapter_alone(prompt_run, real_dataset, base):
+    from lungkit.generate.drawing import draw_images, pipeline
     from lungkit.generate.prompts import Prompts
-    from lungkit.generate.adapters import draw_images, pipeline
 
     dataset = open_dataset(prompt_run / "datasets" / "prompt")
     parameters = dataset.manifest["parameters"]
@@ -160,8 +161,8 @@ def test_a_prompt_over_the_token_limit_is_refused_before_training(real_dataset, 
     (lambda data: data.pop("other_classes"), "other_classes"),
 ])
 def test_a_prompt_file_of_the_wrong_form_is_one_line(change, words, tmp_path):
-    from lungkit.run.cli import Fault
     from lungkit.generate.prompts import PROMPTS_PATH, Prompts
+    from lungkit.run.faults import Fault
 
     data = json.loads(PROMPTS_PATH.read_text())
     change(data)
@@ -178,7 +179,8 @@ def test_no_two_stages_or_seeds_share_a_random_number():
 
 def test_the_sample_shows_no_patient_the_base_model_has_seen(sample_dir):
     """The base model's tissue has seeds below SAMPLE_STREAM, the sample's start there."""
-    from lungkit.phantom.sample import SAMPLE_STREAM, draw_tile
+    from lungkit.phantom.paint import draw_tile
+    from lungkit.phantom.sample import SAMPLE_STREAM
 
     manifest = json.loads((BASE_MODEL_DIR / "base_model.json").read_text())
     assert manifest["parameters"]["seed"] < SAMPLE_STREAM
@@ -269,9 +271,9 @@ def test_an_item_is_drawn_from_its_seed_not_from_its_place():
     import torch
 
     from diffusion_seg import build_unet, sample_images
-    from lungkit.generate.latents import training_schedule
+    from lungkit.generate.base_model import BaseModel
     from lungkit.generate.items import Item
-    from lungkit.generate.adapters import BaseModel
+    from lungkit.generate.latents import training_schedule
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -303,8 +305,9 @@ def test_min_snr_weights_are_those_of_the_paper():
 def test_latents_are_redrawn_and_turned(base):
     import torch
 
-    from lungkit.generate.latents import Latents, orient
-    from lungkit.learn.loop import generator_for
+    from lungkit.generate.latents import Latents
+    from lungkit.learn.orientations import orient
+    from lungkit.run.seeds import generator_for
 
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     latents = Latents(base.vae, images)
@@ -321,22 +324,22 @@ def test_latents_are_redrawn_and_turned(base):
 
 def test_layouts_are_measured_on_training_images_only(real_dataset, tmp_path):
     """With every val and test image blackened, the arm must come out the same."""
-    import context_seg
+    from lungkit.nuclei import layouts
 
     data = open_dataset(real_dataset)
-    whole = context_seg.measure_layouts(data, tmp_path / "a.npz")
+    whole = layouts.measure_layouts(data, tmp_path / "a.npz")
     copy = tmp_path / "real"
     shutil.copytree(real_dataset, copy)
     for path in [*copy.glob("val/*/*.png"), *copy.glob("test/*/*.png")]:
         path.unlink()
     blind = type(data)(copy, data.manifest, data.rows)
-    again = context_seg.measure_layouts(blind, tmp_path / "b.npz")
+    again = layouts.measure_layouts(blind, tmp_path / "b.npz")
     assert len(whole) == sum(data.counts["train"].values()) == len(again)
     assert all(np.array_equal(a.centroids, b.centroids) for a, b in zip(whole, again, strict=True))
 
 
 def test_sampled_layouts_keep_the_measured_statistics():
-    import context_seg
+    from lungkit.nuclei import point_process
 
     rng = np.random.default_rng(0)
 
@@ -354,20 +357,20 @@ def test_sampled_layouts_keep_the_measured_statistics():
     def spacing(layouts) -> float:
         return float(np.mean([measurements(layout, 64)["spacing"] for layout in layouts]))
     for layouts in (regular, clustered):
-        statistics = context_seg.PointStatistics(layouts, 64)
+        statistics = point_process.PointStatistics(layouts, 64)
         drawn = [statistics.sample(np.random.default_rng(i)) for i in range(20)]
         assert {len(layout.areas_px) for layout in drawn} == {30}
         assert spacing(drawn) == pytest.approx(spacing(layouts), rel=0.35)
         assert {float(a) for layout in drawn for a in layout.areas_px} == {float(layouts[0].areas_px[0])}
     uniform = [Layout(rng.uniform(-0.5, 63.5, (60, 2)), np.ones(60)) for _ in range(60)]
-    assert context_seg.PointStatistics(uniform, 64).pair_correlation[3:] == pytest.approx(1, abs=0.15)
+    assert point_process.PointStatistics(uniform, 64).pair_correlation[3:] == pytest.approx(1, abs=0.15)
 
 
 def test_no_nuclei_at_all_is_a_layout_too():
-    import context_seg
+    from lungkit.nuclei import point_process
 
     empty = Layout(np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
-    drawn = context_seg.PointStatistics([empty], 64).sample(np.random.default_rng(0))
+    drawn = point_process.PointStatistics([empty], 64).sample(np.random.default_rng(0))
     assert len(drawn.areas_px) == 0
     assert structure_map(drawn, 64)[..., :2].max() == 0
 
@@ -384,7 +387,7 @@ def test_the_structure_map_shows_nuclei_borders_and_distance():
 def test_control_passes_through_to_the_image(base):
     """Two layouts, the same noise and words: the images must differ, for the map is looked at."""
     import context_seg
-    from lungkit.generate.adapters import draw_images, pipeline
+    from lungkit.generate.drawing import draw_images, pipeline
 
     pipe = pipeline(base, "dpm", controlnet=context_seg.get_controlnet(base, None).eval())
     rng = np.random.default_rng(0)

@@ -21,9 +21,9 @@ import voronoi_seg
 from arms import content, fork, signal_when
 from lungkit.compare import results
 from lungkit.data import result
-from lungkit.run.cli import Fault
 from lungkit.data.dataset import Dataset, Row, open_dataset
 from lungkit.nuclei.features import IMAGES_FILE
+from lungkit.run.faults import Fault
 
 pytest.importorskip("sklearn", reason="requirements.txt has scikit-learn")
 SCRIPT = Path(nuclei_classify.__file__)

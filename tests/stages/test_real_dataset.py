@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import tumor_seg
-from lungkit.phantom import sample
-from lungkit.data.dataset import decode_png, encode_png, open_dataset
+from lungkit.data.dataset import open_dataset
+from lungkit.data.png import decode_png, encode_png
+from lungkit.phantom import paint, sample
 
 
 def make(tree: Path, output: Path, *options: object) -> int:
@@ -255,7 +256,7 @@ def test_whole_slides_become_tiles_of_one_field_and_stay_whole(tmp_path, capsys)
         for slide, (suffix, write) in enumerate(writers.items()):
             picture = np.full((1536, 2048, 3), (243, 241, 244), np.uint8)
             for index, (top, left) in enumerate(ISLANDS):
-                tile = sample.draw_tile(label, patient=3 * number + slide, index=index, seed=21,
+                tile = paint.draw_tile(label, patient=3 * number + slide, index=index, seed=21,
                                          image_size=360)
                 picture[top:top + 360, left:left + 360] = tile.image
             path = tree / label / f"{slide}.{suffix}"
@@ -283,7 +284,7 @@ def test_whole_slides_become_tiles_of_one_field_and_stay_whole(tmp_path, capsys)
 
 def test_tiles_of_another_plan_are_never_mixed_in(sample_dir, tmp_path, monkeypatch):
     """Stopped, then run by a version that splits otherwise: nothing of the first plan stays."""
-    from lungkit.data.dataset import DatasetWriter
+    from lungkit.data.writer import DatasetWriter
 
     options, add = ["--group-regex", r"patient\d+"], DatasetWriter.add
 

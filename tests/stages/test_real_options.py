@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_confounding import plain_report
+from test_tumor_seg import tissue, write
 
 import tumor_seg
 from lungkit.audit import confounding
+from lungkit.audit.warnings import confounding_warnings
 from lungkit.data import splits
-from lungkit.histology import stain
-from lungkit.data.dataset import decode_png, open_dataset
-from lungkit.run.files import sha256
+from lungkit.data.dataset import open_dataset
+from lungkit.data.png import decode_png
+from lungkit.histology import background, stain, tiles
 from lungkit.histology.originals import Cut
 from lungkit.histology.tumour_map import tumour_mask
-from test_confounding import plain_report
-from test_tumor_seg import tissue, write
+from lungkit.run.files import sha256
 
 SIZE, UM_PX = 64, 0.5
 TINTS = ((0.97, 0.93, 0.88), (0.9, 0.95, 0.99))  # of the light of either class
@@ -74,7 +76,7 @@ def tiles_of(dataset) -> list[tuple]:
 def flat_of(tree: Path, name: str) -> np.ndarray:
     """The whole picture, white-balanced on its own background."""
     image = decode_png((tree / name).read_bytes())
-    return stain.balance_white(image, stain.background_light(image))
+    return background.balance_white(image, background.background_light(image))
 
 
 # ------------------------------------------------------------------ the dataset
@@ -113,7 +115,7 @@ def test_the_masks_of_a_tile_are_of_its_own_square(made, tree):
     for row, said in tiles_of(dataset):
         left = int(said["left_px"])
         flat = flat_of(tree, row.source)[:, left:left + SIZE]
-        tissue_there = stain.tissue_mask(flat)
+        tissue_there = background.tissue_mask(flat)
         np.testing.assert_array_equal(dataset.mask("tissue", row), 255 * tissue_there)
         if row.split == "test":
             tumour_there = tumour_mask(flat, field_um=SIZE * UM_PX)
@@ -143,7 +145,7 @@ def test_scale_and_kind_of_image_are_recorded(made):
 
 def test_warnings_of_the_confounding_report_reach_the_dataset(made):
     dataset, _ = made
-    found = [line.split(":")[0] for line in confounding.warnings(dataset.manifest["confounding"])]
+    found = [line.split(":")[0] for line in confounding_warnings(dataset.manifest["confounding"])]
     assert sorted(found) == ["few groups", "few groups", "groups found only",
                              "trivial statistics predict the class"]
     assert sorted(line.split(":")[0] for line in dataset.warnings) == sorted(
@@ -154,7 +156,7 @@ def test_specimens_hold_the_original_before_and_its_own_tiles_after(made, tree):
     dataset, specimens = made
     written = {}
     for row in dataset.rows:
-        written.setdefault(row.source, []).append(tumor_seg.statistics(dataset.image(row)))
+        written.setdefault(row.source, []).append(tiles.statistics(dataset.image(row)))
     assert [s.source_name for s in specimens] == sorted(written)
     assert Counter(s.tiles for s in specimens) == {2: 9, 1: 1}
     for specimen in specimens:
@@ -164,7 +166,7 @@ def test_specimens_hold_the_original_before_and_its_own_tiles_after(made, tree):
         assert specimen.look == (148, 64, ".png", "colour")
         assert specimen.mean_rgb == pytest.approx(image.mean((0, 1)), abs=1e-6)
         assert (*specimen.mean_rgb, specimen.brightness, specimen.contrast) == pytest.approx(
-            tumor_seg.statistics(image))
+            tiles.statistics(image))
         assert specimen.after == pytest.approx(np.mean(written[specimen.source_name], axis=0))
 
 
@@ -219,7 +221,7 @@ def sparse(tree) -> Path:
     shutil.copytree(tree, root)
     image = np.full((64, 64, 3), 250, np.uint8)
     image[4:16, 4:16] = tissue(7)[4:16, 4:16] // 2
-    share = stain.tissue_mask(image).mean()
+    share = background.tissue_mask(image).mean()
     assert 0.025 < share < 0.045
     write(root / "a" / "sparse.png", image)
     return root

@@ -8,31 +8,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_tumor_seg import tissue, write
 
 import tumor_seg
-from lungkit.audit import confounding
+from lungkit.audit import confounding, survey
 from lungkit.data import splits
 from lungkit.formats import sources
-from lungkit.histology import quality, stain
-from lungkit.run.cli import Fault
-from lungkit.histology.originals import Cut, FIELD_UM
+from lungkit.histology import background, quality, stain, tiles
+from lungkit.histology.originals import FIELD_UM, Cut
+from lungkit.run.faults import Fault
 from lungkit.run.workers import in_this_process
-from test_tumor_seg import tissue, write
 
 FINE = quality.Quality(tissue=0.5, contrast=0.2, structure=float("nan"), sharpness=0.6, pen=0.0,
                        brightest=1.0, saturated_white=0.0, saturated_black=0.0)
-KEPT = tumor_seg.Tile((0, 0, 64), FINE, None)
+KEPT = survey.Tile((0, 0, 64), FINE, None)
 
 
-def original(name: str, *tiles: tumor_seg.Tile, **change) -> tumor_seg.Original:
+def original(name: str, *tiles: survey.Tile, **change) -> survey.Original:
     source = sources.Source(Path(name), name, name.split("/")[0])
-    made = tumor_seg.Original(source, name, 1000, (64, 64, ".png", "colour"),
+    made = survey.Original(source, name, 1000, (64, 64, ".png", "colour"),
                               (1.0, 2.0, 3.0, 4.0, 5.0), 0.8, np.full(3, 250.0), None, False,
                               tiles or (KEPT,), None)
     return replace(made, **change)
 
 
-def two_classes(count: int = 10, **change) -> list[tumor_seg.Original]:
+def two_classes(count: int = 10, **change) -> list[survey.Original]:
     return [original(f"{label}/{i}.png", **change) for label in "ab" for i in range(count)]
 
 
@@ -66,7 +66,7 @@ def test_the_split_is_that_of_the_groups_by_tiles_with_this_seed_and_fold(planne
 
 
 def test_tiles_that_were_dropped_count_for_no_split_and_no_group(planned):
-    dropped = tumor_seg.Tile((0, 0, 64), FINE, "blank")
+    dropped = survey.Tile((0, 0, 64), FINE, "blank")
     originals = [*two_classes(), original("a/x.png", dropped), original("b/y.png", KEPT, dropped)]
     plan = planned(originals)
     assert "a/x.png" not in plan.group_of and len(plan.originals) == 21
@@ -118,7 +118,7 @@ def test_copies_are_pairs_with_the_first_of_their_group(monkeypatch):
 
 
 def test_a_class_that_lost_every_tile_is_a_fault_that_names_the_commonest_reason(planned):
-    dropped = [tumor_seg.Tile((0, 0, 64), FINE, why) for why in ("blank", "pen mark", "pen mark")]
+    dropped = [survey.Tile((0, 0, 64), FINE, why) for why in ("blank", "pen mark", "pen mark")]
     with pytest.raises(Fault, match=r"every tile of 'c' was dropped \(pen mark\)"):
         planned([*two_classes(), original("c/1.png", *dropped)])
 
@@ -162,7 +162,7 @@ def numbered(plan, *written) -> list[tuple]:
 
 
 def test_tiles_are_numbered_by_class_and_name_and_never_by_split(planned):
-    kept, dropped = (tumor_seg.Tile((0, i, 64), FINE, why) for i, why in ((1, None), (2, "blank")))
+    kept, dropped = (survey.Tile((0, i, 64), FINE, why) for i, why in ((1, None), (2, "blank")))
     originals = [o if i % 4 else replace(o, tiles=(KEPT, dropped, kept))
                  for i, o in enumerate(two_classes())]
     plans = [planned(originals, seed=seed) for seed in (0, 1)]
@@ -179,7 +179,7 @@ def test_tiles_are_numbered_by_class_and_name_and_never_by_split(planned):
 
 
 def test_many_tiles_of_one_original_are_shared_out_32_at_a_time(planned):
-    tiles = [tumor_seg.Tile((0, 64 * i, 64), FINE, None) for i in range(70)]
+    tiles = [survey.Tile((0, 64 * i, 64), FINE, None) for i in range(70)]
     plan = planned([original("a/0.png", *tiles), *two_classes()[1:]])
     jobs = tumor_seg.pending_jobs(Written(5), plan)
     assert [len(job.tiles) for job in jobs[:4]] == [32, 32, 5, 1]
@@ -219,9 +219,9 @@ def test_a_specimen_is_what_was_measured_before_any_change(planned):
 def test_statistics_are_mean_colour_and_the_mean_and_spread_of_grey():
     image = np.zeros((4, 4, 3), np.uint8)
     image[:2], image[2:] = (30, 60, 120), (90, 120, 180)
-    assert tumor_seg.statistics(image) == pytest.approx((60, 90, 150, 100, 30), abs=0.1)
+    assert tiles.statistics(image) == pytest.approx((60, 90, 150, 100, 30), abs=0.1)
     grey = np.repeat(np.uint8([[10, 50]]), 4, 1)
-    assert tumor_seg.statistics(grey) == pytest.approx((30, 30, 30, 30, 20))
+    assert tiles.statistics(grey) == pytest.approx((30, 30, 30, 30, 20))
 
 
 # ------------------------------------------------------------------ one tile
@@ -239,12 +239,12 @@ def judged(monkeypatch):
         asked = []
         monkeypatch.setattr(quality, "measure", lambda flat, mask, scale: asked.append(scale)
                             or measured)
-        monkeypatch.setattr(tumor_seg, "tumour_share", lambda flat, mask, um_px: asked.append(um_px)
+        monkeypatch.setattr(tiles, "tumour_share", lambda flat, mask, um_px: asked.append(um_px)
                             or share)
         picture = FakePicture()
         picture.um_px = um_px
-        tile = tumor_seg.judge(tissue(1)[:50, :50], (3, 4, 100), np.full(3, 255.0), picture, label,
-                               tumor_seg.Recipe(Cut(64), **options))
+        tile = tiles.judge(tissue(1)[:50, :50], (3, 4, 100), np.full(3, 255.0), picture, label,
+                               tiles.Recipe(Cut(64), **options))
         assert tile.measured == measured and tile.box == (3, 4, 100)
         return tile.reason, asked
 
@@ -277,11 +277,11 @@ def test_quality_comes_before_the_region_and_may_be_left_to_the_share_of_tissue(
 def test_grey_tiles_hold_no_tumour_and_colour_ones_their_share_of_tissue(monkeypatch):
     found = np.zeros((20, 20), bool)
     found[:10] = True
-    monkeypatch.setattr(tumor_seg, "tumour_map", lambda flat, um_px: found)
+    monkeypatch.setattr(tiles, "tumour_map", lambda flat, um_px: found)
     mask = np.zeros((40, 40), bool)
     mask[:, :20] = mask[:10, 20:] = True
-    assert tumor_seg.tumour_share(np.zeros((40, 40), np.uint8), mask, None) == 0
-    assert tumor_seg.tumour_share(np.zeros((40, 40, 3), np.uint8), mask, None) == 0.6
+    assert tiles.tumour_share(np.zeros((40, 40), np.uint8), mask, None) == 0
+    assert tiles.tumour_share(np.zeros((40, 40, 3), np.uint8), mask, None) == 0.6
 
 
 @pytest.mark.parametrize("um_px, side, field_um", [(0.25, 300, 75), (None, 300, FIELD_UM),
@@ -290,25 +290,25 @@ def test_the_tumour_map_is_of_the_tiles_field_at_224_px_at_most(monkeypatch, um_
     asked = []
     monkeypatch.setattr(tumor_seg, "tumour_mask", lambda image, field_um: asked.append(
         (image.shape, field_um)))
-    tumor_seg.tumour_map(np.zeros((side, side, 3), np.uint8), um_px)
+    tiles.tumour_map(np.zeros((side, side, 3), np.uint8), um_px)
     assert asked == [((min(side, 224),) * 2 + (3,), field_um)]
 
 
 def test_a_mask_is_set_where_half_of_a_pixel_is():
     mask = np.zeros((8, 8), bool)
     mask[0, 0] = mask[0, 2:4] = mask[4:7, 4:6] = True
-    found = tumor_seg.mask_to(mask, 4)
+    found = tiles.mask_to(mask, 4)
     assert found.dtype == np.uint8 and set(np.unique(found)) == {0, 255}
     assert np.argwhere(found > 0).tolist() == [[0, 1], [2, 2], [3, 2]]
-    assert tumor_seg.mask_to(mask, 8).sum() == 255 * mask.sum()
+    assert tiles.mask_to(mask, 8).sum() == 255 * mask.sum()
 
 
 def test_a_tile_is_averaged_to_size_and_grey_becomes_three_equal_channels():
     tile = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-    found = tumor_seg.bring_to(tile, 16)
+    found = tiles.bring_to(tile, 16)
     assert found.shape == (16, 16, 3) and (found == found[..., :1]).all()
     np.testing.assert_allclose(found[..., 0], tile.reshape(16, 4, 16, 4).mean((1, 3)), atol=0.51)
-    assert tumor_seg.bring_to(tile[:20, :20], 40).shape == (40, 40, 3)
+    assert tiles.bring_to(tile[:20, :20], 40).shape == (40, 40, 3)
 
 
 # ------------------------------------------------------------------ slides and pictures examined
@@ -341,13 +341,13 @@ def test_a_slides_stain_is_measured_on_its_kept_tiles_and_its_light_on_all_of_it
     monkeypatch.setitem(stain.METHODS, "macenko", stain.Method(
         lambda pixels: seen.append(pixels) or "measured", None, None))
     source = sources.Source(Path("a/s.svs"), "a/s.svs", "a")
-    found = tumor_seg.examine(source, tumor_seg.Recipe(Cut(64), quality_control=False))
-    assert found.stains == "measured" and set(reads) == {tumor_seg.WORK_PX}
+    found = tiles.examine(source, tiles.Recipe(Cut(64), quality_control=False))
+    assert found.stains == "measured" and set(reads) == {tiles.WORK_PX}
     np.testing.assert_allclose(found.light, np.trunc(255 * np.array(tint)), atol=1)
     assert [tile.reason for tile in found.tiles] == [None, "too little tissue"] * 30
     picked = np.linspace(0, 59, 48).round().astype(int)
     kept = [i for i in picked if i % 2 == 0]
-    flat = [stain.balance_white((tissue(64 * i) * tint).astype(np.uint8), found.light) for i in kept]
+    flat = [background.balance_white((tissue(64 * i) * tint).astype(np.uint8), found.light) for i in kept]
     np.testing.assert_array_equal(seen[0], np.concatenate(flat).reshape(-1, 3))
 
 
@@ -373,7 +373,7 @@ def test_an_edited_original_is_examined_again_and_the_others_are_not(tmp_path, m
         assert [o.source.name for o in made] == ["a/0.png", "a/1.png", "a/2.png"]
         return list(seen)
 
-    monkeypatch.setattr(tumor_seg, "examine", examine)
+    monkeypatch.setattr(tiles, "examine", examine)
     assert surveyed() == ["a/0.png", "a/1.png", "a/2.png"] and surveyed() == []
     write(found[1].path, tissue(9))
     assert surveyed() == ["a/1.png"]

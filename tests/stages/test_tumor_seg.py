@@ -18,9 +18,10 @@ import pytest
 
 import tumor_seg
 from lungkit.data import splits
+from lungkit.data.dataset import open_dataset
+from lungkit.data.png import decode_png, encode_png
 from lungkit.formats import sources
-from lungkit.histology import originals, stain
-from lungkit.data.dataset import decode_png, encode_png, open_dataset
+from lungkit.histology import background, density, originals, stain, tiles
 
 LC25000 = Path(os.environ.get("LC25000") or "no-lc25000")  # its folder: the tests on it run
 
@@ -238,7 +239,7 @@ def test_dark_cells_on_bright_grey_are_the_tissue(tree):
 
 def test_an_uneven_dark_background_is_evened():
     slope = np.tile(np.arange(64, dtype=np.uint16) * 40, (64, 1))
-    image, bright = stain.enhance_grey(spots(4) + slope)
+    image, bright = background.enhance_grey(spots(4) + slope)
     assert not bright
     quiet = [np.median(image[:, :12]), np.median(image[:, -12:])]
     assert abs(quiet[0] - quiet[1]) < 40
@@ -247,17 +248,17 @@ def test_an_uneven_dark_background_is_evened():
 def test_an_even_grey_image_keeps_its_tone():
     for value, tone in ((255, 255), (250, 255), (0, 0), (7, 0)):
         even = np.full((64, 64), value, np.uint8)
-        image, bright = stain.enhance_grey(even)
+        image, bright = background.enhance_grey(even)
         assert (image == tone).all() and bright == (tone == 255)
 
 
 def test_grey_with_bright_background_keeps_its_order():
     dark_cells = 60000 - spots(1) * 10
-    image, bright = stain.enhance_grey(dark_cells)
+    image, bright = background.enhance_grey(dark_cells)
     assert bright and image.dtype == np.uint8
     assert image[dark_cells > 50000].mean() > 150 > image[dark_cells < 40000].mean()
-    flat, _ = stain.enhance_grey(np.full((64, 64), 9, np.uint16))
-    assert len(np.unique(flat)) == 1 and not stain.tissue_mask(flat).any()
+    flat, _ = background.enhance_grey(np.full((64, 64), 9, np.uint16))
+    assert len(np.unique(flat)) == 1 and not background.tissue_mask(flat).any()
 
 
 # ------------------------------------------------------------------ stain
@@ -277,7 +278,7 @@ def stained(matrix, strength, seed=0):
 
 
 def find(image):
-    return stain.estimate_stains(stain.optical_density(image).reshape(-1, 3))
+    return stain.estimate_stains(density.optical_density(image).reshape(-1, 3))
 
 
 def test_macenko_finds_known_stains():
@@ -311,11 +312,11 @@ def test_background_becomes_white_whatever_its_tint():
         image, amount = stained(H_AND_E, (1.5, 0.9))
         image[:40] = 255
         image = (image * (np.array(tint) / 255)).astype(np.uint8)
-        white = stain.balance_white(image, stain.background_light(image))
+        white = background.balance_white(image, background.background_light(image))
         assert white[:38].min() > 240
     dense, _ = stained(H_AND_E, (1.5, 0.9))
     dense = np.minimum(dense, 150)
-    assert (stain.background_light(dense) == 255).all()
+    assert (background.background_light(dense) == 255).all()
 
 
 def test_normalising_is_for_the_pixels_written(tree):
@@ -337,7 +338,7 @@ def test_pale_and_colourless_tissue_is_tissue():
     image = np.full((64, 64, 3), 255, np.uint8)
     image[10:30, 10:30] = 195           # grey, dense enough
     image[35:55, 35:55] = (255, 215, 250)  # pale, coloured
-    mask = stain.tissue_mask(image)
+    mask = background.tissue_mask(image)
     assert mask[12:28, 12:28].all() and mask[37:53, 37:53].all() and mask.mean() < 0.25
 
 
@@ -348,7 +349,7 @@ def test_the_reference_comes_from_training_images_only(tree):
     stains = []
     for row in first.select("train"):
         pixels = decode_png((tree / row.source).read_bytes())
-        stains.append(find(stain.balance_white(pixels, stain.background_light(pixels))))
+        stains.append(find(background.balance_white(pixels, background.background_light(pixels))))
     reference = stain.reference_stains([found for found in stains if found])
     recorded = first.manifest["stain"]["reference"]["matrix"]
     np.testing.assert_allclose(recorded, reference.matrix, atol=1e-4)
@@ -446,7 +447,7 @@ def test_dry_run_checks_and_writes_nothing(tree, capsys):
 
 def test_killed_and_rerun_gives_the_same_bytes(tree, monkeypatch):
     """kill -9 in the middle of the writing, then the same command."""
-    from lungkit.data.dataset import DatasetWriter
+    from lungkit.data.writer import DatasetWriter
 
     assert run(tree, output="whole") == 0
     program = ("import sys, os, signal, tumor_seg\n"
@@ -473,7 +474,7 @@ def test_killed_and_rerun_gives_the_same_bytes(tree, monkeypatch):
 
 
 def test_a_signal_stops_between_items_and_the_rest_follows(tree, monkeypatch):
-    from lungkit.data.dataset import DatasetWriter
+    from lungkit.data.writer import DatasetWriter
 
     original = DatasetWriter.add
 
@@ -602,7 +603,7 @@ def test_lc25000_loses_no_image_for_lack_of_tissue():
         paths = sorted((LC25000 / "lung_image_sets" / label).iterdir())[::50]
         for path in paths:
             source = sources.Source(path, path.name, label)
-            found = tumor_seg.examine(source, tumor_seg.Recipe(originals.Cut(64)))
+            found = tiles.examine(source, tiles.Recipe(originals.Cut(64)))
             assert len(found.kept) == 1
             if label == "lung_n":
                 assert found.kept[0].measured.tissue < 0.98  # its air is not taken for tissue

@@ -12,17 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import voronoi_seg
-from lungkit.phantom import sample
-from lungkit.data.dataset import DatasetWriter, MANIFEST, SPLITS, check_same_task, open_dataset
-from lungkit.run.files import Output
+from lungkit.data.dataset import MANIFEST, SPLITS, check_same_task, open_dataset
+from lungkit.data.writer import DatasetWriter
+from lungkit.nuclei.detect import SOLIDITY, Nuclei, detect_nuclei
 from lungkit.nuclei.features import IMAGE_COLUMNS, read_image_features
-from lungkit.nuclei.detect import Nuclei, SOLIDITY, detect_nuclei
-from lungkit.nuclei.voronoi import (borders, cell_areas_px, count_neighbours, touches_border,
-                                    voronoi_labels)
+from lungkit.nuclei.voronoi import (
+    borders,
+    cell_areas_px,
+    count_neighbours,
+    touches_border,
+    voronoi_labels,
+)
+from lungkit.phantom import paint
+from lungkit.run.output import Output
 
 SIZE = 64
 SCRIPT = Path(voronoi_seg.__file__)
@@ -30,7 +35,7 @@ SCRIPT = Path(voronoi_seg.__file__)
 
 def write_real(path: Path, draw, per_class: int = 5, **manifest: object) -> Path:
     """A real dataset whose item i is draw(label, i), in 3 classes over the three splits."""
-    with DatasetWriter(Output(path, MANIFEST, {}), stage="test", classes=sorted(sample.CLASSES),
+    with DatasetWriter(Output(path, MANIFEST, {}), stage="test", classes=sorted(paint.CLASSES),
                        image_size=SIZE) as writer:
         for index in range(per_class * 3):
             label = writer.classes[index // per_class]
@@ -41,7 +46,7 @@ def write_real(path: Path, draw, per_class: int = 5, **manifest: object) -> Path
 
 
 def tissue(label: str, index: int) -> np.ndarray:
-    return sample.draw_tile(label, patient=index % 2, index=index, seed=2, image_size=SIZE).image
+    return paint.draw_tile(label, patient=index % 2, index=index, seed=2, image_size=SIZE).image
 
 
 @pytest.fixture(scope="module")

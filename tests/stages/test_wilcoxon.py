@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import wilcoxon_test as stage
-from lungkit.compare import results
+from lungkit.compare import rank_sum, results
+from lungkit.compare.pairs import compare, find_warnings
 from result_trees import ARMS, make_results, record, right, split_of, write, write_counts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def enumerate_p(a, b):
 @settings(max_examples=80, deadline=None)
 def test_p_equals_full_enumeration_with_ties(samples):
     a, b = samples
-    test = stage.rank_sum_test(a, b)
+    test = rank_sum.rank_sum_test(a, b)
     greater, less, extreme = enumerate_p(a, b)
     assert test.p_greater == pytest.approx(greater, abs=1e-12)
     assert test.p_less == pytest.approx(less, abs=1e-12)
@@ -69,10 +69,10 @@ def test_p_equals_scipy_exact_without_ties(num_a, num_b, rng):
 
     values = rng.sample(range(1000), num_a + num_b)
     a, b = values[:num_a], values[num_a:]
-    test, golden = stage.rank_sum_test(a, b), mannwhitneyu(a, b, method="exact")
+    test, golden = rank_sum.rank_sum_test(a, b), mannwhitneyu(a, b, method="exact")
     assert test.u == golden.statistic
     assert test.p_two_sided == pytest.approx(golden.pvalue, rel=1e-12)
-    assert test.p_smallest == pytest.approx(stage.smallest_p(num_a, num_b), rel=1e-12)
+    assert test.p_smallest == pytest.approx(rank_sum.smallest_p(num_a, num_b), rel=1e-12)
 
 
 def test_p_equals_scipy_permutation_test_with_ties():
@@ -82,7 +82,7 @@ def test_p_equals_scipy_permutation_test_with_ties():
     ranks = rankdata([*a, *b])
     golden = permutation_test((ranks[:6], ranks[6:]), lambda x, y: x.sum(), n_resamples=np.inf,
                               vectorized=False, permutation_type="independent")
-    assert stage.rank_sum_test(a, b).p_two_sided == pytest.approx(golden.pvalue, rel=1e-12)
+    assert rank_sum.rank_sum_test(a, b).p_two_sided == pytest.approx(golden.pvalue, rel=1e-12)
 
 
 X, Y = [0.62, 0.71, 0.68, 0.75, 0.80, 0.77], [0.555, 0.601, 0.663, 0.587, 0.734, 0.648]
@@ -90,32 +90,32 @@ X, Y = [0.62, 0.71, 0.68, 0.75, 0.80, 0.77], [0.555, 0.601, 0.663, 0.587, 0.734,
 
 def test_r_golden_without_ties():
     # R 4.2.2: wilcox.test(X, Y, exact=TRUE, conf.int=TRUE); the same with conf.level=0.9
-    test = stage.rank_sum_test(X, Y)
+    test = rank_sum.rank_sum_test(X, Y)
     assert (test.u, test.p_two_sided) == (31, pytest.approx(0.0411255411255411, rel=1e-12))
-    assert stage.shift_with_interval(X, Y, 0.05) == pytest.approx((0.0975, 0.016, 0.183))
-    assert stage.shift_with_interval(X, Y, 0.10) == pytest.approx((0.0975, 0.019, 0.163))
+    assert rank_sum.shift_with_interval(X, Y, 0.05) == pytest.approx((0.0975, 0.016, 0.183))
+    assert rank_sum.shift_with_interval(X, Y, 0.10) == pytest.approx((0.0975, 0.019, 0.163))
     # a second, n = 10: wilcox.test(a, b, exact=TRUE, conf.int=TRUE)
     a = [0.905, 0.913, 0.927, 0.938, 0.944, 0.951, 0.962, 0.975, 0.983, 0.991]
     b = [0.901, 0.908, 0.911, 0.919, 0.9235, 0.9315, 0.9405, 0.9475, 0.9595, 0.9705]
-    test = stage.rank_sum_test(a, b)
+    test = rank_sum.rank_sum_test(a, b)
     assert (test.u, test.p_two_sided) == (69, pytest.approx(0.165493948775683, rel=1e-12))
-    assert stage.shift_with_interval(a, b, 0.05) == pytest.approx((0.019, -0.0085, 0.0435))
+    assert rank_sum.shift_with_interval(a, b, 0.05) == pytest.approx((0.019, -0.0085, 0.0435))
     # wilcox.test(a, b, mu=0.02, alternative="less", exact=TRUE): b not worse than a by 0.02
-    assert stage.margin_tests(a, b, 0.02)[1] == pytest.approx(0.455898590573513, rel=1e-12)
+    assert rank_sum.margin_tests(a, b, 0.02)[1] == pytest.approx(0.455898590573513, rel=1e-12)
 
 
 def test_r_golden_with_ties():
     # R package exactRankTests 0.8-35: wilcox.exact(x, y, conf.int=TRUE), on counts of 20 images
     x, y = [15, 16, 16, 17, 17, 17, 18, 18, 19, 15], [13, 14, 15, 15, 15, 16, 16, 16, 17, 14]
     a, b = [k / 20 for k in x], [k / 20 for k in y]
-    test = stage.rank_sum_test(a, b)
+    test = rank_sum.rank_sum_test(a, b)
     assert (test.u, test.p_two_sided) == (82.5, pytest.approx(0.0136720864275044, rel=1e-12))
-    assert stage.shift_with_interval(a, b, 0.05)[1:] == pytest.approx((0, 0.15), abs=1e-12)
+    assert rank_sum.shift_with_interval(a, b, 0.05)[1:] == pytest.approx((0, 0.15), abs=1e-12)
     # wilcox.exact(x, y, mu=2, alternative="less"), (..., mu=-2, alternative="greater")
-    assert stage.margin_tests(a, b, 0.1) == pytest.approx(
+    assert rank_sum.margin_tests(a, b, 0.1) == pytest.approx(
         (1.62376323367035e-05, 0.324893372880989), rel=1e-12)
     # unequal n, one-sided: wilcox.exact(c(1,2,2,3,3,3,5), c(2,3,3,4,4,5,5,5,6,6,7), alternative=)
-    test = stage.rank_sum_test([1, 2, 2, 3, 3, 3, 5], [2, 3, 3, 4, 4, 5, 5, 5, 6, 6, 7])
+    test = rank_sum.rank_sum_test([1, 2, 2, 3, 3, 3, 5], [2, 3, 3, 4, 4, 5, 5, 5, 6, 6, 7])
     assert (test.p_less, test.p_greater) == pytest.approx(
         (0.0113436400201106, 0.992427099044746), rel=1e-12)
 
@@ -124,7 +124,7 @@ def test_r_golden_normal_approximation():
     # R: x <- rep(c(.70,.72,.74,.76,.78), 60); y <- rep(c(.70,.71,.74,.75,.76), 60)
     #    wilcox.test(x, y, exact=FALSE, correct=TRUE)
     a, b = [0.70, 0.72, 0.74, 0.76, 0.78] * 60, [0.70, 0.71, 0.74, 0.75, 0.76] * 60
-    test = stage.rank_sum_test(a, b)
+    test = rank_sum.rank_sum_test(a, b)
     assert not test.exact
     assert (test.u, test.p_two_sided) == (52200, pytest.approx(5.82697389914745e-04, rel=1e-9))
 
@@ -135,7 +135,7 @@ def test_each_tail_above_200_values_is_scipys(num_b):
 
     rng = np.random.default_rng(2)
     a, b = rng.binomial(60, 0.80, 100) / 60, rng.binomial(60, 0.83, num_b) / 60
-    test = stage.rank_sum_test(a, b)
+    test = rank_sum.rank_sum_test(a, b)
     for tail, p in (("greater", test.p_greater), ("less", test.p_less),
                     ("two-sided", test.p_two_sided)):
         golden = mannwhitneyu(a, b, method="asymptotic", alternative=tail)
@@ -148,7 +148,7 @@ def test_up_to_200_values_are_exact(num_b, exact):
     from scipy.stats import hypergeom
 
     # of two values the rank sum counts the ones in a: Fisher's exact test
-    test = stage.rank_sum_test([0.0] * 60 + [1.0] * 40, [0.0] * 50 + [1.0] * (num_b - 50))
+    test = rank_sum.rank_sum_test([0.0] * 60 + [1.0] * 40, [0.0] * 50 + [1.0] * (num_b - 50))
     golden = hypergeom(100 + num_b, 40 + num_b - 50, 100).cdf(40)
     assert test.exact == exact
     assert (test.p_less == pytest.approx(golden, rel=1e-9)) == exact
@@ -156,10 +156,10 @@ def test_up_to_200_values_are_exact(num_b, exact):
 
 def test_above_200_values_the_smallest_p_is_that_of_complete_separation():
     low, high = np.arange(150) / 1000, 0.5 + np.arange(150) / 1000
-    apart, mixed = stage.rank_sum_test(low, high), stage.rank_sum_test(
+    apart, mixed = rank_sum.rank_sum_test(low, high), rank_sum.rank_sum_test(
         np.r_[low[::2], high[::2]], np.r_[low[1::2], high[1::2]])
     assert apart.p_smallest == apart.p_two_sided == mixed.p_smallest < 1e-40 < mixed.p_two_sided
-    equal = stage.rank_sum_test([0.5] * 150, [0.5] * 150)
+    equal = rank_sum.rank_sum_test([0.5] * 150, [0.5] * 150)
     assert (equal.p_greater, equal.p_less, equal.p_two_sided, equal.p_smallest) == (1, 1, 1, 1)
 
 
@@ -167,25 +167,25 @@ def test_shift_and_margins_above_200_values_have_the_direction_of_a_minus_b():
     rng = np.random.default_rng(3)
     b = rng.normal(0.80, 0.02, 101)
     a = rng.normal(0.83, 0.02, 100)
-    shift, low, high = stage.shift_with_interval(a, b, 0.05)
+    shift, low, high = rank_sum.shift_with_interval(a, b, 0.05)
     assert 0.02 < low < shift < high < 0.04
-    a_not_worse, b_not_worse = stage.margin_tests(a, b, 0.02)
+    a_not_worse, b_not_worse = rank_sum.margin_tests(a, b, 0.02)
     assert a_not_worse < 1e-12 and b_not_worse > 0.99
 
 
 def test_exact_joins_the_normal_approximation(monkeypatch):
     rng = np.random.default_rng(1)
     a, b = rng.binomial(60, 0.80, 100) / 60, rng.binomial(60, 0.82, 100) / 60
-    exact = stage.rank_sum_test(a, b)
-    monkeypatch.setattr(stage, "EXACT_LIMIT", 0)
-    normal = stage.rank_sum_test(a, b)
+    exact = rank_sum.rank_sum_test(a, b)
+    monkeypatch.setattr(rank_sum, "EXACT_LIMIT", 0)
+    normal = rank_sum.rank_sum_test(a, b)
     assert exact.exact and not normal.exact
     assert exact.p_two_sided == pytest.approx(normal.p_two_sided, rel=0.05)
 
 
 def test_last_bit_differences_are_ties():
     assert 0.9 - 0.85 != 0.85 - 0.8
-    assert list(stage.doubled_midranks([0.9 - 0.85, 0.85 - 0.8, 1.0])) == [3, 3, 6]
+    assert list(rank_sum.doubled_midranks([0.9 - 0.85, 0.85 - 0.8, 1.0])) == [3, 3, 6]
 
 
 # ------------------------------------------------------------------ intervals, margins, Holm
@@ -199,7 +199,7 @@ def test_interval_holds_exactly_the_shifts_not_rejected(samples, alpha):
     gaps = [points[0] - 1, *((points[1:] + points[:-1]) / 2), points[-1] + 1]
     shifts = sorted([*points, *gaps])
     kept = [d for d in shifts if min(enumerate_p(a - d, b)[:2]) * 2 > alpha]
-    _, low, high = stage.shift_with_interval(a, b, alpha)
+    _, low, high = rank_sum.shift_with_interval(a, b, alpha)
     inside = [d for d in shifts if low - 1e-7 <= d <= high + 1e-7]
     # an end that is a gap is reported by the difference that bounds it
     assert set(kept) <= set(inside)
@@ -209,8 +209,8 @@ def test_interval_holds_exactly_the_shifts_not_rejected(samples, alpha):
 
 def test_a_shift_whose_p_is_exactly_alpha_is_outside_the_interval():
     a, b = [0.80, 0.81, 0.82, 0.83], [0.70, 0.71, 0.72, 0.73]  # any p is a multiple of 2 / 70
-    assert stage.shift_with_interval(a, b, 2 / 70)[1:] == pytest.approx((0.07, 0.13))
-    assert stage.shift_with_interval(a, b, 2 / 71)[1:] == (-math.inf, math.inf)
+    assert rank_sum.shift_with_interval(a, b, 2 / 70)[1:] == pytest.approx((0.07, 0.13))
+    assert rank_sum.shift_with_interval(a, b, 2 / 71)[1:] == (-math.inf, math.inf)
 
 
 @given(small_samples, st.sampled_from([0.1, 0.3]))
@@ -218,9 +218,9 @@ def test_a_shift_whose_p_is_exactly_alpha_is_outside_the_interval():
 def test_interval_on_a_grid_agrees_with_the_test(samples, alpha):
     """Every shift of whole sevenths is inside if, and only if, the test keeps it."""
     a, b = (np.array(sample) for sample in samples)
-    _, low, high = stage.shift_with_interval(a, b, alpha, grid=1 / 7)
+    _, low, high = rank_sum.shift_with_interval(a, b, alpha, grid=1 / 7)
     for step in range(-8, 9):
-        p = stage.rank_sum_test(a - step / 7, b).p_two_sided
+        p = rank_sum.rank_sum_test(a - step / 7, b).p_two_sided
         assert (low <= step / 7 <= high) == (p > alpha), step
     assert all(math.isinf(end) or abs(end * 14 % 2 - 1) < 1e-6 for end in (low, high))
 
@@ -229,61 +229,61 @@ def test_interval_on_a_grid_agrees_with_the_test(samples, alpha):
 @settings(max_examples=40, deadline=None)
 def test_margin_tests_are_one_sided_tests_of_the_shifted_samples(samples, margin):
     a, b = (np.array(sample) for sample in samples)
-    assert stage.margin_tests(a, b, margin) == pytest.approx(
+    assert rank_sum.margin_tests(a, b, margin) == pytest.approx(
         (enumerate_p(a + margin, b)[0], enumerate_p(a - margin, b)[1]), abs=1e-12)
 
 
 def test_the_worse_dataset_is_the_one_not_shown_to_be_not_worse():
     low, high = [0.70, 0.71, 0.72, 0.73], [0.80, 0.81, 0.82, 0.83]
-    assert stage.margin_tests(low, high, 0.02) == pytest.approx((1, 1 / 70))
-    assert stage.margin_tests(high, low, 0.02) == pytest.approx((1 / 70, 1))
-    assert stage.shift_with_interval(high, low, 0.05)[0] == pytest.approx(0.1)
+    assert rank_sum.margin_tests(low, high, 0.02) == pytest.approx((1, 1 / 70))
+    assert rank_sum.margin_tests(high, low, 0.02) == pytest.approx((1 / 70, 1))
+    assert rank_sum.shift_with_interval(high, low, 0.05)[0] == pytest.approx(0.1)
 
 
 def test_an_interval_of_another_confidence_is_that_of_another_test():
     a = [0.70 + 0.010 * k for k in range(8)]
     b = [0.70 + 0.011 * k for k in range(8)]
-    ends = [stage.shift_with_interval(a, b, alpha)[1:] for alpha in (0.05, 0.10, 0.20)]
+    ends = [rank_sum.shift_with_interval(a, b, alpha)[1:] for alpha in (0.05, 0.10, 0.20)]
     for alpha, (low, high) in zip((0.05, 0.10, 0.20), ends):
         for inside, outside in ((low + 1e-6, low - 1e-6), (high - 1e-6, high + 1e-6)):
-            kept, rejected = (stage.rank_sum_test(np.array(a) - shift, b).p_two_sided
+            kept, rejected = (rank_sum.rank_sum_test(np.array(a) - shift, b).p_two_sided
                               for shift in (inside, outside))
             assert rejected <= alpha < kept
     assert ends[0][0] < ends[1][0] < ends[2][0] < ends[2][1] < ends[1][1] < ends[0][1]
 
 
 def test_margin_is_tested_in_whole_images():
-    assert stage.margin_on_grid(0.02, 1 / 60) == pytest.approx(1 / 60)
-    assert stage.margin_on_grid(0.02, 1 / 50) == pytest.approx(0.02)
-    assert stage.margin_on_grid(0.02, 1 / 40) == 0
-    assert stage.margin_on_grid(0.05, 1 / 60) == pytest.approx(3 / 60)  # 0.05 * 60 is 3.0000000004
-    assert stage.margin_on_grid(0.29, 0.01) == pytest.approx(0.29)      # 0.29 / 0.01 is 28.99...
-    assert stage.margin_on_grid(0.02, 0) == 0.02
+    assert rank_sum.margin_on_grid(0.02, 1 / 60) == pytest.approx(1 / 60)
+    assert rank_sum.margin_on_grid(0.02, 1 / 50) == pytest.approx(0.02)
+    assert rank_sum.margin_on_grid(0.02, 1 / 40) == 0
+    assert rank_sum.margin_on_grid(0.05, 1 / 60) == pytest.approx(3 / 60)  # 0.05 * 60 is 3.0000000004
+    assert rank_sum.margin_on_grid(0.29, 0.01) == pytest.approx(0.29)      # 0.29 / 0.01 is 28.99...
+    assert rank_sum.margin_on_grid(0.02, 0) == 0.02
 
 
 @given(small_samples, st.floats(0.01, 0.3))
 @settings(max_examples=60, deadline=None)
 def test_swapping_the_datasets_mirrors_everything(samples, margin):
     a, b = samples
-    there, back = stage.rank_sum_test(a, b), stage.rank_sum_test(b, a)
+    there, back = rank_sum.rank_sum_test(a, b), rank_sum.rank_sum_test(b, a)
     assert there.p_two_sided == pytest.approx(back.p_two_sided, rel=1e-12)
-    shift, low, high = stage.shift_with_interval(a, b, 0.1)
-    assert stage.shift_with_interval(b, a, 0.1) == pytest.approx((-shift, -high, -low), abs=1e-9)
-    assert stage.margin_tests(b, a, margin) == stage.margin_tests(a, b, margin)[::-1]
+    shift, low, high = rank_sum.shift_with_interval(a, b, 0.1)
+    assert rank_sum.shift_with_interval(b, a, 0.1) == pytest.approx((-shift, -high, -low), abs=1e-9)
+    assert rank_sum.margin_tests(b, a, margin) == rank_sum.margin_tests(a, b, margin)[::-1]
 
 
 def test_holm_golden():
     # R: p.adjust(c(0.01, 0.04, 0.03, 0.005, 0.5), "holm")
-    assert stage.holm([0.01, 0.04, 0.03, 0.005, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.5])
-    assert stage.holm([0.02, 0.031, 0.9]) == pytest.approx([0.06, 0.062, 0.9])
+    assert rank_sum.holm([0.01, 0.04, 0.03, 0.005, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.5])
+    assert rank_sum.holm([0.02, 0.031, 0.9]) == pytest.approx([0.06, 0.062, 0.9])
     # a later product, here 2 * 0.031, must not undercut an earlier one
-    assert stage.holm([0.03, 0.031, 0.9]) == pytest.approx([0.09, 0.09, 0.9])
+    assert rank_sum.holm([0.03, 0.031, 0.9]) == pytest.approx([0.09, 0.09, 0.9])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 @settings(max_examples=60, deadline=None)
 def test_holm_keeps_the_order_never_lowers_a_p_and_ends_at_1(p_values):
-    adjusted = stage.holm(p_values)
+    adjusted = rank_sum.holm(p_values)
     for p, q in zip(p_values, adjusted):
         assert p <= q <= min(1, len(p_values) * p)
     assert min(adjusted) == pytest.approx(min(1, len(p_values) * min(p_values)))
@@ -292,20 +292,20 @@ def test_holm_keeps_the_order_never_lowers_a_p_and_ends_at_1(p_values):
 
 
 def test_smallest_p_and_n_needed():
-    assert [round(stage.smallest_p(n, n), 4) for n in (3, 4, 5, 6)] == [0.1, 0.0286, 0.0079, 0.0022]
-    assert (stage.n_needed(1, 0.05), stage.n_needed(10, 0.05), stage.n_needed(10, 0.01)) == (4, 6, 7)
+    assert [round(rank_sum.smallest_p(n, n), 4) for n in (3, 4, 5, 6)] == [0.1, 0.0286, 0.0079, 0.0022]
+    assert (rank_sum.n_needed(1, 0.05), rank_sum.n_needed(10, 0.05), rank_sum.n_needed(10, 0.01)) == (4, 6, 7)
 
 
 def test_wilson_interval_golden():
     # R: prop.test(81, 263, correct=FALSE)$conf.int
-    assert stage.wilson_interval(81 / 263, 263) == pytest.approx((0.255288520, 0.366209577), abs=1e-8)
-    assert stage.wilson_interval(1, 10)[1] == pytest.approx(1)
+    assert rank_sum.wilson_interval(81 / 263, 263) == pytest.approx((0.255288520, 0.366209577), abs=1e-8)
+    assert rank_sum.wilson_interval(1, 10)[1] == pytest.approx(1)
 
 
 # ------------------------------------------------------------------ verdicts
 
 def pair_of(a, b, names=("real", "other"), margin=0.02):
-    return stage.compare(dict(zip(names, (a, b))), metric="accuracy", unit="repeat", alpha=0.05,
+    return compare(dict(zip(names, (a, b))), metric="accuracy", unit="repeat", alpha=0.05,
                          margin=margin)[0]
 
 
@@ -370,13 +370,13 @@ NOTHING = {"p": 0.9, "p_holm": 0.9, "p_equivalent": 0.9, "p_equivalent_holm": 0.
 def test_what_is_said_of_which_p(alpha, given, verdict):
     pair = replace(pair_of([0.1 * k for k in range(6)], [0.1 * k for k in range(6)]),
                    **{**NOTHING, **given})
-    assert stage.verdict(pair, alpha) == verdict.replace(
+    assert verdict(pair, alpha) == verdict.replace(
         "INT", "real - other from -3.1 to 0.0 points")
 
 
 def decided(**values):
     """{(a, b): pair} of all pairs, at the usual level and margin."""
-    return {(pair.dataset_a, pair.dataset_b): pair for pair in stage.compare(
+    return {(pair.dataset_a, pair.dataset_b): pair for pair in compare(
         values, metric="accuracy", unit="repeat", alpha=0.05, margin=0.02)}
 
 
@@ -424,7 +424,7 @@ def test_not_worse_than_real_is_adjusted_over_the_pairs_with_real_alone():
 def test_a_pair_holds_the_numbers_of_its_own_two_datasets():
     values = {"real": [0.90, 0.91, 0.93, 0.94, 0.96], "gan": [0.80, 0.84, 0.85, 0.86, 0.95],
               "vae": [0.84, 0.88, 0.90, 0.95, 0.97, 0.99]}
-    pairs = stage.compare(values, metric="accuracy_own", unit="replicate", alpha=0.1, margin=0.05,
+    pairs = compare(values, metric="accuracy_own", unit="replicate", alpha=0.1, margin=0.05,
                           margin_tested=0.04, grid=0.02)
     assert [(pair.dataset_a, pair.dataset_b) for pair in pairs] == [
         ("real", "gan"), ("real", "vae"), ("gan", "vae")]
@@ -439,17 +439,17 @@ def test_a_pair_holds_the_numbers_of_its_own_two_datasets():
         assert pair.p_smallest_without_ties == pytest.approx(2 / math.comb(len(a) + len(b), len(a)))
         assert pair.u == sum((x > y) + (x == y) / 2 for x in a for y in b)
         assert pair.a12 == pytest.approx(pair.u / len(a) / len(b))
-        assert (pair.shift, pair.shift_low, pair.shift_high) == stage.shift_with_interval(
+        assert (pair.shift, pair.shift_low, pair.shift_high) == rank_sum.shift_with_interval(
             a, b, 0.1, 0.02)
         assert (pair.confidence, pair.margin, pair.margin_tested) == (0.9, 0.05, 0.04)
-        assert (pair.p_a_not_worse, pair.p_b_not_worse) == stage.margin_tests(a, b, 0.04)
+        assert (pair.p_a_not_worse, pair.p_b_not_worse) == rank_sum.margin_tests(a, b, 0.04)
         assert pair.p_equivalent == max(pair.p_a_not_worse, pair.p_b_not_worse)
-        assert pair.n_needed == stage.n_needed(3, 0.1) and pair.can_reach_alpha
-    assert [pair.p_holm for pair in pairs] == stage.holm([pair.p for pair in pairs])
-    assert [pair.p_equivalent_holm for pair in pairs] == stage.holm(
+        assert pair.n_needed == rank_sum.n_needed(3, 0.1) and pair.can_reach_alpha
+    assert [pair.p_holm for pair in pairs] == rank_sum.holm([pair.p for pair in pairs])
+    assert [pair.p_equivalent_holm for pair in pairs] == rank_sum.holm(
         [pair.p_equivalent for pair in pairs])
     assert [pair.p_b_not_worse_holm for pair in pairs] == [
-        *stage.holm([pair.p_b_not_worse for pair in pairs[:2]]), None]
+        *rank_sum.holm([pair.p_b_not_worse for pair in pairs[:2]]), None]
     assert pairs[0].shift > 0 and pairs[0].a12 > 0.5 and pairs[2].shift < 0
 
 
@@ -460,8 +460,8 @@ def test_no_difference_is_never_called_equivalent():
         pair = pair_of(a, b)
         if "equivalent" in pair.verdict:
             assert pair.p_equivalent_holm <= 0.05
-            assert -0.02 < stage.shift_with_interval(a, b, 0.1)[1]
-            assert stage.shift_with_interval(a, b, 0.1)[2] < 0.02
+            assert -0.02 < rank_sum.shift_with_interval(a, b, 0.1)[1]
+            assert rank_sum.shift_with_interval(a, b, 0.1)[2] < 0.02
 
 
 def test_ties_can_put_significance_out_of_reach():
@@ -475,18 +475,18 @@ def test_ties_can_put_significance_out_of_reach():
 
 def test_reach_counts_the_pairs():
     values = {name: [0.1 * k + 0.001 * i for i in range(5)] for k, name in enumerate("abcde")}
-    pairs = stage.compare(values, metric="accuracy", unit="repeat", alpha=0.05, margin=0.02)
+    pairs = compare(values, metric="accuracy", unit="repeat", alpha=0.05, margin=0.02)
     assert len(pairs) == 10 and not any(pair.can_reach_alpha for pair in pairs)
     assert pairs[0].n_needed == 6 and pairs[0].p == pytest.approx(2 / 252)
     assert pairs[0].p_holm == pytest.approx(20 / 252)
-    two = stage.compare({name: values[name] for name in "ab"}, metric="accuracy", unit="repeat",
+    two = compare({name: values[name] for name in "ab"}, metric="accuracy", unit="repeat",
                         alpha=0.05, margin=0.02)
     assert two[0].can_reach_alpha
 
 
 # ------------------------------------------------------------------ a results tree
 
-def compare(*arguments):
+def compared_by(*arguments):
     return stage.main([str(argument) for argument in arguments])
 
 
@@ -503,7 +503,7 @@ def no_pictures(monkeypatch):
 
 def test_end_to_end(tmp_path, capsys):
     tree, out = make_results(tmp_path / "results"), tmp_path / "comparison"
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
     printed = capsys.readouterr()
     assert {path.name for path in out.iterdir()} == {
         "accuracies.csv", "wilcoxon.csv", "accuracy_boxplot.png", "accuracy_differences.png",
@@ -535,19 +535,19 @@ def test_end_to_end(tmp_path, capsys):
 
 def test_warnings_reach_report_and_terminal(tmp_path, no_pictures, capsys):
     tree, out = make_results(tmp_path / "r", repeats=3, num_images=30), tmp_path / "c"
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
     page, printed = (out / "report.html").read_text(), capsys.readouterr().err
     for words in ("one replicate", "chance level: voronoi", "real: confounding: class a",
                   "n too small: 3 of 3 pairs", "coarse test set: one test image is 3.3 points"):
         assert words in page and words in printed
     assert "chance level: voronoi, " not in page and "own test images:" not in page
-    assert compare(tree, "--output", out, "--metric", "accuracy_own") == 0
+    assert compared_by(tree, "--output", out, "--metric", "accuracy_own") == 0
     assert "own test images: each CNN is tested on its own kind" in (out / "report.html").read_text()
 
 
 def test_replicates_are_the_unit_when_there_are_several(tmp_path, no_pictures):
     tree, out = make_results(tmp_path / "r", repeats=3, replicates=4), tmp_path / "c"
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
     rows, pair = read_csv(out / "accuracies.csv"), read_csv(out / "wilcoxon.csv")[1]
     means = {name: [np.mean([float(r["accuracy_real"]) for r in rows if r["dataset"] == name
                              and r["replicate"] == str(k)]) for k in range(4)] for name in ARMS}
@@ -560,40 +560,40 @@ def test_replicates_are_the_unit_when_there_are_several(tmp_path, no_pictures):
 
 def test_more_repeats_recompute_and_fewer_use_the_first(tmp_path, no_pictures, capsys):
     tree, out = make_results(tmp_path / "r", repeats=5), tmp_path / "c"
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     first = capsys.readouterr().out.splitlines()
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
     again = capsys.readouterr().out.splitlines()
     assert again[:-1] == first[:-1] and again[-1].startswith("already complete: ")
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     five = (out / "wilcoxon.csv").read_bytes()
     make_results(tree, repeats=8)
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
     assert read_csv(out / "wilcoxon.csv")[0]["n_a"] == "8"
-    assert compare(tree, "--output", out, "--repeats", 5) == 0
+    assert compared_by(tree, "--output", out, "--repeats", 5) == 0
     assert (out / "wilcoxon.csv").read_bytes() == five
-    assert compare(tree, "--output", out, "--repeats", 9) == 2
+    assert compared_by(tree, "--output", out, "--repeats", 9) == 2
     (out / "wilcoxon.csv").write_text("altered")
-    assert compare(tree, "--output", out, "--repeats", 5) == 0
+    assert compared_by(tree, "--output", out, "--repeats", 5) == 0
     assert (out / "wilcoxon.csv").read_bytes() == five
 
 
 def test_chosen_datasets_and_unfinished_others(tmp_path, no_pictures, capsys):
     tree, out = make_results(tmp_path / "r"), tmp_path / "c"
     (tree / "context").mkdir()
-    assert compare(tree, "--output", out) == 1
+    assert compared_by(tree, "--output", out) == 1
     assert "context holds no results" in capsys.readouterr().err
-    assert compare(tree, "--output", out, "--datasets", "voronoi", "real") == 0
+    assert compared_by(tree, "--output", out, "--datasets", "voronoi", "real") == 0
     pairs = read_csv(out / "wilcoxon.csv")
     assert [(p["dataset_a"], p["dataset_b"]) for p in pairs] == [("real", "voronoi")]
-    assert compare(tree, "--output", out, "--datasets", "real", "gan") == 2
+    assert compared_by(tree, "--output", out, "--datasets", "real", "gan") == 2
     assert "gan" in capsys.readouterr().err
 
 
 def test_dry_run_plans_and_writes_nothing(tmp_path, capsys):
     tree, out = make_results(tmp_path / "r", repeats=3), tmp_path / "c"
-    assert compare(tree, "--output", out, "--dry-run") == 0
+    assert compared_by(tree, "--output", out, "--dry-run") == 0
     printed = capsys.readouterr().out
     assert "n = 3 repeats" in printed and "needs n >= 5: out of reach" in printed
     assert not out.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["r"]
@@ -608,15 +608,15 @@ COUNTS = {"real": [54, 55, 56, 57, 58, 59], "gan": [51, 52, 54, 55, 57, 58]}
 def compared(tmp_path_factory):
     """Results, the arms' summaries and the pairs of a comparison that needs one warning only."""
     found = results.read_results(write_counts(tmp_path_factory.mktemp("r"), COUNTS))
-    pairs = stage.compare({name: found.values(name, "accuracy_real") for name in found.datasets},
+    pairs = compare({name: found.values(name, "accuracy_real") for name in found.datasets},
                           metric="accuracy_real", unit="repeat", alpha=0.05, margin=0.02)
-    return found, stage.report.summarise(found, "accuracy_real", stage.wilson_interval), pairs
+    return found, stage.report.summarise(found, "accuracy_real", rank_sum.wilson_interval), pairs
 
 
 def warnings_of(compared, metric="accuracy_real", **changed):
     """The warnings, without that of one replicate, where the pair is changed."""
     found, arms, pairs = compared
-    return [text for text in stage.find_warnings(
+    return [text for text in find_warnings(
         found, arms, [replace(pairs[0], **changed), *pairs[1:]], metric=metric, alpha=0.05,
         margin=0.02) if not text.startswith("one replicate: ")]
 
@@ -624,10 +624,10 @@ def warnings_of(compared, metric="accuracy_real", **changed):
 def test_one_replicate_is_warned_of_and_several_are_not(compared):
     found, arms, pairs = compared
     options = {"metric": "accuracy_real", "alpha": 0.05, "margin": 0.02}
-    [warning] = stage.find_warnings(found, arms, pairs, **options)
+    [warning] = find_warnings(found, arms, pairs, **options)
     assert warning.startswith("one replicate: every p-value speaks about this one split of the real "
                               "images and this one training of each generator, not about the methods")
-    assert stage.find_warnings(replace(found, replicates=[0, 1]), arms, pairs, **options) == []
+    assert find_warnings(replace(found, replicates=[0, 1]), arms, pairs, **options) == []
 
 
 @pytest.mark.parametrize(("changed", "warning"), [
@@ -649,7 +649,7 @@ def test_what_weakens_a_pair_is_warned_of(compared, changed, warning):
 
 def test_an_arm_that_may_have_learned_nothing_is_warned_of(compared):
     found, arms, pairs = compared
-    low = stage.wilson_interval(0.5, 60)[0]
+    low = rank_sum.wilson_interval(0.5, 60)[0]
     for share, is_told in ((low + 1e-9, True), (low - 1e-9, False)):
         changed = {**arms[1], "mean": 0.5, "majority_share": share}
         told = warnings_of((found, [arms[0], changed], pairs))
@@ -680,10 +680,10 @@ def reads(monkeypatch):
     ["--datasets", "real", "gan"]])
 def test_other_options_make_the_comparison_anew(tmp_path, no_pictures, reads, options):
     tree, out = write_counts(tmp_path / "r", {**COUNTS, "vae": COUNTS["gan"]}), tmp_path / "c"
-    assert compare(tree, "--output", out) == 0 and len(reads) == 1
-    assert compare(tree, "--output", out) == 0 and len(reads) == 1
-    assert compare(tree, "--output", out, *options) == 0 and len(reads) == 2
-    assert compare(tree, "--output", out, *options) == 0 and len(reads) == 2
+    assert compared_by(tree, "--output", out) == 0 and len(reads) == 1
+    assert compared_by(tree, "--output", out) == 0 and len(reads) == 1
+    assert compared_by(tree, "--output", out, *options) == 0 and len(reads) == 2
+    assert compared_by(tree, "--output", out, *options) == 0 and len(reads) == 2
 
 
 @pytest.mark.parametrize("edit", [
@@ -699,10 +699,10 @@ def test_a_comparison_altered_or_of_other_inputs_is_made_anew(tmp_path, no_pictu
     sheets.mkdir()
     (sheets / "real.png").write_bytes(b"sheet")
     command = write_counts(tmp_path / "r", COUNTS), "--output", tmp_path / "c", "--sheets", sheets
-    assert compare(*command) == 0
+    assert compared_by(*command) == 0
     edit(tmp_path)
-    assert compare(*command) == 0 and len(reads) == 2
-    assert compare(*command) == 0 and len(reads) == 2
+    assert compared_by(*command) == 0 and len(reads) == 2
+    assert compared_by(*command) == 0 and len(reads) == 2
 
 
 @pytest.mark.parametrize("module", [stage, results, stage.report, stage.figures])
@@ -712,21 +712,21 @@ def test_other_code_of_the_view_makes_the_comparison_anew(
     shutil.copyfile(module.__file__, code)
     monkeypatch.setattr(module, "__file__", str(code))
     tree = write_counts(tmp_path / "r", COUNTS)
-    assert compare(tree, "--output", tmp_path / "c") == 0
-    assert compare(tree, "--output", tmp_path / "c") == 0 and len(reads) == 1
+    assert compared_by(tree, "--output", tmp_path / "c") == 0
+    assert compared_by(tree, "--output", tmp_path / "c") == 0 and len(reads) == 1
     code.write_text(code.read_text() + "# changed\n")
-    assert compare(tree, "--output", tmp_path / "c") == 0 and len(reads) == 2
+    assert compared_by(tree, "--output", tmp_path / "c") == 0 and len(reads) == 2
 
 
 @pytest.mark.parametrize("version", ["dataset_fingerprint", "real_fingerprint"])
 def test_results_of_another_dataset_version_are_not_called_complete(
         tmp_path, no_pictures, capsys, version):
     tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     write(tree, record("gan", 5, split_of(right(57)), split_of(right(58)), **{version: "other"}))
     capsys.readouterr()
-    assert compare(tree, "--output", out) == 1
+    assert compared_by(tree, "--output", out) == 1
     printed = capsys.readouterr()
     assert f"two runs are mixed: {version}" in printed.err and printed.out == ""
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -735,7 +735,7 @@ def test_results_of_another_dataset_version_are_not_called_complete(
 def test_the_metric_chosen_is_the_one_compared(tmp_path, no_pictures):
     tree, out = write_counts(tmp_path / "r", COUNTS, own=45), tmp_path / "c"
     for metric, median in ((None, 56.5 / 60), ("accuracy_real", 56.5 / 60), ("accuracy_own", 0.75)):
-        assert compare(tree, "--output", out, *(["--metric", metric] if metric else [])) == 0
+        assert compared_by(tree, "--output", out, *(["--metric", metric] if metric else [])) == 0
         [pair] = read_csv(out / "wilcoxon.csv")
         assert pair["metric"] == (metric or "accuracy_real")
         assert float(pair["median_a"]) == pytest.approx(median)
@@ -745,7 +745,7 @@ def test_level_and_margin_asked_for_are_those_used(tmp_path, no_pictures):
     tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
     for options, alpha, margin, tested in (
             ([], 0.05, 0.02, 1 / 60), (["--alpha", "0.2", "--margin", "0.06"], 0.2, 0.06, 3 / 60)):
-        assert compare(tree, "--output", out, *options) == 0
+        assert compared_by(tree, "--output", out, *options) == 0
         [pair] = read_csv(out / "wilcoxon.csv")
         assert float(pair["confidence"]) == pytest.approx(1 - alpha)
         assert float(pair["margin"]) == margin
@@ -756,7 +756,7 @@ def test_level_and_margin_asked_for_are_those_used(tmp_path, no_pictures):
 
 def test_the_manifest_is_json_with_what_was_asked_and_found(tmp_path, no_pictures):
     tree = write_counts(tmp_path / "r", {name: counts[:3] for name, counts in COUNTS.items()})
-    assert compare(tree, "--output", tmp_path / "c", "--repeats", 3) == 0
+    assert compared_by(tree, "--output", tmp_path / "c", "--repeats", 3) == 0
     manifest = json.loads((tmp_path / "c/comparison.json").read_text())
     assert manifest["schema"] == "lungkit.comparison/1"
     assert manifest["options"] == {"metric": None, "repeats": 3, "alpha": 0.05, "margin": 0.02,
@@ -782,12 +782,12 @@ def test_the_manifest_is_written_last(tmp_path, no_pictures, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", one_by_one)
-        assert compare(tree, "--output", out) == 1
+        assert compared_by(tree, "--output", out) == 1
         assert not (out / "comparison.json").exists() and not list(out.glob(".*"))
         names.clear()
         patch.setattr(os, "replace", lambda *given: names.append(Path(given[1]).name)
                       or replace_file(*given))
-        assert compare(tree, "--output", out) == 0
+        assert compared_by(tree, "--output", out) == 0
     assert len(names) == 6 and names[-1] == "comparison.json"
 
 
@@ -801,30 +801,30 @@ def test_a_signal_ends_it_with_75_and_nothing_written(tmp_path, no_pictures, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(results, "read_results", signalled)
-        assert compare(tree, "--output", out) == 75
+        assert compared_by(tree, "--output", out) == 75
     assert "run the same command again" in capsys.readouterr().err and not out.exists()
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
 
 
 def test_two_do_not_write_one_comparison(tmp_path, no_pictures, capsys):
-    from lungkit.run import files
+    from lungkit.run import output
 
     tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
-    with files.lock(out):
-        assert compare(tree, "--output", out) == 1
+    with output.lock(out):
+        assert compared_by(tree, "--output", out) == 1
     assert "is being written by another process" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_plan_is_made_although_the_comparison_is_complete(tmp_path, no_pictures, capsys):
     tree, out = write_counts(tmp_path / "r", {**COUNTS, "vae": COUNTS["gan"]}), tmp_path / "c"
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
     capsys.readouterr()
-    assert compare(tree, "--output", out, "--dry-run") == 0
+    assert compared_by(tree, "--output", out, "--dry-run") == 0
     assert capsys.readouterr().out == (
         "found 3 datasets (real, gan, vae) with n = 6 repeats of accuracy_real\n"
         "3 pairs; smallest p 0.0022, after Holm 0.0065; significance at 0.05 needs n >= 5\n"
         f"would write {out / 'report.html'}\n")
-    assert compare(tree, "--output", out, "--dry-run", "--repeats", "2") == 0
+    assert compared_by(tree, "--output", out, "--dry-run", "--repeats", "2") == 0
     assert "smallest p 0.33, after Holm 1; significance at 0.05 needs n >= 5: out of reach" \
         in capsys.readouterr().out
 
@@ -832,7 +832,7 @@ def test_a_plan_is_made_although_the_comparison_is_complete(tmp_path, no_picture
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
     out.write_text("mine")
-    assert compare(tree, "--output", out) == 2 and out.read_text() == "mine"
+    assert compared_by(tree, "--output", out) == 2 and out.read_text() == "mine"
 
 
 # ------------------------------------------------------------------ what is refused
@@ -869,7 +869,7 @@ def trained_on(**parent):
 ])
 def test_results_are_refused(tmp_path, capsys, edit, words):
     tree, out = make_results(tmp_path / "r", repeats=4, edit=edit), tmp_path / "c"
-    assert compare(tree, "--output", out) == 1
+    assert compared_by(tree, "--output", out) == 1
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not out.exists()
@@ -879,9 +879,9 @@ def test_missing_repeats_are_named(tmp_path, no_pictures, capsys):
     tree = make_results(tmp_path / "r")
     for repeat in (4, 5):
         (tree / f"prompt/replicate_000/repeat_{repeat:04d}.json").unlink()
-    assert compare(tree, "--output", tmp_path / "c") == 1
+    assert compared_by(tree, "--output", tmp_path / "c") == 1
     assert "prompt replicate 0 lacks repeat 4, 5 (4 of 6 there)" in capsys.readouterr().err
-    assert compare(tree, "--output", tmp_path / "c", "--repeats", 4) == 0
+    assert compared_by(tree, "--output", tmp_path / "c", "--repeats", 4) == 0
 
 
 @pytest.mark.parametrize("content", ["", '{"schema": "lungkit.res', "[]", "\x00\x01"])
@@ -889,23 +889,23 @@ def test_unreadable_results_are_refused(tmp_path, capsys, content):
     tree = make_results(tmp_path / "r")
     path = tree / "real/replicate_000/repeat_0003.json"
     path.write_text(content)
-    assert compare(tree, "--output", tmp_path / "c") == 1
+    assert compared_by(tree, "--output", tmp_path / "c") == 1
     error = capsys.readouterr().err
     assert "repeat_0003.json" in error and error.count("\n") == 1
 
 
 def test_nothing_to_compare_is_refused(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert compare(tmp_path / "empty", "--output", tmp_path / "c") == 1
-    assert compare(tmp_path / "absent", "--output", tmp_path / "c") == 1
+    assert compared_by(tmp_path / "empty", "--output", tmp_path / "c") == 1
+    assert compared_by(tmp_path / "absent", "--output", tmp_path / "c") == 1
     one = make_results(tmp_path / "one", arms={"real": 0.9})
-    assert compare(one, "--output", tmp_path / "c") == 1
+    assert compared_by(one, "--output", tmp_path / "c") == 1
     assert "one dataset only (real)" in capsys.readouterr().err
     single = make_results(tmp_path / "single", repeats=1)
-    assert compare(single, "--output", tmp_path / "c") == 1
+    assert compared_by(single, "--output", tmp_path / "c") == 1
     assert "one value per dataset" in capsys.readouterr().err
     run_dir = make_results(tmp_path / "run" / "results").parent
-    assert compare(run_dir, "--output", tmp_path / "c") == 1
+    assert compared_by(run_dir, "--output", tmp_path / "c") == 1
     assert f"did you mean {run_dir / 'results'}?" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
 
@@ -936,7 +936,7 @@ def write_csv(path, lines, header="dataset,repeat,accuracy"):
 ])
 def test_csv_is_refused(tmp_path, capsys, lines, header, words):
     table = write_csv(tmp_path / "t.csv", lines, header or "dataset,repeat,accuracy")
-    assert compare(table, "--output", tmp_path / "c") == 1
+    assert compared_by(table, "--output", tmp_path / "c") == 1
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not (tmp_path / "c").exists()
@@ -946,7 +946,7 @@ def test_csv_is_compared(tmp_path, no_pictures):
     lines = [(name, i, value) for name, sample in (("new", Y), ("old", X)) for i, value in
              enumerate(sample, start=1)]
     out = tmp_path / "c"
-    assert compare(write_csv(tmp_path / "t.csv", lines), "--output", out) == 0
+    assert compared_by(write_csv(tmp_path / "t.csv", lines), "--output", out) == 0
     [pair] = read_csv(out / "wilcoxon.csv")
     assert (pair["dataset_a"], pair["metric"]) == ("new", "accuracy")
     assert float(pair["p"]) == pytest.approx(0.0411255411255411)
@@ -954,9 +954,9 @@ def test_csv_is_compared(tmp_path, no_pictures):
     assert float(pair["shift_low"]) == pytest.approx(-0.183)  # as R: a CSV names no grid
     assert float(pair["margin_tested"]) == pytest.approx(0.014)  # twice its smallest gap, 0.007
     # its own accuracies.csv is such a CSV
-    assert compare(out / "accuracies.csv", "--output", tmp_path / "d") == 0
+    assert compared_by(out / "accuracies.csv", "--output", tmp_path / "d") == 0
     assert (tmp_path / "d/wilcoxon.csv").read_bytes() == (out / "wilcoxon.csv").read_bytes()
-    assert compare(tmp_path / "t.csv", "--output", out, "--metric", "accuracy_own") == 2
+    assert compared_by(tmp_path / "t.csv", "--output", out, "--metric", "accuracy_own") == 2
 
 
 @pytest.mark.parametrize("options", [
@@ -964,13 +964,13 @@ def test_csv_is_compared(tmp_path, no_pictures):
     ["--metric", "f1"], ["--marg", "0.1"], ["--sheets", "absent"]])
 def test_bad_options(tmp_path, options):
     table = write_csv(tmp_path / "t.csv", GOOD)
-    assert compare(table, "--output", tmp_path / "c", *options) == 2
+    assert compared_by(table, "--output", tmp_path / "c", *options) == 2
     assert not (tmp_path / "c").exists()
 
 
 def test_output_inside_results_is_refused(tmp_path):
     tree = make_results(tmp_path / "r")
-    assert compare(tree, "--output", tree / "comparison") == 2
+    assert compared_by(tree, "--output", tree / "comparison") == 2
 
 
 # ------------------------------------------------------------------ the stage's habits
@@ -985,7 +985,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 def test_killed_and_rerun_gives_the_same_files(tmp_path):
     tree = make_results(tmp_path / "r", repeats=20)
-    assert compare(tree, "--output", tmp_path / "whole") == 0
+    assert compared_by(tree, "--output", tmp_path / "whole") == 0
     out = tmp_path / "c"
     process = subprocess.Popen([sys.executable, "wilcoxon_test.py", str(tree), "--output", str(out)],
                                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -995,7 +995,7 @@ def test_killed_and_rerun_gives_the_same_files(tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert compare(tree, "--output", out) == 0
+    assert compared_by(tree, "--output", out) == 0
     for path in (tmp_path / "whole").iterdir():
         if path.name != "comparison.json":
             assert (out / path.name).read_bytes() == path.read_bytes(), path.name
@@ -1011,7 +1011,7 @@ def test_report_stands_alone_and_escapes_names(tmp_path):
     sheets.mkdir()
     shutil.copyfile(make_png(tmp_path), sheets / "old.png")
     out = tmp_path / "c"
-    assert compare(write_csv(tmp_path / "t.csv", lines), "--output", out, "--sheets", sheets) == 0
+    assert compared_by(write_csv(tmp_path / "t.csv", lines), "--output", out, "--sheets", sheets) == 0
     page = (out / "report.html").read_text()
     assert "&lt;b&gt;&amp;x" in page and name not in page
     assert page.count("<img ") == 3 and "Images of old" in page
@@ -1032,7 +1032,7 @@ def test_plot_is_a_picture_with_every_dataset(tmp_path):
     from lungkit.compare import figures
 
     tree = make_results(tmp_path / "r")
-    assert compare(tree, "--output", tmp_path / "c") == 0
+    assert compared_by(tree, "--output", tmp_path / "c") == 0
     picture = imread(tmp_path / "c/accuracy_boxplot.png")[..., :3]
     for colour in figures.COLOURS[:3]:  # real first, then the others
         rgb = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -1050,7 +1050,7 @@ def test_page_renders_in_a_browser(tmp_path):
     if browser is None:
         pytest.skip("no Chromium: apt-get install chromium, to look at the page as a browser does")
     out = tmp_path / "c"
-    assert compare(make_results(tmp_path / "r"), "--output", out) == 0
+    assert compared_by(make_results(tmp_path / "r"), "--output", out) == 0
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000",
                "--window-size=900,1400", f"--user-data-dir={tmp_path / 'profile'}"]
     probe = tmp_path / "probe.html"  # the page, and a line that measures it

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lungkit.audit import confounding
-from lungkit.audit.confounding import Specimen, describe, report, warnings
+from lungkit.audit.confounding import Specimen, report
+from lungkit.audit.warnings import describe, warnings
 from lungkit.data.splits import split_groups
 
 

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from lungkit.audit import copies as siblings
-from lungkit.phantom.sample import draw_fluorescence, draw_tile
-from lungkit.audit.copies import describe, find_pairs, link
+from lungkit.audit import candidates, copies as siblings, registration, signature
+from lungkit.audit.copies import find_pairs, link
+from lungkit.audit.signature import NUM_FEATURES, describe
+from lungkit.phantom.paint import draw_fluorescence, draw_tile
 from lungkit.run.workers import mapper
 
 LABELS = ("lung_aca", "lung_n", "lung_scc")
@@ -98,23 +99,23 @@ def test_each_pair_is_registered_once_and_says_how_well(copies):
     pairs = list(find_pairs([signature for _, signature in copies]))
     assert len({pair[:2] for pair in pairs}) == len(pairs) > len(copies) / 2
     assert all(i < j and copies[i][0] == copies[j][0] for i, j, _ in pairs)
-    assert all(siblings.LEAST_AGREEMENT <= how.agreement <= 1 and how.overlap <= 1
+    assert all(registration.LEAST_AGREEMENT <= how.agreement <= 1 and how.overlap <= 1
                for *_, how in pairs)
 
 
 def test_registration_knows_how_much_is_shared(tiles):
     left, right = describe(tiles[0][:, :150]), describe(tiles[0][:, 74:])  # 76 of 150 columns
-    how = siblings.register(left, right)
-    assert how.inliers >= siblings.LEAST_INLIERS and how.agreement > 0.9
+    how = registration.register(left, right)
+    assert how.inliers >= registration.LEAST_INLIERS and how.agreement > 0.9
     assert how.overlap == pytest.approx(76 / 150, abs=0.06)
-    assert siblings.register(describe(tiles[0]), left).overlap == pytest.approx(1, abs=0.06)
+    assert registration.register(describe(tiles[0]), left).overlap == pytest.approx(1, abs=0.06)
 
 
 def test_fields_that_share_a_strip_are_no_copies(tiles):
     wide = np.hstack([tiles[5], tiles[6]])
     fields = [describe(wide[:, :224]), describe(wide[:, 146:370])]
-    how = siblings.register(*fields)
-    assert how.inliers >= siblings.LEAST_INLIERS and how.agreement > 0.9  # so only the share tells
+    how = registration.register(*fields)
+    assert how.inliers >= registration.LEAST_INLIERS and how.agreement > 0.9  # so only the share tells
     assert how.overlap == pytest.approx(78 / 224, abs=0.05) and not how.are_copies
     assert link(fields) == [0, 1]
 
@@ -126,15 +127,15 @@ def test_a_mark_that_unrelated_tiles_share_does_not_join_them(tiles):
     for tile in marked:
         tile[58:166, 58:166] = 255 * mark[..., None]
     signatures = [describe(tile) for tile in marked]
-    how = siblings.register(*signatures)
-    assert how.inliers >= siblings.LEAST_INLIERS and how.overlap > 0.9
+    how = registration.register(*signatures)
+    assert how.inliers >= registration.LEAST_INLIERS and how.overlap > 0.9
     assert not how.are_copies and link(signatures) == [0, 1]
 
 
 def test_the_index_proposes_a_flipped_copy_before_any_other(tiles, monkeypatch):
-    monkeypatch.setattr(siblings, "CANDIDATES", 1)
+    monkeypatch.setattr(candidates, "CANDIDATES", 1)
     flipped = [turned(tile[:, ::-1].copy(), 10) for tile in tiles]
-    proposed = set(siblings.propose([describe(image) for image in (*tiles, *flipped)]))
+    proposed = set(candidates.propose([describe(image) for image in (*tiles, *flipped)]))
     assert {(i, i + len(tiles)) for i in range(len(tiles))} == proposed
 
 
@@ -165,7 +166,7 @@ def test_a_signature_is_small_and_of_the_pixels_alone(tiles):
     again = pickle.loads(pickle.dumps(describe(tiles[0].copy())))
     assert all(np.array_equal(one, other)
                for one, other in zip(vars(signature).values(), vars(again).values()))
-    assert len(signature.codes) == siblings.NUM_FEATURES
+    assert len(signature.codes) == NUM_FEATURES
 
 
 def test_mirrored_descriptors_are_the_mirror_images(tiles):
@@ -178,7 +179,7 @@ def test_mirrored_descriptors_are_the_mirror_images(tiles):
                              p.octave) for p in points]
     kept, found = sift.compute(grey[:, ::-1].copy(), mirrored)
     assert len(kept) == len(points)
-    expected = values[:, siblings.MIRROR]
+    expected = values[:, signature.MIRROR]
     cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(
         expected, axis=1)
     assert np.median(cosine) > 0.97
@@ -216,7 +217,7 @@ def test_many_copies_do_not_hide_one_another():
 
 
 def test_a_part_of_a_long_list_is_looked_at(monkeypatch):
-    monkeypatch.setattr(siblings, "LONGEST_LIST", 4)
+    monkeypatch.setattr(candidates, "LONGEST_LIST", 4)
     tile = draw_tile("lung_aca", patient=3, index=0, image_size=160).image
     assert link([describe(speckled(tile, number)) for number in range(40)]) == [0] * 40
 
@@ -244,7 +245,7 @@ def test_copies_without_features_are_found():
         lambda t: cv2.resize(t, (70, 70), interpolation=cv2.INTER_AREA),
         lambda t: cv2.imdecode(cv2.imencode(".jpg", t, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], 1)))]
     signatures = [describe(tile) for tile in tiles + copies]
-    assert sum(len(s.codes) < siblings.LEAST_INLIERS for s in signatures) > 10
+    assert sum(len(s.codes) < registration.LEAST_INLIERS for s in signatures) > 10
     assert link(signatures) == [*range(12), *range(len(copies))]
 
 
@@ -254,7 +255,7 @@ def test_copies_without_features_are_found():
     (8, 0.7, 0.4, True), (7, 1.0, 1.0, False), (96, 0.69, 1.0, False), (96, 1.0, 0.39, False)])
 def test_copies_agree_in_features_in_pixels_and_in_most_of_the_field(inliers, agreement, overlap,
                                                                      are_copies):
-    assert siblings.Registration(inliers, agreement, overlap).are_copies == are_copies
+    assert registration.Registration(inliers, agreement, overlap).are_copies == are_copies
 
 
 def drawn_features(count=20, extra=10, seed=0):
@@ -272,20 +273,20 @@ def signed(at, angles, diameters, levels, seed):
     places = np.c_[at.real, at.imag, diameters, angles % 360]
     places = np.r_[places, np.c_[rng.uniform(0, 160, (extra, 2)), np.full(extra, 7.0),
                                  rng.uniform(0, 360, extra)]].astype(np.float16)
-    thumb = rng.integers(0, 256, (siblings.THUMB_PX,) * 2, dtype=np.uint8)
+    thumb = rng.integers(0, 256, (signature.THUMB_PX,) * 2, dtype=np.uint8)
     assert len(places) == count + extra
-    return siblings.Signature(levels[:, ::2] << 4 | levels[:, 1::2], places, thumb, (160, 160))
+    return signature.Signature(levels[:, ::2] << 4 | levels[:, 1::2], places, thumb, (160, 160))
 
 
 def registered(change, *, count=20, mirrored=False, growth=1.0, degrees=0.0):
     """Inliers of `count` features with their places changed, among ten that match nothing."""
     at, angles, diameters, levels = drawn_features(count)
-    other = levels[:, siblings.MIRROR] if mirrored else levels.copy()
+    other = levels[:, signature.MIRROR] if mirrored else levels.copy()
     other[count:] = drawn_features(count, seed=9)[3][count:]
     one = signed(at, angles, diameters, levels, seed=1)
     two = signed(change(at), degrees + (-angles if mirrored else angles), diameters * growth,
                  other, seed=2)
-    return siblings.register(one, two).inliers
+    return registration.register(one, two).inliers
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -308,7 +309,7 @@ def test_oblongs_made_square_are_registered_and_stranger_stretches_are_not(stret
 
 def test_features_agree_in_place_angle_and_size():
     rng = np.random.default_rng(5)
-    least = siblings.LEAST_INLIERS
+    least = registration.LEAST_INLIERS
     assert registered(lambda at: at, degrees=180, growth=1.0) < least  # turned, and yet in place
     assert registered(lambda at: at, degrees=rng.uniform(0, 360, 20)) < least
     assert registered(lambda at: at, growth=2.2 ** (np.arange(20) % 6 - 2.0)) < least
@@ -322,11 +323,11 @@ def test_eight_features_in_different_places_are_needed():
     assert registered(lambda at: at, count=7) < 8
     at, angles, diameters, levels = drawn_features(extra=0)
     few = signed(at[np.arange(20) // 4 * 4], angles, diameters, levels, seed=1)
-    assert siblings.register(few, few).inliers == 5
+    assert registration.register(few, few).inliers == 5
 
 
 def without_features(thumb, features=0):
-    return siblings.Signature(np.zeros((features, 64), np.uint8),
+    return signature.Signature(np.zeros((features, 64), np.uint8),
                               np.zeros((features, 4), np.float16), thumb, (160, 160))
 
 

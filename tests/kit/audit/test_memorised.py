@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lungkit.audit import memorised
-from lungkit.data.dataset import DatasetWriter, open_dataset
-from lungkit.run.files import Output
-from lungkit.phantom.sample import CLASSES, draw_tile
+from lungkit.data.dataset import open_dataset
+from lungkit.data.writer import DatasetWriter
+from lungkit.phantom.paint import CLASSES, draw_tile
+from lungkit.run.output import Output
 
 
 def tiles(number: int, first: int) -> np.ndarray:

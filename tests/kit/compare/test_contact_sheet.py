@@ -10,8 +10,9 @@ import pytest
 
 from lungkit.compare import contact_sheet
 from lungkit.compare.contact_sheet import grid, labelled_grid
-from lungkit.data.dataset import DatasetWriter, decode_png
-from lungkit.run.files import Output
+from lungkit.data.png import decode_png
+from lungkit.data.writer import DatasetWriter
+from lungkit.run.output import Output
 
 CLASSES = ["b", "a"]  # label order is not the alphabet's
 NUMBERS = {"train": {"b": 9, "a": 3}, "val": {"b": 1, "a": 1}, "test": {"b": 2, "a": 2}}

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import wilcoxon_test as stage
-from lungkit.compare import figures, report
+from lungkit.compare import figures, rank_sum, report
+from lungkit.compare.pairs import compare
 from lungkit.compare.results import read_results
 from result_trees import record, right, split_of, write, write_counts
 
@@ -45,7 +45,7 @@ def found(tmp_path_factory):
 
 
 def arms_of(found, metric="accuracy_real"):
-    return report.summarise(found, metric, stage.wilson_interval)
+    return report.summarise(found, metric, rank_sum.wilson_interval)
 
 
 def scattered(axes):
@@ -173,7 +173,7 @@ def test_equal_values_lie_side_by_side_around_the_middle():
 
 @pytest.fixture(scope="module")
 def pairs(found):
-    return stage.compare({name: found.values(name, "accuracy_real") for name in found.datasets},
+    return compare({name: found.values(name, "accuracy_real") for name in found.datasets},
                          metric="accuracy_real", unit="repeat", alpha=0.1, margin=0.05)
 
 

@@ -12,8 +12,8 @@ from html import unescape
 
 import pytest
 
-import wilcoxon_test as stage
-from lungkit.compare import figures, report
+from lungkit.compare import figures, rank_sum, report
+from lungkit.compare.pairs import compare
 from lungkit.compare.results import read_results
 from result_trees import record, right, split_of, write, write_counts
 
@@ -22,9 +22,9 @@ COUNTS = {"real": [54, 55, 56, 57, 58, 59], "gan": [30, 31, 32, 33, 34, 35],
 
 
 def compared(found, metric="accuracy_real", *, alpha=0.05, margin=0.05, grid=1 / 60):
-    pairs = stage.compare({name: found.values(name, metric) for name in found.datasets},
+    pairs = compare({name: found.values(name, metric) for name in found.datasets},
                           metric=metric, unit="repeat", alpha=alpha, margin=margin, grid=grid)
-    return pairs, report.summarise(found, metric, stage.wilson_interval)
+    return pairs, report.summarise(found, metric, rank_sum.wilson_interval)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_an_arm_is_summarised_by_hand(tmp_path):
     assert gan["auprc_weighted"] is None and gan["auprc_baseline"] == pytest.approx(1 / 3)
     assert asked == [(first["mean"], 60), (gan["mean"], 60)]
     assert (gan["test_low"], gan["test_high"]) == (0.1, 0.2)
-    own = report.summarise(found, "accuracy_own", stage.wilson_interval)[1]
+    own = report.summarise(found, "accuracy_own", rank_sum.wilson_interval)[1]
     assert (own["num_images"], own["auroc"]) == (40, pytest.approx(0.99))
     assert own["mean"] == pytest.approx(21 / 40)
 
@@ -99,7 +99,7 @@ def test_the_spread_of_replicates_is_that_of_their_means(tmp_path):
     for replicate, counts in enumerate(([30, 40], [50, 60])):
         write_counts(tmp_path, {"real": counts, "gan": counts}, replicate=replicate, trained_on=[],
                      real_fingerprint=f"real{replicate}", dataset_fingerprint=f"{replicate}")
-    arm = report.summarise(read_results(tmp_path), "accuracy_real", stage.wilson_interval)[0]
+    arm = report.summarise(read_results(tmp_path), "accuracy_real", rank_sum.wilson_interval)[0]
     assert (arm["n"], arm["mean"]) == (2, pytest.approx(45 / 60))
     assert arm["sd"] == pytest.approx(math.sqrt(200) / 60)
 
@@ -181,14 +181,14 @@ LOW = [0.700 + 0.001 * k for k in range(6)]
     (LOW, [0.60, 0.64, 0.69, 0.73, 0.77, 0.81], "no difference shown; the data cannot tell")])
 def test_a_verdict_in_the_table_lacks_the_numbers_in_brackets_only(
         found, comparison, new, old, short):
-    pairs = stage.compare({"new (v3)": new, "old (v2)": old}, metric="accuracy_real", unit="repeat",
+    pairs = compare({"new (v3)": new, "old (v2)": old}, metric="accuracy_real", unit="repeat",
                           alpha=0.05, margin=0.02)
     page = page_of(found, pairs, comparison[1])
     assert cells(page, ["a", "b", "Verdict"])[1][:3] == ["new (v3)", "old (v2)", short]
 
 
 def test_the_table_of_accuracies_holds_every_arm(page):
-    low, high = (100 * end for end in stage.wilson_interval(56.5 / 60, 60))
+    low, high = (100 * end for end in rank_sum.wilson_interval(56.5 / 60, 60))
     heads, *lines = cells(page, ["Dataset"])
     assert heads == ["Dataset", "n", "Mean", "SD", "Median", "Test-set interval", "Mean on own test",
                      "Largest class", "Balanced accuracy", "Macro F1", "Weighted AUPRC",

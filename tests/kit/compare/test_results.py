@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lungkit.run.cli import BadOptions, Fault
 from lungkit.compare.results import read_results
+from lungkit.run.faults import BadOptions, Fault
 from result_trees import make_results, record, right, split_of, write, write_counts
 
 SPLIT = split_of(right(54))

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungkit.run.cli import BadOptions, Fault
-from lungkit.data.dataset import (DatasetWriter, Row, check_same_task, decode_png, encode_png,
-                                  fingerprint, open_dataset, parent_of)
-from lungkit.run.files import Output, atomic_path, lock, try_lock, write_json
+from lungkit.data.dataset import Row, check_same_task, fingerprint, open_dataset, parent_of
+from lungkit.data.png import decode_png, encode_png
+from lungkit.data.writer import DatasetWriter
+from lungkit.run.faults import BadOptions, Fault
+from lungkit.run.files import atomic_path, write_json
+from lungkit.run.output import Output, lock, try_lock
 
 SPLITS = ("train", "val", "test")
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from lungkit.data import result
-from lungkit.run import cli, files
+from lungkit.data import metrics, repeats, result
+from lungkit.run import faults, output
 
 CLASSES = ["a", "b", "c"]
 
@@ -42,7 +42,7 @@ def test_what_was_made_by_the_same_identity_is_complete(tmp_path):
     write(tmp_path, 0)
     write(tmp_path, 12345)
     asked = [identity(repeat) for repeat in (0, 1, 12345)]
-    assert result.survey(tmp_path, asked) == ({}, [asked[1]])
+    assert repeats.survey(tmp_path, asked) == ({}, [asked[1]])
 
 
 @pytest.mark.parametrize("name, value", [
@@ -56,7 +56,7 @@ def test_what_was_made_by_the_same_identity_is_complete(tmp_path):
 def test_what_was_made_otherwise_is_not_complete_and_says_why(tmp_path, name, value):
     write(tmp_path, **{name: value})
     asked = [identity()]
-    stale, pending = result.survey(tmp_path, asked)
+    stale, pending = repeats.survey(tmp_path, asked)
     if name == "settings":
         name, = {each for each in value | asked[0]["settings"]
                  if value.get(each) != asked[0]["settings"].get(each)}
@@ -67,7 +67,7 @@ def test_what_was_made_otherwise_is_not_complete_and_says_why(tmp_path, name, va
 def test_results_outside_the_asked_range_count_too(tmp_path):
     write(tmp_path, 7, seed=16)  # SEED 9, where SEED 10 is asked for
     asked = [identity(repeat) for repeat in (2, 3)]
-    stale, pending = result.survey(tmp_path, asked)
+    stale, pending = repeats.survey(tmp_path, asked)
     assert list(stale) == [7] and "seed: 16 there, 17 now" in stale[7] and pending == asked
 
 
@@ -82,25 +82,25 @@ def test_a_difference_names_both_sides_and_cuts_hashes_short():
 def test_only_stale_results_are_discarded_with_all_that_is_theirs(tmp_path):
     for repeat, model in ((0, "small"), (1, "resnet18"), (2, "small"), (5, "resnet18")):
         write(tmp_path, repeat, model=model)
-    result.discard(tmp_path, [identity(0), identity(1)])
+    repeats.discard(tmp_path, [identity(0), identity(1)])
     assert there(tmp_path) == ["repeat_0000.json", "repeat_0000.npz",
                                "repeat_0002.json", "repeat_0002.npz"]
 
 
 def test_a_stale_result_is_not_discarded_while_another_process_redoes_it(tmp_path, monkeypatch):
     write(tmp_path, 0, model="resnet18")
-    held = files.try_lock(result.repeat_path(tmp_path, 0))
-    result.discard(tmp_path, [identity()])
+    held = output.try_lock(result.repeat_path(tmp_path, 0))
+    repeats.discard(tmp_path, [identity()])
     assert "repeat_0000.json" in there(tmp_path)
-    files.release(held, result.repeat_path(tmp_path, 0))
+    output.release(held, result.repeat_path(tmp_path, 0))
 
     def lock_after_it_was_redone(path):
         write(tmp_path, 0)
-        return files.try_lock(path)
+        return output.try_lock(path)
 
     monkeypatch.setattr(result, "try_lock", lock_after_it_was_redone)
-    result.discard(tmp_path, [identity()])
-    assert result.survey(tmp_path, [identity()]) == ({}, [])
+    repeats.discard(tmp_path, [identity()])
+    assert repeats.survey(tmp_path, [identity()]) == ({}, [])
     assert there(tmp_path) == ["repeat_0000.json", "repeat_0000.npz"]
 
 
@@ -113,14 +113,14 @@ def test_every_missing_repeat_is_done_once_and_no_other(tmp_path):
         write(tmp_path, asked["repeat"])
 
     for _ in range(2):
-        result.share(tmp_path, [identity(repeat) for repeat in range(4)], work)
+        repeats.share(tmp_path, [identity(repeat) for repeat in range(4)], work)
         assert done == [0, 2, 3]
     assert not [name for name in there(tmp_path) if name.endswith(".lock")]
 
 
 def test_what_another_process_has_done_meanwhile_is_not_done_again(tmp_path):
     write(tmp_path, 0, accuracy=0.25)
-    assert result.take(tmp_path, identity(), lambda _: pytest.fail("done twice"))
+    assert repeats.take(tmp_path, identity(), lambda _: pytest.fail("done twice"))
     assert result.read_records(tmp_path)[0]["accuracy_real"] == 0.25
 
 
@@ -132,35 +132,35 @@ def test_results_of_other_options_written_meanwhile_end_the_sharing(tmp_path, mo
         write(tmp_path, asked["repeat"])
         write(tmp_path, 1, model="resnet18")
 
-    with pytest.raises(cli.BadOptions, match="another process writes other results.*model: "):
-        result.share(tmp_path, [identity(0), identity(1)], work)
+    with pytest.raises(faults.BadOptions, match="another process writes other results.*model: "):
+        repeats.share(tmp_path, [identity(0), identity(1)], work)
 
 
 def test_sharing_ends_only_when_the_others_have_ended(tmp_path, monkeypatch):
     path = result.repeat_path(tmp_path, 0)
-    held, looks = files.try_lock(path), []
+    held, looks = output.try_lock(path), []
 
     def look():
         looks.append(None)
         if len(looks) == 4:
             write(tmp_path, 0)
-            files.release(held, path)
+            output.release(held, path)
 
-    monkeypatch.setattr(result, "POLL_INTERVAL_SEC", 0)
+    monkeypatch.setattr(repeats, "POLL_INTERVAL_SEC", 0)
     monkeypatch.setattr(result, "check_stop", look)
-    result.share(tmp_path, [identity()], lambda _: pytest.fail("done twice"))
-    assert result.survey(tmp_path, [identity()]) == ({}, [])
+    repeats.share(tmp_path, [identity()], lambda _: pytest.fail("done twice"))
+    assert repeats.survey(tmp_path, [identity()]) == ({}, [])
 
 
 def test_a_failed_repeat_is_free_for_the_next_and_what_a_kill_left_of_it_goes(tmp_path):
     def fail(_):
-        raise cli.Fault("no luck")
+        raise faults.Fault("no luck")
 
-    with pytest.raises(cli.Fault, match="no luck"):
-        result.take(tmp_path, identity(), fail)
+    with pytest.raises(faults.Fault, match="no luck"):
+        repeats.take(tmp_path, identity(), fail)
     for name in (".repeat_0000.77.tmp.npz", ".repeat_0001.77.tmp.npz", ".repeat_0000.partial"):
         (tmp_path / name).touch()
-    assert result.take(tmp_path, identity(), lambda asked: write(tmp_path, asked["repeat"]))
+    assert repeats.take(tmp_path, identity(), lambda asked: write(tmp_path, asked["repeat"]))
     assert there(tmp_path) == [".repeat_0000.partial", ".repeat_0001.77.tmp.npz",
                                "repeat_0000.json", "repeat_0000.npz"]
 
@@ -170,11 +170,11 @@ def test_a_failed_repeat_is_free_for_the_next_and_what_a_kill_left_of_it_goes(tm
 def test_mean_deviation_and_number_are_of_the_repeats_asked_for(tmp_path, capsys):
     for repeat, accuracy in enumerate((0.5, 0.6, 0.9, 0.1)):
         write(tmp_path, repeat, accuracy=accuracy)
-    result.report(tmp_path, [identity(repeat) for repeat in range(3)], "complete")
+    repeats.report(tmp_path, [identity(repeat) for repeat in range(3)], "complete")
     assert capsys.readouterr().out == (
         "pool complete: accuracy_real mean 0.6667 sd 0.2082  accuracy_own mean 0.3333 sd 0.1041  "
         f"n 3  {tmp_path}\n")
-    result.report(tmp_path, [identity(3)], "already complete")
+    repeats.report(tmp_path, [identity(3)], "already complete")
     assert "accuracy_real mean 0.1000 sd -" in capsys.readouterr().out
 
 
@@ -209,7 +209,7 @@ def test_what_differs_from_run_to_run_is_kept_apart(tmp_path, monkeypatch):
 def test_means_over_classes_weigh_a_rare_class_as_much_as_a_common_one():
     # 6 of class a, all right; 2 of class b, one right; 1 of class c, said to be a
     labels, said = np.array([0] * 6 + [1] * 2 + [2]), np.array([0] * 6 + [1, 0] + [0])
-    found = result.split_metrics(np.eye(3)[said], labels, CLASSES)
+    found = metrics.split_metrics(np.eye(3)[said], labels, CLASSES)
     assert found["accuracy"] == pytest.approx(7 / 9)
     assert found["balanced_accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert found["macro_f1"] == pytest.approx((12 / 14 + 2 / 3 + 0) / 3)
@@ -227,5 +227,5 @@ def test_means_over_classes_weigh_a_rare_class_as_much_as_a_common_one():
     ([0.1, 0.2, 0.8, 0.9], 1), ([0.9, 0.8, 0.2, 0.1], 0), ([0.5] * 4, 0.5),
     ([0.1, 0.5, 0.5, 0.9], 0.875)])
 def test_auroc_is_the_share_of_pairs_in_order(scores, wanted):
-    assert result.auroc(np.array(scores), np.array([False, False, True, True])) == wanted
-    assert result.auroc(np.array(scores), np.ones(4, bool)) == 0.5  # nothing to rank
+    assert metrics.auroc(np.array(scores), np.array([False, False, True, True])) == wanted
+    assert metrics.auroc(np.array(scores), np.ones(4, bool)) == 0.5  # nothing to rank

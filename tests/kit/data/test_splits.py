@@ -6,12 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
+from hypothesis import event, given, settings, strategies as st
 
 from lungkit.data import splits
 from lungkit.formats import sources
-from lungkit.run.cli import BadOptions, Fault
+from lungkit.run.faults import BadOptions, Fault
 
 
 def make_sources(*names: str) -> list[sources.Source]:

@@ -10,7 +10,8 @@ import zlib
 import numpy as np
 import pytest
 
-from lungkit.formats.images import MAX_PIXELS, Unreadable, decode_image, pixel_size_um
+from lungkit.formats.channels import MAX_PIXELS, Unreadable
+from lungkit.formats.images import decode_image, pixel_size_um
 from lungkit.formats.tiff import plausible_um
 
 GREY = np.add.outer(np.arange(40), 3 * np.arange(50)).astype(np.uint8)

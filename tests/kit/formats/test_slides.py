@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from lungkit.formats import slide_levels, slides
-from lungkit.formats.images import Unreadable, decode_image
-from lungkit.formats.slides import is_slide, known_mpp, open_slide, tile_grid, tissue_map
+from lungkit.formats.channels import Unreadable
+from lungkit.formats.images import decode_image
+from lungkit.formats.slides import is_slide, open_slide
+from lungkit.histology import tissue_grid
+from lungkit.histology.tissue_grid import known_mpp, tile_grid, tissue_map
 
 MPP = 0.5            # um a pixel of level 0
 HEIGHT, WIDTH = 1536, 2048
@@ -26,7 +29,7 @@ ISLANDS = ((256, 256), (256, 616), (616, 256), (900, 1500))  # top, left of 360 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
     """uint8 [HEIGHT, WIDTH, 3]: four tiles of tumour on glass."""
-    from lungkit.phantom.sample import draw_tile
+    from lungkit.phantom.paint import draw_tile
 
     picture = np.full((HEIGHT, WIDTH, 3), GLASS, np.uint8)
     for index, (top, left) in enumerate(ISLANDS):
@@ -311,7 +314,7 @@ def test_shares_are_exact_where_lines_cut_pixels():
     mask = rng.random((40, 60)) < 0.5
     tops, lefts = np.array([0.5, 10.25, 20, 40]), np.array([0, 7.75, 33.5, 60])
     fine = mask.repeat(4, 0).repeat(4, 1)
-    found = slides._shares(mask, tops, lefts)
+    found = tissue_grid._shares(mask, tops, lefts)
     for i in range(3):
         for j in range(3):
             part = fine[int(4 * tops[i]):int(4 * tops[i + 1]),
@@ -335,7 +338,7 @@ def test_boxes_that_follow_one_another_are_near(folder, monkeypatch):
     """Each tile of the file is decoded about once, though the cache holds few."""
     monkeypatch.setattr(slide_levels, "CACHE_BYTES", 12 * 256 * 256 * 3)
     with open_slide(folder / "jpeg.ome.tif") as slide:
-        monkeypatch.setattr(slides, "tissue_map",
+        monkeypatch.setattr(tissue_grid, "tissue_map",
                             lambda slide: (np.ones((96, 128), bool), 16))
         boxes = tile_grid(slide, mpp=MPP, tile_px=80)
         assert len(boxes) == len({box[:2] for box in boxes}) == (WIDTH // 80) * (HEIGHT // 80)
@@ -381,7 +384,7 @@ def test_tiles_finer_than_the_scan_are_refused(folder):
 def test_tissue_map_is_of_the_survey_resolution(folder, picture):
     with open_slide(folder / "aperio.svs") as slide:
         mask, step = tissue_map(slide)
-    assert step == pytest.approx(slides.SURVEY_MPP / MPP)
+    assert step == pytest.approx(tissue_grid.SURVEY_MPP / MPP)
     assert mask.shape == (HEIGHT // 16, WIDTH // 16)
     truth = smaller((picture != GLASS).any(-1).astype(np.float32), 16) > 0.5
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9
@@ -455,7 +458,7 @@ def covered(monkeypatch):
         mask[:, :slide.width // 8] = True
         return mask, 4
 
-    monkeypatch.setattr(slides, "tissue_map", surveyed)
+    monkeypatch.setattr(tissue_grid, "tissue_map", surveyed)
 
 
 def test_the_grid_is_centred_and_of_the_asked_micrometres(covered):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lungkit.formats import sources
-from lungkit.run.cli import Fault
+from lungkit.run.faults import Fault
 
 
 def make(root: Path, *names: str) -> Path:

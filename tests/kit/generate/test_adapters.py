@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from lungkit.run import cli
-from lungkit.tools.pretrain_base_model import BASE_MODEL_DIR
-from lungkit.generate.adapters import (BaseModel, TARGET_MODULES, check_image_size, denoise_with,
-                                       draw_images, pipeline, require_files, resolve_base_model,
-                                       train_adapter, training_loss)
+from lungkit.generate.adapters import TARGET_MODULES, denoise_with, train_adapter, training_loss
+from lungkit.generate.base_model import (
+    BASE_MODEL_DIR,
+    BaseModel,
+    check_image_size,
+    require_files,
+    resolve_base_model,
+)
+from lungkit.generate.drawing import draw_images, pipeline
+from lungkit.run import faults
 
 SCALE = 0.5
 
@@ -454,7 +459,7 @@ def test_a_folder_without_a_part_is_no_base_model(missing, tmp_path):
     assert resolve_base_model(str(tmp_path)) == tmp_path
     path = tmp_path / missing
     path.rmdir() if path.is_dir() else path.unlink()
-    with pytest.raises(cli.BadOptions, match=missing):
+    with pytest.raises(faults.BadOptions, match=missing):
         resolve_base_model(str(tmp_path))
 
 
@@ -471,7 +476,7 @@ def test_the_cache_is_asked_before_the_hub_and_never_the_hub_offline(offline, as
         raise OSError("nothing there")
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    with pytest.raises(cli.BadOptions, match="hf download some/model"):
+    with pytest.raises(faults.BadOptions, match="hf download some/model"):
         resolve_base_model("some/model")
     assert [call["local_files_only"] for call in calls] == asked
     assert not [pattern for call in calls for pattern in call["allow_patterns"]
@@ -483,14 +488,14 @@ def test_an_image_must_halve_as_often_as_autoencoder_and_unet_do(image_size, fit
     if fits:
         check_image_size(BASE_MODEL_DIR, image_size)
     else:
-        with pytest.raises(cli.BadOptions, match="multiple of 16"):
+        with pytest.raises(faults.BadOptions, match="multiple of 16"):
             check_image_size(BASE_MODEL_DIR, image_size)
 
 
 def test_every_missing_file_of_a_finished_model_is_named(tmp_path):
     (tmp_path / "a").write_text("")
     require_files(tmp_path, "a")
-    with pytest.raises(cli.Fault, match="b, c/d now"):
+    with pytest.raises(faults.Fault, match="b, c/d now"):
         require_files(tmp_path, "a", "b", "c/d")
 
 

@@ -11,12 +11,22 @@ import numpy as np
 import pytest
 
 from lungkit.audit import memorised
-from lungkit.generate import items
-from lungkit.run import cli
-from lungkit.run.cli import BadOptions, Stopped
-from lungkit.data.dataset import DatasetWriter, open_dataset
-from lungkit.run.files import Output
-from lungkit.generate.items import Item
+from lungkit.data.dataset import open_dataset
+from lungkit.data.writer import DatasetWriter
+from lungkit.generate.items import (
+    Item,
+    batches,
+    check_divisible,
+    fill,
+    folder_fingerprint,
+    model_dir_for,
+    plan_items,
+    publish,
+    train_only_parent,
+)
+from lungkit.run import faults, seeds
+from lungkit.run.faults import BadOptions, Stopped
+from lungkit.run.output import Output
 
 COUNTS = {"train": {"a": 5, "b": 3}, "val": {"a": 2, "b": 1}, "test": {"a": 1, "b": 4}}
 SPLITS = ("train", "val", "test")
@@ -36,7 +46,7 @@ def writer_at(path: Path, options: dict | None = None) -> DatasetWriter:
 def real(tmp_path_factory):
     """A dataset of COUNTS with a warning; image i is picture(i), of a group of its own."""
     with writer_at(tmp_path_factory.mktemp("generation") / "real") as writer:
-        for item in items.plan_items(COUNTS, ["a", "b"], 1):
+        for item in plan_items(COUNTS, ["a", "b"], 1):
             writer.add(item.split, item.label, item.index, picture(item.index), group=f"g{item.index}")
         writer.publish(parents=[], seed=0, warnings=["confounded: by hand"])
     return open_dataset(writer.output.output_dir)
@@ -46,7 +56,7 @@ def real(tmp_path_factory):
 
 @pytest.mark.parametrize("pool", [1, 3])
 def test_the_plan_is_as_real_in_every_split_and_class_and_the_pool_is_of_train_alone(pool):
-    items = items.plan_items(COUNTS, ["a", "b"], pool)
+    items = plan_items(COUNTS, ["a", "b"], pool)
     found = Counter((item.split, item.label) for item in items)
     assert found == {(split, label): COUNTS[split][label] * (pool if split == "train" else 1)
                      for split in SPLITS for label in "ab"}
@@ -54,9 +64,9 @@ def test_the_plan_is_as_real_in_every_split_and_class_and_the_pool_is_of_train_a
 
 
 def test_batches_hold_every_item_of_the_class_once_whatever_is_written_already():
-    items = items.plan_items(COUNTS, ["a", "b"], 2)
+    items = plan_items(COUNTS, ["a", "b"], 2)
     for label in "ab":
-        parts = items.batches(items, label, 4)
+        parts = batches(items, label, 4)
         assert [len(part) for part in parts[:-1]] == [4] * (len(parts) - 1) and 1 <= len(parts[-1]) <= 4
         assert [item for part in parts for item in part] == [i for i in items if i.label == label]
 
@@ -64,16 +74,16 @@ def test_batches_hold_every_item_of_the_class_once_whatever_is_written_already()
 def test_a_stream_belongs_to_one_stage_and_one_seed():
     keys = [(stage, seed) for stage in ("diffusion_seg", "prompt_seg", "prompt_seg a", "prompt_seg b")
             for seed in (0, 1, 2**40)]
-    seeds = [items.stream(*key) for key in keys]
-    assert len(set(seeds)) == len(keys) and seeds == [items.stream(*key) for key in keys]
-    assert all(0 <= seed < 2**62 for seed in seeds)  # torch takes it, and seed + 2 too
+    drawn = [seeds.stream(*key) for key in keys]
+    assert len(set(drawn)) == len(keys) and drawn == [seeds.stream(*key) for key in keys]
+    assert all(0 <= seed < 2**62 for seed in drawn)  # torch takes it, and seed + 2 too
 
 
 # ------------------------------------------------------------------ filling
 
 def test_a_begun_batch_is_drawn_again_as_it_was_and_a_written_one_is_not(tmp_path):
     items = [Item(index, "train", "a") for index in range(6)]
-    parts = items.batches(items, "a", 3)
+    parts = batches(items, "a", 3)
     progress = SimpleNamespace(update=lambda done: None)
     drawn = []
 
@@ -85,7 +95,7 @@ def test_a_begun_batch_is_drawn_again_as_it_was_and_a_written_one_is_not(tmp_pat
     with writer_at(tmp_path / "x") as writer:
         for index in (0, 1, 2, 4):  # the first batch, and a part of the second
             writer.add("train", "a", index, picture(index))
-        items.fill(writer, parts, draw, progress)
+        fill(writer, parts, draw, progress)
         assert drawn == [[3, 4, 5]]
         assert {name: record.get("seed", "") for name, record in writer.records.items()} == {
             f"train/a/{i:06d}.png": f"7:{i}" if i > 2 else "" for i in range(6)}
@@ -98,11 +108,11 @@ def test_a_signal_stops_between_batches_and_keeps_what_was_drawn(tmp_path, monke
 
     def draw(batch):
         drawn.append(len(batch))
-        monkeypatch.setattr(cli, "_stop_signal", [15])
+        monkeypatch.setattr(faults, "_stop_signal", [15])
         return np.stack([picture(item.index) for item in batch]), [{} for _ in batch]
 
     with writer_at(tmp_path / "x") as writer, pytest.raises(Stopped):
-        items.fill(writer, items.batches(items, "a", 2), draw,
+        fill(writer, batches(items, "a", 2), draw,
                         SimpleNamespace(update=lambda done: None))
     assert drawn == [2] and len(writer.records) == 2
 
@@ -112,9 +122,9 @@ def test_a_signal_stops_between_batches_and_keeps_what_was_drawn(tmp_path, monke
 def published(real, path: Path, first: int, options: dict | None = None):
     """A generated set of COUNTS whose image i is picture(first + i), published as an arm's."""
     with writer_at(path, options) as writer:
-        for item in items.plan_items(COUNTS, ["a", "b"], 1):
+        for item in plan_items(COUNTS, ["a", "b"], 1):
             writer.add(item.split, item.label, item.index, picture(first + item.index))
-        return items.publish(writer, real)
+        return publish(writer, real)
 
 
 def test_copies_are_warned_of_in_the_dataset_itself_after_the_warnings_of_real(real, tmp_path):
@@ -131,7 +141,7 @@ def test_a_generated_set_records_its_seed_and_that_it_saw_the_train_split_alone(
     assert manifest["seed"] == 41 and manifest["parameters"] == {"seed": 41, "x": 1}
     assert manifest["warnings"] == ["confounded: by hand"]
     assert manifest["copy_audit"]["share_near_copies"] == 0 and manifest["copy_audit"]["images"] == 16
-    assert manifest["parents"] == items.train_only_parent(real) == [
+    assert manifest["parents"] == train_only_parent(real) == [
         {"name": "real", "fingerprint": real.fingerprint, "splits": dict.fromkeys(SPLITS, ["train"])}]
 
 
@@ -152,7 +162,7 @@ def test_of_many_images_evenly_spaced_ones_are_audited(real, tmp_path, monkeypat
 @pytest.mark.parametrize(("output", "model"), [
     ("runs/x/datasets/diffusion", "runs/x/models/diffusion"), ("elsewhere/mine", "elsewhere/mine-model")])
 def test_the_weights_go_to_the_models_of_the_run_or_beside_the_output(output, model, tmp_path):
-    assert items.model_dir_for(tmp_path / output) == tmp_path / model
+    assert model_dir_for(tmp_path / output) == tmp_path / model
 
 
 @pytest.fixture
@@ -180,19 +190,19 @@ def overwrite(path: Path, place: int) -> None:
     lambda folder: (folder / "unet/weights.safetensors").rename(folder / "unet/other.safetensors"),
     lambda folder: (folder / "unet").rename(folder / "vae")])
 def test_a_changed_model_folder_has_another_fingerprint(change, folder):
-    before = items.folder_fingerprint(folder)
+    before = folder_fingerprint(folder)
     change(folder)
-    assert items.folder_fingerprint(folder) != before
+    assert folder_fingerprint(folder) != before
 
 
 def test_a_moved_or_annotated_model_folder_keeps_its_fingerprint(folder, tmp_path):
-    before = items.folder_fingerprint(folder)
+    before = folder_fingerprint(folder)
     shutil.copytree(folder, tmp_path / "elsewhere" / "copy")
     (tmp_path / "elsewhere" / "copy" / "README.md").write_text("notes")
-    assert items.folder_fingerprint(tmp_path / "elsewhere" / "copy") == before
+    assert folder_fingerprint(tmp_path / "elsewhere" / "copy") == before
 
 
 def test_an_image_size_that_cannot_be_halved_as_often_is_refused():
-    items.check_divisible(64, 16)
+    check_divisible(64, 16)
     with pytest.raises(BadOptions, match="72 px.*16 px"):
-        items.check_divisible(72, 16)
+        check_divisible(72, 16)

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from lungkit.generate.latents import (Latents, NUM_ORIENTATIONS, autocast, denoising_loss,
-                                      min_snr_weight, orient, sampler, to_model_range, to_pixels,
-                                      training_schedule)
+from lungkit.generate.latents import (
+    Latents,
+    denoising_loss,
+    min_snr_weight,
+    sampler,
+    to_model_range,
+    to_pixels,
+    training_schedule,
+)
+from lungkit.learn.device import autocast
+from lungkit.learn.orientations import NUM_ORIENTATIONS, orient
 
 CPU = torch.device("cpu")
 

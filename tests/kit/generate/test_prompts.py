@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lungkit.run.cli import Fault
 from lungkit.generate.prompts import PROMPTS_PATH, Prompts
+from lungkit.run.faults import Fault
 
 SLOTS = ("stain", "magnification", "architecture", "nuclei", "cytology")
 CLASSES = ("lung_aca", "lung_n", "lung_scc")

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lungkit.data.png import encode_png
 from lungkit.formats import slides
-from lungkit.histology import originals
-from lungkit.run import files
-from lungkit.data.dataset import encode_png
-from lungkit.formats.images import Unreadable
+from lungkit.formats.channels import Unreadable
+from lungkit.histology import originals, tissue_grid
 from lungkit.histology.originals import Cut, open_original, shrink, tile_boxes
+from lungkit.run import files
 
 
 def numbered(height: int, width: int) -> np.ndarray:
@@ -155,10 +155,10 @@ def grids(monkeypatch) -> list[dict]:
 
     def tile_grid(slide, **options):
         asked.append(options)
-        return [slides.Box(left=30, top=7, side=500, tissue=0.9)]
+        return [tissue_grid.Box(left=30, top=7, side=500, tissue=0.9)]
 
     monkeypatch.setattr(slides, "is_slide", lambda path: True)
-    monkeypatch.setattr(slides, "tile_grid", tile_grid)
+    monkeypatch.setattr(tissue_grid, "tile_grid", tile_grid)
     return asked
 
 

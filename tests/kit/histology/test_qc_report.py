@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-from lungkit.histology import qc_report, stain
-from lungkit.data.dataset import decode_png
-from lungkit.histology.quality import Quality
 from test_confounding import plain_report
+
+from lungkit.data.png import decode_png
+from lungkit.histology import qc_report, stain
+from lungkit.histology.quality import Quality
 
 FINE = Quality(0.5, 0.2, 0.6, 0.6, 0.01, 1.0, 0.02, 0.03)
 

@@ -10,24 +10,24 @@ import cv2
 import numpy as np
 import pytest
 
-from lungkit.histology import quality, stain
-from lungkit.phantom.sample import CLASSES, draw_tile
-from lungkit.histology.quality import Limits, QC_COLUMNS, Quality, measure, qc_row, reason
+from lungkit.histology import background, quality
+from lungkit.histology.quality import QC_COLUMNS, Limits, Quality, measure, qc_row, reason
+from lungkit.phantom.paint import CLASSES, draw_tile
 
 LC25000 = Path(os.environ.get("LC25000") or "no-lc25000")  # its folder: the test on it runs
 
 
 def judged(tile, scale=None):
     """Balance, mask and measure uint8 [S, S, 3]: (quality, reason)."""
-    white = stain.balance_white(tile, stain.background_light(tile))
-    quality = measure(white, stain.tissue_mask(white), scale=scale)
+    white = background.balance_white(tile, background.background_light(tile))
+    quality = measure(white, background.tissue_mask(white), scale=scale)
     return quality, reason(quality)
 
 
 def judged_grey(values):
     """The same for grey values as stored, bright or dark."""
-    tile, bright = stain.enhance_grey(values)
-    quality = measure(tile, stain.tissue_mask(255 - tile if bright else tile))
+    tile, bright = background.enhance_grey(values)
+    quality = measure(tile, background.tissue_mask(255 - tile if bright else tile))
     return quality, reason(quality)
 
 
@@ -86,7 +86,7 @@ def test_grain_and_compression_do_not_pass_for_sharpness(tiles):
 
 def test_pale_tissue_is_as_sharp_as_dark(tiles):
     for tile in tiles:
-        white = stain.balance_white(tile, stain.background_light(tile))
+        white = background.balance_white(tile, background.background_light(tile))
         pale = np.uint8(np.round(255 * (white / 255.0) ** 0.4))
         assert judged(pale)[1] is None
         assert judged(pale)[0].contrast < 0.6 * judged(tile)[0].contrast

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from lungkit.histology import stain
-from lungkit.phantom.sample import CLASSES, draw_tile
-from lungkit.histology.stain import Colours, METHODS, Mixture, Stains, TEXTBOOK
+from lungkit.histology import background, reinhard, stain
+from lungkit.histology.density import MAX_STRENGTH_RATIO, OD_BETA, TEXTBOOK, optical_density
+from lungkit.histology.reinhard import Colours
+from lungkit.histology.stain import METHODS, Mixture, Stains
+from lungkit.phantom.paint import CLASSES, draw_tile
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def tiles():
 
 @pytest.fixture(scope="module")
 def white(tiles):
-    return [stain.balance_white(tile, stain.background_light(tile)) for tile in tiles]
+    return [background.balance_white(tile, background.background_light(tile)) for tile in tiles]
 
 
 def normalised(method, images):
@@ -68,7 +70,7 @@ def torchstain_normalise(backend, image, target):
 def test_macenko_agrees_with_torchstain_to_one_grey_level(tiles, backend, fitted):
     """With the textbook's conventions; theirs cuts off where ours rounds: hence one level."""
     def estimate(image):
-        density = stain.optical_density(image, TEXTBOOK).reshape(-1, 3)
+        density = optical_density(image, TEXTBOOK).reshape(-1, 3)
         return stain.estimate_stains(density, TEXTBOOK)
 
     target = tiles[1] if fitted else None
@@ -85,9 +87,9 @@ def test_our_default_is_not_the_textbook(white):
     """Pure eosin leaves red light alone: asked of every channel, most pink pixels are lost."""
     kept = {"ours": [], "textbook": []}
     for image in white:
-        density = stain.optical_density(image).reshape(-1, 3)
-        kept["ours"].append((density.mean(1) > stain.OD_BETA).mean())
-        kept["textbook"].append((density.min(1) > stain.OD_BETA).mean())
+        density = optical_density(image).reshape(-1, 3)
+        kept["ours"].append((density.mean(1) > OD_BETA).mean())
+        kept["textbook"].append((density.min(1) > OD_BETA).mean())
     assert np.mean(kept["textbook"]) < 0.75 * np.mean(kept["ours"])
 
 
@@ -95,7 +97,7 @@ def test_our_default_is_not_the_textbook(white):
 
 def spread_of_colour(images):
     """Standard deviation of mean tissue colours [3] over images, averaged: grey levels."""
-    return np.mean(np.std([image[stain.tissue_mask(image)].mean(0) for image in images], axis=0))
+    return np.mean(np.std([image[background.tissue_mask(image)].mean(0) for image in images], axis=0))
 
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
@@ -189,23 +191,23 @@ def test_a_tile_of_one_blue_moves_to_the_stains_of_the_others(white):
     image = blue(white[5])
     own = method.estimate(image)
     assert isinstance(own, Mixture) and "taken apart" in stain.shortfall(own, reference)
-    assert stain.estimate_stains(stain.optical_density(image).reshape(-1, 3)) is None
+    assert stain.estimate_stains(optical_density(image).reshape(-1, 3)) is None
     moved = method.normalise(image, own, reference)
 
     def colour_of_no_stain(pixels):
-        density = stain.optical_density(pixels)[stain.tissue_mask(pixels)].mean(0)
+        density = optical_density(pixels)[background.tissue_mask(pixels)].mean(0)
         density = density / np.linalg.norm(density)
         return abs(density @ np.cross(*reference.matrix.T))
 
     assert colour_of_no_stain(moved) < 0.2 * colour_of_no_stain(image)
-    dark = [stain.optical_density(pixels).mean(2).ravel() for pixels in (image, moved)]
+    dark = [optical_density(pixels).mean(2).ravel() for pixels in (image, moved)]
     assert np.corrcoef(dark)[0, 1] > 0.98
     # the strongest stain gets the reference's strength, as far as it may be amplified
-    strength = np.percentile(stain.optical_density(moved).reshape(-1, 3)
+    strength = np.percentile(optical_density(moved).reshape(-1, 3)
                              @ np.linalg.pinv(reference.matrix).T, 99, axis=0)
-    before = np.percentile(stain.optical_density(image).reshape(-1, 3)
+    before = np.percentile(optical_density(image).reshape(-1, 3)
                            @ np.linalg.pinv(reference.matrix).T, 99, axis=0)
-    wanted = min(reference.strength[0], before[0] * stain.MAX_STRENGTH_RATIO)
+    wanted = min(reference.strength[0], before[0] * MAX_STRENGTH_RATIO)
     assert strength[0] == pytest.approx(wanted, rel=0.15)
 
 
@@ -224,30 +226,30 @@ def lab(pixels):
 def test_reinhard_measures_the_papers_statistics(white):
     for image in white:
         pixels = image.reshape(-1, 3)[::5]
-        stained = pixels[stain.optical_density(pixels).mean(1) > stain.OD_BETA]
-        own = stain.estimate_colours(image)
+        stained = pixels[optical_density(pixels).mean(1) > OD_BETA]
+        own = reinhard.estimate_colours(image)
         np.testing.assert_allclose(own.mean, lab(stained).mean(0), atol=1e-4)
         np.testing.assert_allclose(own.spread, lab(stained).std(0), atol=1e-4)
 
 
 def test_reinhard_moves_mean_and_spread_to_the_reference(white):
-    reference = stain.estimate_colours(white[0])
+    reference = reinhard.estimate_colours(white[0])
     for image in white[1:]:
-        own = stain.estimate_colours(image)
-        moved = stain.normalise_colours(image, own, reference)
-        dense = stain.optical_density(image).mean(2) > stain.OD_BETA
+        own = reinhard.estimate_colours(image)
+        moved = reinhard.normalise_colours(image, own, reference)
+        dense = optical_density(image).mean(2) > OD_BETA
         found = lab(moved[dense])
         gap = [np.abs(one - reference.mean) for one in (own.mean, found.mean(0))]
         assert gap[1][0] < 0.02 and gap[1].sum() < 0.35 * gap[0].sum() + 0.01
-        wanted = own.spread * np.clip(reference.spread / own.spread, 1 / stain.MAX_STRENGTH_RATIO,
-                                      stain.MAX_STRENGTH_RATIO)
+        wanted = own.spread * np.clip(reference.spread / own.spread, 1 / MAX_STRENGTH_RATIO,
+                                      MAX_STRENGTH_RATIO)
         np.testing.assert_allclose(found.std(0)[0], wanted[0], rtol=0.1)
 
 
 def test_reinhard_to_itself_is_the_identity(white):
     for image in white[:4]:
-        own = stain.estimate_colours(image)
-        assert np.abs(stain.normalise_colours(image, own, own).astype(int) - image).max() <= 1
+        own = reinhard.estimate_colours(image)
+        assert np.abs(reinhard.normalise_colours(image, own, own).astype(int) - image).max() <= 1
 
 
 # ------------------------------------------------------------------ rules, figure by figure
@@ -255,9 +257,9 @@ def test_reinhard_to_itself_is_the_identity(white):
 def test_optical_density_is_the_natural_logarithm_of_light_over_level():
     levels = np.array([[[255, 128, 1], [0, 94, 255]]], np.uint8)
     expected = [[[0, np.log(255 / 128), np.log(255)], [np.log(255), np.log(255 / 94), 0]]]
-    np.testing.assert_allclose(stain.optical_density(levels), expected, atol=1e-6)
-    np.testing.assert_allclose(stain.optical_density(levels[0]), expected[0], atol=1e-6)
-    np.testing.assert_allclose(stain.optical_density(levels, TEXTBOOK)[0, 1, 0], np.log(240),
+    np.testing.assert_allclose(optical_density(levels), expected, atol=1e-6)
+    np.testing.assert_allclose(optical_density(levels[0]), expected[0], atol=1e-6)
+    np.testing.assert_allclose(optical_density(levels, TEXTBOOK)[0, 1, 0], np.log(240),
                                atol=1e-6)
 
 
@@ -269,23 +271,23 @@ def test_optical_density_is_the_natural_logarithm_of_light_over_level():
 def test_background_is_bright_greyish_and_not_pink(colour, is_light):
     image = np.full((40, 40, 3), colour, np.uint8)
     expected = colour if is_light else (255, 255, 255)
-    np.testing.assert_array_equal(stain.background_light(image), expected)
+    np.testing.assert_array_equal(background.background_light(image), expected)
 
 
 def test_background_is_the_brightest_of_what_is_bright_and_needs_a_hundredth_of_the_image():
     image = np.full((200, 200, 3), 120, np.uint8)
     image[:60], image[60:140] = 240, 215
-    np.testing.assert_array_equal(stain.background_light(image), 240)
+    np.testing.assert_array_equal(background.background_light(image), 240)
     image[:] = 120
     image[:26, :26] = 240
-    np.testing.assert_array_equal(stain.background_light(image), 240)
+    np.testing.assert_array_equal(background.background_light(image), 240)
     image[14:] = 120
-    np.testing.assert_array_equal(stain.background_light(image), 255)
+    np.testing.assert_array_equal(background.background_light(image), 255)
 
 
 def test_balancing_divides_each_channel_by_its_own_light():
     image = np.array([[[200, 250, 100], [40, 100, 80], [220, 97, 0]]], np.uint8)
-    found = stain.balance_white(image, np.array([200.0, 250.0, 100.0]))
+    found = background.balance_white(image, np.array([200.0, 250.0, 100.0]))
     assert found.tolist() == [[[255, 255, 255], [51, 102, 204], [255, 99, 0]]]
 
 
@@ -293,7 +295,7 @@ def test_balancing_divides_each_channel_by_its_own_light():
     ((195, 195, 195), True), ((233, 233, 233), False),    # densities 0.27 and 0.09
     ((255, 215, 250), True), ((255, 243, 252), False)])   # differences of colour 0.16 and 0.05
 def test_an_even_tile_is_all_tissue_or_none(colour, is_tissue):
-    mask = stain.tissue_mask(np.full((64, 64, 3), colour, np.uint8))
+    mask = background.tissue_mask(np.full((64, 64, 3), colour, np.uint8))
     assert mask.all() if is_tissue else not mask.any()
 
 
@@ -301,13 +303,13 @@ def test_an_even_tile_is_all_tissue_or_none(colour, is_tissue):
 def test_pale_tissue_beside_dark_tissue_is_tissue(channels):
     amount = np.linspace(60, 200, 64)[:, None] * channels
     image = np.uint8(255 - np.tile(amount, (64, 1, 1)))
-    assert stain.tissue_mask(image).all()
+    assert background.tissue_mask(image).all()
 
 
 def test_tissue_of_grey_is_what_is_bright_on_dark():
     image = np.full((64, 64), 10, np.uint8)
     image[20:40, 20:40] = 200
-    mask = stain.tissue_mask(image)
+    mask = background.tissue_mask(image)
     assert mask[22:38, 22:38].all() and mask.sum() < 500
 
 
@@ -316,7 +318,7 @@ def test_a_hot_pixel_does_not_set_the_contrast_and_a_gap_between_nuclei_stays():
     values[20:44, 20:44] = 1000
     values[:, 32] = 100
     values[5, 5] = 65535
-    image, bright = stain.enhance_grey(values)
+    image, bright = background.enhance_grey(values)
     assert not bright and image[5, 5] == 0 and image[30, 25] == 255 and image[30, 32] == 0
 
 
@@ -359,9 +361,9 @@ def test_the_order_of_the_stains_does_not_depend_on_their_amounts():
 def test_a_strength_is_the_99th_percentile_of_stained_pixels_and_air_changes_nothing():
     matrix, amounts = two_stains(30)
     pixels = pixels_of(matrix, amounts)
-    alone = stain.estimate_stains(stain.optical_density(pixels))
+    alone = stain.estimate_stains(optical_density(pixels))
     air = np.full((6000, 3), 250, np.uint8)
-    beside = stain.estimate_stains(stain.optical_density(np.concatenate([pixels, air])))
+    beside = stain.estimate_stains(optical_density(np.concatenate([pixels, air])))
     np.testing.assert_allclose(beside.strength, alone.strength, rtol=1e-5)
     np.testing.assert_allclose(beside.matrix, alone.matrix, atol=1e-5)
     np.testing.assert_allclose(stain._strength(matrix @ amounts, matrix),
@@ -375,7 +377,7 @@ def test_stain_is_measured_on_a_fiftieth_and_on_100_pixels_at_least(stained, of,
     pixels = np.full((of, 3), 252, np.uint8)
     pixels[:stained] = pixels_of(matrix, amounts)
     assert (stain.estimate_macenko(pixels) is not None) == measured
-    assert (stain.estimate_colours(pixels) is not None) == measured
+    assert (reinhard.estimate_colours(pixels) is not None) == measured
 
 
 @pytest.mark.parametrize("wanted, got", [(1.3, 1.3), (3.0, 1.6), (0.8, 0.8), (0.2, 1 / 1.6)])
@@ -416,9 +418,9 @@ def test_reinhard_leaves_glass_and_changes_spread_at_most_16_times():
     own = Colours(np.array([-0.3, 0.0, 0.02]), np.array([0.01, 0.05, 0.02]))
     shifted = Colours(own.mean + (-0.3, 0.05, 0.02), own.spread * (9, 1, 1))
     image = np.full((4, 4, 3), 255, np.uint8)
-    np.testing.assert_array_equal(stain.normalise_colours(image, own, shifted), image)
+    np.testing.assert_array_equal(reinhard.normalise_colours(image, own, shifted), image)
     wide = Colours(own.mean, own.spread * (9, 1, 1))
     greys = np.repeat(np.uint8([[90, 110, 140]]), 3).reshape(1, 3, 3)
-    moved = stain.normalise_colours(greys, own, wide)
+    moved = reinhard.normalise_colours(greys, own, wide)
     change = (lab(moved[0]) - own.mean)[:, 0] / (lab(greys[0]) - own.mean)[:, 0]
     np.testing.assert_allclose(change, 1.6, rtol=0.05)

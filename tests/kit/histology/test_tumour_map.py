@@ -5,7 +5,7 @@ import pytest
 
 from lungkit.histology import tumour_map
 from lungkit.nuclei.detect import Nuclei, detect_nuclei
-from lungkit.phantom.sample import draw_tile
+from lungkit.phantom.paint import draw_tile
 from lungkit.phantom.tissue import FIELD_UM
 
 EMPTY = np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
@@ -57,7 +57,7 @@ def test_tumour_is_found_and_benign_lung_spared(tiles):
 
 
 def test_the_map_lies_within_the_tissue_and_nuclei_may_be_given(tiles):
-    from lungkit.histology.stain import background_light, balance_white, tissue_mask
+    from lungkit.histology.background import background_light, balance_white, tissue_mask
 
     image = tiles[0].image
     mask = found(tiles[0])

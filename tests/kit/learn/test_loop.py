@@ -8,9 +8,10 @@ import signal
 import pytest
 import torch
 
+from lungkit.learn.loop import learning_rate_at, train
 from lungkit.run import cli
-from lungkit.run.cli import Fault
-from lungkit.learn.loop import generator_for, learning_rate_at, train
+from lungkit.run.faults import Fault
+from lungkit.run.seeds import generator_for
 
 
 def parameter(value: float = 0.0) -> torch.nn.Parameter:

@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from lungkit.nuclei.detect import detect as nuclei_module
-from lungkit.phantom import sample
+from lungkit.nuclei.detect import (
+    HE_FLOOR,
+    PROMINENCE,
+    STAINS,
+    cut_fragments,
+    detect as nuclei_module,
+    detect_nuclei,
+    guess_modality,
+    haematoxylin,
+    settle,
+)
 from lungkit.nuclei.fragments import join_fragments
-from lungkit.nuclei.detect import (HE_FLOOR, PROMINENCE, STAINS, cut_fragments, detect_nuclei,
-                                   guess_modality, haematoxylin, settle)
+from lungkit.phantom import paint
 
 EOSIN, HAEMATOXYLIN = (225, 150, 190), (90, 60, 140)
 
@@ -47,7 +55,7 @@ def test_discs_are_found_at_their_centres(size, radius, reach_px):
 
 @pytest.mark.parametrize("size", [64, 224])
 def test_labels_number_the_nuclei_where_the_centroids_are(size):
-    image = sample.draw_tile("lung_scc", patient=1, index=0, seed=3, image_size=size).image
+    image = paint.draw_tile("lung_scc", patient=1, index=0, seed=3, image_size=size).image
     nuclei = detect_nuclei(image)
     assert nuclei.labels.shape == (size, size) and nuclei.labels.dtype == np.int32
     assert nuclei.centroids.dtype == nuclei.areas_px.dtype == np.float32
@@ -169,13 +177,13 @@ def test_the_nuclear_channel_of_a_composite_is_used(channels):
     assert matched(nuclei.centroids, np.array(FAR), 1.0) == len(nuclei) == len(FAR)
 
 
-@pytest.mark.parametrize("label", sample.CLASSES)
+@pytest.mark.parametrize("label", paint.CLASSES)
 def test_simulated_dapi_is_found_again(label):
     hits = found = true = 0
     for patient in range(2):
         which = {"patient": patient, "index": 0, "seed": 1005}
-        tile = sample.draw_tile(label, **which)
-        dapi = sample.draw_fluorescence(label, **which)[0, 0].astype(float)
+        tile = paint.draw_tile(label, **which)
+        dapi = paint.draw_fluorescence(label, **which)[0, 0].astype(float)
         low, high = np.percentile(dapi, (1, 99.8))
         image = np.uint8(np.clip((dapi - low) / (high - low), 0, 1) * 255)
         nuclei = detect_nuclei(np.repeat(image[..., None], 3, axis=2), modality="fluorescence")
@@ -192,11 +200,11 @@ def test_more_than_255_nuclei():
 
 
 @pytest.mark.parametrize("size", [64, 224])
-@pytest.mark.parametrize("label", sample.CLASSES)
+@pytest.mark.parametrize("label", paint.CLASSES)
 def test_simulated_tissue_is_found_again(label, size):
     hits = found = true = 0
     for patient in range(3):
-        tile = sample.draw_tile(label, patient=patient, index=0, seed=5, image_size=size)
+        tile = paint.draw_tile(label, patient=patient, index=0, seed=5, image_size=size)
         nuclei = detect_nuclei(tile.image)
         hits += matched(nuclei.centroids, tile.centroids, 4 * size / 180)
         found, true = found + len(nuclei), true + len(tile.centroids)
@@ -204,12 +212,12 @@ def test_simulated_tissue_is_found_again(label, size):
     assert hits / true > 0.6, f"recall {hits / true:.2f}"
 
 
-@pytest.mark.parametrize("label", sample.CLASSES)
+@pytest.mark.parametrize("label", paint.CLASSES)
 def test_f1_on_simulated_tissue_is_95(label):
     """Tiles that neither the fit (seeds below 50) nor its choices (below 100) have seen."""
     hits = total = 0
     for seed in range(1000, 1012):
-        tile = sample.draw_tile(label, patient=seed % 7, index=seed % 3, seed=seed)
+        tile = paint.draw_tile(label, patient=seed % 7, index=seed % 3, seed=seed)
         nuclei = detect_nuclei(tile.image)
         hits += matched(nuclei.centroids, tile.centroids, 6)
         total += len(nuclei) + len(tile.centroids)

@@ -9,15 +9,26 @@ import pytest
 from skimage.measure import regionprops
 from skimage.morphology import convex_hull_image
 
-from lungkit.phantom import sample
-from lungkit.run.cli import Fault
-from lungkit.run.files import sha256_file
-from lungkit.nuclei.features import (FEATURES, FeatureLog, IMAGES_FILE, IMAGE_COLUMNS, NUCLEI_FILE,
-                                     NUCLEUS_COLUMNS, clark_evans, measure_nuclei, measure_shapes,
-                                     nearest_neighbours, nucleus_lines, read_image_features,
-                                     summarise)
 from lungkit.nuclei.detect import Nuclei, detect_nuclei, haematoxylin
+from lungkit.nuclei.features import (
+    FEATURES,
+    IMAGE_COLUMNS,
+    IMAGES_FILE,
+    NUCLEI_FILE,
+    NUCLEUS_COLUMNS,
+    FeatureLog,
+    clark_evans,
+    measure_nuclei,
+    measure_shapes,
+    nearest_neighbours,
+    nucleus_lines,
+    read_image_features,
+    summarise,
+)
 from lungkit.nuclei.voronoi import voronoi_labels
+from lungkit.phantom import paint
+from lungkit.run.faults import Fault
+from lungkit.run.files import sha256_file
 
 UM_PER_PX = 0.8
 
@@ -32,7 +43,7 @@ def blobs(seed: int, size: int = 90, count: int = 60) -> np.ndarray:
 
 
 def tissue_labels(label: str, size: int) -> np.ndarray:
-    return sample.draw_tile(label, patient=0, index=0, seed=4, image_size=size).nuclei
+    return paint.draw_tile(label, patient=0, index=0, seed=4, image_size=size).nuclei
 
 
 LABELS = {"blobs": blobs(0), "sparse": np.where(np.random.default_rng(1).random((90, 90)) < 0.3, blobs(2), 0),
@@ -139,7 +150,7 @@ def test_summaries_are_numpys():
 
 
 def test_haematoxylin_is_the_mean_over_each_nucleus():
-    image = sample.draw_tile("lung_n", patient=0, index=0, seed=4, image_size=112).image
+    image = paint.draw_tile("lung_n", patient=0, index=0, seed=4, image_size=112).image
     nuclei = detect_nuclei(image)
     features = measure_nuclei(nuclei, voronoi_labels(nuclei.centroids, 112), image, um_per_px=1.0)
     stain = haematoxylin(image)

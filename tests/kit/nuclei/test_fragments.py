@@ -8,9 +8,21 @@ import numpy as np
 import pytest
 
 from lungkit.nuclei.detect import fragments
-from lungkit.nuclei.fragments import (BORDER, FEATURES, LENGTH, SADDLE, features, find_touching,
-                                      hull_areas, hulls_of, join_fragments, join_pairs, log_odds,
-                                      measure_regions, rewire)
+from lungkit.nuclei.fragments import (
+    BORDER,
+    FEATURES,
+    LENGTH,
+    SADDLE,
+    features,
+    find_touching,
+    hull_areas,
+    hulls_of,
+    join_fragments,
+    join_pairs,
+    log_odds,
+    measure_regions,
+    rewire,
+)
 
 PX_UM = 2.0
 

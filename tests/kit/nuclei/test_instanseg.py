@@ -11,9 +11,8 @@ import warnings
 import numpy as np
 import pytest
 
-from lungkit.nuclei.detect import instanseg
-from lungkit.run import cli
-from lungkit.nuclei.detect import FIELD_UM, detect_nuclei
+from lungkit.nuclei.detect import FIELD_UM, detect_nuclei, instanseg
+from lungkit.run import faults
 
 torch = pytest.importorskip("torch")
 
@@ -164,7 +163,7 @@ def test_what_is_no_torchscript_is_said_in_one_line(tmp_path, content):
         path.write_bytes(b"")
     elif content == "folder":
         path.mkdir()
-    with pytest.raises(cli.Fault, match="instanseg.pt") as fault:
+    with pytest.raises(faults.Fault, match="instanseg.pt") as fault:
         instanseg.load_detector(path, "cpu")
     assert "\n" not in str(fault.value) and str(path) in str(fault.value)
 
@@ -173,13 +172,13 @@ def test_what_is_no_torchscript_is_said_in_one_line(tmp_path, content):
                                             ("probability", "not whole")])
 def test_what_the_model_does_wrong_is_said_in_one_line(save, mode, says):
     detector = instanseg.load_detector(save(mode=mode), "cpu")
-    with pytest.raises(cli.Fault, match=says) as fault:
+    with pytest.raises(faults.Fault, match=says) as fault:
         detector(picture(224, CENTRES_UM, 6))
     assert "\n" not in str(fault.value) and "InstanSeg" in str(fault.value)
 
 
 def test_a_device_that_is_not_there_is_a_bad_option(save):
-    with pytest.raises(cli.BadOptions, match="--device"):
+    with pytest.raises(faults.BadOptions, match="--device"):
         instanseg.load_detector(save(), "tpu")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lungkit.nuclei.layouts import Layout, Levels, REACH, measurements, structure_map
+from lungkit.nuclei.layouts import REACH, Layout, Levels, measurements, structure_map
 
 SIZE = 64
 

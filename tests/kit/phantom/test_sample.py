@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 
 from lungkit.formats import tiff
-from lungkit.phantom import augment, fluorescence, morphology, sample, tissue
 from lungkit.formats.images import pixel_size_um
-from lungkit.phantom.sample import CLASSES, SAMPLE_STREAM, draw_tile, main, write_sample
+from lungkit.phantom import augment, fluorescence, morphology, paint, sample, tissue
+from lungkit.phantom.paint import CLASSES, draw_tile
+from lungkit.phantom.sample import SAMPLE_STREAM, main, write_sample
 
 RUIFROK = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 
@@ -304,7 +305,7 @@ def test_tiles_of_a_thousand_pixels_and_more():
 def in_fluorescence(label, patient, **options):
     """The tile and its channels float [C, H, W], above the camera's offset."""
     tile = draw_tile(label, patient=patient, index=1)
-    planes = sample.draw_fluorescence(label, patient=patient, index=1, **options)
+    planes = paint.draw_fluorescence(label, patient=patient, index=1, **options)
     assert planes.dtype == np.uint16 and planes.shape[1:] == (4, 224, 224)
     return tile, planes.astype(float) - fluorescence.OFFSET_ADU
 
@@ -332,7 +333,7 @@ def test_fluorescence_shows_the_same_tissue(label):
 
 def test_lymphocytes_wear_cd45():
     painted = next(painted for patient in range(9)
-                   if (painted := sample._draw("lung_scc", patient, 1, 0, 224)[1])
+                   if (painted := paint._draw("lung_scc", patient, 1, 0, 224)[1])
                    and (painted.cells["owner"] == tissue.LYMPHOCYTE).sum() > 8)
     cd45 = fluorescence.dyes(painted)[fluorescence.CHANNELS.index("CD45")]
     owner = np.r_[0, painted.cells["owner"]][painted.labels]
@@ -386,7 +387,7 @@ def test_every_fluorescence_image_has_its_own_noise(monkeypatch):
                         lambda painted, staining, rng, **_: streams.append(rng.random()))
     base = dict(label="lung_n", patient=1, index=1, seed=1, image_size=24)
     for other in ({}, {"label": "lung_aca"}, {"patient": 2}, {"index": 2}, {"seed": 2}):
-        sample.draw_fluorescence(**{**base, **other})
+        paint.draw_fluorescence(**{**base, **other})
     assert len(set(streams)) == 5
     tile_stream = np.random.default_rng([1, 1, CLASSES.index("lung_n"), 1])
     assert tile_stream.random() not in streams
@@ -410,7 +411,7 @@ def test_ome_tiff_is_standard(tmp_path):
             assert file.is_ome and series.axes == axes and series.shape == shape
             assert series.dtype == np.uint16
             pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
-            np.testing.assert_array_equal(np.squeeze(sample.draw_fluorescence(
+            np.testing.assert_array_equal(np.squeeze(paint.draw_fluorescence(
                 "lung_aca", patient=0, index=0, seed=SAMPLE_STREAM + 7, image_size=48,
                 num_planes=shape[0] if len(shape) == 4 else 1)), series.asarray())
         assert [channel["Name"] for channel in pixels["Channel"]] == list(fluorescence.CHANNELS)
@@ -483,12 +484,12 @@ def fixed(number):
 
 def test_a_slides_stain_vectors_are_of_unit_length_and_near_the_published():
     for seed in range(40):
-        slide = sample.draw_slide(np.random.default_rng(seed))
+        slide = paint.draw_slide(np.random.default_rng(seed))
         (red, _, blue), (eosin_red, _, eosin_blue), red_cells = slide.stains
         assert 0.55 <= red <= 0.69 and 0.10 <= blue <= 0.28
         assert 0.04 <= eosin_red <= 0.24 and 0.06 <= eosin_blue <= 0.28
         np.testing.assert_allclose(np.linalg.norm(slide.stains, axis=1), 1, atol=0.01)
-        np.testing.assert_array_equal(red_cells, sample.RED_CELL)
+        np.testing.assert_array_equal(red_cells, paint.RED_CELL)
         assert (0.79 <= slide.light).all() and (slide.light <= 1).all()
         assert 0.25 <= slide.blur_um <= 0.8 and 0.004 <= slide.grain <= 0.015
         assert 0.02 <= slide.mottle <= 0.12
@@ -503,11 +504,11 @@ def test_concentrations_become_light_by_beer_and_lamberts_law(monkeypatch):
     def paint(scene, rng, size):
         concentration = np.zeros((size, size, 3), np.float32)
         concentration[size // 2:] = amounts  # the lower half
-        return sample.Painted(concentration, np.int32(empty), empty == 0, empty > 0, scene,
+        return paint.Painted(concentration, np.int32(empty), empty == 0, empty > 0, scene,
                                *[empty] * 8)
 
-    monkeypatch.setattr(sample, "_paint", paint)
-    monkeypatch.setattr(sample, "draw_slide", lambda rng: sample.Slide(
+    monkeypatch.setattr(paint, "_paint", paint)
+    monkeypatch.setattr(paint, "draw_slide", lambda rng: paint.Slide(
         stains, strength, light, blur_um=0.01, grain=0.0, mottle=0.0))
     monkeypatch.setattr(sample.SLIDE, "thickness", fixed(np.zeros(3)))
     noise = tissue.noise
@@ -535,7 +536,7 @@ def test_biology_and_stains_are_the_patients_whatever_the_class_and_tile(monkeyp
     monkeypatch.setattr(fluorescence, "draw_channels", lambda *_, **__: None)
 
     def draw(label, patient, index, seed):
-        return lambda: sample.draw_fluorescence(label, patient=patient, index=index, seed=seed,
+        return lambda: paint.draw_fluorescence(label, patient=patient, index=index, seed=seed,
                                                  image_size=24)
 
     same = [draw("lung_aca", 1, 0, 5), draw("lung_n", 1, 0, 5), draw("lung_scc", 1, 2, 5)]
@@ -559,10 +560,10 @@ def test_of_two_nuclei_that_overlap_much_the_later_is_dropped_else_it_lies_below
     cells["a"], cells["b"] = 5, 5
     for cell, (x, y) in zip(cells, (first, second, (300, 20))):  # the last lies outside
         cell["x"], cell["y"] = x, y
-    kept = sample._separate(cells, 180.0)
+    kept = paint._separate(cells, 180.0)
     assert kept["x"].tolist() == ([20] if covers else [20, 29])
     square = np.array([[0, 0], [8, 0], [8, 8], [0, 8]]) * 16  # 1/16 px
-    labels = sample._label_map(np.int32([square + 32, square + 96]), 20)
+    labels = paint._label_map(np.int32([square + 32, square + 96]), 20)
     assert (labels[2:11, 2:11] == 1).all() and (labels[6:15, 11:15] == 2).all()
 
 
@@ -632,7 +633,7 @@ def test_dyes_lie_where_they_bind():
     red = flat.copy()
     red[:6, :6] = 1
     scene = type("Scene", (), {"epithelium": np.ones((4, 4), bool)})
-    painted = sample.Painted(None, labels, None, None, scene, cells, 1.4 * (labels > 0), nucleoli,
+    painted = paint.Painted(None, labels, None, None, scene, cells, 1.4 * (labels > 0), nucleoli,
                               epithelium=left, air=flat, eosin=flat + 0.5, foam=flat, red=red)
     dapi, keratin, cd45, af = fluorescence.dyes(painted)
     np.testing.assert_allclose(dapi[labels > 0].reshape(2, -1).max(1), 1, rtol=1e-5)

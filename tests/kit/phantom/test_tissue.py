@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lungkit.phantom import morphology, sample, tissue
+from lungkit.phantom import morphology, paint, tissue
 from lungkit.phantom.morphology import Parameter
-from lungkit.phantom.sample import CLASSES
+from lungkit.phantom.paint import CLASSES
 
 LAYOUTS = {"lung_aca": tissue.adenocarcinoma, "lung_n": tissue.benign, "lung_scc": tissue.squamous}
 OF = {"lung_aca": "ADENOCARCINOMA", "lung_n": "BENIGN", "lung_scc": "SQUAMOUS"}
@@ -34,7 +34,7 @@ def test_a_class_is_drawn_from_its_own_parameters_only(label, monkeypatch):
     for other in CLASSES:
         if other != label:
             monkeypatch.setattr(tissue, OF[other], Closed())
-    tile = sample.draw_tile(label, patient=1, index=0, image_size=32)
+    tile = paint.draw_tile(label, patient=1, index=0, image_size=32)
     assert tile.label == label and tile.patient == 1 and len(tile.centroids) > 5
     assert tile.tumour.any() == (label != "lung_n")
 

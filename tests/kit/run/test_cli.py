@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lungkit.run import cli
+from lungkit.learn import device
+from lungkit.run import cli, faults
 
 # ------------------------------------------------------------------ exit statuses
 
@@ -29,9 +30,9 @@ def raising(error: BaseException):
 
 
 @pytest.mark.parametrize(("error", "status", "words"), [
-    (cli.Fault("no images in\n/a"), 1, "stage.py: error: no images in\\n/a"),
-    (cli.BadOptions("--x and --y"), 2, "stage.py: error: --x and --y"),
-    (cli.Stopped("stopped"), 75, "stage.py: stopped"),
+    (faults.Fault("no images in\n/a"), 1, "stage.py: error: no images in\\n/a"),
+    (faults.BadOptions("--x and --y"), 2, "stage.py: error: --x and --y"),
+    (faults.Stopped("stopped"), 75, "stage.py: stopped"),
     (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), 1, "No such file: '/a/b': check that"),
     (PermissionError(errno.EACCES, "Permission denied", "/a\nb"), 1, "'/a\\nb'"),
     (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a"), 1, "Not a directory: '/a'"),
@@ -76,12 +77,12 @@ def test_a_signal_stops_where_the_work_is_saved(number, capsys):
     first, reached = signal.signal(number, before), []
 
     def run(**options):
-        assert not cli.stop_requested()
-        cli.check_stop()
+        assert not faults.stop_requested()
+        faults.check_stop()
         os.kill(os.getpid(), number)
-        assert cli.stop_requested()
+        assert faults.stop_requested()
         reached.append("end of the item")
-        cli.check_stop()
+        faults.check_stop()
         reached.append("the next item")
 
     try:
@@ -96,10 +97,10 @@ def test_a_signal_stops_where_the_work_is_saved(number, capsys):
 def test_a_signal_ends_the_run_it_was_meant_for_only():
     def stopped(**options):
         os.kill(os.getpid(), signal.SIGTERM)
-        cli.check_stop()
+        faults.check_stop()
 
-    assert call(stopped) == 75 and not cli.stop_requested()
-    assert call(lambda **options: cli.check_stop()) == 0
+    assert call(stopped) == 75 and not faults.stop_requested()
+    assert call(lambda **options: faults.check_stop()) == 0
 
 
 @pytest.mark.parametrize(("first", "second", "now"), [
@@ -109,7 +110,7 @@ def test_only_a_second_ctrl_c_means_now(first, second, now):
     def run(**options):
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), second)
-        cli.check_stop()
+        faults.check_stop()
 
     if now:
         with pytest.raises(KeyboardInterrupt):
@@ -188,7 +189,7 @@ def test_an_options_file_means_its_content(tmp_path):
     (tmp_path / "w").write_bytes(b"weights")
     expected = subprocess.run(["sha256sum", tmp_path / "w"], capture_output=True, text=True).stdout
     assert cli.file_sha256(tmp_path / "w", "--weights") == expected.split()[0]
-    with pytest.raises(cli.Fault, match=r"--weights .*/missing is not a file"):
+    with pytest.raises(faults.Fault, match=r"--weights .*/missing is not a file"):
         cli.file_sha256(tmp_path / "missing", "--weights")
 
 
@@ -214,10 +215,10 @@ def torch(monkeypatch):
 def test_a_device_is_there_or_a_bad_option(name, devices, expected, torch):
     torch.cuda_devices = devices
     if " " in expected:
-        with pytest.raises(cli.BadOptions, match=expected):
-            cli.use_device(name)
+        with pytest.raises(faults.BadOptions, match=expected):
+            device.use_device(name)
     else:
-        assert str(cli.use_device(name)) == expected
+        assert str(device.use_device(name)) == expected
 
 
 @pytest.mark.parametrize(("environment", "threads", "expected"), [
@@ -229,5 +230,5 @@ def test_threads_are_those_given_or_this_process_share(environment, threads, exp
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)))
-    cli.use_device("cpu", threads=threads)
+    device.use_device("cpu", threads=threads)
     assert torch.threads_set == [expected]

@@ -14,8 +14,9 @@ import pytest
 
 from arms import fork
 from lungkit.run import files
-from lungkit.run.cli import BadOptions, Fault
-from lungkit.run.files import Output, atomic_path, lock, release, try_lock
+from lungkit.run.faults import BadOptions, Fault
+from lungkit.run.files import atomic_path
+from lungkit.run.output import Output, lock, release, try_lock
 
 
 def names(folder: Path) -> list[str]:

@@ -15,8 +15,9 @@ from PIL import Image
 
 import tumor_seg
 from arms import fork
+from lungkit.histology import tiles
+from lungkit.phantom.paint import draw_tile
 from lungkit.run.journal import Journal
-from lungkit.phantom.sample import draw_tile
 
 
 @pytest.fixture
@@ -172,13 +173,13 @@ def images(tmp_path):
 
 
 def count_examined(monkeypatch):
-    seen, examine = [], tumor_seg.examine
+    seen, examine = [], tiles.examine
 
     def counted(source, recipe):
         seen.append(source.name)
         return examine(source, recipe)
 
-    monkeypatch.setattr(tumor_seg, "examine", counted)
+    monkeypatch.setattr(tiles, "examine", counted)
     return seen
 
 
@@ -216,7 +217,7 @@ def test_a_dry_run_reads_the_journal_and_writes_nothing(images, tmp_path, monkey
 
 def test_a_killed_survey_goes_on(images, tmp_path, monkeypatch, capfd):
     seen = count_examined(monkeypatch)
-    counted = tumor_seg.examine
+    counted = tiles.examine
 
     def die_at_the_sixth(source, recipe):
         if len(seen) == 5:
@@ -224,7 +225,7 @@ def test_a_killed_survey_goes_on(images, tmp_path, monkeypatch, capfd):
         return counted(source, recipe)
 
     def killed() -> int:
-        tumor_seg.examine = die_at_the_sixth
+        tiles.examine = die_at_the_sixth
         return run(images, tmp_path / "real", "--workers", "1")
 
     assert os.waitstatus_to_exitcode(os.waitpid(fork(killed), 0)[1]) == -signal.SIGKILL

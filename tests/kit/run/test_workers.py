@@ -14,8 +14,8 @@ import cv2
 import pytest
 
 from arms import fork, signal_when
-from lungkit.run import cli
-from lungkit.run.cli import Fault, Stopped
+from lungkit.run import faults
+from lungkit.run.faults import Fault, Stopped
 from lungkit.run.workers import AHEAD, mapper
 
 
@@ -65,7 +65,7 @@ def test_a_worker_killed_before_more_is_sent_is_said_too(stop, error, monkeypatc
     def items():
         yield 7
         assert isinstance(submitted[0].exception(timeout=300), BrokenProcessPool)
-        monkeypatch.setattr(cli, "_stop_signal", stop)
+        monkeypatch.setattr(faults, "_stop_signal", stop)
         yield 8
 
     monkeypatch.setattr(ProcessPoolExecutor, "submit", noted)
@@ -78,7 +78,7 @@ def test_a_signal_is_heard_while_workers_are_busy(monkeypatch, tmp_path):
     with pytest.raises(Stopped), mapper(2) as mapped:
         results = mapped(wait_unless_ready, [Path("/")] * 4 + [tmp_path / "never"] * 4, chunk=1)
         next(results)
-        monkeypatch.setattr(cli, "_stop_signal", [signal.SIGTERM])
+        monkeypatch.setattr(faults, "_stop_signal", [signal.SIGTERM])
         list(results)
     assert not multiprocessing.active_children()
 

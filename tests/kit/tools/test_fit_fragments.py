@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lungkit.nuclei.detect import detect, fragments
-from lungkit.phantom import sample
+from lungkit.phantom import paint
 from lungkit.tools import fit_fragments
 
 
@@ -45,19 +45,19 @@ def test_unions_of_true_pairs_count_too(monkeypatch):
 
 def test_pictures_are_of_every_class_in_both_stains_and_changed(monkeypatch):
     asked = []
-    tile = sample.draw_tile("lung_n", patient=0, index=0, image_size=48)
+    tile = paint.draw_tile("lung_n", patient=0, index=0, image_size=48)
 
     def draw(label, **which):
         asked.append((label, which))
         return tile
 
-    monkeypatch.setattr(sample, "draw_tile", draw)
+    monkeypatch.setattr(paint, "draw_tile", draw)
     rising = np.arange(48 * 48).reshape(48, 48)
-    monkeypatch.setattr(sample, "draw_fluorescence",
+    monkeypatch.setattr(paint, "draw_fluorescence",
                         lambda label, **which: np.stack([rising, *[2304 - rising] * 3])[None])
     made = list(fit_fragments.pictures(9, 2))
     assert [modality for *_, modality in made] == ["he", "fluorescence", "he", "he"] * 3
-    assert asked == [(label, {"patient": 2, "index": 0, "seed": 9}) for label in sample.CLASSES]
+    assert asked == [(label, {"patient": 2, "index": 0, "seed": 9}) for label in paint.CLASSES]
     for image, truth, modality in made:
         assert image.shape == (48, 48, 3) and image.dtype == np.uint8 and truth.shape == (48, 48)
     dapi = made[1][0]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from arms import content
+from lungkit.generate.base_model import BASE_MODEL_DIR
+from lungkit.run.faults import Stopped
 from lungkit.tools import pretrain_base_model
-from lungkit.tools.pretrain_base_model import BASE_MODEL_DIR
-from lungkit.run.cli import Stopped
 
 
 def test_what_is_shipped_is_at_most_16_mb_of_safetensors():
@@ -36,8 +36,9 @@ def drawn() -> dict[str, np.ndarray]:
     """Eight images of each class from the same noise."""
     import torch
 
+    from lungkit.generate.base_model import BaseModel
+    from lungkit.generate.drawing import draw_images, pipeline
     from lungkit.generate.prompts import Prompts
-    from lungkit.generate.adapters import BaseModel, draw_images, pipeline
 
     torch.set_num_threads(1)
     pipe = pipeline(BaseModel(BASE_MODEL_DIR, torch.device("cpu")), "dpm")
@@ -171,7 +172,7 @@ def test_the_schedule_kept_is_that_of_the_loss(built):
 
 
 def test_simulated_tiles_go_round_the_classes_with_their_own_layouts(shrunk, tmp_path):
-    from lungkit.phantom.sample import CLASSES, draw_tile
+    from lungkit.phantom.paint import CLASSES, draw_tile
 
     images, labels, layouts = pretrain_base_model.draw_tissue(5, 9, tmp_path)
     assert labels == [*CLASSES, *CLASSES][:5]
@@ -191,7 +192,7 @@ def asked(tmp_path_factory):
     from diffusers import ControlNetModel
 
     from lungkit.generate.latents import Latents
-    from lungkit.learn.loop import generator_for
+    from lungkit.run.seeds import generator_for
 
     record = SimpleNamespace(parts={}, draws=[], captions=[], controls=[])
     build_tokenizer, draw = pretrain_base_model.build_tokenizer, Latents.draw
@@ -264,8 +265,8 @@ def test_each_part_learns_alone(asked):
 
 
 def test_captions_are_empty_or_words_or_measured_and_of_their_own_tile(asked):
-    from lungkit.nuclei.layouts import Levels
     from lungkit.generate.prompts import Prompts
+    from lungkit.nuclei.layouts import Levels
 
     words, levels = Prompts(), Levels(asked.layouts, 80)
     context = words.data["context"]
@@ -287,7 +288,7 @@ def test_captions_are_empty_or_words_or_measured_and_of_their_own_tile(asked):
 def test_a_control_is_its_own_tiles_map_in_its_own_orientation(asked):
     import torch
 
-    from lungkit.generate.latents import orient
+    from lungkit.learn.orientations import orient
     from lungkit.nuclei.layouts import Layout, structure_map
 
     indices, orientations = asked.draws[-1]
@@ -329,7 +330,7 @@ class Flat:
 
 
 def losses_of(vae, images, monkeypatch, number: int = 1, **options) -> list[float]:
-    from lungkit.learn.loop import generator_for
+    from lungkit.run.seeds import generator_for
 
     values = []
 

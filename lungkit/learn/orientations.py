@@ -1,0 +1,22 @@
+"""The flips and turns by which an image stays valid, for tensors and arrays."""
+
+from __future__ import annotations
+
+import torch
+
+NUM_ORIENTATIONS = 8  # tissue has no up: four quarter turns, each mirrored or not
+
+
+def orient(images: torch.Tensor, which: int) -> torch.Tensor:
+    """Orientation `which` (0-7) of [N, C, S, S]: which % 4 quarter turns, mirrored from 4 on."""
+    images = torch.rot90(images, which % 4, (-2, -1))
+    return images.flip(-1) if which >= 4 else images
+
+
+def square_symmetries(size: int):
+    """The eight flips and turns of a square as orders of its pixels: int64 [8, size * size]."""
+    import torch
+
+    pixels = torch.arange(size * size).view(size, size)
+    half = [pixels, pixels.flip(0), pixels.flip(1), pixels.flip(0, 1)]
+    return torch.stack([each.reshape(-1) for each in half + [each.t() for each in half]])

@@ -1,0 +1,53 @@
+"""How a command ends: faults of the user's data and options, exit statuses, the stop flag.
+
+Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and resumable.
+"""
+
+from __future__ import annotations
+
+import signal
+
+COMPLETE, FAILED, BAD_OPTIONS, STOPPED = 0, 1, 2, 75
+
+
+class Fault(Exception):
+    """A fault in the user's data: what was found, expected, where, and what to do. Exit 1."""
+
+
+class BadOptions(Fault):
+    """A fault in the user's options. Exit 2."""
+
+
+class Stopped(Exception):
+    """A signal asked for an end and the state is saved. Exit 75: the same command resumes."""
+
+
+_stop_signal: list[int] = []
+
+
+def stop_requested() -> bool:
+    """Whether SIGTERM, SIGINT or SIGUSR2 has asked this stage to finish its item and stop."""
+    return bool(_stop_signal)
+
+
+def check_stop() -> None:
+    """Raise Stopped if a signal has asked for it; call where everything done so far is saved."""
+    if _stop_signal:
+        name = signal.Signals(_stop_signal[0]).name
+        raise Stopped(f"stopped by {name}; run the same command again to resume")
+
+
+def forget_signals() -> None:
+    """Begin anew: no signal has come."""
+    _stop_signal.clear()
+
+
+def note_signal(number: int, _frame: object) -> None:
+    if _stop_signal and number == signal.SIGINT:
+        raise KeyboardInterrupt  # a second Ctrl-C means: now
+    _stop_signal.append(number)
+
+
+def one_line(message: object) -> str:
+    """`message` without line breaks: a file name may hold one, an error line must not."""
+    return " ".join(str(message).replace("\n", "\\n").replace("\r", "\\r").split())
