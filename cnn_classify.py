@@ -283,7 +283,7 @@ class Bench:
                   "trained_on": self.data.trained_on(), "device": device_name(self.device),
                   "versions": provenance()["versions"]}
         result.write_record(directory, record, arrays, {
-            "elapsed_sec": round(time.monotonic() - start, 3), "commit": provenance()["commit"],
+            "elapsed_sec": round(time.monotonic() - start, 3),
             "threads": torch.get_num_threads()})
         path.unlink(missing_ok=True)
 

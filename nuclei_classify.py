@@ -206,8 +206,7 @@ class Bench:
             arrays |= {f"{split}_probabilities": probabilities, f"{split}_labels": test,
                        f"{split}_file_names": names}
         result.write_record(directory, record, arrays, {
-            "elapsed_sec": round(time.monotonic() - start, 3), "commit": provenance()["commit"],
-            "threads": 1})
+            "elapsed_sec": round(time.monotonic() - start, 3), "threads": 1})
 
     def accuracy(self, model, split: str) -> float:
         return float((model.predict(self.values[split]) == self.labels[split]).mean())

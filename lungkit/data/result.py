@@ -15,7 +15,7 @@ The record (schema lungkit.result/1) holds
     train_loss, num_train_images, num_pool_images, warnings, trained_on
     device, versions
     run                   what may differ from run to run: elapsed_sec, host, job, threads, commit,
-                          finished_at
+                          dirty (the tree differed from the commit), command, finished_at
 
 and the .npz {own,real}_{probabilities,labels,file_names} and classes.
 """
@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.run.files import read_json, write_bytes, write_json
+from lungkit.run.provenance import origin
 
 IDENTITY = ("dataset", "dataset_fingerprint", "real_fingerprint", "replicate", "repeat", "seed",
             "model", "settings")
@@ -90,7 +91,7 @@ def write_record(directory: Path, record: dict, arrays: dict[str, np.ndarray],
     write_bytes(path.with_suffix(".npz"), buffer.getvalue())
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     write_json(path, {"schema": SCHEMA, **record,
-                      "run": {**run, "host": platform.node(), "finished_at": finished,
+                      "run": {**run, **origin(), "host": platform.node(), "finished_at": finished,
                               "job": os.environ.get("SLURM_JOB_ID")}})
 
 

@@ -245,8 +245,8 @@ def test_the_manifest_says_what_the_dataset_is(tmp_path):
     manifest = json.loads((tmp_path / "arm" / "dataset.json").read_text())
     lines = [f"{row.file_name}\t{row.label}\t{hashlib.sha256((tmp_path / 'arm' / row.file_name).read_bytes()).hexdigest()}"
              for row in open_dataset(tmp_path / "arm").rows]
-    assert manifest.pop("versions")["python"] and "commit" in manifest
-    del manifest["commit"]
+    assert manifest.pop("versions")["python"] and manifest.pop("command")
+    assert {manifest.pop("commit"), manifest.pop("dirty")}
     assert manifest == {
         "schema": "lungkit.dataset/1", "name": "arm", "stage": "arm_seg", "classes": ["a", "b"],
         "image_size": 8, "channels": 3, "seed": 9, "parents": parents, "warnings": warnings,

@@ -98,7 +98,7 @@ def test_a_stale_result_is_not_discarded_while_another_process_redoes_it(tmp_pat
         write(tmp_path, 0)
         return output.try_lock(path)
 
-    monkeypatch.setattr(result, "try_lock", lock_after_it_was_redone)
+    monkeypatch.setattr(repeats, "try_lock", lock_after_it_was_redone)
     repeats.discard(tmp_path, [identity()])
     assert repeats.survey(tmp_path, [identity()]) == ({}, [])
     assert there(tmp_path) == ["repeat_0000.json", "repeat_0000.npz"]
@@ -126,7 +126,7 @@ def test_what_another_process_has_done_meanwhile_is_not_done_again(tmp_path):
 
 def test_results_of_other_options_written_meanwhile_end_the_sharing(tmp_path, monkeypatch):
     looks = iter([None] * 5)  # then StopIteration: it would go on for ever
-    monkeypatch.setattr(result, "check_stop", lambda: next(looks))
+    monkeypatch.setattr(repeats, "check_stop", lambda: next(looks))
 
     def work(asked):
         write(tmp_path, asked["repeat"])
@@ -147,7 +147,7 @@ def test_sharing_ends_only_when_the_others_have_ended(tmp_path, monkeypatch):
             output.release(held, path)
 
     monkeypatch.setattr(repeats, "POLL_INTERVAL_SEC", 0)
-    monkeypatch.setattr(result, "check_stop", look)
+    monkeypatch.setattr(repeats, "check_stop", look)
     repeats.share(tmp_path, [identity()], lambda _: pytest.fail("done twice"))
     assert repeats.survey(tmp_path, [identity()]) == ({}, [])
 
@@ -196,7 +196,8 @@ def test_what_differs_from_run_to_run_is_kept_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "78")
     write(tmp_path / "y")
     x, y = (json.loads((tmp_path / name / "repeat_0000.json").read_text()) for name in "xy")
-    assert x.pop("run").keys() == {"elapsed_sec", "host", "job", "finished_at"}
+    assert x.pop("run").keys() == {"elapsed_sec", "host", "job", "finished_at", "commit",
+                                   "dirty", "command"}
     assert y.pop("run")["job"] == "78"
     assert x == y == {**identity(), "schema": "lungkit.result/1", "accuracy_real": 0.5,
                       "accuracy_own": 0.25}
