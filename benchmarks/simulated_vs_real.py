@@ -34,7 +34,7 @@ from PIL import Image
 from torch import nn
 
 from lungkit.histology import background, density, stain
-from lungkit.nuclei.detect import detect
+from lungkit.nuclei import detect
 from lungkit.phantom import paint, sample, tissue
 from lungkit.run.workers import mapper
 

@@ -1,4 +1,4 @@
-"""A small real dataset, and stand-ins for the models that record what an adapter arm asks of them."""
+"""A small real dataset, and stand-ins for the models, which record what an arm asks of them."""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ def signal_when(pid: int, ready: Callable[[], bool], number: int = signal.SIGKIL
     end = time.monotonic() + timeout_sec
     while not ready():
         done, status = os.waitpid(pid, os.WNOHANG)
-        assert not done, f"ended with {os.waitstatus_to_exitcode(status)} before it was ready to be killed"
+        ended = os.waitstatus_to_exitcode(status)
+        assert not done, f"ended with {ended} before it was ready to be killed"
         assert time.monotonic() < end, "never became ready to be killed"
         time.sleep(0.005)
     os.kill(pid, number)

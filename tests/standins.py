@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = ("context", "prompt", "diffusion", "voronoi")
 
-# one line a call; FAULTS: "PATTERN=STATUS ..." by which a stage ends; makes what the scripts look for
+# one line a call; makes what the scripts look for; FAULTS: "PATTERN=STATUS ..." by which a stage ends
 PYTHON = r"""#!/bin/bash
 printf -v line '%s\t' "${OMP_NUM_THREADS-}" "${CUDA_VISIBLE_DEVICES-}" "${PYTHONPATH-}" python "$@"
 printf '%s\n' "$line" >>"$CALLS"
@@ -72,7 +72,7 @@ class Call:
         if self.words[0] != "python":
             return self.words[0]
         name = self.words[2] if self.words[1] == "-m" else Path(self.words[1]).stem
-        return {"wilcoxon_test": "test"}.get(name, name.removeprefix("lungkit.").split("_seg")[0]
+        return {"wilcoxon_test": "test"}.get(name, name.removeprefix("lungkit.").removeprefix("compare.").split("_seg")[0]
                                              .removesuffix("_classify"))
 
     @property
@@ -130,7 +130,7 @@ class Project:
         return self.bash("-c", text, cwd=self.run_dir, **settings)
 
     def calls(self, stage: str | None = None, *, dry: bool | None = None) -> list[Call]:
-        """The calls so far, in order: all, or a stage's; dry: only the dry runs, or only the others."""
+        """The calls so far, in order; a stage's; dry: only the dry runs, or only the others."""
         if not self.calls_path.exists():
             return []
         rows = [line.split("\t")[:-1] for line in self.calls_path.read_text().splitlines()]

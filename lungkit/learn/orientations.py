@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
 NUM_ORIENTATIONS = 8  # tissue has no up: four quarter turns, each mirrored or not
 
 
-def orient(images: torch.Tensor, which: int) -> torch.Tensor:
+def orient(images, which: int):
     """Orientation `which` (0-7) of [N, C, S, S]: which % 4 quarter turns, mirrored from 4 on."""
+    import torch
+
     images = torch.rot90(images, which % 4, (-2, -1))
     return images.flip(-1) if which >= 4 else images
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from zlib import crc32
 
 import numpy as np
-import torch
 
 
 def stream(stage: str, seed: int) -> int:
@@ -14,7 +13,9 @@ def stream(stage: str, seed: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
-def generator_for(*key: int) -> torch.Generator:
-    """A CPU generator that depends on the integers `key` alone, e.g. (seed, step)."""
+def generator_for(*key: int):
+    """A torch.Generator on the CPU that depends on the integers `key` alone, e.g. (seed, step)."""
+    import torch
+
     state = np.random.SeedSequence([int(part) for part in key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -86,7 +86,7 @@ def pictures(seed: int, num_changed: int):
 def measure(image: np.ndarray, truth: np.ndarray, modality: str,
             rng) -> tuple[np.ndarray, np.ndarray]:
     """Features [P, 15] of pairs of fragments, and whether they are one nucleus, bool [P]."""
-    from lungkit.nuclei.detect import detect, fragments
+    from lungkit.nuclei import detect, fragments
 
     px_per_um = len(image) / detect.FIELD_UM
     labels, height, stain, *_ = detect.cut_fragments(image, modality, px_per_um)

@@ -24,13 +24,12 @@ from arms import (
     main_of,
     signal_when,
 )
-from lungkit.data.dataset import SPLITS, open_dataset
+from lungkit.data.dataset import SPLITS, open_dataset, parent_of
 from lungkit.run.seeds import stream
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["tumor_seg", "voronoi_seg", "diffusion_seg", "prompt_seg", "context_seg", "cnn_classify",
-          "nuclei_classify",
-          "wilcoxon_test"]
+          "nuclei_classify", "wilcoxon_test"]
 
 
 @pytest.fixture(scope="module", params=list(ARMS))
@@ -88,7 +87,7 @@ def test_nothing_trained_on_has_seen_a_test_image(made, real_dataset):
 def test_a_generated_image_is_of_the_train_split_and_another_of_its_own(arm, made, real_dataset):
     splits = {split: ["train"] if arm in GENERATORS else [split] for split in SPLITS}
     manifest = json.loads((made / "dataset.json").read_text())
-    parent = {"name": "real", "fingerprint": open_dataset(real_dataset).fingerprint, "splits": splits}
+    parent = parent_of(open_dataset(real_dataset), splits)
     assert manifest["parents"] == [parent]
     models = made.parent.parent / "models" / arm / "model.json"
     assert models.exists() == (arm in GENERATORS)
@@ -96,7 +95,8 @@ def test_a_generated_image_is_of_the_train_split_and_another_of_its_own(arm, mad
         assert json.loads(models.read_text())["parents"] == [parent]
 
 
-def test_the_warnings_of_real_and_the_audit_for_copies_go_with_a_generated_dataset(arm, made, real_dataset):
+def test_the_warnings_of_real_and_the_audit_for_copies_go_with_a_generated_dataset(
+        arm, made, real_dataset):
     manifest, real = open_dataset(made).manifest, open_dataset(real_dataset)
     assert ("copy_audit" in manifest) == (arm in GENERATORS)
     if arm in GENERATORS:
@@ -118,8 +118,9 @@ def test_torchvision_reads_it_as_it_is(made):
         folder = ImageFolder(made / split)
         assert folder.classes == dataset.classes
         names = [Path(path).relative_to(made).as_posix() for path, _ in folder.samples]
-        assert [(row.file_name, dataset.classes.index(row.label)) for row in dataset.select(split)] \
-            == list(zip(names, folder.targets, strict=True))
+        expected = [(row.file_name, dataset.classes.index(row.label))
+                    for row in dataset.select(split)]
+        assert expected == list(zip(names, folder.targets, strict=True))
 
 
 def test_hugging_face_reads_it_as_it_is(made, tmp_path):
@@ -137,8 +138,9 @@ def test_hugging_face_reads_it_as_it_is(made, tmp_path):
 def test_the_same_command_again_is_already_complete_and_quick(arm, made, real_dataset):
     before = {name: os.stat(made / name).st_mtime_ns for name in content(made)}
     user_sec = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    answer = subprocess.run([sys.executable, ROOT / f"{arm}_seg.py", *arguments(arm, real_dataset, made)],
-                            capture_output=True, text=True, check=False, cwd=ROOT)
+    command = [sys.executable, ROOT / f"{arm}_seg.py", *arguments(arm, real_dataset, made)]
+    answer = subprocess.run(command, check=False, cwd=ROOT,
+                            capture_output=True, text=True)
     assert answer.returncode == 0 and "already complete" in answer.stdout + answer.stderr
     # processor time, which other work on the machine does not change much
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - user_sec < 0.8
@@ -161,7 +163,8 @@ def test_overwrite_replaces_it_by_a_whole_one(arm, made, real_dataset, tmp_path)
     if models.exists():
         shutil.copytree(models, tmp_path / "models")
     more = ["--seed", "1"] if arm in GENERATORS else []
-    assert main_of(arm)(arguments(arm, real_dataset, copy, *OTHER_OPTION[arm], *more, "--overwrite")) == 0
+    changed = [*OTHER_OPTION[arm], *more, "--overwrite"]
+    assert main_of(arm)(arguments(arm, real_dataset, copy, *changed)) == 0
     assert open_dataset(copy).fingerprint != open_dataset(made).fingerprint
     if more:
         seeds = [{row.seed for row in open_dataset(path).rows} for path in (copy, made)]
@@ -175,7 +178,8 @@ def test_dry_run_checks_and_writes_nothing(arm, real_dataset, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dataset_with_altered_images_is_refused_and_nothing_published(arm, real_dataset, tmp_path, capfd):
+def test_a_dataset_with_altered_images_is_refused_and_nothing_published(
+        arm, real_dataset, tmp_path, capfd):
     broken = tmp_path / "real"
     shutil.copytree(real_dataset, broken)
     victims = []
@@ -241,7 +245,8 @@ def test_help_is_quick_and_imports_nothing_heavy(stage):
     program = ("import sys, runpy; sys.argv = [sys.argv[1], '--help']\n"
                "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
                "except SystemExit as end: assert not end.code\n"
-               "heavy = {'torch', 'diffusers', 'scipy', 'pandas', 'cv2', 'skimage', 'matplotlib', 'sklearn'}\n"
+               "heavy = {'torch', 'diffusers', 'scipy', 'pandas', 'cv2', 'skimage', 'matplotlib', "
+               "'sklearn'}\n"
                "print('HEAVY', sorted(heavy & set(sys.modules)))")
     user_sec = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     answer = subprocess.run([sys.executable, "-c", program, ROOT / f"{stage}.py"],
@@ -251,7 +256,8 @@ def test_help_is_quick_and_imports_nothing_heavy(stage):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - user_sec < 0.5
 
 
-REQUIRED = {"tumor_seg": "--input x --output y", "cnn_classify": "--data x --real x --results y --repeats 2",
+REQUIRED = {"tumor_seg": "--input x --output y",
+            "cnn_classify": "--data x --real x --results y --repeats 2",
             "nuclei_classify": "--features x --real x --results y",
             "wilcoxon_test": "x --output y"}
 

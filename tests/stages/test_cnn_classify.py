@@ -660,7 +660,7 @@ def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch,
         if "waiting" in text:  # the other one ends only when we have nothing else to do
             assert path.with_name("repeat_0001.json").exists() and not path.exists()
             output.release(held, path)
-    monkeypatch.setattr(result, "say", say)
+    monkeypatch.setattr(repeats, "say", say)
     assert classify(real, real, tmp_path) == 0
     assert "1 repeats are with other processes" in capsys.readouterr().err
     assert path.exists()
@@ -668,7 +668,7 @@ def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch,
 
 def test_waiting_ends_at_a_signal(real, tmp_path, monkeypatch):
     held = output.try_lock(tmp_path / "real" / "replicate_000" / "repeat_0000.json")
-    monkeypatch.setattr(result, "say", lambda text: (
+    monkeypatch.setattr(repeats, "say", lambda text: (
         os.kill(os.getpid(), signal.SIGTERM) if "waiting" in text else None))
     assert classify(real, real, tmp_path, repeats="1") == 75
     held.close()

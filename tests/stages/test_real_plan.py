@@ -197,8 +197,8 @@ def test_the_digest_changes_with_all_that_decides_a_tile(planned):
         planned(originals[1:]),
         planned([replace(o, stains=strong(2)) for o in originals]),
         replace(first, group_of=first.group_of | {"a/0.png": first.group_of["a/1.png"]})]
-    digests = [plan.digest() for plan in (first, *changed)]
-    assert len(set(digests)) == len(digests) and planned(originals).digest() == digests[0]
+    digests = [plan.digest(stain.describe(plan.reference)) for plan in (first, *changed)]
+    assert len(set(digests)) == len(digests) and planned(originals).digest(stain.describe(first.reference)) == digests[0]
 
 
 # ------------------------------------------------------------------ what could give a class away
@@ -288,7 +288,7 @@ def test_grey_tiles_hold_no_tumour_and_colour_ones_their_share_of_tissue(monkeyp
                                                    (1.0, 60, 60)])
 def test_the_tumour_map_is_of_the_tiles_field_at_224_px_at_most(monkeypatch, um_px, side, field_um):
     asked = []
-    monkeypatch.setattr(tumor_seg, "tumour_mask", lambda image, field_um: asked.append(
+    monkeypatch.setattr(tiles, "tumour_mask", lambda image, field_um: asked.append(
         (image.shape, field_um)))
     tiles.tumour_map(np.zeros((side, side, 3), np.uint8), um_px)
     assert asked == [((min(side, 224),) * 2 + (3,), field_um)]
@@ -337,7 +337,7 @@ def test_a_slides_stain_is_measured_on_its_kept_tiles_and_its_light_on_all_of_it
     def open_original(path, **reading):
         yield Slide()
 
-    monkeypatch.setattr(tumor_seg, "open_original", open_original)
+    monkeypatch.setattr(tiles, "open_original", open_original)
     monkeypatch.setitem(stain.METHODS, "macenko", stain.Method(
         lambda pixels: seen.append(pixels) or "measured", None, None))
     source = sources.Source(Path("a/s.svs"), "a/s.svs", "a")
@@ -373,7 +373,7 @@ def test_an_edited_original_is_examined_again_and_the_others_are_not(tmp_path, m
         assert [o.source.name for o in made] == ["a/0.png", "a/1.png", "a/2.png"]
         return list(seen)
 
-    monkeypatch.setattr(tiles, "examine", examine)
+    monkeypatch.setattr(tumor_seg, "examine", examine)
     assert surveyed() == ["a/0.png", "a/1.png", "a/2.png"] and surveyed() == []
     write(found[1].path, tissue(9))
     assert surveyed() == ["a/1.png"]

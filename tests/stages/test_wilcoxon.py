@@ -21,7 +21,7 @@ from hypothesis import given, settings, strategies as st
 
 import wilcoxon_test as stage
 from lungkit.compare import rank_sum, results
-from lungkit.compare.pairs import compare, find_warnings
+from lungkit.compare.pairs import compare, find_warnings, verdict
 from result_trees import ARMS, make_results, record, right, split_of, write, write_counts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -331,7 +331,7 @@ NOTHING = {"p": 0.9, "p_holm": 0.9, "p_equivalent": 0.9, "p_equivalent_holm": 0.
            "shift_high": 0.0, "can_reach_alpha": True, "n_needed": 5}
 
 
-@pytest.mark.parametrize(("alpha", "given", "verdict"), [
+@pytest.mark.parametrize(("alpha", "given", "said"), [
     # the p after Holm decides, and it may be as large as alpha
     (0.05, {"p": 0.001, "p_holm": 0.051}, "no difference shown; the data cannot tell (n = 6, INT)"),
     (0.05, {"p_holm": 0.05}, "other scores higher than real (INT)"),
@@ -367,10 +367,10 @@ NOTHING = {"p": 0.9, "p_holm": 0.9, "p_equivalent": 0.9, "p_equivalent_holm": 0.
     (0.05, {"can_reach_alpha": False, "p_b_not_worse_holm": 0.01},
      "other is not worse than real by 2 points or more (INT)"),
 ])
-def test_what_is_said_of_which_p(alpha, given, verdict):
+def test_what_is_said_of_which_p(alpha, given, said):
     pair = replace(pair_of([0.1 * k for k in range(6)], [0.1 * k for k in range(6)]),
                    **{**NOTHING, **given})
-    assert verdict(pair, alpha) == verdict.replace(
+    assert verdict(pair, alpha) == said.replace(
         "INT", "real - other from -3.1 to 0.0 points")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lungkit.audit import confounding
 from lungkit.audit.confounding import Specimen, report
-from lungkit.audit.warnings import describe, warnings
+from lungkit.audit.warnings import confounding_warnings, describe_confounding
 from lungkit.data.splits import split_groups
 
 
@@ -35,12 +35,12 @@ def reported(specimens, groups_given="csv"):
 
 
 def warned(specimens, groups_given="csv") -> dict[str, str]:
-    return dict(line.split(": ", 1) for line in warnings(reported(specimens, groups_given)))
+    return dict(line.split(": ", 1) for line in confounding_warnings(reported(specimens, groups_given)))
 
 
 def test_calm_data_warn_of_nothing_and_the_report_is_the_same_again():
     first = reported(calm())
-    assert warnings(first) == []
+    assert confounding_warnings(first) == []
     assert json.loads(json.dumps(first)) == first == reported(calm())
     told = first["trivial"]["families"]
     assert told["mean colour"]["p"] > 0.05 and not told["mean colour"]["constant"]
@@ -193,7 +193,7 @@ def test_statistics_after_normalisation_are_told_apart_from_those_before():
 
 def test_the_words_hold_the_figures():
     data = shifted(calm(), contrast=25)
-    words = describe(reported(data, "none"))
+    words = describe_confounding(reported(data, "none"))
     assert "a: 120 images, 30 groups (train 18, val 6, test 6)" in words
     assert "image size: the same in all images" in words
     assert "warning: no groups given" in words and "warning: trivial statistics" in words
@@ -231,7 +231,7 @@ def test_colour_alone_tells_lc25000_apart():
                                  tuple(image.mean((0, 1))), image.mean(), image.mean(2).std()))
     found = reported(data)
     assert 0.65 < found["trivial"]["families"]["mean colour"]["balanced_accuracy"] < 0.9
-    assert {line.split(":")[0] for line in warnings(found)} == {
+    assert {line.split(":")[0] for line in confounding_warnings(found)} == {
         "trivial statistics predict the class"}
 
 
@@ -280,15 +280,15 @@ def plain_report(**change) -> dict:
     ("trivial statistics predict the class", {"told": {"balanced_accuracy": 0.9, "p": 0.06}},
      {"told": {"balanced_accuracy": 0.9, "p": 0.01}})])
 def test_each_warning_begins_at_its_threshold(name, silent, warns):
-    assert warnings(plain_report()) == []
-    assert warnings(plain_report(**silent)) == []
-    assert [line.split(":")[0] for line in warnings(plain_report(**warns))] == [name]
+    assert confounding_warnings(plain_report()) == []
+    assert confounding_warnings(plain_report(**silent)) == []
+    assert [line.split(":")[0] for line in confounding_warnings(plain_report(**warns))] == [name]
 
 
 def test_a_class_of_one_group_is_named_with_its_group_and_every_other_warning():
     one = {"groups": 1, "effective_groups": 1.0, "largest_images": 100,
            "groups_by_split": {"train": 1}}
-    found = dict(line.split(": ", 1) for line in warnings(plain_report(a=one)))
+    found = dict(line.split(": ", 1) for line in confounding_warnings(plain_report(a=one)))
     assert set(found) == {"one group dominates", "few groups"}
     assert "100 of 100 images of 'a' come from one group ('p7')" in found["one group dominates"]
     assert "'a' has 1 groups only" in found["few groups"]
@@ -296,7 +296,7 @@ def test_a_class_of_one_group_is_named_with_its_group_and_every_other_warning():
 
 def test_three_groups_are_asked_for_one_in_train_and_four_for_two():
     for groups, train, warned_of in ((3, 1, False), (4, 1, True), (4, 2, False), (5, 2, True)):
-        found = warnings(plain_report(a={"groups": groups, "groups_by_split": {"train": train}}))
+        found = confounding_warnings(plain_report(a={"groups": groups, "groups_by_split": {"train": train}}))
         assert any(line.startswith("few groups in train") for line in found) == warned_of
 
 
@@ -305,7 +305,7 @@ def test_the_warning_of_statistics_names_the_best_score_and_leaves_out_what_is_c
     families = data["trivial"]["families"]
     families["mean colour"] = families["file size"] | {"balanced_accuracy": 0.93}
     families["image size"] = {"balanced_accuracy": 0.5, "constant": True}
-    line = warnings(data)[0]
+    line = confounding_warnings(data)[0]
     assert "mean colour 0.93" in line and "no better than 0.93" in line
     assert "guessing scores 0.50" in line and "image size" not in line
     assert "acquired differently" not in line

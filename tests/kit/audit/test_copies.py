@@ -115,7 +115,8 @@ def test_fields_that_share_a_strip_are_no_copies(tiles):
     wide = np.hstack([tiles[5], tiles[6]])
     fields = [describe(wide[:, :224]), describe(wide[:, 146:370])]
     how = registration.register(*fields)
-    assert how.inliers >= registration.LEAST_INLIERS and how.agreement > 0.9  # so only the share tells
+    # so only the share tells
+    assert how.inliers >= registration.LEAST_INLIERS and how.agreement > 0.9
     assert how.overlap == pytest.approx(78 / 224, abs=0.05) and not how.are_copies
     assert link(fields) == [0, 1]
 

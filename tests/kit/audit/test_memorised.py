@@ -23,7 +23,8 @@ def real(tmp_path_factory):
     images = tiles(60, 1)
     with DatasetWriter(output, stage="test", classes=["a"], image_size=64) as writer:
         for index, image in enumerate(images):
-            writer.add(("val", "test", "train")[min(index, 2)], "a", index, image, group=f"g{index}")
+            writer.add(("val", "test", "train")[min(index, 2)], "a", index, image,
+                       group=f"g{index}")
         writer.publish(parents=[], seed=0)
     return open_dataset(output.output_dir)
 
@@ -39,7 +40,8 @@ def test_copies_are_seen_turned_blurred_and_restained(real):
 
     images, _ = real.load("train")
     turned = np.rot90(images, 1, (1, 2))[:, :, ::-1]
-    worn = np.stack([cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), 1.5) for image in turned])
+    worn = np.stack([cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), 1.5)
+                     for image in turned])
     worn = (worn * 0.8 + 30).astype(np.uint8)
     audited = memorised.audit(real, worn)
     assert audited["share_near_copies"] >= 0.95
@@ -65,7 +67,8 @@ def test_blur_alone_is_not_taken_for_copying(real):
 
 def coarse(number: int, first: int = 0) -> np.ndarray:
     """Images of 8 x 8 random fields of 4 px, so that a thumbnail is the image: [N, 32, 32, 3]."""
-    fields = [np.random.default_rng(first + i).integers(0, 256, (8, 8, 3), np.uint8) for i in range(number)]
+    fields = [np.random.default_rng(first + i).integers(0, 256, (8, 8, 3), np.uint8)
+              for i in range(number)]
     return np.stack(fields).repeat(4, 1).repeat(4, 2)
 
 
@@ -109,7 +112,8 @@ def test_a_copy_is_seen_in_every_orientation_and_no_other_channel_order(quarter_
 def test_likeness_is_the_correlation_of_thumbnails():
     images = coarse(12)
     apart = np.eye(12, dtype=bool)
-    assert memorised.likeness(images, images, apart) == pytest.approx(correlations(images).max(1), abs=1e-3)
+    expected = correlations(images).max(1)
+    assert memorised.likeness(images, images, apart) == pytest.approx(expected, abs=1e-3)
     brighter = (images * 0.5 + 60).astype(np.uint8)
     assert memorised.likeness(brighter, images).min() > 0.999
     assert np.isfinite(memorised.likeness(np.zeros((1, 32, 32, 3), np.uint8), images)).all()
@@ -170,4 +174,5 @@ def test_the_share_counts_the_images_above_the_threshold(tmp_path):
                       for share in np.linspace(0, 1, 21)])
     audited = memorised.audit(real_of(tmp_path, images, [f"g{i}" for i in range(12)]), faded)
     above = memorised.likeness(faded, images) > audited["threshold"]
-    assert 3 < above.sum() < 15 and audited["share_near_copies"] == pytest.approx(above.mean(), abs=1e-4)
+    assert 3 < above.sum() < 15
+    assert audited["share_near_copies"] == pytest.approx(above.mean(), abs=1e-4)

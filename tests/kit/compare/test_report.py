@@ -41,7 +41,8 @@ def page_of(found, pairs, arms, *, warnings=(), sheets=None, metric="accuracy_re
             margin=0.05):
     return report.page(found, metric, arms, pairs, alpha=alpha, margin=margin,
                        warnings=list(warnings), sheets=sheets or {}, pictures={
-                           "accuracy_boxplot.png": b"box", "accuracy_differences.png": b"difference"})
+                           "accuracy_boxplot.png": b"box",
+                           "accuracy_differences.png": b"difference"})
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,8 @@ def test_an_arm_is_summarised_by_hand(tmp_path):
         write(tmp_path, record("gan", repeat, own, real))
     found = read_results(tmp_path)
     asked = []
-    arms = report.summarise(found, "accuracy_real", lambda *given: asked.append(given) or (0.1, 0.2))
+    arms = report.summarise(found, "accuracy_real",
+                            lambda *given: asked.append(given) or (0.1, 0.2))
     assert [arm["dataset"] for arm in arms] == ["real", "gan"]
     first, gan = arms
     assert (first["n"], first["metric"]) == (3, "accuracy_real")
@@ -134,7 +136,8 @@ def test_the_first_lines_say_what_was_compared_and_how(page):
 def test_the_answer_is_every_pair_with_real_and_no_other(page, comparison):
     assert items(page, 'class="answer"') == [
         f"{pair.dataset_b}: {pair.verdict}" for pair in comparison[0][:2]]
-    assert items(page, 'class="answer"')[0].startswith("gan: real scores higher than gan (real - gan")
+    assert items(page, 'class="answer"')[0].startswith(
+        "gan: real scores higher than gan (real - gan")
 
 
 def test_without_real_the_page_asks_and_answers_no_question_of_real_images(found, comparison):
@@ -190,9 +193,9 @@ def test_a_verdict_in_the_table_lacks_the_numbers_in_brackets_only(
 def test_the_table_of_accuracies_holds_every_arm(page):
     low, high = (100 * end for end in rank_sum.wilson_interval(56.5 / 60, 60))
     heads, *lines = cells(page, ["Dataset"])
-    assert heads == ["Dataset", "n", "Mean", "SD", "Median", "Test-set interval", "Mean on own test",
-                     "Largest class", "Balanced accuracy", "Macro F1", "Weighted AUPRC",
-                     "AUPRC by prevalence"]  # AUROC is not known here
+    assert heads == ["Dataset", "n", "Mean", "SD", "Median", "Test-set interval",
+                     "Mean on own test", "Largest class", "Balanced accuracy", "Macro F1",
+                     "Weighted AUPRC", "AUPRC by prevalence"]  # AUROC is not known here
     assert lines[0] == ["real", "6", "94.2", "3.1", "94.2", f"{low:.1f} to {high:.1f}", "95.0",
                         "33.3", "94.2", "94.2", "90.0", "33.3"]
     assert [line[:3] for line in lines[1:]] == [["gan", "6", "54.2"], ["vae", "6", "91.4"]]
@@ -245,8 +248,8 @@ def test_settings_and_inputs_name_the_recipe_and_every_dataset_version(page):
 
 def test_the_protocol_says_what_was_done(page):
     said = items(page, "Protocol")
-    assert said[0] == ("Each repeat is an independently seeded training of the same CNN on the same "
-                       "dataset (model small, steps 50, batch_size 16).")
+    assert said[0] == ("Each repeat is an independently seeded training of the same CNN on the "
+                       "same dataset (model small, steps 50, batch_size 16).")
     assert said[1] == ("Every CNN, whatever it was trained on, is tested on the same held-out real "
                        "images, which no generator has seen.")
     assert said[2].startswith("The unit of replication is the repeat")
@@ -339,9 +342,9 @@ def test_accuracies_csv_is_a_tidy_line_of_every_repeat(contents, found):
         "dataset", "replicate", "repeat", "seed", "model", "dataset_fingerprint",
         "real_fingerprint", "accuracy_own", "accuracy_real", "device",
         *[name for name in scores if name not in ("accuracy_own", "accuracy_real")]]
-    assert [(line["dataset"], int(line["repeat"]), float(line["accuracy_real"])) for line in lines] \
-        == [(name, repeat, count / 60) for name in found.datasets
-            for repeat, count in enumerate(COUNTS[name])]
+    assert [(line["dataset"], int(line["repeat"]), float(line["accuracy_real"]))
+            for line in lines] == [(name, repeat, count / 60) for name in found.datasets
+                                   for repeat, count in enumerate(COUNTS[name])]
     assert {line["num_images_real"] for line in lines} == {"60"}
     assert lines[-1]["dataset_fingerprint"] == "vae0" and lines[3]["seed"] == "103"
 

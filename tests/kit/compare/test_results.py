@@ -180,8 +180,9 @@ def test_an_arm_of_another_recipe_or_other_real_images_is_refused(tmp_path, chan
 def test_repeats_of_two_versions_of_one_dataset_are_refused(tmp_path, name):
     rows = [row | {"dataset_fingerprint": f"version {row['repeat']}"}
             if row["dataset"] == name else row for row in two_arms()]
-    assert (f"dataset_fingerprint is not one in {name} replicate 0 (version 0 in {name} replicate 0 "
-            f"repeat 0 but version 1 in {name} replicate 0 repeat 1)") in fault(tree(tmp_path, *rows))
+    assert (f"dataset_fingerprint is not one in {name} replicate 0 (version 0 in {name} "
+            f"replicate 0 repeat 0 but version 1 in {name} replicate 0 repeat 1)") \
+        in fault(tree(tmp_path, *rows))
 
 
 def test_replicates_have_their_own_splits_and_datasets_but_one_recipe(tmp_path):
@@ -296,17 +297,18 @@ def test_warnings_are_told_once_and_name_the_arms_unless_all_say_them(tmp_path):
     ("device", "NVIDIA H100"), ("versions", {"torch": "2.12.0"})])
 def test_trainings_on_unlike_machines_are_told(tmp_path, name, value):
     found = read_results(tree(tmp_path, *two_arms(**{name: value})))
-    assert found.warnings == [f"mixed {name}: the results come from 2 different {name}; equal seeds "
-                              "need not give equal trainings there"]
+    assert found.warnings == [f"mixed {name}: the results come from 2 different {name}; equal "
+                              "seeds need not give equal trainings there"]
 
 
 def test_replicates_of_one_split_are_told(tmp_path):
     def same(row):
-        row.update(real_fingerprint="real", dataset_fingerprint=f"{row['dataset']} x", trained_on=[])
+        row.update(real_fingerprint="real", dataset_fingerprint=f"{row['dataset']} x",
+                   trained_on=[])
 
     found = read_results(make_results(tmp_path, repeats=2, replicates=2, edit=same))
-    assert found.warnings[-1] == ("same split: replicates 0 and 1 test on the same real split; they "
-                                  "are not whole-pipeline replicates")
+    assert found.warnings[-1] == ("same split: replicates 0 and 1 test on the same real split; "
+                                  "they are not whole-pipeline replicates")
 
 
 def test_one_dataset_under_two_names_is_told(tmp_path):

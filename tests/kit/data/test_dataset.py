@@ -95,7 +95,8 @@ def test_an_image_of_another_size_or_mode_is_a_fault(dataset):
     (lambda path: (path / "dataset.json").unlink(), "has no dataset.json"),
     (lambda path: (path / "dataset.json").write_text("{"), "is not JSON"),
     (lambda path: (path / "dataset.json").write_text("[]"), "not a JSON object"),
-    (lambda path: (path / "dataset.json").write_text('{"schema": "other"}'), "is not a lungkit.dataset/1"),
+    (lambda path: (path / "dataset.json").write_text('{"schema": "other"}'),
+     "is not a lungkit.dataset/1"),
     (lambda path: (path / "metadata.csv").unlink(), "metadata.csv cannot be read"),
     (lambda path: shutil.rmtree(path), "is not a directory"),
 ])
@@ -209,8 +210,8 @@ def test_metadata_is_sorted_and_keeps_every_column_given(tmp_path):
     with DatasetWriter(Output(tmp_path / "x", "dataset.json", {}), stage="test", classes=["b", "a"],
                        image_size=8) as writer:
         for index in (5, 4, 3, 2, 1, 0):
-            writer.add(SPLITS[index % 3], "ab"[index // 3], index, image_of(index), seed=7, prompt="p, q",
-                       source=f"s{index}", **({"num_nuclei": 3} if index == 4 else {}))
+            writer.add(SPLITS[index % 3], "ab"[index // 3], index, image_of(index), seed=7,
+                       prompt="p, q", source=f"s{index}", **({"num_nuclei": 3} if index == 4 else {}))
         writer.publish(parents=[], seed=0)
     lines = (tmp_path / "x" / "metadata.csv").read_text().splitlines()
     assert lines[0] == "file_name,label,split,group,source,prompt,seed,sha256,num_nuclei"
@@ -243,8 +244,10 @@ def test_the_manifest_says_what_the_dataset_is(tmp_path):
             writer.add(SPLITS[index % 3], "ab"[index // 3 % 2], index, image_of(index))
         writer.publish(parents=parents, seed=9, warnings=warnings, copy_audit={"images": 12})
     manifest = json.loads((tmp_path / "arm" / "dataset.json").read_text())
-    lines = [f"{row.file_name}\t{row.label}\t{hashlib.sha256((tmp_path / 'arm' / row.file_name).read_bytes()).hexdigest()}"
-             for row in open_dataset(tmp_path / "arm").rows]
+    lines = []
+    for row in open_dataset(tmp_path / "arm").rows:
+        digest = hashlib.sha256((tmp_path / "arm" / row.file_name).read_bytes()).hexdigest()
+        lines.append(f"{row.file_name}\t{row.label}\t{digest}")
     assert manifest.pop("versions")["python"] and manifest.pop("command")
     assert {manifest.pop("commit"), manifest.pop("dirty")}
     assert manifest == {
@@ -295,7 +298,8 @@ def rewrite(path: Path, line: int, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [
-    (",a,test", ",c,test"), (",a,test", ",b,test"), (",a,test", ",a,train"), (",a,test", ",a,spare")])
+    (",a,test", ",c,test"), (",a,test", ",b,test"),
+    (",a,test", ",a,train"), (",a,test", ",a,spare")])
 def test_an_image_listed_under_another_class_or_split_is_a_fault(old, new, dataset):
     rewrite(dataset, 1, old, new)
     assert "test/a/000002.png: listed with unknown class or split" in faults_of(dataset)
@@ -337,7 +341,8 @@ def test_many_faults_are_counted_and_the_first_ones_shown(dataset):
     assert "has 8 faults" in message and message.count(": missing") == 5 and "and 3 more" in message
 
 
-@pytest.mark.parametrize("key", ["name", "classes", "image_size", "counts", "parents", "fingerprint"])
+@pytest.mark.parametrize("key", [
+    "name", "classes", "image_size", "counts", "parents", "fingerprint"])
 def test_a_manifest_without_a_key_is_refused_by_its_name(key, dataset):
     manifest = json.loads((dataset / "dataset.json").read_text())
     del manifest[key]
@@ -374,8 +379,8 @@ def test_real_compares_with_itself_and_not_with_a_real_made_anew(dataset, tmp_pa
 
 def test_classes_in_another_order_are_another_task(dataset, tmp_path):
     real = open_dataset(dataset)
-    with DatasetWriter(Output(tmp_path / "arm", "dataset.json", {}), stage="test", classes=["b", "a"],
-                       image_size=8) as writer:
+    with DatasetWriter(Output(tmp_path / "arm", "dataset.json", {}), stage="test",
+                       classes=["b", "a"], image_size=8) as writer:
         for index in range(12):
             writer.add(SPLITS[index % 3], "ab"[index // 3 % 2], index, image_of(index))
         arm = writer.publish(parents=[parent_of(real, {s: ["train"] for s in SPLITS})], seed=0)
@@ -437,7 +442,8 @@ def test_an_image_or_mask_of_another_form_is_not_written(image, masks, tmp_path)
         assert not writer.has("train", "a", 0) and not list(writer.work_dir.rglob("train/a/*.png"))
 
 
-def test_the_manifest_comes_last_after_metadata_and_a_flush_of_every_file(dataset, tmp_path, monkeypatch):
+def test_the_manifest_comes_last_after_metadata_and_a_flush_of_every_file(
+        dataset, tmp_path, monkeypatch):
     steps = []
 
     def note(step: str, work_dir: Path) -> None:

@@ -161,7 +161,8 @@ def ome(array, axes="CYX", names=NAMES, **metadata) -> bytes:
 def test_channels_are_chosen_by_name(content):
     with pytest.raises(Unreadable, match=r"--channel \(0 \(DAPI\), 1 \(PanCK"):
         decode_image(content)
-    for channel, number in ((2, 2), ("cd8", 2), (" CD8 ", 2), ("panck & ki-67", 1), ("dapi", 0), ("1", 1), ("2", 3)):
+    for channel, number in ((2, 2), ("cd8", 2), (" CD8 ", 2), ("panck & ki-67", 1),
+                            ("dapi", 0), ("1", 1), ("2", 3)):
         np.testing.assert_array_equal(decode_image(content, channel), STACK[number])
     with pytest.raises(Unreadable, match=r"no channel 'CD4': it has 0 \(DAPI\), .*2 \(CD8\)"):
         decode_image(content, "CD4")

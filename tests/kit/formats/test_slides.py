@@ -479,7 +479,8 @@ def test_a_tile_holds_at_least_the_asked_share_of_tissue(covered, least, columns
     assert len({box.left for box in boxes}) == columns
 
 
-@pytest.mark.parametrize(("mpp", "taken"), [(0.5, True), (0.46, True), (0.449, False), (0.25, False)])
+@pytest.mark.parametrize(("mpp", "taken"), [
+    (0.5, True), (0.46, True), (0.449, False), (0.25, False)])
 def test_tiles_a_tenth_finer_than_the_scan_are_the_finest(covered, mpp, taken):
     slide = slides.Slide(Levels((1100, 730), mpp=0.5))
     if taken:

@@ -88,7 +88,8 @@ def test_the_loss_is_that_of_the_bases_own_prediction_type_on_scaled_latents(kin
     images = pictures(1)
     images[:] = 200  # the same in every orientation
     base = FakeBase(kind)
-    loss = training_loss(base, latents_of(images), lambda i, draw: "x", batch_size=5)(0, generator())
+    loss = training_loss(base, latents_of(images), lambda i, draw: "x",
+                         batch_size=5)(0, generator())
     asked, = base.asked
     alpha = base.schedule.alphas_cumprod[asked.timesteps].double().reshape(-1, 1, 1, 1)
     latents = torch.full_like(asked.noisy, 200 / 127.5 - 1).half().double() * SCALE
@@ -113,12 +114,13 @@ def test_a_unet_that_predicts_the_noise_has_no_loss():
         latents = torch.full_like(noisy, 200 / 127.5 - 1).half().float() * SCALE
         return (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
     base.answer = perfect
-    loss = training_loss(base, latents_of(images), lambda i, draw: "x", batch_size=4)(0, generator())
+    loss = training_loss(base, latents_of(images), lambda i, draw: "x",
+                         batch_size=4)(0, generator())
     assert float(loss) < 1e-5
 
 
 def test_every_image_comes_with_its_own_caption_state_and_control_in_its_orientation():
-    """Latents and maps are the same pictures here: what the UNet gets must match what it controls."""
+    """Latents and maps are the same pictures: what the UNet gets must match what it controls."""
     images, base = pictures(5), FakeBase(**CLEAN)
     controls = []
 
@@ -139,7 +141,8 @@ def test_every_image_comes_with_its_own_caption_state_and_control_in_its_orienta
     assert torch.equal(asked.encoder_hidden_states, control.states)
     pixels = [sorted(image.flatten().tolist()) for image in images]
     shown = [sorted((one * 255).round().int().flatten().tolist()) for one in control.map]
-    named = [(caption, str(pixels.index(one))) for caption, one in zip(captions, shown, strict=True)]
+    named = [(caption, str(pixels.index(one)))
+             for caption, one in zip(captions, shown, strict=True)]
     assert all(caption in ("", name) for caption, name in named), "caption of another image"
     assert {caption for caption in captions} >= set("01234")
     seen = {one.numpy().round(2).tobytes() for one in asked.noisy}
@@ -178,7 +181,8 @@ def test_captions_and_images_are_drawn_anew_at_each_step_from_its_generator_alon
 def test_latents_are_samples_of_the_posterior_and_not_its_mean():
     base = FakeBase(**CLEAN)
     images = np.full((1, 8, 8, 3), 128, np.uint8)
-    training_loss(base, latents_of(images, std=2.0), lambda i, draw: "x", batch_size=8)(0, generator())
+    training_loss(base, latents_of(images, std=2.0), lambda i, draw: "x",
+                  batch_size=8)(0, generator())
     noisy = base.asked[0].noisy
     assert noisy.std() == pytest.approx(2 * SCALE, rel=0.1)
     assert not torch.allclose(noisy[0], noisy[1])
@@ -193,7 +197,7 @@ def shell(kind: str = "lora", **more) -> dict:
 
 @pytest.fixture
 def small():
-    """A base of which train_adapter needs the UNet alone: a small one of Stable Diffusion's kind."""
+    """A base of which train_adapter needs the UNet alone: a small one like Stable Diffusion's."""
     from diffusers import UNet2DConditionModel
 
     torch.set_num_threads(1)
@@ -220,7 +224,8 @@ def trained(small, folder, loss_at=None, **options) -> dict:
     from safetensors.torch import load_file
 
     train_adapter(small, loss_at or small.loss_at, **shell(**options), output_dir=folder,
-                  checkpoint_path=folder.with_suffix(".ckpt"), jsonl_path=folder.with_suffix(".jsonl"))
+                  checkpoint_path=folder.with_suffix(".ckpt"),
+                  jsonl_path=folder.with_suffix(".jsonl"))
     return load_file(folder / "pytorch_lora_weights.safetensors")
 
 
@@ -233,7 +238,8 @@ MORE = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "c
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize(("target", "endings"), [("attention", ATTENTION), ("all", ATTENTION + MORE)])
+@pytest.mark.parametrize(("target", "endings"), [
+    ("attention", ATTENTION), ("all", ATTENTION + MORE)])
 def test_an_adapter_file_holds_the_layers_of_its_target_at_its_rank(small, kind, target, endings,
                                                                    tmp_path):
     layers = {name: layer for name, layer in small.unet.named_modules() if name.endswith(
@@ -392,7 +398,8 @@ def test_noise_depends_on_the_seed_and_the_item_and_not_on_the_place_in_the_batc
     assert noises(drawn(FakePipe(), (9,), seed=4)) != alone
 
 
-@pytest.mark.parametrize(("value", "pixel"), [(0.5, 128), (1.3, 255), (-0.2, 0), (0.002, 1), (1, 255)])
+@pytest.mark.parametrize(("value", "pixel"), [
+    (0.5, 128), (1.3, 255), (-0.2, 0), (0.002, 1), (1, 255)])
 def test_pixels_are_rounded_and_clipped(value, pixel):
     result = drawn(FakePipe(value))["result"]
     assert result.dtype == np.uint8 and (result == pixel).all()

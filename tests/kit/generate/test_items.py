@@ -47,7 +47,8 @@ def real(tmp_path_factory):
     """A dataset of COUNTS with a warning; image i is picture(i), of a group of its own."""
     with writer_at(tmp_path_factory.mktemp("generation") / "real") as writer:
         for item in plan_items(COUNTS, ["a", "b"], 1):
-            writer.add(item.split, item.label, item.index, picture(item.index), group=f"g{item.index}")
+            writer.add(item.split, item.label, item.index, picture(item.index),
+                       group=f"g{item.index}")
         writer.publish(parents=[], seed=0, warnings=["confounded: by hand"])
     return open_dataset(writer.output.output_dir)
 
@@ -67,12 +68,14 @@ def test_batches_hold_every_item_of_the_class_once_whatever_is_written_already()
     items = plan_items(COUNTS, ["a", "b"], 2)
     for label in "ab":
         parts = batches(items, label, 4)
-        assert [len(part) for part in parts[:-1]] == [4] * (len(parts) - 1) and 1 <= len(parts[-1]) <= 4
+        assert [len(part) for part in parts[:-1]] == [4] * (len(parts) - 1)
+        assert 1 <= len(parts[-1]) <= 4
         assert [item for part in parts for item in part] == [i for i in items if i.label == label]
 
 
 def test_a_stream_belongs_to_one_stage_and_one_seed():
-    keys = [(stage, seed) for stage in ("diffusion_seg", "prompt_seg", "prompt_seg a", "prompt_seg b")
+    keys = [(stage, seed)
+            for stage in ("diffusion_seg", "prompt_seg", "prompt_seg a", "prompt_seg b")
             for seed in (0, 1, 2**40)]
     drawn = [seeds.stream(*key) for key in keys]
     assert len(set(drawn)) == len(keys) and drawn == [seeds.stream(*key) for key in keys]
@@ -140,9 +143,11 @@ def test_a_generated_set_records_its_seed_and_that_it_saw_the_train_split_alone(
     manifest = open_dataset(made.path).manifest
     assert manifest["seed"] == 41 and manifest["parameters"] == {"seed": 41, "x": 1}
     assert manifest["warnings"] == ["confounded: by hand"]
-    assert manifest["copy_audit"]["share_near_copies"] == 0 and manifest["copy_audit"]["images"] == 16
+    assert manifest["copy_audit"]["share_near_copies"] == 0
+    assert manifest["copy_audit"]["images"] == 16
     assert manifest["parents"] == train_only_parent(real) == [
-        {"name": "real", "fingerprint": real.fingerprint, "splits": dict.fromkeys(SPLITS, ["train"])}]
+        {"name": "real", "fingerprint": real.fingerprint,
+         "splits": dict.fromkeys(SPLITS, ["train"])}]
 
 
 def test_of_many_images_evenly_spaced_ones_are_audited(real, tmp_path, monkeypatch):
@@ -160,7 +165,8 @@ def test_of_many_images_evenly_spaced_ones_are_audited(real, tmp_path, monkeypat
 # ------------------------------------------------------------------ models
 
 @pytest.mark.parametrize(("output", "model"), [
-    ("runs/x/datasets/diffusion", "runs/x/models/diffusion"), ("elsewhere/mine", "elsewhere/mine-model")])
+    ("runs/x/datasets/diffusion", "runs/x/models/diffusion"),
+    ("elsewhere/mine", "elsewhere/mine-model")])
 def test_the_weights_go_to_the_models_of_the_run_or_beside_the_output(output, model, tmp_path):
     assert model_dir_for(tmp_path / output) == tmp_path / model
 

@@ -71,7 +71,8 @@ def test_the_negative_prompt_is_that_of_the_class(words):
 
 
 def test_a_class_the_file_does_not_know_is_called_by_its_own_name(words):
-    assert captions_of(words, "benign_nodule") == {"benign nodule, stain 0", "benign nodule, stain 1"}
+    assert captions_of(words, "benign_nodule") == {"benign nodule, stain 0",
+                                                   "benign nodule, stain 1"}
 
 
 @pytest.mark.parametrize("level", range(4))

@@ -97,7 +97,8 @@ def test_our_default_is_not_the_textbook(white):
 
 def spread_of_colour(images):
     """Standard deviation of mean tissue colours [3] over images, averaged: grey levels."""
-    return np.mean(np.std([image[background.tissue_mask(image)].mean(0) for image in images], axis=0))
+    return np.mean(np.std([image[background.tissue_mask(image)].mean(0)
+                           for image in images], axis=0))
 
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])

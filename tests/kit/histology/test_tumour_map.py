@@ -52,7 +52,8 @@ def test_tumour_is_found_and_benign_lung_spared(tiles):
              if tile.label == "lung_n"]
     assert np.mean(false) < 0.15
     right = [(mask[tile.tissue & tile.tumour].mean(), mask[tile.tissue & ~tile.tumour].mean())
-             for mask, tile in zip(masks, tiles) if tile.tumour.any() and (tile.tissue & ~tile.tumour).any()]
+             for mask, tile in zip(masks, tiles)
+             if tile.tumour.any() and (tile.tissue & ~tile.tumour).any()]
     assert np.mean([a - b for a, b in right]) > 0.3  # all tissue, or none, gives 0
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from lungkit.nuclei import detect as nuclei_module
 from lungkit.nuclei.detect import (
     HE_FLOOR,
     PROMINENCE,
     STAINS,
     cut_fragments,
-    detect as nuclei_module,
     detect_nuclei,
     guess_modality,
     haematoxylin,

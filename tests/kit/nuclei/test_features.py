@@ -46,7 +46,9 @@ def tissue_labels(label: str, size: int) -> np.ndarray:
     return paint.draw_tile(label, patient=0, index=0, seed=4, image_size=size).nuclei
 
 
-LABELS = {"blobs": blobs(0), "sparse": np.where(np.random.default_rng(1).random((90, 90)) < 0.3, blobs(2), 0),
+LABELS = {"blobs": blobs(0),
+          "sparse": np.where(
+              np.random.default_rng(1).random((90, 90)) < 0.3, blobs(2), 0),
           "tissue": tissue_labels("lung_scc", 224), "small": tissue_labels("lung_aca", 64)}
 
 
@@ -85,7 +87,8 @@ def test_shapes_of_simple_regions():
 
 
 def test_no_regions_at_all():
-    assert all(len(values) == 0 for values in measure_shapes(np.zeros((9, 9), np.int32), 0).values())
+    measured = measure_shapes(np.zeros((9, 9), np.int32), 0)
+    assert all(len(values) == 0 for values in measured.values())
 
 
 # ------------------------------------------------------------------ all features
@@ -131,7 +134,8 @@ def test_summaries_leave_out_what_the_border_cuts():
     assert values["num_nuclei"] == 7
     assert values["density_per_mm2"] == pytest.approx(7 / (0.1 * UM_PER_PX) ** 2)
     assert values["nuclear_area_fraction"] == pytest.approx((6 * 29 + 23) / 1e4)
-    assert values["area_um2_mean"] == pytest.approx(29 * UM_PER_PX**2) and values["area_um2_sd"] == 0
+    assert values["area_um2_mean"] == pytest.approx(29 * UM_PER_PX**2)
+    assert values["area_um2_sd"] == 0
     assert values["cell_area_um2_p50"] == features["cell_area_um2"][1]
     assert values["num_neighbours_mean"] == features["num_neighbours"][1]
     assert values["nearest_neighbour_um_p50"] == np.median(features["nearest_neighbour_um"])
@@ -144,8 +148,9 @@ def test_summaries_are_numpys():
         features = measure(rng.uniform(0, 99, (count, 2)), radius=2)
         stain = rng.uniform(0, 2, count)
         values = summarise({**features, "haematoxylin_od": stain}, field_um=80)
-        for word, expected in (("mean", stain.mean()), ("sd", stain.std()), ("p50", np.median(stain)),
-                               ("p10", np.percentile(stain, 10)), ("p90", np.percentile(stain, 90))):
+        for word, expected in (("mean", stain.mean()), ("sd", stain.std()),
+                               ("p10", np.percentile(stain, 10)), ("p50", np.median(stain)),
+                               ("p90", np.percentile(stain, 90))):
             assert values[f"haematoxylin_od_{word}"] == pytest.approx(expected, rel=1e-12)
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from lungkit.nuclei.detect import fragments
+from lungkit.nuclei import fragments
 from lungkit.nuclei.fragments import (
     BORDER,
     FEATURES,

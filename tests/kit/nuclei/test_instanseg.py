@@ -11,7 +11,8 @@ import warnings
 import numpy as np
 import pytest
 
-from lungkit.nuclei.detect import FIELD_UM, detect_nuclei, instanseg
+from lungkit.nuclei import instanseg
+from lungkit.nuclei.detect import FIELD_UM, detect_nuclei
 from lungkit.run import faults
 
 torch = pytest.importorskip("torch")

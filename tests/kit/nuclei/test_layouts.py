@@ -11,7 +11,8 @@ SIZE = 64
 
 
 def layout_of(*points: tuple[float, float], area: float = 30.0) -> Layout:
-    return Layout(np.array(points, np.float32).reshape(-1, 2), np.full(len(points), area, np.float32))
+    return Layout(np.array(points, np.float32).reshape(-1, 2),
+                  np.full(len(points), area, np.float32))
 
 
 # ------------------------------------------------------------------ measurements and levels
@@ -80,12 +81,13 @@ def test_crowded_and_sparse_layouts_are_called_so():
 def centre_of(red: np.ndarray) -> tuple[float, float]:
     weight = red.astype(float)
     rows, columns = np.indices(red.shape)
-    return float((columns * weight).sum() / weight.sum()), float((rows * weight).sum() / weight.sum())
+    return tuple(float((at * weight).sum() / weight.sum()) for at in (columns, rows))
 
 
 @pytest.mark.parametrize("point", [(10.0, 40.0), (40.25, 10.5), (31.5, 31.5)])
 def test_a_nucleus_is_drawn_at_its_x_and_y_to_a_fraction_of_a_pixel(point):
-    assert centre_of(structure_map(layout_of(point), SIZE)[..., 0]) == pytest.approx(point, abs=0.15)
+    drawn = structure_map(layout_of(point), SIZE)[..., 0]
+    assert centre_of(drawn) == pytest.approx(point, abs=0.15)
 
 
 @pytest.mark.parametrize("area", [20.0, 80.0, 300.0])

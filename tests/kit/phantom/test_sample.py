@@ -239,7 +239,7 @@ def test_the_documented_parameters_are_those_drawn_from():
 
 
 def test_every_parameter_is_used_and_has_a_source():
-    code = "".join((ROOT / "lungkit/phantom" / name).read_text() for name in ("tissue.py", "sample.py"))
+    code = "".join((ROOT / "lungkit/phantom" / name).read_text() for name in ("tissue.py", "paint.py"))
     for group, name, parameter in morphology.named_parameters():
         assert parameter.source in morphology.SOURCES, name
         assert group == "patient" or f".{name.split(':')[0]}" in code, (group, name)
@@ -501,16 +501,16 @@ def test_concentrations_become_light_by_beer_and_lamberts_law(monkeypatch):
     amounts = np.array([0.5, 0.3, 0.4])
     empty = np.zeros((336, 336), np.float32)
 
-    def paint(scene, rng, size):
+    def painted(scene, rng, size):
         concentration = np.zeros((size, size, 3), np.float32)
         concentration[size // 2:] = amounts  # the lower half
         return paint.Painted(concentration, np.int32(empty), empty == 0, empty > 0, scene,
                                *[empty] * 8)
 
-    monkeypatch.setattr(paint, "_paint", paint)
+    monkeypatch.setattr(paint, "_paint", painted)
     monkeypatch.setattr(paint, "draw_slide", lambda rng: paint.Slide(
         stains, strength, light, blur_um=0.01, grain=0.0, mottle=0.0))
-    monkeypatch.setattr(sample.SLIDE, "thickness", fixed(np.zeros(3)))
+    monkeypatch.setattr(paint.SLIDE, "thickness", fixed(np.zeros(3)))
     noise = tissue.noise
     monkeypatch.setattr(tissue, "noise", lambda rng, scale, *a, **k: noise(rng, scale, *a, **k)
                         * (scale < 120))  # lighting is even
@@ -530,7 +530,7 @@ def seen_by(monkeypatch, module, name, draws):
             for one in answers]
 
 
-@pytest.mark.parametrize(("module", "name"), [(tissue, "draw_biology"), (sample, "draw_slide"),
+@pytest.mark.parametrize(("module", "name"), [(tissue, "draw_biology"), (paint, "draw_slide"),
                                               (fluorescence, "draw_staining")])
 def test_biology_and_stains_are_the_patients_whatever_the_class_and_tile(monkeypatch, module, name):
     monkeypatch.setattr(fluorescence, "draw_channels", lambda *_, **__: None)

@@ -61,7 +61,8 @@ def test_tumour_nuclei_are_those_of_the_patient(label, radius, least, more):
         cells = np.concatenate([tumour_of(LAYOUTS[label](np.random.default_rng(seed), person))
                                 for seed in range(4)])
         size = np.sqrt(cells["a"] * cells["b"])
-        return np.median(size), np.log(size).std(), cells["vesicle"].mean(), cells["nucleolus"].mean()
+        return (np.median(size), np.log(size).std(), cells["vesicle"].mean(),
+                cells["nucleolus"].mean())
 
     size, spread, vesicle, nucleolus = measured(nucleoli=1.0, vesicular=0.3)
     assert size == pytest.approx(radius, rel=0.12)
@@ -110,7 +111,8 @@ def test_keratin_and_inflammation_show_in_the_layout():
         assert many > 2 * few
     assert count("lung_scc", lambda scene: len(scene.pearls), keratin=1.0) > 3
     assert count("lung_scc", lambda scene: len(scene.pearls), keratin=0.0) == 0
-    assert count("lung_scc", lambda scene: scene.keratinised, keratin=0.0) == pytest.approx(6 * 0.02)
+    keratinised = count("lung_scc", lambda scene: scene.keratinised, keratin=0.0)
+    assert keratinised == pytest.approx(6 * 0.02)
     assert count("lung_aca", lambda scene: scene.keratinised) == pytest.approx(6 * 0.02)
 
 

@@ -33,7 +33,8 @@ def raising(error: BaseException):
     (faults.Fault("no images in\n/a"), 1, "stage.py: error: no images in\\n/a"),
     (faults.BadOptions("--x and --y"), 2, "stage.py: error: --x and --y"),
     (faults.Stopped("stopped"), 75, "stage.py: stopped"),
-    (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), 1, "No such file: '/a/b': check that"),
+    (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), 1,
+     "No such file: '/a/b': check that"),
     (PermissionError(errno.EACCES, "Permission denied", "/a\nb"), 1, "'/a\\nb'"),
     (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a"), 1, "Not a directory: '/a'"),
     (IsADirectoryError(errno.EISDIR, "Is a directory", "/a"), 1, "Is a directory: '/a'"),
@@ -146,8 +147,10 @@ def test_a_preset_fills_gaps_and_an_explicit_option_wins(given, filled):
 @pytest.mark.parametrize(("kind", "text", "value"), [
     (cli.positive_int, "1", 1), (cli.positive_int, "0", None), (cli.positive_int, "-1", None),
     (cli.positive_int, "1.5", None), (cli.positive_int, "", None),
-    (cli.non_negative_int, "0", 0), (cli.non_negative_int, "-1", None), (cli.non_negative_int, "x", None),
-    (cli.positive_float, "1e-9", 1e-9), (cli.positive_float, "0", None), (cli.positive_float, "inf", None),
+    (cli.non_negative_int, "0", 0), (cli.non_negative_int, "-1", None),
+    (cli.non_negative_int, "x", None),
+    (cli.positive_float, "1e-9", 1e-9), (cli.positive_float, "0", None),
+    (cli.positive_float, "inf", None),
     (cli.positive_float, "nan", None), (cli.positive_float, "x", None),
     (cli.non_negative_float, "0", 0.0), (cli.non_negative_float, "-0.1", None),
     (cli.non_negative_float, "inf", None), (cli.non_negative_float, "nan", None),
@@ -210,7 +213,8 @@ def torch(monkeypatch):
 
 @pytest.mark.parametrize(("name", "devices", "expected"), [
     ("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 2, "cuda"),
-    ("cuda:1", 2, "cuda:1"), ("cuda:2", 2, "only 2 CUDA devices"), ("cuda", 0, "sees no CUDA device"),
+    ("cuda:1", 2, "cuda:1"), ("cuda:2", 2, "only 2 CUDA devices"),
+    ("cuda", 0, "sees no CUDA device"),
     ("gpu", 0, "is not a device"), ("meta", 0, "is not supported")])
 def test_a_device_is_there_or_a_bad_option(name, devices, expected, torch):
     torch.cuda_devices = devices
@@ -224,7 +228,8 @@ def test_a_device_is_there_or_a_bad_option(name, devices, expected, torch):
 @pytest.mark.parametrize(("environment", "threads", "expected"), [
     ({"OMP_NUM_THREADS": "3", "SLURM_CPUS_PER_TASK": "5"}, None, 3),
     ({"SLURM_CPUS_PER_TASK": "5"}, None, 5), ({}, None, 7), ({"OMP_NUM_THREADS": "3"}, 2, 2)])
-def test_threads_are_those_given_or_this_process_share(environment, threads, expected, torch, monkeypatch):
+def test_threads_are_those_given_or_this_process_share(
+        environment, threads, expected, torch, monkeypatch):
     for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

@@ -94,7 +94,8 @@ def test_the_hash_of_a_file_is_that_of_its_content(size, tmp_path):
 
 def test_a_second_writer_is_told_who_holds_the_output(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    (tmp_path / ".out.lock").write_text("what a killed process with a very long host name left\n" * 9)
+    left = "what a killed process with a very long host name left\n"
+    (tmp_path / ".out.lock").write_text(left * 9)
     holder = f"host {socket.gethostname()} pid {os.getpid()} job 4711"
     with lock(tmp_path / "out"):
         assert (tmp_path / ".out.lock").read_text() == holder + "\n"
@@ -185,7 +186,8 @@ def test_the_same_options_resume_what_was_begun(tmp_path):
 
 
 @pytest.mark.parametrize(("changed", "words"), [
-    ({"size": 32}, r"\(size: 64 there, 32 now\)"), ({"seed": 7, "size": 1}, "seed: 0 there, 7 now; size"),
+    ({"size": 32}, r"\(size: 64 there, 32 now\)"),
+    ({"seed": 7, "size": 1}, "seed: 0 there, 7 now; size"),
     ({"new": 3}, "new: None there, 3 now"), ({"seed": None}, "seed: 0 there, None now")])
 @pytest.mark.parametrize("make", [begin, complete])
 def test_other_options_are_refused_and_each_is_named(make, changed, words, tmp_path):
@@ -280,8 +282,8 @@ def test_a_kill_while_replacing_loses_neither(renaming, tmp_path):
 
     assert os.waitstatus_to_exitcode(os.waitpid(fork(killed), 0)[1]) == 9
     kept = [name for name in names(tmp_path) if name.endswith("m.json")]
-    assert kept == [[".out.partial/m.json", "out/m.json"], [".out.old/m.json", ".out.partial/m.json"]][
-        renaming - 1]
+    assert kept == [[".out.partial/m.json", "out/m.json"],
+                    [".out.old/m.json", ".out.partial/m.json"]][renaming - 1]
     complete(again, "new.png")
     assert names(tmp_path) == ["out", "out/m.json", "out/train", "out/train/new.png"]
 

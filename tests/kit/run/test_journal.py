@@ -99,7 +99,8 @@ class Found:
 
 
 def test_dataclasses_arrays_and_paths_are_results(path):
-    result = {"found": [Found(Path("a/b"), np.arange(6.0).reshape(2, 3), np.float64(0.25))], "n": None}
+    result = {"found": [Found(Path("a/b"), np.arange(6.0).reshape(2, 3), np.float64(0.25))],
+              "n": None}
     with Journal(path, "recipe") as journal:
         journal.add("image 9", ("a", 9), result)
     with Journal(path, "recipe", keep=False) as journal:
@@ -179,7 +180,7 @@ def count_examined(monkeypatch):
         seen.append(source.name)
         return examine(source, recipe)
 
-    monkeypatch.setattr(tiles, "examine", counted)
+    monkeypatch.setattr(tumor_seg, "examine", counted)
     return seen
 
 

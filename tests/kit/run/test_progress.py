@@ -23,7 +23,8 @@ def clock(monkeypatch):
 def test_a_line_comes_every_half_minute_and_at_the_end(clock, capsys):
     progress = Progress("drawing", 100)
     shown = []
-    for done, now in [(1, 1001), (2, 1029.9), (3, 1030), (4, 1031), (50, 1060), (99, 1061), (100, 1062)]:
+    for done, now in [(1, 1001), (2, 1029.9), (3, 1030), (4, 1031), (50, 1060),
+                      (99, 1061), (100, 1062)]:
         clock.now = now
         progress.update(done)
         if capsys.readouterr().err:

@@ -1,4 +1,4 @@
-"""The fit of the rule that joins fragments: what is measured, what is one nucleus, what is held out."""
+"""The fit of the rule that joins fragments: measures, which are one nucleus, what is held out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from lungkit.nuclei.detect import detect, fragments
+from lungkit.nuclei import detect, fragments
 from lungkit.phantom import paint
 from lungkit.tools import fit_fragments
 

@@ -63,7 +63,7 @@ def test_it_draws_stained_tissue_with_nuclei(drawn):
         assert np.median([len(detect_nuclei(image)) for image in images]) >= 8
 
 
-# ------------------------------------------------------------------ the recipe, at a fraction of its size
+# ------------------------------------------------------------------ the recipe, much smaller
 
 NUM_TILES = 8
 STEPS = {"autoencoder_steps": 2, "unet_steps": 2, "decoder_steps": 2, "controlnet_steps": 2}
@@ -88,8 +88,8 @@ def shrunk():
 def build(output, *more: str) -> int:
     steps = [part for name, number in STEPS.items()
              for part in (f"--{name.replace('_', '-')}", str(number))]
-    return pretrain_base_model.main(["--output", str(output), "--num-tiles", str(NUM_TILES), "--batch-size",
-                            "2", *steps, *more])
+    return pretrain_base_model.main(["--output", str(output), "--num-tiles", str(NUM_TILES),
+                                     "--batch-size", "2", *steps, *more])
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,8 @@ def test_the_recipe_builds_networks_like_those_shipped():
                     if key in made and key not in varying and made[key] != value}, part
 
 
-def test_stopped_in_every_part_and_run_again_gives_the_same_bytes(built, shrunk, tmp_path, monkeypatch):
+def test_stopped_in_every_part_and_run_again_gives_the_same_bytes(
+        built, shrunk, tmp_path, monkeypatch):
     def stop() -> None:
         raise Stopped("stopped by the test")
     monkeypatch.setattr("lungkit.learn.loop.CHECKPOINT_INTERVAL_SEC", 0.0)
@@ -155,7 +156,8 @@ def test_latents_are_scaled_to_unit_deviation_by_the_factor_kept(built, shrunk, 
     from lungkit.generate.latents import Latents
 
     images, _, _ = pretrain_base_model.draw_tissue(NUM_TILES, 0, tmp_path)
-    small = np.stack([cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA) for image in images])
+    small = np.stack([cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
+                      for image in images])
     vae = AutoencoderKL.from_pretrained(built / "vae").float()
     assert Latents(vae, small).deviation() * vae.config.scaling_factor == pytest.approx(1, abs=0.02)
 
@@ -232,7 +234,8 @@ def asked(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("asked")
     with small_sizes() as patch:
         patch.setattr("lungkit.learn.loop.train", train)
-        patch.setattr(pretrain_base_model, "build_tokenizer", lambda path: Recording(build_tokenizer(path)))
+        patch.setattr(pretrain_base_model, "build_tokenizer",
+                      lambda path: Recording(build_tokenizer(path)))
         patch.setattr(Latents, "draw", drawing)
         patch.setattr(ControlNetModel, "forward", controlling)
         pretrain_base_model.pretrain(work_dir, num_tiles=NUM_TILES, batch_size=200, seed=4, **STEPS)
@@ -255,7 +258,8 @@ def test_each_part_learns_alone(asked):
     def number(kind, name: str) -> int:
         return sum(p.numel() for p in kind.from_pretrained(asked.work_dir / name).parameters())
     vae = AutoencoderKL.from_pretrained(asked.work_dir / "vae")
-    decoder = sum(p.numel() for part in (vae.decoder, vae.post_quant_conv) for p in part.parameters())
+    decoder = sum(p.numel() for part in (vae.decoder, vae.post_quant_conv)
+                  for p in part.parameters())
     assert [part.number for part in asked.parts.values()] == [
         number(AutoencoderKL, "vae"),
         number(UNet2DConditionModel, "unet") + number(CLIPTextModel, "text_encoder"),
@@ -274,8 +278,9 @@ def test_captions_are_empty_or_words_or_measured_and_of_their_own_tile(asked):
     for (indices, _), captions in zip(asked.draws, asked.captions, strict=True):
         for i, caption in zip(indices, captions, strict=True):
             level = levels.of(asked.layouts[i])
-            ending = (f", {context['count'][level['count']]} {context['size'][level['size']]} nuclei, "
-                      f"{context['spacing'][level['spacing']]}")
+            count, size, spacing = (context[name][level[name]]
+                                    for name in ("count", "size", "spacing"))
+            ending = f", {count} {size} nuclei, {spacing}"
             kinds.append("empty" if not caption else "measured" if caption.endswith(ending)
                          else "words")
             assert not caption or words.data["classes"][asked.labels[i]]["name"] in caption
@@ -338,7 +343,8 @@ def losses_of(vae, images, monkeypatch, number: int = 1, **options) -> list[floa
         values.extend(float(loss_at(step, generator_for(step))) for step in range(number))
         return 0.0
     monkeypatch.setattr("lungkit.learn.loop.train", train)
-    pretrain_base_model.train_autoencoder(vae, images, steps=1, seed=0, work_dir=BASE_MODEL_DIR, **options)
+    pretrain_base_model.train_autoencoder(vae, images, steps=1, seed=0,
+                                          work_dir=BASE_MODEL_DIR, **options)
     return values
 
 
@@ -378,7 +384,8 @@ def test_crops_are_of_every_zoom_and_orientation(shrunk, monkeypatch):
     spans, ways = [], set()
     for crops in vae.shown:
         first = (crops[0] + 1) * 127.5
-        down, right = float(first[0, -1, 0] - first[0, 0, 0]), float(first[0, 0, -1] - first[0, 0, 0])
+        down = float(first[0, -1, 0] - first[0, 0, 0])
+        right = float(first[0, 0, -1] - first[0, 0, 0])
         across = float(first[1, 0, -1] - first[1, 0, 0])
         spans.append(max(abs(down), abs(right)))
         ways.add((round(np.sign(round(down))), round(np.sign(round(right))),
