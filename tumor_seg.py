@@ -45,7 +45,7 @@ from lungkit.histology import qc_report, quality, stain, tissue_grid
 from lungkit.histology.originals import FIELD_UM, Cut
 from lungkit.histology.tiles import Job, Recipe, examine, look_at, render, statistics_of_files
 from lungkit.run import cli
-from lungkit.run.faults import BadOptions, Fault, check_stop
+from lungkit.run.faults import BadOptions, Fault, check_stop, several
 from lungkit.run.files import sha256_file, write_bytes, write_text
 from lungkit.run.journal import Journal
 from lungkit.run.output import Output
@@ -79,9 +79,8 @@ def survey(found: list[sources.Source], recipe: Recipe, journal: Journal,
     originals = [result for result in seen.values() if isinstance(result, Original)]
     faults = [result for result in seen.values() if isinstance(result, str)]
     if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise Fault(f"{len(faults)} of {len(found)} images cannot be used: "
-                    f"{'; '.join(faults[:5])}{more}: repair or remove them, or change the options")
+                    f"{several(faults)}: repair or remove them, or change the options")
     return originals
 
 

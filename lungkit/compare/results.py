@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lungkit.data.result import BASELINE, CNN, SCHEMA
-from lungkit.run.faults import BadOptions, Fault
+from lungkit.run.faults import BadOptions, Fault, several
 from lungkit.run.files import read_json
 
 REAL = "real"
@@ -132,8 +132,7 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
 
 def _raise(faults: list[str]) -> None:
     if faults:
-        more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
-        raise Fault("; ".join(faults[:SHOWN_FAULTS]) + more)
+        raise Fault(several(faults, SHOWN_FAULTS))
 
 
 # ------------------------------------------------------------------ one file at a time

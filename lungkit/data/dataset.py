@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.data.png import RGB, decode_png, describe_header, read_header
-from lungkit.run.faults import Fault
+from lungkit.run.faults import Fault, several
 from lungkit.run.files import read_json, sha256
 
 SCHEMA = "lungkit.dataset/1"
@@ -184,9 +184,9 @@ def open_dataset(path: Path) -> Dataset:
     if not faults and fingerprint(rows) != manifest["fingerprint"]:
         faults.append("the fingerprint differs from the manifest")
     if faults:
-        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise Fault(f"dataset {path} has {len(faults)} fault{'s'[:len(faults) > 1]}: {shown}: "
-                    "restore the files or make the dataset again with --overwrite")
+        raise Fault(f"dataset {path} has {len(faults)} fault{'s'[:len(faults) > 1]}: "
+                    f"{several(faults)}: restore the files or make the dataset again with "
+                    "--overwrite")
     return Dataset(path, manifest, rows)
 
 

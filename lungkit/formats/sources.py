@@ -13,7 +13,7 @@ from pathlib import Path
 from lungkit.data.splits import SPLITS
 from lungkit.formats.images import SUFFIXES
 from lungkit.formats.slides import SLIDE_SUFFIXES
-from lungkit.run.faults import BadOptions, Fault
+from lungkit.run.faults import BadOptions, Fault, several
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ def find_sources(root: Path) -> tuple[list[Source], list[str]]:
     if odd:
         faults.append(f"names hold unprintable characters: {shown(odd)}: rename them")
     if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise Fault(f"{root}: {'; '.join(faults[:5])}{more}")
+        raise Fault(f"{root}: {several(faults)}")
     return sorted(sources, key=lambda s: (s.label, s.name)), sorted(others)
 
 

@@ -6,6 +6,7 @@ Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped a
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 COMPLETE, FAILED, BAD_OPTIONS, STOPPED = 0, 1, 2, 75
 
@@ -46,6 +47,12 @@ def note_signal(number: int, _frame: object) -> None:
     if _stop_signal and number == signal.SIGINT:
         raise KeyboardInterrupt  # a second Ctrl-C means: now
     _stop_signal.append(number)
+
+
+def several(items: Sequence[str], most: int = 5) -> str:
+    """The first `most` items and how many more there are: "a; b; and 3 more"."""
+    more = len(items) - most
+    return "; ".join([*items[:most], f"and {more} more"] if more > 0 else items)
 
 
 def one_line(message: object) -> str:
