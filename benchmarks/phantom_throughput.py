@@ -55,7 +55,8 @@ def main() -> None:
             wall, processor, memory = measure(Path(folder) / str(number), **options)
             tiles = 10 * options["num_patients"]
             print(f"{words:26s}{wall:8.1f}{processor:8.1f}"
-                  f"{1000 * (processor - start_up[1]) / (tiles - 2):11.0f}{memory:7.0f}", flush=True)
+                  f"{1000 * (processor - start_up[1]) / (tiles - 2):11.0f}{memory:7.0f}",
+                  flush=True)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ Prints  four parts, to standard output:
 1. Milliseconds an image of each of our steps, in one process.
 2. The same images through our steps (decode, background, tissue, stain, quality; and, after the
    reference is known, decode, tissue, normalise, resize, save); through the same without tissue
-   mask and quality control, which is what the plain loop does ("same"); and through a plain loop (PIL opens,
-   torchstain's Macenko fitted on one image normalises, PIL resizes and saves): one process and one
-   thread each, in turn, so that a busy machine slows all. "plain" calls torchstain as its README
-   does; "lean" switches off the separate images of the two stains, which nothing here needs. Theirs
-   balances no background, drops no tile and takes its reference from one image.
+   mask and quality control, which is what the plain loop does ("same"); and through a plain loop
+   (PIL opens, torchstain's Macenko fitted on one image normalises, PIL resizes and saves): one
+   process and one thread each, in turn, so that a busy machine slows all. "plain" calls torchstain
+   as its README does; "lean" switches off the separate images of the two stains, which nothing
+   here needs. Theirs balances no background, drops no tile and takes its reference from one image.
 3. The command tumor_seg.py as a whole at growing numbers of images: seconds and peak memory; and
    with one and two processes where it has --workers.
 4. The quality control: what it keeps of sharp tiles and drops of degraded ones.

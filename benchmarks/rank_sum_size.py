@@ -46,8 +46,8 @@ def rate(simulate) -> str:
 
 def main() -> None:
     rng = np.random.default_rng(20)
-    print(f"{NUM_SIMULATIONS} simulations each; accuracy {ACCURACY}, sd of the trainings {SEED_SD}; "
-          "percent ± standard error\n")
+    print(f"{NUM_SIMULATIONS} simulations each; accuracy {ACCURACY}, sd of the trainings "
+          f"{SEED_SD}; percent ± standard error\n")
     print(f"Called different at {ALPHA}, though nothing differs (nominal 5.0)")
     print(f"{'test images':>12} {'n':>3}   {'exact':>9}  {'ranksums':>9}  {'mannwhitneyu':>9}")
     for num_images in (None, 300, 60):
@@ -59,8 +59,8 @@ def main() -> None:
             print(f"{num_images or 'no ties':>12} {n:>3}   {rate(both)}")
 
     for words, on_grid in (("whole test images, as it is tested", True), ("taken as it is", False)):
-        print(f"\nCalled equivalent within ±{100 * MARGIN:g} points at {ALPHA}, one pair; the margin "
-              f"in {words}" if on_grid else f"\nThe same, the margin {words}")
+        print(f"\nCalled equivalent within ±{100 * MARGIN:g} points at {ALPHA}, one pair; "
+              f"the margin in {words}" if on_grid else f"\nThe same, the margin {words}")
         print(f"{'test images':>12} {'n':>3}   {'no shift':>9}  {'1 point':>9}  "
               f"{'2 points (nominal 5.0)':>9}")
         for num_images in (None, 300, 60):
@@ -85,8 +85,9 @@ def main() -> None:
                 return [low - 1e-9 <= MARGIN <= high + 1e-9 for low, high in ends]
             print(f"{num_images or 'no ties':>12} {n:>3}   {rate(held)}")
 
-    print("\nCalled different when two equally good methods made one dataset each, whose draw varies\n"
-          "half as much as the CNN's seed, and n counts seeds (nominal 5.0): the wrong unit")
+    print("\nCalled different when two equally good methods made one dataset each, whose draw "
+          "varies\nhalf as much as the CNN's seed, and n counts seeds (nominal 5.0): the wrong "
+          "unit")
     for n in (*NUMBERS, 50):
         def one_draw(n=n):
             a, b = (draw(rng, n, rng.normal(ACCURACY, SEED_SD / 2), SEED_SD, None) for _ in "ab")

@@ -11,8 +11,8 @@ groups whose name has an even CRC-32, but misses and false links of all were loo
 index was widened and the least overlap raised: the other half is no untouched test. Pairwise: of
 all pairs of one source tile, how many got one group (recall); of all pairs given one group, how
 many are of one source tile (precision). Leak: the share of test images with a true sibling in train
-once our groups are split 60/20/20, by lungkit/data/splits.py (mean of 20 seeds; these differ little in
-where they put groups of an odd size, so that one missed sibling may never be seen) and by
+once our groups are split 60/20/20, by lungkit/data/splits.py (mean of 20 seeds; these differ
+little in where they put groups of an odd size, so that one missed sibling may never be seen) and by
 independent draws of a part for each group (mean and worst of 500). For reference, SIFT with RANSAC
 on the colour-nearest candidates was measured at recall 0.95 and precision 0.78.
 

@@ -147,7 +147,8 @@ def shuffled(image, side=28):
 
 
 RADIUS = np.hypot(*np.meshgrid(np.fft.fftfreq(SIZE), np.fft.fftfreq(SIZE)))
-EDGES = np.geomspace(2 / SIZE, 0.5, 20)  # of the rings, cycles a px; below the first no ring is full
+# of the rings, cycles a px; below the first no ring is full
+EDGES = np.geomspace(2 / SIZE, 0.5, 20)
 BINS = np.searchsorted(EDGES, RADIUS)
 
 
@@ -182,7 +183,8 @@ def nuclei_mask(image):
 
 
 def air_mask(image):
-    return np.repeat(np.uint8(255 * ~background.tissue_mask(white_balanced(image)))[..., None], 3, 2)
+    glass = ~background.tissue_mask(white_balanced(image))
+    return np.repeat(np.uint8(255 * glass)[..., None], 3, 2)
 
 
 # --- the CNN --------------------------------------------------------------------------------------
@@ -317,7 +319,7 @@ def measure(image) -> dict[str, dict[str, float]]:
 
 
 def logistic(features, truth, penalty=1e-2):
-    """Weights of a logistic regression on standardised features [N, D]; its last is the constant."""
+    """Weights of a logistic regression on standardised features [N, D]; last: the constant."""
     from scipy.optimize import minimize
 
     with_one = np.c_[features, np.ones(len(features))]
@@ -374,7 +376,7 @@ def activation(model, image):
 
 
 def where_it_looks(model, data: Collections, images):
-    """Print the mean evidence in nuclei, other tissue and air of every ninth tile, learnt or not."""
+    """Print the mean evidence in nuclei, other tissue and air of each ninth tile, learnt or not."""
     print("\nWhere the CNN finds its evidence (class activation, + speaks for simulated)\n"
           f"{'tiles':11s}{'nuclei':>9s}{'other tissue':>14s}{'air':>9s}")
     for kind, name in enumerate(KINDS):

@@ -163,9 +163,10 @@ def write_overlays(tiles: list, output_dir: Path, lc25000: Path | None) -> None:
         shares = [tumour_map.tumour_share(mask, all_tissue(image, None))
                   for image, mask in zip(images, masks)]
         quantiles = np.percentile(shares, [10, 50, 90])
+        enough = np.mean(np.array(shares) >= tumour_map.MIN_TUMOUR)
         print(f"LC25000 {label:9s} {len(shares)} images, tumour share of tissue: 10 % "
               f"{quantiles[0]:.2f}, median {quantiles[1]:.2f}, 90 % {quantiles[2]:.2f}; at least "
-              f"{tumour_map.MIN_TUMOUR:g}: {np.mean(np.array(shares) >= tumour_map.MIN_TUMOUR):.0%}")
+              f"{tumour_map.MIN_TUMOUR:g}: {enough:.0%}")
         rows.append(np.hstack([overlay(i, m) for i, m in zip(images[::4], masks[::4])][:8]))
     cv2.imwrite(str(output_dir / "lc25000.png"), np.vstack(rows)[..., ::-1])
 

@@ -64,7 +64,8 @@ def our_fill(image: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return voronoi_seg.fill(voronoi_seg.cell_means(image, cells), cells)
 
 
-def drawn_by_matplotlib(image: np.ndarray, centroids: np.ndarray, colours: np.ndarray | None) -> np.ndarray:
+def drawn_by_matplotlib(image: np.ndarray, centroids: np.ndarray,
+                        colours: np.ndarray | None) -> np.ndarray:
     import matplotlib.pyplot as plt
     from scipy.spatial import Voronoi, voronoi_plot_2d
 
@@ -142,8 +143,10 @@ def bench_images(images: list[np.ndarray], rounds: int) -> None:
         "our fill": lambda image, _, __, cells: our_fill(image, cells),
         "fill": lambda image, _, __, cells: fill_by_loop(image, cells),
         "detection": lambda image, *_: detect_nuclei(image, **HOW),
-        "arm": lambda image, *_: voronoi_seg.draw(image, render="mean-borders", **HOW)}, given, rounds)
-    print(f"{size} px, {len(images)} images of {min(counts)} to {max(counts)} nuclei, {rounds} rounds")
+        "arm": lambda image, *_: voronoi_seg.draw(image, render="mean-borders", **HOW)},
+        given, rounds)
+    print(f"{size} px, {len(images)} images of {min(counts)} to {max(counts)} nuclei, "
+          f"{rounds} rounds")
     print(f"  cells, colours, borders   ours {took['ours']:7.2f} ms   matplotlib "
           f"{took['matplotlib']:7.2f} ms   {took['matplotlib'] / took['ours']:6.1f} times"
           f"   loop {took['loop']:7.2f} ms   {took['loop'] / took['ours']:6.1f} times")
@@ -175,8 +178,8 @@ def write_real(path: Path, tiles: list[np.ndarray], number: int) -> None:
 def run_command(real: Path, output: Path, workers: int) -> tuple[float, float]:
     """Seconds and peak MB (of the parent) of voronoi_seg.py."""
     start = time.perf_counter()
-    stage = subprocess.Popen([sys.executable, ROOT / "voronoi_seg.py", "--real", real, "--output", output,
-                              "--workers", str(workers), "--overwrite"],
+    stage = subprocess.Popen([sys.executable, ROOT / "voronoi_seg.py", "--real", real,
+                              "--output", output, "--workers", str(workers), "--overwrite"],
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(stage.pid, 0)
     assert status == 0, "voronoi_seg.py failed"
@@ -190,19 +193,21 @@ def bench_command(tiles: list[np.ndarray], numbers: list[int]) -> None:
             real = Path(folder) / str(number) / "real"
             write_real(real, tiles, number)
             took = [run_command(real, real.parent / "voronoi", workers) for workers in (1, 2)]
-            shown = "   ".join(f"workers {workers} {sec:7.1f} s ({1e3 * sec / number:5.1f}) {mb:4.0f} MB"
-                               for workers, (sec, mb) in zip((1, 2), took))
-            print(f"  {number:6d} images   {shown}   {took[0][0] / took[1][0]:.2f} times", flush=True)
+            shown = "   ".join(f"workers {workers} {sec:7.1f} s ({1e3 * sec / number:5.1f}) "
+                               f"{mb:4.0f} MB" for workers, (sec, mb) in zip((1, 2), took))
+            print(f"  {number:6d} images   {shown}   {took[0][0] / took[1][0]:.2f} times",
+                  flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--real", type=Path, metavar="DIR", help="a real dataset, for its own size")
     parser.add_argument("--sizes", type=int, nargs="*", default=[224, 64], metavar="PX")
-    parser.add_argument("--images", type=int, default=9, metavar="N", help="images timed one by one")
+    parser.add_argument("--images", type=int, default=9, metavar="N",
+                        help="images timed one by one")
     parser.add_argument("--rounds", type=int, default=9, metavar="N")
-    parser.add_argument("--numbers", type=int, nargs="*", default=[250, 500, 1000, 2000], metavar="N",
-                        help="images of the whole command")
+    parser.add_argument("--numbers", type=int, nargs="*", default=[250, 500, 1000, 2000],
+                        metavar="N", help="images of the whole command")
     options = parser.parse_args()
     import cv2
     import matplotlib

@@ -43,10 +43,9 @@ def make_all(root: Path) -> None:
     datasets, results = root / "datasets", root / "results"
     sample = root / "sample"
     real = datasets / "real"
-    subprocess.run([sys.executable, "-m", "lungkit.phantom", "--output", sample,
-                    "--num-patients", "12",
-                    "--tiles-per-patient", "3", "--image-size", "112", "--seed", "3"], cwd=ROOT,
-                   check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "lungkit.phantom", "--output", sample, "--seed", "3",
+                    "--num-patients", "12", "--tiles-per-patient", "3", "--image-size", "112"],
+                   cwd=ROOT, check=True, capture_output=True)
     run("tumor_seg", "--input", sample / "images", "--groups", sample / "groups.csv", "--output",
         real, "--image-size", "64", "--benign", "lung_n", "--source-mpp", "0.80357", "--seed", "5")
     for arm in ARMS:

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = ("context", "prompt", "diffusion", "voronoi")
 
-# one line a call; makes what the scripts look for; FAULTS: "PATTERN=STATUS ..." by which a stage ends
+# one line a call; makes what scripts look for; FAULTS: "PATTERN=STATUS ..." by which a stage ends
 PYTHON = r"""#!/bin/bash
 printf -v line '%s\t' "${OMP_NUM_THREADS-}" "${CUDA_VISIBLE_DEVICES-}" "${PYTHONPATH-}" python "$@"
 printf '%s\n' "$line" >>"$CALLS"
@@ -72,8 +72,8 @@ class Call:
         if self.words[0] != "python":
             return self.words[0]
         name = self.words[2] if self.words[1] == "-m" else Path(self.words[1]).stem
-        return {"wilcoxon_test": "test"}.get(name, name.removeprefix("lungkit.").removeprefix("compare.").split("_seg")[0]
-                                             .removesuffix("_classify"))
+        name = name.removeprefix("lungkit.").removeprefix("compare.")
+        return {"wilcoxon_test": "test"}.get(name, name.split("_seg")[0].removesuffix("_classify"))
 
     @property
     def is_dry(self) -> bool:

@@ -139,8 +139,7 @@ def test_the_same_command_again_is_already_complete_and_quick(arm, made, real_da
     before = {name: os.stat(made / name).st_mtime_ns for name in content(made)}
     user_sec = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [sys.executable, ROOT / f"{arm}_seg.py", *arguments(arm, real_dataset, made)]
-    answer = subprocess.run(command, check=False, cwd=ROOT,
-                            capture_output=True, text=True)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert answer.returncode == 0 and "already complete" in answer.stdout + answer.stderr
     # processor time, which other work on the machine does not change much
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - user_sec < 0.8

@@ -40,7 +40,8 @@ PIPELINE = {
     "PRESET": ("full", [(stage, "--preset", "full") for stage in ("tumor", *ARMS, "cnn")]),
     "REPEATS": ("3", [(stage, "--repeats", "3") for stage in ("cnn", "nuclei", "test")]),
     "SEED": ("41", [(stage, "--seed", "41") for stage in ("tumor", *GENERATORS, "cnn", "nuclei")]),
-    "BASE_MODEL": ("hub/model", [(arm, "--base-model", "hub/model") for arm in ("prompt", "context")]),
+    "BASE_MODEL": ("hub/model", [(arm, "--base-model", "hub/model")
+                                 for arm in ("prompt", "context")]),
     "ADAPTER": ("lora", [(arm, "--adapter", "lora") for arm in ("prompt", "context")]),
     "POOL": ("5", [(arm, "--pool", "5") for arm in GENERATORS]),
     "ARMS": ("voronoi diffusion prompt context", []),
@@ -170,7 +171,9 @@ def test_what_is_documented_is_what_is_read_and_tested(script, table):
     inherited = {*ENVIRONMENT, *({"BASELINE", "CNN_OPTIONS", "TEST_OPTIONS"} | by_stage
                                  if script == "run_pipeline.slurm" else ())}
     assert documented(script) == read_by(script) | inherited
-    assert set(table) | (by_stage if script == "run_pipeline.slurm" else set()) == documented(script)
+    if script == "run_pipeline.slurm":
+        table = set(table) | by_stage
+    assert set(table) == documented(script)
     assert all(any(name.startswith(test) for name in globals()) for test in ELSEWHERE.values())
     untested = {name for name, (_, expected) in table.items() if not expected}
     assert untested <= {*ELSEWHERE, "DATASETS"}
@@ -186,7 +189,8 @@ def test_what_setup_env_documents_is_what_it_reads():
 # ------------------------------------------------------------------ run_pipeline.slurm
 
 def test_without_input_the_sample_is_made_first(project):
-    result = project.pipeline(SAMPLE_OPTIONS="--num-patients 4", SEED=3, GPUS="0 1", FAULTS="tumor*=1")
+    result = project.pipeline(SAMPLE_OPTIONS="--num-patients 4", SEED=3, GPUS="0 1",
+                              FAULTS="tumor*=1")
     assert result.returncode == 1, result.stderr
     sample, tumor = project.calls()[1:3]
     assert (sample.stage, tumor.stage) == ("phantom", "tumor")
@@ -199,7 +203,8 @@ def test_without_input_the_sample_is_made_first(project):
 
 
 @pytest.mark.parametrize(("settings", "preset", "repeats"), [
-    ({}, "demo", "6"), ({"GPUS": "0"}, "full", "20"), ({"GPUS": "0", "PRESET": "demo"}, "demo", "6"),
+    ({}, "demo", "6"), ({"GPUS": "0"}, "full", "20"),
+    ({"GPUS": "0", "PRESET": "demo"}, "demo", "6"),
     ({"PRESET": "full"}, "full", "20"), ({"GPUS": "0", "REPEATS": "2"}, "full", "2")])
 def test_an_input_has_the_full_preset_where_there_is_a_gpu(settings, preset, repeats, project):
     (project.path / "images").mkdir()
@@ -233,14 +238,17 @@ def test_arms_are_those_named(project):
     called = [call.stage for call in project.calls(dry=False)]
     assert [name for name in called if name in (*ARMS, "ct")] == ["ct", "voronoi"]
     test, = project.calls("test")
-    assert test.words[test.words.index("--datasets") + 1:][:4] == ["ct", "real", "voronoi", "nuclei"]
+    assert test.words[test.words.index("--datasets") + 1:][:4] == [
+        "ct", "real", "voronoi", "nuclei"]
 
 
 @pytest.mark.parametrize(("fault", "exit_status", "never_started"), [
-    ("*phantom*=1", 1, "tumor"), ("tumor_seg.py*=75", 75, "voronoi"), ("*contact_sheet*=1", 1, "cnn"),
+    ("*phantom*=1", 1, "tumor"), ("tumor_seg.py*=75", 75, "voronoi"),
+    ("*contact_sheet*=1", 1, "cnn"),
     ("cnn_classify.py*--dry-run*=2", 2, "nuclei"), ("cnn_classify.py*--seed?0?=75", 75, "test"),
     ("nuclei_classify.py*=1", 1, "test"), ("wilcoxon_test.py*=1", 1, "nothing")])
-def test_the_first_failure_is_the_jobs_status_and_its_end(fault, exit_status, never_started, project):
+def test_the_first_failure_is_the_jobs_status_and_its_end(
+        fault, exit_status, never_started, project):
     result = project.pipeline(ARMS="voronoi", FAULTS=fault)
     assert result.returncode == exit_status, result.stderr
     assert not project.calls(never_started, dry=False)
@@ -266,7 +274,8 @@ def test_trainings_at_a_time(project):
 
 
 @pytest.mark.parametrize(("settings", "names"), [
-    ({}, ["diffusion", "real", "voronoi", "nuclei"]), ({"BASELINE": ""}, ["diffusion", "real", "voronoi"]),
+    ({}, ["diffusion", "real", "voronoi", "nuclei"]),
+    ({"BASELINE": ""}, ["diffusion", "real", "voronoi"]),
     ({"DATASETS": "real diffusion"}, ["real", "diffusion"])])
 def test_the_datasets_compared(settings, names, project):
     project.make_datasets("real", "voronoi", "diffusion")
@@ -282,8 +291,10 @@ def test_the_datasets_compared(settings, names, project):
 
 
 @pytest.mark.parametrize(("made", "settings", "exit_status", "words"), [
-    (["real"], {}, 1, "holds one dataset only (real)"), (["voronoi"], {}, 1, "datasets/real is not"),
-    (["real", "voronoi"], {"DATASETS": "real prompt"}, 1, "datasets/prompt is not a complete dataset"),
+    (["real"], {}, 1, "holds one dataset only (real)"),
+    (["voronoi"], {}, 1, "datasets/real is not"),
+    (["real", "voronoi"], {"DATASETS": "real prompt"}, 1,
+     "datasets/prompt is not a complete dataset"),
     (["real", "voronoi"], {"BASELINE": "forest"}, 2, "BASELINE is 'forest'"),
     (["real", "voronoi"], {"SEED": "x"}, 2, "SEED is 'x'"),
     (["real", "voronoi"], {"WORKERS": "0"}, 2, "WORKERS is '0'"),
@@ -330,8 +341,8 @@ def test_repeats_are_by_preset_or_as_asked(arguments, preset, repeats, project):
 
 def test_an_allocation_is_shared_out_by_srun(project):
     project.make_datasets("real", "diffusion")
-    slurm = {"SLURM_JOB_ID": 9, "SLURM_NTASKS": 4, "SLURM_JOB_NUM_NODES": 2, "SLURM_CPUS_PER_TASK": 3,
-             "SLURM_MEM_PER_NODE": 9000, "SLURM_GPUS_ON_NODE": 2}
+    slurm = {"SLURM_JOB_ID": 9, "SLURM_NTASKS": 4, "SLURM_JOB_NUM_NODES": 2,
+             "SLURM_CPUS_PER_TASK": 3, "SLURM_MEM_PER_NODE": 9000, "SLURM_GPUS_ON_NODE": 2}
     assert project.compare(8, **slurm, GPUS="0 1").returncode == 0
     assert len(project.calls("cnn", dry=False)) == 2 * 4
     assert {call.threads for call in project.calls("cnn")} == {"3"}
@@ -341,7 +352,8 @@ def test_an_allocation_is_shared_out_by_srun(project):
 
 
 @pytest.mark.parametrize(("settings", "wanted", "slots", "threads", "prefix"), [
-    ({}, "", 2, 4, ""), ({}, "4", 4, 2, ""), ({}, "16", 16, 1, ""), ({"QUOTA": "250000 100000"}, "", 2, 1, ""),
+    ({}, "", 2, 4, ""), ({}, "4", 4, 2, ""), ({}, "16", 16, 1, ""),
+    ({"QUOTA": "250000 100000"}, "", 2, 1, ""),
     ({"QUOTA": "350000 100000"}, "", 2, 2, ""), ({"QUOTA": "max 100000"}, "", 2, 4, ""),
     ({"GPUS": "0 1 2 3"}, "", 4, 2, ""), ({"OMP_NUM_THREADS": "5"}, "", 2, 5, ""),
     ({"GPUS": "0 1 2 3", "CUDA_VISIBLE_DEVICES": "3"}, "", 1, 8, ""),
@@ -353,7 +365,8 @@ def test_an_allocation_is_shared_out_by_srun(project):
 def test_the_machine_is_divided(settings, wanted, slots, threads, prefix, project):
     if "QUOTA" in settings:
         project.quota_path.write_text(settings["QUOTA"] + "\n")
-    result = project.job(f"share_out '{wanted}' 2; echo $slots $threads ${{prefix[0]:-}}", **settings)
+    result = project.job(f"share_out '{wanted}' 2; echo $slots $threads ${{prefix[0]:-}}",
+                         **settings)
     assert result.stdout.split() == [str(slots), str(threads), *prefix.split()], result.stderr
 
 
@@ -364,13 +377,15 @@ AFTER_THE_OTHER = "until [[ -s logs/timings.tsv ]]; do sleep 0.02; done; "
 
 
 @pytest.mark.parametrize(("stages", "status"), [
-    ({"a": "true", "b": "true"}, 0), ({"a": "exit 75", "b": "true"}, 75), ({"a": "exit 3", "b": AFTER_THE_OTHER + "exit 4"}, 3),
+    ({"a": "true", "b": "true"}, 0), ({"a": "exit 75", "b": "true"}, 75),
+    ({"a": "exit 3", "b": AFTER_THE_OTHER + "exit 4"}, 3),
     ({"a": "exit 75", "b": AFTER_THE_OTHER + "exit 4"}, 4),  # a failure tells more than a stop
     ({"a": "exit 4", "b": AFTER_THE_OTHER + "exit 75"}, 4)])
 def test_stages_side_by_side_end_with_the_worst(stages, status, project):
     result = project.job(f"{STAGES} begin_job; run_stages 2 a b", **stages)
     assert result.returncode == status, result.stderr
-    assert len(errors(result)) == sum("75" not in text and "exit" in text for text in stages.values())
+    assert len(errors(result)) == sum("75" not in text and "exit" in text
+                                      for text in stages.values())
 
 
 def test_a_failure_stops_none_that_runs_and_starts_no_more(project):
@@ -399,9 +414,11 @@ def test_a_signal_is_passed_on_once_to_every_stage(sent, prefix, got, project):
         echo >>ready; until [[ -e end ]]; do sleep 0.02; done; exit 75"""
     control = f"""
         trap '' TERM USR2; until [[ $(wc -l <ready) == 2 ]]; do sleep 0.02; done; kill -{sent} $PPID
-        until [[ $(wc -l <got) == 2 ]]; do sleep 0.02; done; kill -{sent} $PPID; sleep 0.1; touch end"""
+        until [[ $(wc -l <got) == 2 ]]; do sleep 0.02; done; kill -{sent} $PPID
+        sleep 0.1; touch end"""
     result = project.job(
-        f"{STAGES} begin_job; touch ready got; prefix=({prefix}); run_stages 3 a b control || end_job $?",
+        f"{STAGES} begin_job; touch ready got; prefix=({prefix}); "
+        "run_stages 3 a b control || end_job $?",
         a=stage, b=stage, control=control)
     assert result.returncode == 75, result.stderr
     assert (project.run_dir / "got").read_text().split() == [got, got]
@@ -418,7 +435,8 @@ BATCH = {"ENVIRONMENT": "BATCH", "SLURM_JOB_ID": "7"}
     (75, BATCH, 75, True, "requeued (restart 1 of at most 100)"),
     (75, {**BATCH, "stop_signal": "USR2"}, 75, True, "requeued"),
     (75, {**BATCH, "stop_signal": "TERM"}, 75, False, "submit the same job again"),
-    (75, {**BATCH, "SLURM_RESTART_COUNT": "2", "MAX_RESTARTS": "3"}, 75, True, "restart 3 of at most 3"),
+    (75, {**BATCH, "SLURM_RESTART_COUNT": "2", "MAX_RESTARTS": "3"}, 75, True,
+     "restart 3 of at most 3"),
     (75, {**BATCH, "SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "3"}, 1, False, "MAX_RESTARTS is 3"),
     (75, {**BATCH, "idle": "1"}, 1, False, "no progress since the last start"),
     (75, {**BATCH, "SCONTROL_STATUS": "1"}, 75, True, "scontrol requeue 7 failed"),
@@ -432,7 +450,8 @@ def test_a_stopped_job_is_requeued_only_where_that_helps(status, settings, exit_
         f"stop_signal={signal_name}; end_job {status}", **settings)
     assert result.returncode == exit_status, result.stderr
     assert words in result.stderr and bool(result.stderr) == bool(words)
-    assert [call.words for call in project.calls("scontrol")] == [["scontrol", "requeue", "7"]] * requeued
+    called = [call.words for call in project.calls("scontrol")]
+    assert called == [["scontrol", "requeue", "7"]] * requeued
 
 
 @pytest.mark.parametrize(("name", "is_progress"), [
@@ -453,13 +472,15 @@ def test_a_stage_killed_by_the_stop_is_no_failure(project):
     stage = "kill -TERM $PPID; kill -TERM $$"
     result = project.job(f"{STAGES} begin_job; run_stages 1 a || end_job $?; end_job 0", a=stage)
     assert result.returncode == 75 and not errors(result)
-    result = project.job(f"{STAGES} begin_job; run_stages 1 a || end_job $?; end_job 0", a="kill -KILL $$")
+    result = project.job(f"{STAGES} begin_job; run_stages 1 a || end_job $?; end_job 0",
+                         a="kill -KILL $$")
     assert result.returncode == 128 + signal.SIGKILL and len(errors(result)) == 1
 
 
 def test_a_stages_output_goes_to_its_log_and_is_shown(project):
     result = project.job(
-        f"{STAGES} begin_job; echo old >logs/a.log; run_stages 1 a; print_timings", a="echo new >&2")
+        f"{STAGES} begin_job; echo old >logs/a.log; run_stages 1 a; print_timings",
+        a="echo new >&2")
     assert (project.run_dir / "logs/a.log").read_text() == "old\nnew\n"
     assert "[a] new" in result.stderr and "old" not in result.stderr
     assert re.search(r"^  a +\d+ / +\d+$", result.stderr, re.MULTILINE)

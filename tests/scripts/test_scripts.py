@@ -26,9 +26,9 @@ SCRIPTS = sorted(  # every shell script, wherever it lies
     for folder in (".", ".ci", "benchmarks", "docs", "lungkit", "tests")
     for path in (ROOT / folder).iterdir() if path.is_file()
     and re.match(rb"#!.*\b(ba)?sh\n|# shellcheck shell=", path.read_bytes()))
-SETTINGS = """INPUT GROUPS_CSV RUN PRESET REPEATS SEED BASE_MODEL ADAPTER POOL ARMS JOBS WORKERS MODEL
-    METRIC MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON MODULES TORCH_INDEX_URL EXTRA_REQUIREMENTS
-    PYTHONPATH""".split()
+SETTINGS = """INPUT GROUPS_CSV RUN PRESET REPEATS SEED BASE_MODEL ADAPTER POOL ARMS JOBS WORKERS
+    MODEL METRIC MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON MODULES TORCH_INDEX_URL
+    EXTRA_REQUIREMENTS PYTHONPATH""".split()
 
 
 def clean_env(**settings: object) -> dict[str, str]:
@@ -73,7 +73,8 @@ def wheels(tmp_path_factory) -> Path:
         info = f"{name}-1.0.dist-info"
         with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{name}.py", "")
-            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            wheel.writestr(f"{info}/METADATA",
+                           f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
             wheel.writestr(f"{info}/WHEEL",
                            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{info}/RECORD", "")
@@ -128,7 +129,8 @@ def test_environment_is_made_once_and_a_broken_one_made_again(checkout, wheels):
     first = (checkout / ".venv/.lungkit-begun").stat().st_mtime_ns
     assert set_up(checkout, wheels, "--check", **extra).returncode == 1
     result = set_up(checkout, wheels, **extra)
-    assert result.returncode == 0 and "adding" in result.stderr and "installing" not in result.stderr
+    assert result.returncode == 0
+    assert "adding" in result.stderr and "installing" not in result.stderr
     assert has(checkout, "tinyextra") and has(checkout, "tinybase")
     assert set_up(checkout, wheels, **extra).stderr == set_up(checkout, wheels).stderr == ""
     assert (checkout / ".venv/.lungkit-begun").stat().st_mtime_ns == first
@@ -309,12 +311,14 @@ def test_failed_stage_is_named_with_its_last_words(finished, environment):
 
 def test_signal_stops_with_75_and_the_same_command_resumes(finished, environment, tmp_path):
     (tmp_path / "datasets").symlink_to(finished[0] / "datasets")
-    settings = {"RUN": tmp_path, "CNN_OPTIONS": "--steps 10 --batch-size 8", "WORKERS": 1, **environment}
+    settings = {"RUN": tmp_path, "CNN_OPTIONS": "--steps 10 --batch-size 8", "WORKERS": 1,
+                **environment}
     folder = tmp_path / "results/real/replicate_000"
     first, last = folder / "repeat_0000.json", folder / "repeat_0003.json"
     held = try_lock(last)  # as if another process did it: nothing is complete before the signal
     process = subprocess.Popen(["bash", "compare_models.sh", "4"], cwd=ROOT, text=True,
-                               env=clean_env(**settings), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+                               env=clean_env(**settings), stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL)
     wait_for(first.exists, process=process)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=300)[1]
@@ -360,7 +364,8 @@ def slurm() -> dict[str, str]:
     """The settings of a Slurm to throw away, that is stopped at the end whatever happens."""
     script = os.environ.get("LOCAL_SLURM")
     if not script:
-        pytest.skip("LOCAL_SLURM is not set: bash tests/slurm sets it to a script that starts a Slurm")
+        pytest.skip("LOCAL_SLURM is not set: bash tests/slurm sets it to a script that "
+                    "starts a Slurm")
     if shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin") is None:
         pytest.skip("no slurmctld: apt-get install slurmctld slurmd slurm-client munge")
     folder = Path(os.environ.get("SLURM_LOCAL_ROOT") or tempfile.mkdtemp(prefix="slurm-"))

@@ -14,7 +14,9 @@ printf -v line '%s ' "$@"
 case $line in
 	*version_info*) echo VERSION; exit ;;
 	*ensurepip*) exit ;;
-	'-m venv '*) mkdir -p "$3/bin" "$3/lib/python3.11/site-packages/tiny"; cp "$0" "$3/bin/python" ;;
+	'-m venv '*)
+		mkdir -p "$3/bin" "$3/lib/python3.11/site-packages/tiny"
+		cp "$0" "$3/bin/python" ;;
 esac
 printf '%s\n' "$line" >>"$CALLS"
 [[ $line != *"${FAULT:-nothing}"* ]] || exit "${STATUS:-1}"
@@ -25,7 +27,8 @@ class Checkout:
     """The scripts in a folder with a space in its name, and what they called."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.calls_path, tools = folder / "a checkout", folder / "calls", folder / "tools"
+        self.path, self.calls_path = folder / "a checkout", folder / "calls"
+        tools = folder / "tools"
         for directory in (self.path / "tests", self.path / ".ci", tools):
             directory.mkdir(parents=True)
         for name in ("setup_env.sh", "tests/run", ".ci/run"):
@@ -62,7 +65,8 @@ class Checkout:
     @property
     def installed(self) -> list[str]:
         """What pip was asked to install, in order."""
-        return [line.split("--no-input ")[1] for line in self.calls if line.startswith("-m pip install")]
+        return [line.split("--no-input ")[1] for line in self.calls
+                if line.startswith("-m pip install")]
 
 
 @pytest.fixture
@@ -129,7 +133,8 @@ def test_sourced_it_puts_the_environment_first_and_alone(checkout):
                                           f"{checkout.path}/.venv/bin/python", "none none 1"]
     result = checkout.bash("-c", f"set -eu; source ./setup_env.sh; {show}", VENV="elsewhere")
     assert result.stdout.splitlines()[0] == f"{checkout.path}/elsewhere"
-    result = checkout.bash("-c", "set -eu; source ./setup_env.sh; echo goes on", VENV="new", FAULT="-m pip")
+    result = checkout.bash("-c", "set -eu; source ./setup_env.sh; echo goes on", VENV="new",
+                           FAULT="-m pip")
     assert result.returncode == 1 and result.stdout == ""
 
 
@@ -160,8 +165,8 @@ exit "${APT_STATUS:-0}"
 @pytest.fixture
 def ci(checkout, tmp_path) -> Checkout:
     """A bare machine: .ci/run finds shellcheck and slurmctld only where a test puts them."""
-    needed = ("bash cat chmod cp cut date dirname env flock grep head ls mkdir mv paste rm sha256sum "
-              "sort tail timeout").split()
+    needed = ("bash cat chmod cp cut date dirname env flock grep head ls mkdir mv paste rm "
+              "sha256sum sort tail timeout").split()
     for name in needed:
         (checkout.tools / name).symlink_to(shutil.which(name))
     checkout.tool("apt-get", APT_GET)
@@ -170,8 +175,10 @@ def ci(checkout, tmp_path) -> Checkout:
     assert ":/usr/sbin" in script and "/usr/sbin/policy-rc.d" in script
     policy = tmp_path / "policy-rc.d"
     (checkout.path / ".ci/run").write_text(
-        script.replace("/usr/sbin/policy-rc.d", str(policy)).replace("/usr/sbin", str(tmp_path / "sbin")))
-    (checkout.path / "tests/slurm_up").write_text('echo "slurm_up $1 $SLURM_LOCAL_ROOT" >>"$CALLS"\n')
+        script.replace("/usr/sbin/policy-rc.d", str(policy))
+        .replace("/usr/sbin", str(tmp_path / "sbin")))
+    (checkout.path / "tests/slurm_up").write_text(
+        'echo "slurm_up $1 $SLURM_LOCAL_ROOT" >>"$CALLS"\n')
     checkout.env |= {"PATH": str(checkout.tools), "POLICY": str(policy), "TMPDIR": str(tmp_path)}
     return checkout
 
@@ -179,7 +186,8 @@ def ci(checkout, tmp_path) -> Checkout:
 def test_ci_installs_what_is_missing_and_runs_the_tests(ci, tmp_path):
     result = ci.bash(".ci/run", "-x")
     assert result.returncode == 0, result.stderr
-    asked = [line.split("recommends ")[1] for line in ci.calls if line.startswith("apt-get install")]
+    asked = [line.split("recommends ")[1] for line in ci.calls
+             if line.startswith("apt-get install")]
     assert asked == ["shellcheck", "slurmctld slurmd slurm-client munge"]
     assert ci.calls.count(str(tmp_path / "policy-rc.d")) == 2  # no package starts its daemon
     assert not (tmp_path / "policy-rc.d").exists()
@@ -196,7 +204,8 @@ def test_ci_installs_what_is_missing_and_runs_the_tests(ci, tmp_path):
 def test_ci_goes_on_without_what_it_cannot_install(settings, ci):
     result = ci.bash(".ci/run", **settings)
     assert result.returncode == 0 and ci.calls[-2].startswith("-m pytest")
-    assert "installed: shellcheck" in result.stderr or "could not install shellcheck" in result.stderr
+    assert "installed: shellcheck" in result.stderr \
+        or "could not install shellcheck" in result.stderr
 
 
 def test_ci_ends_with_the_tests_status_and_stops_the_slurm(ci):

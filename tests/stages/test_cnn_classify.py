@@ -233,12 +233,7 @@ def test_a_red_image_has_imagenets_numbers_of_red():
     assert found == pytest.approx([0.515 / 0.229, -0.456 / 0.224, -0.406 / 0.225], abs=1e-5)
 
 
-class Silent:
-    """A checkpoint and a progress line that do nothing."""
-
-    load = staticmethod(lambda *_: 0)
-    is_due = staticmethod(lambda: False)
-    update = staticmethod(lambda *_, **__: None)
+ALONE = {"what": "test", "identity": {}, "checkpoint_path": None}  # a training kept nowhere
 
 
 def test_the_loop_shows_the_model_what_the_plan_says():
@@ -251,7 +246,7 @@ def test_the_loop_shows_the_model_what_the_plan_says():
     model.register_forward_pre_hook(
         lambda model, inputs: seen.append(inputs[0].numpy()) if model.training else None)
     cnn_classify.train(model, images, torch.zeros(5, dtype=torch.int64), plan,
-                       learning_rate=0.1, checkpoint=Silent(), progress=Silent())
+                       learning_rate=0.1, **ALONE)
     assert len(seen) == 2
     pixels = images.numpy().astype(float)
     wanted = [[pixels[4], 1.5 * pixels[2, ::-1]],  # up and down, left and right, main diagonal
@@ -294,7 +289,7 @@ def test_the_loss_is_smoothed_and_that_of_the_last_tenth():
     model = linear()
     weight, bias = (each.detach().double().numpy() for each in model[1].parameters())
     found = cnn_classify.train(model, images, labels, plan, learning_rate=0.0,
-                               checkpoint=Silent(), progress=Silent())
+                               **ALONE)
     losses = [smoothed_loss(inputs[index], labels.numpy()[index], weight, bias)[0]
               for index in plan["index"]]
     assert found == pytest.approx(np.mean(losses[-2:]), rel=1e-5)
@@ -307,7 +302,7 @@ def test_every_step_is_adamws():
     weights = [each.detach().double().numpy() for each in model[1].parameters()]
     first, second = ([np.zeros_like(each) for each in weights] for _ in range(2))
     found = cnn_classify.train(model, images, labels, plan, learning_rate=0.01,
-                               checkpoint=Silent(), progress=Silent())
+                               **ALONE)
     for step, index in enumerate(plan["index"]):
         rate = 0.01 * (1 + np.cos(np.pi * step / 4)) / 2  # a warm-up of a fifth ends with step 0
         loss, left = smoothed_loss(inputs[index], labels.numpy()[index], *weights)

@@ -1,4 +1,4 @@
-"""The arm "context": the context measured, the layouts drawn, and what is trained and drawn with it."""
+"""The arm "context": the context measured, layouts drawn, what is trained and drawn with it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def test_the_weights_given_find_the_nuclei(real, tmp_path):
     assert record.status == 0 and record.detector_of == [weights]
 
 
-def test_context_words_that_would_be_cut_are_refused_before_training(real, prompts, tmp_path, capfd):
+def test_context_words_that_would_be_cut_are_refused_before_training(
+        real, prompts, tmp_path, capfd):
     data = json.loads(prompts.read_text())
     data["context"]["size"][1] = "very " * 100
     long = tmp_path / "prompts.json"
@@ -135,7 +136,8 @@ def test_no_two_parts_and_no_two_seeds_share_random_numbers(made, real, prompts,
     records = [made, run_arm("context", real, tmp_path / "a", "--seed", "1"),
                run_arm("prompt", real, tmp_path / "b")]
     seeds = [call.options["seed"] for record in records for call in record.trained]
-    seeds += [seed for record in records for seed in {call.options["seed"] for call in record.drawn}]
+    seeds += [seed for record in records
+              for seed in {call.options["seed"] for call in record.drawn}]
     assert len(set(seeds)) == len(seeds) == 5 + 5 + 4
 
 

@@ -1,4 +1,4 @@
-"""Latent diffusion from scratch: what it trains on, how it is guided, decoded, seeded, published."""
+"""Latent diffusion from scratch: what it trains on, guidance, decoding, seeds, publication."""
 
 from __future__ import annotations
 
@@ -127,8 +127,9 @@ def test_the_class_beyond_the_last_means_no_class():
     assert answers.shape == noisy.shape
 
 
+# L1 of 1 to a decoded 0, and a KL of 2e6 at 1e-6
 @pytest.mark.parametrize(("image", "loss"), [
-    ("white", 1 + 2), ("rows", 1 + 2 + 2), ("columns", 1 + 2 + 2)])  # L1 of 1 to a decoded 0, and a KL of 2e6 at 1e-6
+    ("white", 1 + 2), ("rows", 1 + 2 + 2), ("columns", 1 + 2 + 2)])
 def test_the_autoencoder_loss_is_pixels_their_differences_and_a_little_kl(image, loss, tmp_path):
     images = np.full((2, 8, 8, 3), 255, np.uint8)
     if image == "rows":
@@ -140,7 +141,8 @@ def test_the_autoencoder_loss_is_pixels_their_differences_and_a_little_kl(image,
                                             work_dir=tmp_path, device=CPU)
     assert found == pytest.approx(loss)
     if image == "white":
-        assert float(autoencoder.asked[0].std()) == pytest.approx(0.5, rel=0.2), "no posterior sample"
+        assert float(autoencoder.asked[0].std()) == pytest.approx(0.5, rel=0.2), \
+            "no posterior sample"
 
 
 # ------------------------------------------------------------------ sampling
@@ -158,7 +160,8 @@ class Oracle:
 
     def __call__(self, noisy, t, class_labels):
         self.asked.append((noisy.clone(), int(t), class_labels.tolist()))
-        clean = torch.tensor([LEVELS[label] for label in class_labels.tolist()]).reshape(-1, 1, 1, 1)
+        clean = torch.tensor([LEVELS[label]
+                              for label in class_labels.tolist()]).reshape(-1, 1, 1, 1)
         alpha = training_schedule().alphas_cumprod[t]
         noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
         return SimpleNamespace(sample=alpha.sqrt() * noise - (1 - alpha).sqrt() * clean)
@@ -223,7 +226,8 @@ def watch(real, root, seed: int, *more: str) -> SimpleNamespace:
     def sample_images(unet, autoencoder, schedule, items, *, classes, **options):
         calls.drawn.append({"items": items, "scale": autoencoder.config.scaling_factor, **options})
         grey = [60 * classes.index(item.label) + 10 for item in items]
-        return np.broadcast_to(np.array(grey, np.uint8)[:, None, None, None], (len(items), 64, 64, 3)).copy()
+        shape = (len(items), 64, 64, 3)
+        return np.broadcast_to(np.array(grey, np.uint8)[:, None, None, None], shape).copy()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungkit.learn.loop.train", train)
@@ -235,15 +239,17 @@ def watch(real, root, seed: int, *more: str) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def watched(real_dataset, tmp_path_factory):
-    return [watch(real_dataset, tmp_path_factory.mktemp(f"seed{seed}"), seed, "--autoencoder", "train",
-                  "--pool", "2", "--learning-rate", "0.003", "--guidance-scale", "1.25")
+    return [watch(real_dataset, tmp_path_factory.mktemp(f"seed{seed}"), seed,
+                  "--autoencoder", "train", "--pool", "2",
+                  "--learning-rate", "0.003", "--guidance-scale", "1.25")
             for seed in (0, 1)]
 
 
 def test_no_training_or_drawing_of_any_seed_shares_random_numbers(watched):
     seeds = []
     for calls in watched:
-        assert calls.code == 0 and [call["what"] for call in calls.trained] == ["autoencoder", "diffusion UNet"]
+        assert calls.code == 0
+        assert [call["what"] for call in calls.trained] == ["autoencoder", "diffusion UNet"]
         drawn = {call["seed"] for call in calls.drawn}
         recorded = {row.seed.split(":")[0] for row in open_dataset(calls.output).rows}
         assert recorded == {str(seed) for seed in drawn} and len(drawn) == 1
@@ -255,8 +261,8 @@ def test_the_options_given_are_those_trained_and_drawn_with(watched):
     autoencoder, unet = watched[0].trained
     assert unet["learning_rate"] == 0.003 and unet["steps"] == 3 and unet["ema_decay"] > 0.99
     assert autoencoder["steps"] == 600 and autoencoder["ema_decay"] > 0.99
-    assert {(call["steps"], call["guidance_scale"], call["sampler_name"]) for call in watched[0].drawn} \
-        == {(2, 1.25, "dpm")}
+    assert {(call["steps"], call["guidance_scale"], call["sampler_name"])
+            for call in watched[0].drawn} == {(2, 1.25, "dpm")}
 
 
 def test_each_image_is_filed_under_the_class_it_was_drawn_for(watched, real_dataset):
@@ -296,12 +302,15 @@ def test_a_model_that_is_there_is_not_trained_again(real_dataset, watched, tmp_p
 @pytest.mark.parametrize(("more", "name"), [
     (["--autoencoder", "base", "--learning-rate", "0.003"], "autoencoder"),
     (["--autoencoder", "train", "--learning-rate", "0.004"], "learning_rate"),
-    (["--autoencoder", "train", "--learning-rate", "0.003", "--autoencoder-steps", "2"], "autoencoder_steps"),
+    (["--autoencoder", "train", "--learning-rate", "0.003", "--autoencoder-steps", "2"],
+     "autoencoder_steps"),
     (["--autoencoder", "train", "--learning-rate", "0.003", "--seed", "1"], "seed"),
     (["--autoencoder", "train", "--learning-rate", "0.003", "--pool", "1"], "pool")])
-def test_an_image_of_another_model_or_draw_is_not_taken_for_this_one(more, name, watched, real_dataset, capfd):
+def test_an_image_of_another_model_or_draw_is_not_taken_for_this_one(
+        more, name, watched, real_dataset, capfd):
     options = ["--guidance-scale", "1.25", *(["--pool", "2"] if name != "pool" else []), *more]
-    assert main_of("diffusion")(arguments("diffusion", real_dataset, watched[0].output, *options)) == 2
+    call = arguments("diffusion", real_dataset, watched[0].output, *options)
+    assert main_of("diffusion")(call) == 2
     assert f"{name}: " in capfd.readouterr().err.splitlines()[-1]
 
 

@@ -1,4 +1,4 @@
-"""What the three generators promise beyond the contract: seeds, adapters, prompts, layouts, pools."""
+"""What the generators promise beyond the contract: seeds, adapters, prompts, layouts, pools."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def prompt_run(real_dataset, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("target", ["attention", "all"])
-def test_an_adapter_draws_the_same_from_its_file_and_leaves_the_base_untouched(base, kind, target, tmp_path):
+def test_an_adapter_draws_the_same_from_its_file_and_leaves_the_base_untouched(
+        base, kind, target, tmp_path):
     import torch
     from safetensors.torch import load_file
 
@@ -74,7 +75,8 @@ def test_an_adapter_draws_the_same_from_its_file_and_leaves_the_base_untouched(b
     pipe.load_lora_weights(tmp_path, adapter_name="class")
     loaded = draw_images(pipe, **draw)
     pipe.unload_lora_weights()
-    assert np.array_equal(loaded, drawn_while_on["images"]), "the file gives other images than memory"
+    assert np.array_equal(loaded, drawn_while_on["images"]), \
+        "the file gives other images than memory"
     fused = draw_images(pipeline(base, "dpm", adapter_dir=tmp_path), **draw)
     assert np.abs(fused.astype(int) - loaded).max() <= 2, "fused gives other images than loaded"
     assert np.array_equal(draw_images(pipe, **draw), plain), "fusing touched the base"
@@ -144,7 +146,8 @@ def test_a_prompt_over_the_token_limit_is_refused_before_training(real_dataset, 
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps(data))
     output = tmp_path / "datasets" / "prompt"
-    assert main_of("prompt")(arguments("prompt", real_dataset, output, "--prompts", str(prompts))) == 1
+    call = arguments("prompt", real_dataset, output, "--prompts", str(prompts))
+    assert main_of("prompt")(call) == 1
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "lung_n" in error and "77" in error
     assert not (tmp_path / "models").exists() and not output.exists()
@@ -187,12 +190,13 @@ def test_the_sample_shows_no_patient_the_base_model_has_seen(sample_dir):
     import cv2
     drawn = {path.read_bytes() for path in sample_dir.glob("images/*/*.png")}
     seen = draw_tile("lung_aca", patient=0, index=0, seed=3, image_size=112).image
-    assert not any(np.array_equal(cv2.imdecode(np.frombuffer(content, np.uint8), 1)[..., ::-1], seen)
-                   for content in drawn)
+    images = [cv2.imdecode(np.frombuffer(content, np.uint8), 1)[..., ::-1] for content in drawn]
+    assert not any(np.array_equal(image, seen) for image in images)
 
 
 @pytest.mark.parametrize("arm", ["diffusion", "prompt", "context"])
-def test_an_image_size_the_model_cannot_halve_is_refused_at_once(arm, real_dataset, tmp_path, capfd):
+def test_an_image_size_the_model_cannot_halve_is_refused_at_once(
+        arm, real_dataset, tmp_path, capfd):
     real = tmp_path / "real"
     shutil.copytree(real_dataset, real)
     manifest = json.loads((real / "dataset.json").read_text())
@@ -210,7 +214,8 @@ def test_classes_the_file_does_not_know_get_prompts_of_their_own_name():
 def test_context_words_follow_the_levels():
     from lungkit.generate.prompts import Prompts
 
-    caption = Prompts().context_caption("lung_n", random.Random(0), {"count": 0, "size": 3, "spacing": 2})
+    caption = Prompts().context_caption("lung_n", random.Random(0),
+                                        {"count": 0, "size": 3, "spacing": 2})
     assert caption.endswith("very few large nuclei, loosely spaced")
 
 
@@ -227,18 +232,21 @@ def test_a_base_model_that_is_not_there_is_refused(arm, name, real_dataset, tmp_
 
 def test_an_autoencoder_that_is_not_there_is_refused(real_dataset, tmp_path, capfd):
     output = tmp_path / "datasets" / "diffusion"
-    assert main_of("diffusion")(arguments("diffusion", real_dataset, output, "--autoencoder", "nowhere")) == 2
+    call = arguments("diffusion", real_dataset, output, "--autoencoder", "nowhere")
+    assert main_of("diffusion")(call) == 2
     assert "nowhere" in capfd.readouterr().err and not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------ diffusion
 
-def test_diffusion_trains_its_own_autoencoder_and_all_parts_open_in_diffusers(real_dataset, tmp_path):
+def test_diffusion_trains_its_own_autoencoder_and_all_parts_open_in_diffusers(
+        real_dataset, tmp_path):
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 
     output = tmp_path / "datasets" / "diffusion"
-    assert main_of("diffusion")(arguments("diffusion", real_dataset, output, "--autoencoder", "train",
-                                          "--autoencoder-steps", "3", "--sampler", "ddim")) == 0
+    assert main_of("diffusion")(arguments(
+        "diffusion", real_dataset, output, "--autoencoder", "train", "--autoencoder-steps", "3",
+        "--sampler", "ddim")) == 0
     models = tmp_path / "models" / "diffusion"
     autoencoder = AutoencoderKL.from_pretrained(models / "vae")
     unet = UNet2DModel.from_pretrained(models / "unet")
@@ -351,8 +359,8 @@ def test_sampled_layouts_keep_the_measured_statistics():
                 points.append(point)
         return np.array(points)
     regular = [Layout(hard_core(30), np.full(30, 9.0)) for _ in range(20)]
-    clustered = [Layout((rng.uniform(8, 56, (5, 1, 2)) + rng.normal(0, 2, (5, 6, 2))).reshape(-1, 2),
-                                    np.full(30, 4.0)) for _ in range(20)]
+    centres, around = rng.uniform(8, 56, (20, 5, 1, 2)), rng.normal(0, 2, (20, 5, 6, 2))
+    clustered = [Layout(points.reshape(-1, 2), np.full(30, 4.0)) for points in centres + around]
 
     def spacing(layouts) -> float:
         return float(np.mean([measurements(layout, 64)["spacing"] for layout in layouts]))
@@ -361,9 +369,11 @@ def test_sampled_layouts_keep_the_measured_statistics():
         drawn = [statistics.sample(np.random.default_rng(i)) for i in range(20)]
         assert {len(layout.areas_px) for layout in drawn} == {30}
         assert spacing(drawn) == pytest.approx(spacing(layouts), rel=0.35)
-        assert {float(a) for layout in drawn for a in layout.areas_px} == {float(layouts[0].areas_px[0])}
+        assert {float(a) for layout in drawn for a in layout.areas_px} == {
+            float(layouts[0].areas_px[0])}
     uniform = [Layout(rng.uniform(-0.5, 63.5, (60, 2)), np.ones(60)) for _ in range(60)]
-    assert point_process.PointStatistics(uniform, 64).pair_correlation[3:] == pytest.approx(1, abs=0.15)
+    correlation = point_process.PointStatistics(uniform, 64).pair_correlation
+    assert correlation[3:] == pytest.approx(1, abs=0.15)
 
 
 def test_no_nuclei_at_all_is_a_layout_too():
@@ -377,9 +387,11 @@ def test_no_nuclei_at_all_is_a_layout_too():
 
 def test_the_structure_map_shows_nuclei_borders_and_distance():
 
-    image = structure_map(Layout(np.array([[16.0, 32.0], [48.0, 32.0]]), np.array([50.0, 50.0])), 64)
+    image = structure_map(Layout(np.array([[16.0, 32.0], [48.0, 32.0]]),
+                                 np.array([50.0, 50.0])), 64)
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    assert red[32, 16] == 255 and red[32, 32] == 0 and (red > 127).sum() == pytest.approx(100, abs=12)
+    assert red[32, 16] == 255 and red[32, 32] == 0
+    assert (red > 127).sum() == pytest.approx(100, abs=12)
     assert green[:, 31:34].max(1).min() > 50 and green[32, 16] == 0
     assert blue[32, 16] < 30 and blue[0, 0] == 255
 
@@ -391,7 +403,8 @@ def test_control_passes_through_to_the_image(base):
 
     pipe = pipeline(base, "dpm", controlnet=context_seg.get_controlnet(base, None).eval())
     rng = np.random.default_rng(0)
-    maps = np.stack([structure_map(Layout(rng.uniform(0, 63, (n, 2)), np.full(n, 12.0)), 64) for n in (5, 90)])
+    maps = np.stack([structure_map(Layout(rng.uniform(0, 63, (n, 2)), np.full(n, 12.0)), 64)
+                     for n in (5, 90)])
     images = draw_images(pipe, ["lung"] * 2, [""] * 2, [3, 3], seed=0, image_size=64, steps=6,
                          guidance_scale=1.5, maps=maps)
     assert np.abs(images[0].astype(int) - images[1]).mean() > 8

@@ -1,4 +1,4 @@
-"""nuclei_classify.py: honest folds and draws, the result contract, and its place in a comparison."""
+"""nuclei_classify.py: honest folds and draws, the result contract, its place in a comparison."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_whole_groups_are_drawn_as_many_as_there_are_in_each_class():
         assert [times[labels == label].sum() for label in range(3)] == [16, 16, 16]
         assert all(len(set(groups[(times > 0) & (labels == label)])) > 1 for label in range(3))
         counts.append(times)
-    assert np.mean(np.array(counts) == 0) == pytest.approx(0.3, abs=0.06)  # (1 - 1/4)^4, but 2 at least
+    # (1 - 1/4)^4, but 2 at least
+    assert np.mean(np.array(counts) == 0) == pytest.approx(0.3, abs=0.06)
     assert len({tuple(times) for times in counts}) > 40
 
 
@@ -387,7 +388,7 @@ def test_what_decides_a_repeat():
 
 def test_records_keep_the_result_contract(made, voronoi, real_dataset):
     real, rows = open_dataset(real_dataset), read(made)
-    assert [row["repeat"] for row in rows] == [0, 1, 2] and [row["seed"] for row in rows] == [0, 1, 2]
+    assert [(row["repeat"], row["seed"]) for row in rows] == [(0, 0), (1, 1), (2, 2)]
     for row in rows:
         assert row["kind"] == "baseline" and row["dataset"] == "nuclei"
         assert row["accuracy_own"] == row["accuracy_real"] == row["real"]["accuracy"]
@@ -447,7 +448,8 @@ def test_again_is_complete_and_quick(made, voronoi, real_dataset):
     assert content(made) == before
 
 
-def test_other_options_are_refused_and_overwrite_redoes(made, voronoi, real_dataset, tmp_path, capsys):
+def test_other_options_are_refused_and_overwrite_redoes(
+        made, voronoi, real_dataset, tmp_path, capsys):
     output = tmp_path / "results"
     shutil.copytree(made, output)
     other = arguments(voronoi, real_dataset, output, "--seed", "7")
@@ -494,11 +496,13 @@ def test_values_of_val_and_test_have_no_part_in_the_fit(
 
 
 def test_dry_run_writes_nothing(voronoi, real_dataset, tmp_path, capsys):
-    assert nuclei_classify.main(arguments(voronoi, real_dataset, tmp_path / "out", "--dry-run")) == 0
+    assert nuclei_classify.main(arguments(voronoi, real_dataset, tmp_path / "out",
+                                          "--dry-run")) == 0
     assert "pending 3 of 3" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_killed_or_stopped_and_run_again_gives_the_same_bytes(made, voronoi, real_dataset, tmp_path):
+def test_killed_or_stopped_and_run_again_gives_the_same_bytes(
+        made, voronoi, real_dataset, tmp_path):
     for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
         output = tmp_path / str(int(number))
         call = arguments(voronoi, real_dataset, output)
@@ -520,7 +524,8 @@ def test_bad_input_is_one_line(made, voronoi, real_dataset, tmp_path, capsys):
         return status, error
 
     out = str(tmp_path / "out")
-    status, error = fault("--features", str(real_dataset), "--real", str(real_dataset), "--results", out)
+    status, error = fault("--features", str(real_dataset), "--real", str(real_dataset),
+                          "--results", out)
     assert status == 1 and IMAGES_FILE in error and "voronoi_seg.py" in error
     status, error = fault(*arguments(voronoi, real_dataset, Path(out), "--benign", "healthy"))
     assert status == 2 and "healthy" in error and "lung_n" in error
@@ -550,9 +555,9 @@ def test_a_dataset_that_saw_test_images_is_refused(voronoi, real_dataset, tmp_pa
 def add_cnn(tree: Path, row: dict, dataset: str, **changed) -> None:
     """A CNN's records beside the baseline's, of the same real test images."""
     for repeat in range(3):
-        cnn = copy.deepcopy(row) | {"dataset": dataset, "dataset_fingerprint": dataset, "seed": repeat,
-                                    "repeat": repeat, "model": "small", "device": "cuda",
-                                    "settings": {"steps": 9}, **changed}
+        cnn = copy.deepcopy(row) | {"dataset": dataset, "dataset_fingerprint": dataset,
+                                    "seed": repeat, "repeat": repeat, "model": "small",
+                                    "device": "cuda", "settings": {"steps": 9}, **changed}
         cnn.pop("kind")
         cnn.pop("malignancy")
         place = result.replicate_dir(tree, dataset, 0)

@@ -128,7 +128,8 @@ def test_guidance_steps_and_size_reach_the_drawing(made):
 
 # ------------------------------------------------------------------ a finished model
 
-def test_a_model_that_is_complete_is_drawn_from_and_not_trained_again(made, real, prompts, tmp_path):
+def test_a_model_that_is_complete_is_drawn_from_and_not_trained_again(
+        made, real, prompts, tmp_path):
     options = json.loads((made.output / "dataset.json").read_text())["parameters"]
     again = run_arm("prompt", real, tmp_path, "--prompts", str(prompts), "--model", str(made.model),
                     *(part for key in ("adapter", "rank", "target", "train_steps", "batch_size",

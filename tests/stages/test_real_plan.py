@@ -198,7 +198,8 @@ def test_the_digest_changes_with_all_that_decides_a_tile(planned):
         planned([replace(o, stains=strong(2)) for o in originals]),
         replace(first, group_of=first.group_of | {"a/0.png": first.group_of["a/1.png"]})]
     digests = [plan.digest(stain.describe(plan.reference)) for plan in (first, *changed)]
-    assert len(set(digests)) == len(digests) and planned(originals).digest(stain.describe(first.reference)) == digests[0]
+    assert len(set(digests)) == len(digests)
+    assert planned(originals).digest(stain.describe(first.reference)) == digests[0]
 
 
 # ------------------------------------------------------------------ what could give a class away
@@ -347,7 +348,8 @@ def test_a_slides_stain_is_measured_on_its_kept_tiles_and_its_light_on_all_of_it
     assert [tile.reason for tile in found.tiles] == [None, "too little tissue"] * 30
     picked = np.linspace(0, 59, 48).round().astype(int)
     kept = [i for i in picked if i % 2 == 0]
-    flat = [background.balance_white((tissue(64 * i) * tint).astype(np.uint8), found.light) for i in kept]
+    flat = [background.balance_white((tissue(64 * i) * tint).astype(np.uint8), found.light)
+            for i in kept]
     np.testing.assert_array_equal(seen[0], np.concatenate(flat).reshape(-1, 3))
 
 

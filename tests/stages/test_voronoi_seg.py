@@ -40,7 +40,8 @@ def write_real(path: Path, draw, per_class: int = 5, **manifest: object) -> Path
         for index in range(per_class * 3):
             label = writer.classes[index // per_class]
             split = ("train", "val", "test", "train", "train")[index % 5]
-            writer.add(split, label, index, draw(label, index), group=f"{label}-{index % 5}", source="drawn")
+            writer.add(split, label, index, draw(label, index), group=f"{label}-{index % 5}",
+                       source="drawn")
         writer.publish(parents=[], seed=0, **manifest)
     return path
 
@@ -64,7 +65,8 @@ def made(real) -> Path:
 def contents(dataset: Path) -> dict[str, str]:
     """Hash of every file but the log of progress, which holds times."""
     return {file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(dataset.rglob("*")) if file.is_file() and file.name != "progress.jsonl"}
+            for file in sorted(dataset.rglob("*"))
+            if file.is_file() and file.name != "progress.jsonl"}
 
 
 # ------------------------------------------------------------------ the cells
@@ -95,12 +97,14 @@ def test_ties_of_a_lattice_go_to_the_lowest_index(size):
     at = np.arange(0, size, 8) + 3.5  # every border runs through pixel centres, or between them
     points = np.stack(np.meshgrid(at, at + 0.5), -1).reshape(-1, 2)
     for order in (points, points[::-1], np.random.default_rng(0).permutation(points)):
-        np.testing.assert_array_equal(voronoi_labels(order, size), nearest_by_brute_force(order, size))
+        np.testing.assert_array_equal(voronoi_labels(order, size),
+                                      nearest_by_brute_force(order, size))
 
 
 def test_many_centroids():
     points = np.random.default_rng(3).uniform(0, 200, (600, 2)).astype(np.float32)
-    np.testing.assert_array_equal(voronoi_labels(points, 200), nearest_by_brute_force(points.astype(float), 200))
+    np.testing.assert_array_equal(voronoi_labels(points, 200),
+                                  nearest_by_brute_force(points.astype(float), 200))
 
 
 def test_without_centroids_the_image_is_one_cell():
@@ -458,7 +462,8 @@ def test_images_of_few_nuclei_are_drawn_counted_and_reported(tmp_path, capsys):
     assert voronoi_seg.main(["--real", str(tmp_path / "real"), "--output", str(tmp_path / "out"),
                              "--render", "mean"]) == 0
     diagrams = open_dataset(tmp_path / "out")
-    rows = sorted((row for row in diagrams.rows if row.label == "lung_aca"), key=lambda row: row.stem)
+    rows = sorted((row for row in diagrams.rows if row.label == "lung_aca"),
+                  key=lambda row: row.stem)
     assert [int(row.extra["num_nuclei"]) for row in rows] == [0, 1, 2, 3, 4]
     cells = [len(np.unique(diagrams.image(row).reshape(-1, 3), axis=0)) for row in rows]
     assert cells[:2] == [1, 1] and cells[2] <= 2
@@ -473,7 +478,8 @@ def test_images_of_few_nuclei_are_drawn_counted_and_reported(tmp_path, capsys):
 
 def test_one_modality_for_all_images(tmp_path):
     write_real(tmp_path / "real", lambda label, index: 255 - tissue(label, index))
-    assert voronoi_seg.main(["--real", str(tmp_path / "real"), "--output", str(tmp_path / "a")]) == 0
+    assert voronoi_seg.main(["--real", str(tmp_path / "real"),
+                             "--output", str(tmp_path / "a")]) == 0
     assert open_dataset(tmp_path / "a").manifest["modality"] == "fluorescence"
     assert voronoi_seg.main(["--real", str(tmp_path / "real"), "--output", str(tmp_path / "b"),
                              "--modality", "he"]) == 0
@@ -501,7 +507,8 @@ def test_overwrite_makes_it_anew(real, tmp_path):
 
 
 def test_dry_run_writes_nothing(real, tmp_path, capsys):
-    assert voronoi_seg.main(["--real", str(real), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert voronoi_seg.main(["--real", str(real), "--output", str(tmp_path / "out"),
+                             "--dry-run"]) == 0
     assert "found 15 images in 3 classes, pending 15" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
 
@@ -561,8 +568,10 @@ def test_killed_then_resumed(real, made, tmp_path, workers):
 
 def test_help_needs_no_heavy_library():
     code = ("import sys, voronoi_seg; assert voronoi_seg.main(['--help']) == 0; "
-            "print([m for m in ('torch', 'cv2', 'scipy', 'skimage', 'pandas') if m in sys.modules])")
-    answer = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True)
+            "print([m for m in ('torch', 'cv2', 'scipy', 'skimage', 'pandas') "
+            "if m in sys.modules])")
+    answer = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent,
+                            capture_output=True, text=True)
     assert answer.stdout.rstrip().endswith("[]"), answer.stderr
     assert "Exit status: 0 complete" in answer.stdout
 
@@ -578,13 +587,19 @@ def one_line_fault(capsys) -> str:
 def test_no_dataset(tmp_path, capsys):
     (tmp_path / "real").mkdir()
     for name, said in (("nowhere", "not a directory"), ("real", "no dataset.json")):
-        assert voronoi_seg.main(["--real", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 1
+        assert voronoi_seg.main(["--real", str(tmp_path / name),
+                                 "--output", str(tmp_path / "out")]) == 1
         assert said in one_line_fault(capsys)
     assert not (tmp_path / "out").exists()
 
 
+def even_greys(path):
+    """A real dataset whose images are each of one grey."""
+    return write_real(path, lambda label, i: np.full((SIZE, SIZE, 3), 15 * i, np.uint8))
+
+
 def test_an_altered_image(tmp_path, capsys):
-    real = write_real(tmp_path / "real", lambda label, i: np.full((SIZE, SIZE, 3), 15 * i, np.uint8))
+    real = even_greys(tmp_path / "real")
     name = json.loads((real / MANIFEST).read_text())["classes"][0]
     file = sorted((real / "train" / name).iterdir())[0]
     file.write_bytes(file.read_bytes()[:-20])
@@ -595,7 +610,7 @@ def test_an_altered_image(tmp_path, capsys):
 
 @pytest.mark.parametrize("where", ["real", "real/voronoi", "."])
 def test_output_and_real_in_one_another(tmp_path, capsys, where):
-    real = write_real(tmp_path / "real", lambda label, i: np.full((SIZE, SIZE, 3), 15 * i, np.uint8))
+    real = even_greys(tmp_path / "real")
     before = contents(real)
     assert voronoi_seg.main(["--real", str(real), "--output", str(tmp_path / where)]) == 2
     assert "--output" in one_line_fault(capsys)

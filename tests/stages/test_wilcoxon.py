@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # accuracies on a small test set: few distinct values, hence ties
 tied = st.integers(0, 6).map(lambda k: k / 7)
-small_samples = st.tuples(st.lists(tied, min_size=2, max_size=5), st.lists(tied, min_size=2, max_size=5))
+small_samples = st.tuples(st.lists(tied, min_size=2, max_size=5),
+                          st.lists(tied, min_size=2, max_size=5))
 
 
 def enumerate_p(a, b):
@@ -256,7 +257,8 @@ def test_margin_is_tested_in_whole_images():
     assert rank_sum.margin_on_grid(0.02, 1 / 60) == pytest.approx(1 / 60)
     assert rank_sum.margin_on_grid(0.02, 1 / 50) == pytest.approx(0.02)
     assert rank_sum.margin_on_grid(0.02, 1 / 40) == 0
-    assert rank_sum.margin_on_grid(0.05, 1 / 60) == pytest.approx(3 / 60)  # 0.05 * 60 is 3.0000000004
+    # 0.05 * 60 is 3.0000000004
+    assert rank_sum.margin_on_grid(0.05, 1 / 60) == pytest.approx(3 / 60)
     assert rank_sum.margin_on_grid(0.29, 0.01) == pytest.approx(0.29)      # 0.29 / 0.01 is 28.99...
     assert rank_sum.margin_on_grid(0.02, 0) == 0.02
 
@@ -274,7 +276,8 @@ def test_swapping_the_datasets_mirrors_everything(samples, margin):
 
 def test_holm_golden():
     # R: p.adjust(c(0.01, 0.04, 0.03, 0.005, 0.5), "holm")
-    assert rank_sum.holm([0.01, 0.04, 0.03, 0.005, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.5])
+    assert rank_sum.holm([0.01, 0.04, 0.03, 0.005, 0.5]) == pytest.approx([
+        0.04, 0.09, 0.09, 0.025, 0.5])
     assert rank_sum.holm([0.02, 0.031, 0.9]) == pytest.approx([0.06, 0.062, 0.9])
     # a later product, here 2 * 0.031, must not undercut an earlier one
     assert rank_sum.holm([0.03, 0.031, 0.9]) == pytest.approx([0.09, 0.09, 0.9])
@@ -292,13 +295,16 @@ def test_holm_keeps_the_order_never_lowers_a_p_and_ends_at_1(p_values):
 
 
 def test_smallest_p_and_n_needed():
-    assert [round(rank_sum.smallest_p(n, n), 4) for n in (3, 4, 5, 6)] == [0.1, 0.0286, 0.0079, 0.0022]
-    assert (rank_sum.n_needed(1, 0.05), rank_sum.n_needed(10, 0.05), rank_sum.n_needed(10, 0.01)) == (4, 6, 7)
+    assert [round(rank_sum.smallest_p(n, n), 4) for n in (3, 4, 5, 6)] == [
+        0.1, 0.0286, 0.0079, 0.0022]
+    assert [rank_sum.n_needed(pairs, alpha)
+            for pairs, alpha in ((1, 0.05), (10, 0.05), (10, 0.01))] == [4, 6, 7]
 
 
 def test_wilson_interval_golden():
     # R: prop.test(81, 263, correct=FALSE)$conf.int
-    assert rank_sum.wilson_interval(81 / 263, 263) == pytest.approx((0.255288520, 0.366209577), abs=1e-8)
+    assert rank_sum.wilson_interval(81 / 263, 263) == pytest.approx(
+        (0.255288520, 0.366209577), abs=1e-8)
     assert rank_sum.wilson_interval(1, 10)[1] == pytest.approx(1)
 
 
@@ -314,15 +320,18 @@ def test_verdicts_in_words():
     high = [x + 0.1 for x in low]
     near = [x + 0.0005 for x in low]
     wide = [0.60, 0.64, 0.69, 0.73, 0.77, 0.81]
-    assert pair_of(low, high).verdict.startswith("other scores higher than real (real - other from -10")
+    assert pair_of(low, high).verdict.startswith(
+        "other scores higher than real (real - other from -10")
     assert pair_of(high, low).verdict.startswith("real scores higher than other")
     assert pair_of(low, near).verdict.startswith("equivalent within ±2 points")
     assert pair_of(low, [x + 0.01 for x in low]).verdict.endswith(", by less than 2 points")
     assert pair_of(low, wide).verdict.startswith("no difference shown; the data cannot tell (n = 6")
     assert pair_of(low[:3], high[:3]).verdict.startswith(
-        "cannot reach significance at this n (n = 3, needs 4; real - other from -unbounded to unbounded")
+        "cannot reach significance at this n (n = 3, needs 4; "
+        "real - other from -unbounded to unbounded")
     better = [0.695, 0.700, 0.704, 0.72, 0.73, 0.74]
-    assert pair_of(low, better).verdict.startswith("other is not worse than real by 2 points or more")
+    assert pair_of(low, better).verdict.startswith(
+        "other is not worse than real by 2 points or more")
     assert pair_of(low, better, names=("p", "q")).verdict.startswith("no difference shown")
 
 
@@ -363,7 +372,8 @@ NOTHING = {"p": 0.9, "p_holm": 0.9, "p_equivalent": 0.9, "p_equivalent_holm": 0.
      "cannot reach significance: too many tied values (n = 6; INT)"),
     (0.05, {"can_reach_alpha": False, "n_needed": 8, "n_b": 7},
      "cannot reach significance at this n (n = 6 and 7, needs 8; INT)"),
-    (0.05, {"can_reach_alpha": False, "p_equivalent_holm": 0.05}, "equivalent within ±2 points (INT)"),
+    (0.05, {"can_reach_alpha": False, "p_equivalent_holm": 0.05},
+     "equivalent within ±2 points (INT)"),
     (0.05, {"can_reach_alpha": False, "p_b_not_worse_holm": 0.01},
      "other is not worse than real by 2 points or more (INT)"),
 ])
@@ -515,7 +525,8 @@ def test_end_to_end(tmp_path, capsys):
     pairs = read_csv(out / "wilcoxon.csv")
     assert [(p["dataset_a"], p["dataset_b"]) for p in pairs] == [
         ("real", "prompt"), ("real", "voronoi"), ("prompt", "voronoi")]
-    values = {name: [float(r["accuracy_real"]) for r in rows if r["dataset"] == name] for name in ARMS}
+    values = {name: [float(r["accuracy_real"]) for r in rows if r["dataset"] == name]
+              for name in ARMS}
     greater, less, _ = enumerate_p(values["real"], values["voronoi"])
     assert float(pairs[1]["p"]) == pytest.approx(2 * min(greater, less))
     assert float(pairs[1]["p_holm"]) == pytest.approx(3 * float(pairs[1]["p"]))
@@ -542,7 +553,8 @@ def test_warnings_reach_report_and_terminal(tmp_path, no_pictures, capsys):
         assert words in page and words in printed
     assert "chance level: voronoi, " not in page and "own test images:" not in page
     assert compared_by(tree, "--output", out, "--metric", "accuracy_own") == 0
-    assert "own test images: each CNN is tested on its own kind" in (out / "report.html").read_text()
+    assert "own test images: each CNN is tested on its own kind" \
+        in (out / "report.html").read_text()
 
 
 def test_replicates_are_the_unit_when_there_are_several(tmp_path, no_pictures):
@@ -625,8 +637,9 @@ def test_one_replicate_is_warned_of_and_several_are_not(compared):
     found, arms, pairs = compared
     options = {"metric": "accuracy_real", "alpha": 0.05, "margin": 0.02}
     [warning] = find_warnings(found, arms, pairs, **options)
-    assert warning.startswith("one replicate: every p-value speaks about this one split of the real "
-                              "images and this one training of each generator, not about the methods")
+    assert warning.startswith("one replicate: every p-value speaks about this one split of the "
+                              "real images and this one training of each generator, "
+                              "not about the methods")
     assert find_warnings(replace(found, replicates=[0, 1]), arms, pairs, **options) == []
 
 
@@ -653,8 +666,8 @@ def test_an_arm_that_may_have_learned_nothing_is_warned_of(compared):
     for share, is_told in ((low + 1e-9, True), (low - 1e-9, False)):
         changed = {**arms[1], "mean": 0.5, "majority_share": share}
         told = warnings_of((found, [arms[0], changed], pairs))
-        assert [text.startswith("chance level: gan cannot be told from always answering the largest")
-                for text in told] == [True] * is_told
+        begin = "chance level: gan cannot be told from always answering the largest"
+        assert [text.startswith(begin) for text in told] == [True] * is_told
 
 
 def test_own_test_images_are_warned_of_and_the_results_warnings_come_last(compared):
@@ -846,11 +859,13 @@ def change(dataset="voronoi", repeat=2, **values):
 
 
 def trained_on(**parent):
-    return change(trained_on=[{"name": "real", "fingerprint": "real0", "splits": ["train"]} | parent])
+    return change(trained_on=[
+        {"name": "real", "fingerprint": "real0", "splits": ["train"]} | parent])
 
 
 @pytest.mark.parametrize("edit, words", [
-    (change(real_fingerprint="other"), "two runs are mixed: real_fingerprint is not one in replicate 0"),
+    (change(real_fingerprint="other"),
+     "two runs are mixed: real_fingerprint is not one in replicate 0"),
     (change(dataset_fingerprint="other"), "dataset_fingerprint is not one in voronoi replicate 0"),
     (change(model="resnet18"), "model is not one"),
     (change(settings={"steps": 51, "batch_size": 16}), "settings is not one"),
@@ -987,7 +1002,8 @@ def test_killed_and_rerun_gives_the_same_files(tmp_path):
     tree = make_results(tmp_path / "r", repeats=20)
     assert compared_by(tree, "--output", tmp_path / "whole") == 0
     out = tmp_path / "c"
-    process = subprocess.Popen([sys.executable, "wilcoxon_test.py", str(tree), "--output", str(out)],
+    process = subprocess.Popen([sys.executable, "wilcoxon_test.py", str(tree),
+                                "--output", str(out)],
                                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(2000):
         if out.exists() and any(out.glob("*.csv")):
@@ -1011,7 +1027,8 @@ def test_report_stands_alone_and_escapes_names(tmp_path):
     sheets.mkdir()
     shutil.copyfile(make_png(tmp_path), sheets / "old.png")
     out = tmp_path / "c"
-    assert compared_by(write_csv(tmp_path / "t.csv", lines), "--output", out, "--sheets", sheets) == 0
+    assert compared_by(write_csv(tmp_path / "t.csv", lines), "--output", out,
+                       "--sheets", sheets) == 0
     page = (out / "report.html").read_text()
     assert "&lt;b&gt;&amp;x" in page and name not in page
     assert page.count("<img ") == 3 and "Images of old" in page
@@ -1045,8 +1062,8 @@ def test_plot_is_a_picture_with_every_dataset(tmp_path):
 
 
 def test_page_renders_in_a_browser(tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-                   None)
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip("no Chromium: apt-get install chromium, to look at the page as a browser does")
     out = tmp_path / "c"

@@ -1,4 +1,4 @@
-"""The confounding report: what it finds where the data are confounded, and its silence elsewhere."""
+"""The confounding report: what it finds in confounded data, and its silence elsewhere."""
 
 import json
 import os
@@ -35,7 +35,8 @@ def reported(specimens, groups_given="csv"):
 
 
 def warned(specimens, groups_given="csv") -> dict[str, str]:
-    return dict(line.split(": ", 1) for line in confounding_warnings(reported(specimens, groups_given)))
+    return dict(line.split(": ", 1)
+                for line in confounding_warnings(reported(specimens, groups_given)))
 
 
 def test_calm_data_warn_of_nothing_and_the_report_is_the_same_again():
@@ -296,7 +297,8 @@ def test_a_class_of_one_group_is_named_with_its_group_and_every_other_warning():
 
 def test_three_groups_are_asked_for_one_in_train_and_four_for_two():
     for groups, train, warned_of in ((3, 1, False), (4, 1, True), (4, 2, False), (5, 2, True)):
-        found = confounding_warnings(plain_report(a={"groups": groups, "groups_by_split": {"train": train}}))
+        counts = {"groups": groups, "groups_by_split": {"train": train}}
+        found = confounding_warnings(plain_report(a=counts))
         assert any(line.startswith("few groups in train") for line in found) == warned_of
 
 

@@ -211,7 +211,8 @@ def test_metadata_is_sorted_and_keeps_every_column_given(tmp_path):
                        image_size=8) as writer:
         for index in (5, 4, 3, 2, 1, 0):
             writer.add(SPLITS[index % 3], "ab"[index // 3], index, image_of(index), seed=7,
-                       prompt="p, q", source=f"s{index}", **({"num_nuclei": 3} if index == 4 else {}))
+                       prompt="p, q", source=f"s{index}",
+                       **({"num_nuclei": 3} if index == 4 else {}))
         writer.publish(parents=[], seed=0)
     lines = (tmp_path / "x" / "metadata.csv").read_text().splitlines()
     assert lines[0] == "file_name,label,split,group,source,prompt,seed,sha256,num_nuclei"

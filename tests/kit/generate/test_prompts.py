@@ -67,7 +67,8 @@ def test_a_caption_depends_on_its_draw_alone(words):
 
 
 def test_the_negative_prompt_is_that_of_the_class(words):
-    assert [words.negative(label) for label in ("a", "b", "c")] == ["no ash", "no birch", "no other"]
+    assert [words.negative(label) for label in ("a", "b", "c")] == [
+        "no ash", "no birch", "no other"]
 
 
 def test_a_class_the_file_does_not_know_is_called_by_its_own_name(words):

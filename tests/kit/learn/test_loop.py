@@ -18,7 +18,8 @@ def parameter(value: float = 0.0) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.tensor(value))
 
 
-def descend(path, *, steps: int = 40, slope=lambda step: 1.0, **options) -> tuple[list[float], float]:
+def descend(path, *, steps: int = 40, slope=lambda step: 1.0,
+            **options) -> tuple[list[float], float]:
     """Train one weight down a slope: its value before each step, and the one left behind.
 
     Where the slope is constant Adam takes off the learning rate in each step, exactly.
@@ -149,8 +150,8 @@ def test_a_stopped_training_goes_on_to_the_same_result(ema_decay, tmp_path):
             return (weight - 1) ** 2 * (drawn[-1][1] + 0.5)
 
         def run():
-            result["loss"] = train([weight], loss_at, what="stop", steps=30, learning_rate=0.1, seed=4,
-                                   ema_decay=ema_decay, checkpoint_path=path / "x.ckpt")
+            result["loss"] = train([weight], loss_at, what="stop", steps=30, learning_rate=0.1,
+                                   seed=4, ema_decay=ema_decay, checkpoint_path=path / "x.ckpt")
             result["weight"] = weight.item()
 
         return cli.main(cli.stage_parser("stop", "A test."), run, []), drawn, result

@@ -43,7 +43,8 @@ def matched(found: np.ndarray, truth: np.ndarray, reach_px: float) -> int:
 
 # ------------------------------------------------------------------ detection
 
-@pytest.mark.parametrize(("size", "radius", "reach_px"), [(64, 2.2, 0.35), (224, 7.0, 0.7), (512, 16.0, 1.5)])
+@pytest.mark.parametrize(("size", "radius", "reach_px"), [
+    (64, 2.2, 0.35), (224, 7.0, 0.7), (512, 16.0, 1.5)])
 def test_discs_are_found_at_their_centres(size, radius, reach_px):
     at = (np.arange(5) + 0.5) / 5 * size
     centres = [(x + 0.03 * size, y - 0.02 * size) for x in at for y in at]
@@ -98,7 +99,8 @@ def test_two_seeds_in_one_nucleus_are_joined_and_two_nuclei_are_not():
     labels, height = halves([(50, 50)], 12)
     joined = join_fragments(labels, height, height, 1.25)
     assert len(np.unique(joined)) == 2 and ((joined > 0) == (labels > 0)).all()
-    necked = np.where(np.abs(np.mgrid[:100, :100][1] - 49.5) < 1, 0.5, 1).astype(np.float32) * height
+    neck = np.where(np.abs(np.mgrid[:100, :100][1] - 49.5) < 1, 0.5, 1)
+    necked = neck.astype(np.float32) * height
     assert len(np.unique(join_fragments(labels, necked, necked, 1.25))) == 3
     labels, height = halves([(40, 50), (60, 50)], 11)
     assert len(np.unique(join_fragments(labels, height, height, 1.25))) == 3

@@ -16,7 +16,6 @@ from lungkit.nuclei.features import (
     IMAGES_FILE,
     NUCLEI_FILE,
     NUCLEUS_COLUMNS,
-    FeatureLog,
     clark_evans,
     measure_nuclei,
     measure_shapes,
@@ -196,9 +195,9 @@ def test_clark_evans_is_one_by_chance_less_in_clusters_more_on_a_lattice():
 
 # ------------------------------------------------------------------ files
 
-def note(log: FeatureLog, name: str, points: np.ndarray) -> None:
+def note(log: Journal, name: str, points: np.ndarray) -> None:
     features = measure(points)
-    log.add(name, nucleus_lines(features), summarise(features, field_um=80))
+    log.add(name, feature_record(nucleus_lines(features), summarise(features, field_um=80)))
 
 
 def test_tables_are_sorted_whole_and_the_same_after_a_kill(tmp_path):
@@ -206,21 +205,22 @@ def test_tables_are_sorted_whole_and_the_same_after_a_kill(tmp_path):
     images = {f"train/a, b/{i:06d}.png": rng.uniform(0, 99, (i, 2)) for i in range(4)}
     for run, order in (("whole", [0, 1, 2, 3]), ("resumed", [2, 0])):
         (tmp_path / run).mkdir()
-        with FeatureLog(tmp_path / run / "log") as log:
+        with Journal(tmp_path / run / "log") as log:
             for place in order:
                 note(log, list(images)[place], list(images.values())[place])
     with open(tmp_path / "resumed" / "log", "ab") as file:
         file.write(b'{"file_name": "train/a, b/000001.png", "nuc')  # cut short
-    with FeatureLog(tmp_path / "resumed" / "log") as log:
-        assert sorted(log.places) == [list(images)[0], list(images)[2]]
-        for name in images.keys() - log.places.keys():
+    with Journal(tmp_path / "resumed" / "log") as log:
+        assert sorted(log) == [list(images)[0], list(images)[2]]
+        for name in images.keys() - set(log):
             note(log, name, images[name])
     made = []
     for run in ("whole", "resumed"):
-        with FeatureLog(tmp_path / run / "log") as log:
-            made.append(log.write_tables(tmp_path / run, list(images)))
+        with Journal(tmp_path / run / "log") as log:
+            made.append(write_tables(log, tmp_path / run, list(images)))
     assert made[0] == made[1]
-    assert {name: table["rows"] for name, table in made[0].items()} == {NUCLEI_FILE: 6, IMAGES_FILE: 4}
+    assert {name: table["rows"] for name, table in made[0].items()} == {
+        NUCLEI_FILE: 6, IMAGES_FILE: 4}
     with open(tmp_path / "whole" / NUCLEI_FILE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["file_name", *NUCLEUS_COLUMNS]
@@ -236,9 +236,9 @@ def test_tables_are_sorted_whole_and_the_same_after_a_kill(tmp_path):
 
 
 def test_altered_missing_or_other_tables_are_refused(tmp_path):
-    with FeatureLog(tmp_path / "log") as log:
+    with Journal(tmp_path / "log") as log:
         note(log, "train/a/000000.png", LATTICE)
-        made = log.write_tables(tmp_path, ["train/a/000000.png"])
+        made = write_tables(log, tmp_path, ["train/a/000000.png"])
     with pytest.raises(Fault, match="voronoi_seg.py"):
         read_image_features(tmp_path, {})
     (tmp_path / IMAGES_FILE).write_text((tmp_path / IMAGES_FILE).read_text().replace("100", "101"))
@@ -294,9 +294,9 @@ def test_a_nucleus_without_pixels_has_place_area_and_cell_but_no_shape_or_stain(
 
 
 def test_tables_of_other_columns_are_refused(tmp_path):
-    with FeatureLog(tmp_path / "log") as log:
+    with Journal(tmp_path / "log") as log:
         note(log, "train/a/000000.png", LATTICE)
-        made = log.write_tables(tmp_path, ["train/a/000000.png"])
+        made = write_tables(log, tmp_path, ["train/a/000000.png"])
     table = tmp_path / IMAGES_FILE
     table.write_text(table.read_text().replace("num_nuclei", "count", 1))
     made[IMAGES_FILE]["sha256"] = sha256_file(table)

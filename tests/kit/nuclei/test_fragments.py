@@ -1,4 +1,4 @@
-"""Fragments: measured as their features say, joined the likeliest first, by the weights they fit."""
+"""Fragments: measured as their features say, joined the likeliest first, by the fitted weights."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def chain(widths: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("odds", "expected"), [
-    ({8: 5.0, 7: 1.0}, [1, 1, 3]),   # the first two are likelier; the union is no pair with the rest
+    ({8: 5.0, 7: 1.0}, [1, 1, 3]),   # the first two are likelier; their union joins nothing more
     ({8: 1.0, 7: 5.0}, [1, 2, 2]),
     ({8: 0.2, 7: 0.1}, [1, 2, 3]),   # below the threshold of 0.3
     ({8: 0.3, 7: 0.1}, [1, 1, 3])])
@@ -158,7 +158,8 @@ def test_the_network_is_two_rectified_layers_on_standardised_features(monkeypatc
     monkeypatch.setattr(fragments, "_weights", lambda: (mean, scale, first, second, last))
     measured = mean + scale * np.array([[1.0, -0.5, *[0] * 13], [-3.0, 0, *[0] * 13]])
     measured[:, FEATURES.index("saddle")] = 0.7  # its weights are 0
-    # [1 - 1 + .5, -1 - 1] -> [.5, 0] -> [.5, -.25] -> [.5, 0] -> 1.125; [-2.5, 2] -> [6, 2.25] -> 9.875
+    # [1 - 1 + .5, -1 - 1] -> [.5, 0] -> [.5, -.25] -> [.5, 0] -> 1.125;
+    # [-2.5, 2] -> [6, 2.25] -> 9.875
     np.testing.assert_allclose(log_odds(measured), [1.125, 9.875])
 
 

@@ -53,7 +53,7 @@ class Threshold(torch.nn.Module):
         if self.mode == "empty":
             return labels * 0
         if self.cells_and_nuclei:
-            if int(target_segmentation[1]) == 1:  # cells too: nuclei must not be asked for like this
+            if int(target_segmentation[1]) == 1:  # cells too: not how to ask for nuclei
                 return torch.stack([inside[0, 0] * 0 + 1, labels[0, 0]])[None]
             return labels
         return labels
@@ -137,7 +137,8 @@ def test_small_and_empty_images(save):
 
 def test_more_than_255_nuclei(save):
     at = (np.arange(18) + 0.5) * 10
-    nuclei = instanseg.load_detector(save(), "cpu")(picture(360, [(x, y) for x in at for y in at], 3))
+    image = picture(360, [(x, y) for x in at for y in at], 3)
+    nuclei = instanseg.load_detector(save(), "cpu")(image)
     assert len(nuclei) == nuclei.labels.max() == 324
 
 
@@ -169,8 +170,8 @@ def test_what_is_no_torchscript_is_said_in_one_line(tmp_path, content):
     assert "\n" not in str(fault.value) and str(path) in str(fault.value)
 
 
-@pytest.mark.parametrize(("mode", "says"), [("fails", "no such layer"), ("flat", r"got \[360, 360\]"),
-                                            ("probability", "not whole")])
+@pytest.mark.parametrize(("mode", "says"), [
+    ("fails", "no such layer"), ("flat", r"got \[360, 360\]"), ("probability", "not whole")])
 def test_what_the_model_does_wrong_is_said_in_one_line(save, mode, says):
     detector = instanseg.load_detector(save(mode=mode), "cpu")
     with pytest.raises(faults.Fault, match=says) as fault:

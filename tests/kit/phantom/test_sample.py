@@ -175,7 +175,8 @@ def test_sample_layout(tmp_path):
                  for part in ("images", "truth/nuclei", "truth/tissue")]
         image, nuclei, tissue = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths)
         patient, index = int(row.group[-3:]), int(row.file_name[-8:-4])
-        tile = draw_tile(row.label, patient=patient, index=index, seed=SAMPLE_STREAM + 7, image_size=48)
+        tile = draw_tile(row.label, patient=patient, index=index, seed=SAMPLE_STREAM + 7,
+                         image_size=48)
         np.testing.assert_array_equal(image[..., ::-1], tile.image)
         np.testing.assert_array_equal(nuclei, tile.nuclei)
         assert nuclei.dtype == np.uint16 and set(np.unique(tissue)) <= {0, 255}
@@ -239,7 +240,8 @@ def test_the_documented_parameters_are_those_drawn_from():
 
 
 def test_every_parameter_is_used_and_has_a_source():
-    code = "".join((ROOT / "lungkit/phantom" / name).read_text() for name in ("tissue.py", "paint.py"))
+    code = "".join((ROOT / "lungkit/phantom" / name).read_text()
+                   for name in ("tissue.py", "paint.py"))
     for group, name, parameter in morphology.named_parameters():
         assert parameter.source in morphology.SOURCES, name
         assert group == "patient" or f".{name.split(':')[0]}" in code, (group, name)
@@ -470,7 +472,8 @@ def test_siblings_are_listed_with_their_originals(tmp_path):
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
-    options = dict(num_patients=3, tiles_per_patient=4, image_size=32, fluorescence=True, siblings=1)
+    options = dict(num_patients=3, tiles_per_patient=4, image_size=32, fluorescence=True,
+                   siblings=1)
     write_sample(tmp_path / "one", **options)
     write_sample(tmp_path / "two", **options, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -17,19 +17,19 @@ import tumor_seg
 from arms import fork
 from lungkit.histology import tiles
 from lungkit.phantom.paint import draw_tile
-from lungkit.run.journal import Journal
+from lungkit.run.journal import Journal, ResultJournal
 
 
 @pytest.fixture
 def path(tmp_path):
-    with Journal(tmp_path / "kept", "recipe") as journal:
+    with ResultJournal(tmp_path / "kept", "recipe") as journal:
         for number in range(5):
             journal.add(f"image {number}", number, {"value": number * 1000})
     return tmp_path / "kept"
 
 
 def kept(path, recipe="recipe"):
-    with Journal(path, recipe, keep=False) as journal:
+    with ResultJournal(path, recipe, keep=False) as journal:
         return [n for n in range(5) if journal.get(f"image {n}", n) == {"value": n * 1000}]
 
 
@@ -39,9 +39,9 @@ def test_results_are_there_again(path):
 
 def test_another_recipe_or_stamp_finds_nothing(path):
     assert kept(path, "other") == []
-    with Journal(path, "recipe") as journal:
+    with ResultJournal(path, "recipe") as journal:
         assert journal.get("image 1", 2) is None and journal.get("image 9", 9) is None
-    with Journal(path, "other") as journal:
+    with ResultJournal(path, "other") as journal:
         journal.add("image 3", 3, {"value": 3000})
     assert kept(path) == [] and kept(path, "other") == [3]
 
@@ -52,7 +52,7 @@ def test_what_was_torn_is_left_out_and_written_over(path, cut):
     path.write_bytes(content[:-cut])
     before = kept(path)
     assert before == list(range(len(before))) and len(before) in (3, 4)
-    with Journal(path, "recipe") as journal:
+    with ResultJournal(path, "recipe") as journal:
         journal.add("image 4", 4, {"value": 4000})
     assert kept(path) == sorted({*before, 4})
 
@@ -62,7 +62,7 @@ def test_a_changed_byte_ends_what_is_believed(path):
     changed = content.replace((4000).to_bytes(2, "little"), (4001).to_bytes(2, "little"))
     assert changed != content and len(changed) == len(content)
     path.write_bytes(changed)
-    with Journal(path, "recipe", keep=False) as journal:
+    with ResultJournal(path, "recipe", keep=False) as journal:
         assert journal.get("image 3", 3) == {"value": 3000} and journal.get("image 4", 4) is None
 
 
@@ -70,7 +70,7 @@ def test_what_others_may_write_is_not_believed(path):
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o660)
     assert kept(path) == []
-    with Journal(path, "recipe") as journal:
+    with ResultJournal(path, "recipe") as journal:
         journal.add("image 2", 2, {"value": 2000})
     assert kept(path) == [2]
 
@@ -86,7 +86,7 @@ class Call:
 
 
 def test_a_result_cannot_call_anything(path):
-    with Journal(path, "recipe") as journal:
+    with ResultJournal(path, "recipe") as journal:
         journal.add("image 4", 4, Call(path.parent / "made"))
     assert kept(path) == [0, 1, 2, 3, 4] and not (path.parent / "made").exists()
 
@@ -101,9 +101,9 @@ class Found:
 def test_dataclasses_arrays_and_paths_are_results(path):
     result = {"found": [Found(Path("a/b"), np.arange(6.0).reshape(2, 3), np.float64(0.25))],
               "n": None}
-    with Journal(path, "recipe") as journal:
+    with ResultJournal(path, "recipe") as journal:
         journal.add("image 9", ("a", 9), result)
-    with Journal(path, "recipe", keep=False) as journal:
+    with ResultJournal(path, "recipe", keep=False) as journal:
         again = journal.get("image 9", ("a", 9))
     assert again["found"][0].where == Path("a/b") and again["found"][0].share == 0.25
     assert np.array_equal(again["found"][0].spots, result["found"][0].spots) and again["n"] is None
@@ -112,10 +112,10 @@ def test_dataclasses_arrays_and_paths_are_results(path):
 @pytest.mark.parametrize("foreign", [OrderedDict(a=1), Fraction(1, 2), os.mkdir, OrderedDict],
                          ids=["object", "instance", "function", "class"])
 def test_anything_else_ends_what_is_believed(foreign, path):
-    with Journal(path, "recipe") as journal:
+    with ResultJournal(path, "recipe") as journal:
         journal.add("foreign", 0, foreign)
         journal.add("image 9", 9, {"value": 9000})
-    with Journal(path, "recipe", keep=False) as journal:
+    with ResultJournal(path, "recipe", keep=False) as journal:
         assert journal.get("image 4", 4) and journal.get("foreign", 0) is None
         assert journal.get("image 9", 9) is None
 
@@ -126,7 +126,7 @@ def test_a_journal_of_another_user_is_not_read(path, monkeypatch):
 
 
 def test_a_result_is_on_file_as_soon_as_it_is_added(path):
-    with Journal(path, "recipe") as journal:
+    with ResultJournal(path, "recipe") as journal:
         size = path.stat().st_size
         journal.add("image 9", 9, {"value": 9000})
         assert path.stat().st_size > size
@@ -134,28 +134,28 @@ def test_a_result_is_on_file_as_soon_as_it_is_added(path):
 
 
 def test_a_later_result_replaces_an_earlier_one(path):
-    with Journal(path, "recipe") as journal:
+    with ResultJournal(path, "recipe") as journal:
         journal.add("image 1", "changed", {"value": -1})
-    with Journal(path, "recipe", keep=False) as journal:
+    with ResultJournal(path, "recipe", keep=False) as journal:
         assert journal.get("image 1", 1) is None
         assert journal.get("image 1", "changed") == {"value": -1}
 
 
 def test_without_keeping_nothing_is_written(tmp_path):
-    with Journal(tmp_path / "kept", "recipe", keep=False) as journal:
+    with ResultJournal(tmp_path / "kept", "recipe", keep=False) as journal:
         journal.add("image 1", 1, {})
         journal.discard()
-    with Journal(tmp_path / "kept", "recipe"):
+    with ResultJournal(tmp_path / "kept", "recipe"):
         pass  # nothing was added: an empty journal would be taken for progress
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_process_reads_only(path):
-    with Journal(path, "recipe") as first, Journal(path, "recipe") as second:
+    with ResultJournal(path, "recipe") as first, ResultJournal(path, "recipe") as second:
         second.add("image 7", 7, {})
         second.discard()
         first.add("image 8", 8, {})
-    with Journal(path, "recipe") as journal:
+    with ResultJournal(path, "recipe") as journal:
         assert journal.get("image 7", 7) is None and journal.get("image 8", 8) == {}
         journal.discard()
     assert list(path.parent.iterdir()) == []

@@ -42,7 +42,8 @@ def test_versions_are_the_installed_ones(fresh, monkeypatch):
 
 
 def git(*arguments: object) -> str:
-    return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *map(str, arguments)],
+    return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c",
+                           *map(str, arguments)],
                           check=True, capture_output=True, text=True).stdout.strip()
 
 
