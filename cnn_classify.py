@@ -39,10 +39,10 @@ from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, check_same_task, open_dataset, read_manifest
 from lungkit.data.repeats import discard, report as report_repeats, share, survey
 from lungkit.learn.cnns import LEARNING_RATES, build_model
-from lungkit.learn.device import device_name, use_device
+from lungkit.learn.device import autocast, device_name, use_device
 from lungkit.learn.orientations import square_symmetries
 from lungkit.run import cli, faults, files
-from lungkit.run.progress import Progress, say
+from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
 
 RECIPE = 2  # raise it when the training below changes: results of two recipes must not be mixed
@@ -57,8 +57,6 @@ LABEL_SMOOTHING = 0.1    # Szegedy et al. 2016
 WARMUP = 0.2             # share of the steps in which the learning rate rises
 BRIGHTNESS = 0.1         # an image is made up to so much brighter or darker; ours
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which --weights expect
-SYNC_STEPS = 25          # the host reads the loss so often; in between a GPU is never waited for
-CHECKPOINT_INTERVAL_SEC = 60
 EVAL_BATCH_SIZE = 128
 
 
@@ -119,15 +117,17 @@ def normalise(batch, scale, shift):
     return torch.addcmul(shift, batch.float(), scale).permute(0, 3, 1, 2)
 
 
-def train(model, images, labels, plan: dict, *, learning_rate: float, checkpoint: Checkpoint,
-          progress: Progress, compile_model: bool = False) -> float:
+def train(model, images, labels, plan: dict, *, learning_rate: float, compile_model: bool = False,
+          **kept: object) -> float:
     """Train `model` in place by `plan`; return the mean loss of the last tenth of the steps.
 
-    images: uint8 [N, S, S, 3], labels: int64 [N], both on the model's device. Raises Fault on a
-    loss that is not finite, Stopped (after saving) when a signal asks for it.
+    images: uint8 [N, S, S, 3], labels: int64 [N], both on the model's device. kept: how `loop`
+    calls and keeps the training (what, identity, checkpoint_path, ...), and what it raises.
     """
     import torch
     from torch.nn.functional import cross_entropy
+
+    from lungkit.learn.loop import Losses, RandomStates, loop
 
     device, size = images.device, images.shape[1]
     steps = len(plan["index"])
@@ -136,33 +136,25 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, checkpoint
     plan = {name: torch.from_numpy(values).to(device) for name, values in plan.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate,
                                   weight_decay=WEIGHT_DECAY, fused=True)
-    losses = torch.zeros(steps, device=device)
-    first = progress.first = checkpoint.load(model, optimizer, losses)
+    losses = Losses()
+    steps_left = loop(
+        steps, losses=losses, save_last=False,
+        state={"model": model, "optimizer": optimizer, "random": RandomStates(device)},
+        rates=[(optimizer, lambda step: learning_rate * one_cycle(step, steps))], **kept)
     forward = torch.compile(model) if compile_model else model
     model.train()
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * one_cycle(step, steps)
+    for step in steps_left:
         index = plan["index"][step]
         # one gather fetches and turns the batch; its order is channels_last already
         batch = pixels[index[:, None], orders[plan["symmetry"][step]]].unflatten(1, (size, size))
         batch = normalise(batch, plan["brightness"][step, :, None, None, None] * scale, shift)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device):
             loss = cross_entropy(forward(batch), labels[index], label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        losses[step] = loss.detach()
-        if (step + 1) % SYNC_STEPS == 0 or step + 1 == steps or faults.stop_requested():
-            value = float(losses[step])
-            if not math.isfinite(value):
-                raise faults.Fault(f"the loss is {value} at step {step + 1} of {steps}: lower "
-                                f"--learning-rate (now {learning_rate:g}) or look at the images")
-            progress.update(step + 1, loss=value)
-            if faults.stop_requested() or checkpoint.is_due():
-                checkpoint.save(model, optimizer, losses, step + 1)
-            faults.check_stop()
-    return float(losses[-max(1, steps // 10):].mean())
+        losses.add(loss=loss)
+    return float(torch.tensor(losses.last_tenth()).mean())
 
 
 def predict(model, images) -> np.ndarray:
@@ -174,61 +166,11 @@ def predict(model, images) -> np.ndarray:
     parts = []
     with torch.inference_mode():
         for batch in images.split(EVAL_BATCH_SIZE):
-            with torch.autocast(images.device.type, torch.bfloat16,
-                                enabled=images.device.type == "cuda"):
+            with autocast(images.device):
                 logits = model(normalise(batch, scale, shift))
             parts.append(logits.float().softmax(1))
             faults.check_stop()
     return torch.cat(parts).cpu().numpy()
-
-
-class Checkpoint:
-    """The state of one running repeat, saved now and then, so that a long one can go on."""
-
-    def __init__(self, path: Path, identity: dict, *, overwrite: bool = False) -> None:
-        self.path, self.identity, self.overwrite = path, identity, overwrite
-        self.last = time.monotonic()
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self.last >= CHECKPOINT_INTERVAL_SEC
-
-    def save(self, model, optimizer, losses, step: int) -> None:
-        import torch
-
-        with files.atomic_path(self.path) as hidden:
-            torch.save({"identity": self.identity, "step": step, "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(), "losses": losses,
-                        "rng": _rng_states(losses.device)}, hidden)
-        self.last = time.monotonic()
-
-    def load(self, model, optimizer, losses) -> int:
-        """Restore what was saved, if anything was; return the number of steps done."""
-        import torch
-
-        if not self.path.exists():
-            return 0
-        saved = torch.load(self.path, map_location="cpu", weights_only=True)
-        changed = result.differences(saved["identity"], self.identity)
-        if changed and self.overwrite:
-            return 0
-        if changed:
-            raise faults.BadOptions(f"{self.path} was begun otherwise ({'; '.join(changed)}): use the "
-                                 "same options, another --results, or --overwrite")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        losses.copy_(saved["losses"])
-        torch.set_rng_state(saved["rng"][0])
-        if losses.device.type == "cuda" and len(saved["rng"]) > 1:
-            torch.cuda.set_rng_state(saved["rng"][1], losses.device)
-        return saved["step"]
-
-
-def _rng_states(device) -> list:
-    """torch's own generators: stochastic depth (ConvNeXt) draws from them."""
-    import torch
-
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 # ------------------------------------------------------------------ one repeat
@@ -270,12 +212,13 @@ class Bench:
         model = build_model(identity["model"], len(self.data.classes), weights_path)
         model = model.to(self.device, memory_format=torch.channels_last)
         path = result.checkpoint_path(directory, repeat)
-        checkpoint = Checkpoint(path, identity, overwrite=overwrite)
-        progress = Progress(f"{self.data.name} repeat {repeat}", settings["steps"],
-                            jsonl_path=directory / "progress.jsonl")
+        decided = {**identity, **settings}
+        del decided["settings"]
         train_loss = train(model, self.images["train"], self.labels["train"], plan,
-                           learning_rate=settings["learning_rate"], checkpoint=checkpoint,
-                           progress=progress, compile_model=compile_model)
+                           learning_rate=settings["learning_rate"], compile_model=compile_model,
+                           what=f"{self.data.name} repeat {repeat}", checkpoint_path=path,
+                           identity=decided, overwrite=overwrite,
+                           jsonl_path=directory / "progress.jsonl")
         scores, arrays = self.test(model)
         record = {**identity, **scores, "train_loss": train_loss,
                   "num_train_images": len(drawn), "num_pool_images": len(train_labels),

@@ -1,26 +1,175 @@
-"""The one training loop: AdamW, warm-up and cosine, EMA, checkpoints, exact resume.
+"""The one training loop: resume, stop, checkpoints, finite losses, rates, progress.
 
-Step k draws its batch, noise and times from (seed, k) alone, so that on the CPU an interrupted
-and an uninterrupted training end with the same bytes.
+`for step in loop(...)` hands out the steps that are still to do; the forward and the backward pass
+are its caller's. What lies in `state` comes back on resuming: where a step draws from (seed, step)
+alone, or from torch's own generators with `RandomStates` in `state`, an interrupted and an
+uninterrupted training end on the CPU with the same bytes.
 """
 
 from __future__ import annotations
 
-import io
 import math
+import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 
-from lungkit.run.faults import Fault, check_stop, stop_requested
-from lungkit.run.files import write_bytes
+from lungkit.run.faults import BadOptions, Fault, check_stop, stop_requested
+from lungkit.run.files import atomic_path
 from lungkit.run.progress import Progress
 from lungkit.run.seeds import generator_for
 
+SCHEMA = "lungkit.checkpoint/1"
 CHECKPOINT_INTERVAL_SEC = 60
+SYNC_STEPS = 20  # the losses are read so often; in between a GPU is never waited for
 
+
+class Losses:
+    """The losses of every step by name; fetched from the device a few steps together."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+        self.waiting: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, **losses: torch.Tensor) -> None:
+        """Note a step's losses, scalars; the same names at every step."""
+        for name, loss in losses.items():
+            self.waiting.setdefault(name, []).append(loss.detach())
+
+    def num_waiting(self) -> int:
+        return max(map(len, self.waiting.values()), default=0)
+
+    def fetch(self) -> dict[str, list[float]]:
+        """Take in the losses noted since the last call, and return them by name."""
+        new = {name: torch.stack(each).float().cpu().tolist()
+               for name, each in self.waiting.items()}
+        self.waiting.clear()
+        for name, values in new.items():
+            self.values.setdefault(name, []).extend(values)
+        return new
+
+    def last_tenth(self, name: str = "loss") -> list[float]:
+        """Those of the last tenth of the steps, one at least."""
+        values = self.values[name]
+        return values[-max(1, len(values) // 10):]
+
+    def state_dict(self) -> dict:
+        return self.values
+
+    def load_state_dict(self, state: dict) -> None:
+        self.values = state
+
+
+class RandomStates:
+    """torch's own generators, from which dropout and stochastic depth draw."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def state_dict(self) -> dict:
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def load_state_dict(self, state: dict) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
+         checkpoint_path: Path | None, overwrite: bool = False,
+         rates: Iterable[tuple[torch.optim.Optimizer, Callable[[int], float]]] = (),
+         save_last: bool = True, jsonl_path: Path | None = None) -> Iterator[int]:
+    """Restore `state` if a checkpoint is there; return an iterator over the steps left of `total`.
+
+    state: by name what a step changes: models with their buffers, optimisers, averages,
+        RandomStates (all with state_dict and load_state_dict), or tensors.
+    losses: each step must add its own.
+    identity: the options that decide the training; a checkpoint of others is refused, or with
+        `overwrite` ignored. A flat dict.
+    checkpoint_path: written about every minute, on a signal and, with `save_last`, after the last
+        step; removed by the caller. None: nowhere, nothing can be resumed.
+    rates: (optimiser, its learning rate at a step), set before each step.
+
+    Raises, while stepping, Stopped after a signal, Fault when a loss is not finite; at once
+    BadOptions or Fault when the checkpoint is of another training or cannot be read.
+    """
+    state = {**state, "losses": losses}
+    first = restore(checkpoint_path, state, identity, overwrite=overwrite)
+    progress = Progress(what, total, done=first, jsonl_path=jsonl_path)
+
+    def steps() -> Iterator[int]:
+        saved_at, saving_sec = time.monotonic(), 0.0
+        for step in range(first, total):
+            for optimizer, rate_at in rates:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate_at(step)
+            yield step
+            last = step + 1 == total
+            # saving takes a twentieth of the time at most, however large the model
+            due = time.monotonic() - saved_at >= max(CHECKPOINT_INTERVAL_SEC, 20 * saving_sec)
+            if losses.num_waiting() < SYNC_STEPS and not (due or last or stop_requested()):
+                continue
+            new = losses.fetch()
+            if not all(math.isfinite(value) for values in new.values() for value in values):
+                raise Fault(f"{what}: the loss is not finite at about step {step + 1} of {total}: "
+                            "lower --learning-rate and add --overwrite, or look at the images")
+            progress.update(step + 1, **{name: sum(values) / len(values)
+                                         for name, values in new.items()})
+            if due or stop_requested() or (last and save_last):
+                saving_sec = -time.monotonic()
+                save(checkpoint_path, state, identity, step + 1)
+                saved_at = time.monotonic()
+                saving_sec += saved_at
+                if not last:
+                    check_stop()
+
+    return steps()
+
+
+def save(path: Path | None, state: dict, identity: dict, step: int) -> None:
+    """Write a checkpoint after `step` steps, whole or not at all."""
+    if path is None:
+        return
+    saved = {name: each.detach() if isinstance(each, torch.Tensor) else each.state_dict()
+             for name, each in state.items()}
+    with atomic_path(path) as hidden:
+        torch.save({"schema": SCHEMA, "identity": identity, "step": step, "state": saved}, hidden)
+
+
+def restore(path: Path | None, state: dict, identity: dict, *, overwrite: bool = False) -> int:
+    """Fill `state` from the checkpoint, if there is one; return the number of steps done."""
+    if path is None or not path.exists():
+        return 0
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        saved = {}
+    readable = isinstance(saved, dict) and saved.get("schema") == SCHEMA \
+        and saved["state"].keys() == state.keys()
+    there = saved["identity"] if readable else {}
+    changed = [f"{name}: {there.get(name)!r} there, {identity.get(name)!r} now"
+               for name in sorted({*there, *identity}) if there.get(name) != identity.get(name)]
+    if overwrite and (changed or not readable):
+        return 0
+    if not readable:
+        raise Fault(f"{path} is not a checkpoint of this version, which cannot go on from it: "
+                    "remove it, and the same command trains this part from its start")
+    if changed:
+        raise BadOptions(f"{path} was begun otherwise ({'; '.join(changed)}): use the same "
+                         "options, another place to write to, or --overwrite")
+    with torch.no_grad():
+        for name, each in state.items():
+            load = each.copy_ if isinstance(each, torch.Tensor) else each.load_state_dict
+            load(saved["state"][name])
+    return saved["step"]
+
+
+# ------------------------------------------------------------------ what the generators train with
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup_steps: int) -> float:
     """Linear warm-up, then half a cosine down to a tenth of the peak."""
@@ -36,13 +185,11 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
           jsonl_path: Path | None = None) -> float:
     """Minimise `loss_at(step, generator) -> scalar` over `steps`; leave the result in `parameters`.
 
+    AdamW on a warm-up and a cosine; step k draws its batch, noise and times from (seed, k) alone.
     The result is the exponential moving average where `ema_decay` is given (Karras et al. 2024,
     arXiv:2312.02696 on its use), else the last weights. warmup_steps: None means a twentieth of
-    `steps`, at most 500. The checkpoint is saved about every minute and on a signal, and removed
-    by nobody here: it belongs to the caller's unpublished directory. Returns the mean loss of
-    the last tenth.
-
-    Raises Stopped after a signal, Fault when the loss is not finite.
+    `steps`, at most 500. The checkpoint belongs to the caller's unpublished directory, which
+    removes it. Returns the mean loss of the last tenth. Raises as `loop` does.
     """
     from diffusers.training_utils import EMAModel
 
@@ -50,34 +197,23 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
     warmup_steps = min(500, max(1, steps // 20)) if warmup_steps is None else warmup_steps
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay,
                                   betas=(0.9, 0.99))
-    ema = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75) \
-        if ema_decay is not None else None
-    first, losses = 0, []
-    device = parameters[0].device
-    if checkpoint_path.exists():
-        state = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
-        first, losses = state["step"], state["losses"]
-        with torch.no_grad():
-            for parameter, saved in zip(parameters, state["parameters"], strict=True):
-                parameter.copy_(saved)
-        optimizer.load_state_dict(state["optimizer"])
-        if ema is not None:
-            ema.load_state_dict(state["ema"])
-            ema.to(device)
-
-    def save(step: int) -> None:
-        buffer = io.BytesIO()
-        torch.save({"step": step, "losses": losses, "optimizer": optimizer.state_dict(),
-                    "parameters": [parameter.detach() for parameter in parameters],
-                    "ema": ema.state_dict() if ema is not None else None}, buffer)
-        write_bytes(checkpoint_path, buffer.getvalue())
-
-    progress = Progress(what, steps, done=first, jsonl_path=jsonl_path)
-    saved_at, saving_sec = time.monotonic(), 0.0
-    recent: list[torch.Tensor] = []
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, steps, learning_rate, warmup_steps)
+    state = {"parameters": torch.nn.ParameterList(parameters), "optimizer": optimizer}
+    ema = None
+    if ema_decay is not None:
+        ema = state["ema"] = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True,
+                                      inv_gamma=1.0, power=0.75)
+    losses = Losses()
+    steps_left = loop(
+        steps, what=what, state=state, losses=losses, checkpoint_path=checkpoint_path,
+        identity={"what": what, "steps": steps, "learning_rate": learning_rate, "seed": seed,
+                  "ema_decay": ema_decay, "weight_decay": weight_decay,
+                  "warmup_steps": warmup_steps},
+        rates=[(optimizer,
+                lambda step: learning_rate_at(step, steps, learning_rate, warmup_steps))],
+        jsonl_path=jsonl_path)
+    if ema is not None:
+        ema.to(parameters[0].device)  # a restored average lies on the CPU
+    for step in steps_left:
         loss = loss_at(step, generator_for(seed, step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -85,25 +221,8 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
         optimizer.step()
         if ema is not None:
             ema.step(parameters)
-        recent.append(loss.detach())
-        # saving takes a twentieth of the time at most, however large the model
-        due = time.monotonic() - saved_at >= max(CHECKPOINT_INTERVAL_SEC, 20 * saving_sec)
-        if len(recent) == 20 or due or stop_requested() or step + 1 == steps:  # few device syncs
-            values = torch.stack(recent).float().cpu().tolist()
-            recent.clear()
-            if not all(math.isfinite(value) for value in values):
-                raise Fault(f"{what}: the loss is not finite at about step {step}: "
-                            "lower --learning-rate and add --overwrite")
-            losses.extend(values)
-            progress.update(step + 1, loss=sum(values) / len(values))
-        if due or stop_requested() or step + 1 == steps:
-            saving_sec = -time.monotonic()
-            save(step + 1)
-            saved_at = time.monotonic()
-            saving_sec += saved_at
-            if step + 1 < steps:
-                check_stop()
+        losses.add(loss=loss)
     if ema is not None:
         ema.copy_to(parameters)
-    tail = losses[-max(1, steps // 10):]
+    tail = losses.last_tenth()
     return sum(tail) / len(tail)

@@ -16,7 +16,7 @@ import cnn_classify
 from lungkit.data import metrics, repeats, result
 from lungkit.data.dataset import open_dataset, parent_of
 from lungkit.data.writer import DatasetWriter
-from lungkit.learn import cnns, orientations
+from lungkit.learn import cnns, loop, orientations
 from lungkit.run import files, output
 from lungkit.run.output import Output
 
@@ -605,21 +605,21 @@ def test_stopped_repeat_resumes_to_the_same_bytes(pool, real, tmp_path, monkeypa
                     steps=20) == 2
     first_steps = []
 
-    def load(*arguments, original=cnn_classify.Checkpoint.load):
-        first_steps.append(original(*arguments))
+    def restore(*arguments, original=loop.restore, **options):
+        first_steps.append(original(*arguments, **options))
         return first_steps[-1]
 
-    monkeypatch.setattr(cnn_classify.Checkpoint, "load", load)
+    monkeypatch.setattr(loop, "restore", restore)
     assert classify(pool, real, tmp_path / "cut", repeats="1", steps=20) == 0
     assert first_steps == [19]
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
     assert not list(directory.glob(".repeat*"))
 
 
-@pytest.mark.parametrize("interval_sec, kept", [(0, [25]), (1e9, [])])
+@pytest.mark.parametrize("interval_sec, kept", [(0, True), (1e9, False)])
 def test_a_killed_repeat_goes_on_from_its_last_checkpoint(
         real, tmp_path, monkeypatch, interval_sec, kept):
-    monkeypatch.setattr(cnn_classify, "CHECKPOINT_INTERVAL_SEC", interval_sec)
+    monkeypatch.setattr(loop, "CHECKPOINT_INTERVAL_SEC", interval_sec)
     first_steps = []
 
     def one_cycle(step, steps, original=cnn_classify.one_cycle):
@@ -632,7 +632,9 @@ def test_a_killed_repeat_goes_on_from_its_last_checkpoint(
     with pytest.raises(RuntimeError, match="killed"):
         classify(real, real, tmp_path, repeats="1", steps=30)
     assert classify(real, real, tmp_path, repeats="1", steps=30) == 0
-    assert first_steps == [*range(28), *range(*(kept or [0]), 30)]
+    resumed_at = first_steps[28]
+    assert first_steps == [*range(28), *range(resumed_at, 30)]
+    assert 0 < resumed_at < 28 if kept else resumed_at == 0
 
 
 def test_overwrite_does_not_go_on_from_what_other_options_began(real, tmp_path, monkeypatch):
@@ -643,6 +645,21 @@ def test_overwrite_does_not_go_on_from_what_other_options_began(real, tmp_path, 
     assert classify(real, real, tmp_path / "cut", *other, "--overwrite", repeats="1") == 0
     assert classify(real, real, tmp_path / "whole", *other, repeats="1") == 0
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_a_repeat_begun_by_an_earlier_version_is_one_line_and_overwrite_begins_it_anew(
+        real, tmp_path, capsys):
+    import torch
+
+    path = tmp_path / "real" / "replicate_000" / ".repeat_0000.partial"
+    path.parent.mkdir(parents=True)
+    torch.save({"identity": {"seed": 0}, "step": 3, "model": {}, "optimizer": {},
+                "losses": torch.zeros(9), "rng": [torch.get_rng_state()]}, path)
+    assert classify(real, real, tmp_path, repeats="1") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert path.name in error and "remove it" in error
+    assert classify(real, real, tmp_path, "--overwrite", repeats="1") == 0
+    assert not path.exists()
 
 
 def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch, capsys):
@@ -695,7 +712,7 @@ def test_two_processes_share_and_one_survives_the_others_kill(pool, real, tmp_pa
 
 def test_a_loss_that_is_not_finite_fails(real, tmp_path, capsys):
     assert classify(real, real, tmp_path, "--learning-rate", "1e30") == 1
-    assert "the loss is" in capsys.readouterr().err
+    assert "the loss is not finite" in capsys.readouterr().err
     assert content(tmp_path) == {}
 
 

@@ -8,9 +8,9 @@ import signal
 import pytest
 import torch
 
-from lungkit.learn.loop import learning_rate_at, train
+from lungkit.learn.loop import Losses, RandomStates, learning_rate_at, loop, train
 from lungkit.run import cli
-from lungkit.run.faults import Fault
+from lungkit.run.faults import BadOptions, Fault
 from lungkit.run.seeds import generator_for
 
 
@@ -177,3 +177,130 @@ def test_a_signal_in_the_last_step_ends_a_whole_training(tmp_path):
                             checkpoint_path=tmp_path / "x.ckpt"))
 
     assert cli.main(cli.stage_parser("last", "A test."), run, []) == 0 and len(result) == 1
+
+
+# ------------------------------------------------------------------ two networks, two optimisers
+
+TOTAL = 30
+
+
+def gan(path, *, at_step=lambda step: None, identity=None, **options) -> list:
+    """Train a toy GAN, one step at a time; the bytes of everything it ends with.
+
+    The generator has a BatchNorm, whose buffers are no parameters; the discriminator drops out,
+    by torch's own generator.
+    """
+    torch.manual_seed(1)
+    made = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    judge = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.ReLU(), torch.nn.Dropout(0.3),
+                                torch.nn.Linear(8, 1))
+    of_made, of_judge = torch.optim.Adam(made.parameters()), torch.optim.AdamW(judge.parameters())
+    average, losses = torch.zeros(4), Losses()
+    state = {"made": made, "judge": judge, "of_made": of_made, "of_judge": of_judge,
+             "average": average, "random": RandomStates(torch.device("cpu"))}
+    for step in loop(TOTAL, what="GAN", state=state, losses=losses,
+                     identity={"rate": 1, **(identity or {})}, checkpoint_path=path / "x.ckpt",
+                     rates=[(of_made, lambda step: 0.01), (of_judge, lambda step: 0.1 / (step + 1))],
+                     **options):
+        at_step(step)
+        generator = generator_for(3, step)
+        real, noise = torch.randn(8, 1, generator=generator), torch.randn(8, 2, generator=generator)
+        judged = (judge(made(noise).detach()) - judge(real)).mean()
+        of_judge.zero_grad()
+        judged.backward()
+        of_judge.step()
+        fooled = -judge(made(noise)).mean()
+        of_made.zero_grad()
+        fooled.backward()
+        of_made.step()
+        average.lerp_(made[1].running_mean, 0.1)
+        losses.add(made=fooled, judge=judged)
+    tensors = [*made.state_dict().values(), *judge.state_dict().values(), average]
+    moments = [part for optimizer in (of_made, of_judge)
+               for parts in optimizer.state_dict()["state"].values() for part in parts.values()]
+    return [part.numpy().tobytes() for part in (*tensors, *moments)] + [losses.values]
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(number: int):
+    def at_step(step: int) -> None:
+        if step == number:
+            raise Killed
+    return at_step
+
+
+def test_a_killed_gan_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    whole = gan(tmp_path / "a")
+    monkeypatch.setattr("lungkit.learn.loop.CHECKPOINT_INTERVAL_SEC", 0.0)
+    with pytest.raises(Killed):
+        gan(tmp_path / "b", at_step=kill_at(17))
+    done = []
+    torch.rand(5)  # another process has drawn otherwise
+    assert gan(tmp_path / "b", at_step=done.append) == whole
+    assert 0 < done[0] <= 17 and done == [*range(done[0], TOTAL)]
+    assert set(whole[-1]) == {"made", "judge"} and len(whole[-1]["judge"]) == TOTAL
+
+
+def test_every_optimiser_is_given_its_own_rate(tmp_path):
+    weights = [parameter(), parameter()]
+    optimizers = [torch.optim.SGD([weight], lr=9.0) for weight in weights]
+    losses, seen = Losses(), []
+    for step in loop(3, what="rates", state={}, losses=losses, identity={}, checkpoint_path=None,
+                     rates=[(optimizers[0], lambda step: step), (optimizers[1], lambda step: -step)]):
+        seen.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        losses.add(loss=torch.zeros(()))
+    assert seen == [[0, 0], [1, -1], [2, -2]]
+
+
+def test_any_loss_that_is_not_finite_is_a_fault(tmp_path):
+    losses = Losses()
+    with pytest.raises(Fault, match="GAN: the loss is not finite"):
+        for _ in loop(3, what="GAN", state={}, losses=losses, identity={},
+                      checkpoint_path=tmp_path / "x.ckpt"):
+            losses.add(made=torch.tensor(1.0), judge=torch.tensor(float("nan")))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("save_last", [True, False])
+def test_the_last_step_is_saved_where_asked_for(save_last, tmp_path):
+    gan(tmp_path, save_last=save_last)
+    assert (tmp_path / "x.ckpt").exists() == save_last
+    done = []
+    gan(tmp_path, at_step=done.append, save_last=save_last)
+    assert bool(done) != save_last
+
+
+def test_a_training_begun_with_other_options_is_refused_and_overwrite_begins_it_anew(tmp_path):
+    whole = gan(tmp_path)
+    with pytest.raises(BadOptions, match="rate: 1 there, 2 now"):
+        gan(tmp_path, identity={"rate": 2})
+    done = []
+    assert gan(tmp_path, identity={"rate": 2}, overwrite=True, at_step=done.append) == whole
+    assert done == [*range(TOTAL)]
+
+
+def old_layout() -> dict:
+    """What a version before the one loop kept of a training."""
+    return {"step": 3, "losses": [1.0, 2.0, 3.0], "optimizer": {"state": {}, "param_groups": []},
+            "parameters": [torch.zeros(())], "ema": None}
+
+
+@pytest.mark.parametrize("content", [old_layout, lambda: [1, 2], None])
+def test_a_checkpoint_of_an_earlier_version_or_no_checkpoint_is_one_line(content, tmp_path, capfd):
+    path = tmp_path / "x.ckpt"
+    if content is None:
+        path.write_bytes(b"no checkpoint")
+    else:
+        torch.save(content(), path)
+
+    def run():
+        descend(tmp_path, steps=2)
+
+    assert cli.main(cli.stage_parser("old", "A test."), run, []) == 1
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "x.ckpt" in error[0] and "remove it" in error[0]
+    path.unlink()
+    assert cli.main(cli.stage_parser("old", "A test."), run, []) == 0
