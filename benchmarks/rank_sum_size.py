@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402
-from scipy.stats import mannwhitneyu, ranksums  # noqa: E402
+import numpy as np
+from scipy.stats import mannwhitneyu, ranksums
 
 from lungkit.compare.rank_sum import (
     margin_on_grid,

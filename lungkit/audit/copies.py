@@ -107,8 +107,8 @@ def link(signatures: list[Signature], mapped: Callable = in_this_process) -> lis
     asked = different = [i for _, i in sorted(first.items())]
     while len(asked) > 1:
         before = len({groups.of(i) for i in asked})
-        for i, j, _ in find_pairs([signatures[i] for i in asked], mapped, joined=lambda i, j:
-                                  groups.of(asked[i]) == groups.of(asked[j])):
+        for i, j, _ in find_pairs([signatures[i] for i in asked], mapped, joined=lambda i, j,
+                                  asked=asked: groups.of(asked[i]) == groups.of(asked[j])):
             groups.join(asked[i], asked[j])
         if len({groups.of(i) for i in asked}) == before:
             break

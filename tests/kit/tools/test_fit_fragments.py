@@ -58,7 +58,7 @@ def test_pictures_are_of_every_class_in_both_stains_and_changed(monkeypatch):
     made = list(fit_fragments.pictures(9, 2))
     assert [modality for *_, modality in made] == ["he", "fluorescence", "he", "he"] * 3
     assert asked == [(label, {"patient": 2, "index": 0, "seed": 9}) for label in paint.CLASSES]
-    for image, truth, modality in made:
+    for image, truth, _ in made:
         assert image.shape == (48, 48, 3) and image.dtype == np.uint8 and truth.shape == (48, 48)
     dapi = made[1][0]
     assert dapi[0, 0].tolist() == [0] * 3 and dapi[-1, -1].tolist() == [255] * 3  # of channel 0
