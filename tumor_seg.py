@@ -47,7 +47,7 @@ from lungkit.histology.tiles import Job, Recipe, examine, look_at, render, stati
 from lungkit.run import cli
 from lungkit.run.faults import BadOptions, Fault, check_stop, several
 from lungkit.run.files import sha256_file, write_bytes, write_text
-from lungkit.run.journal import Journal
+from lungkit.run.journal import ResultJournal
 from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
 from lungkit.run.workers import mapper
@@ -60,7 +60,7 @@ JOB_TILES = 32      # ours: tiles of a slide that go to a process at a time
 
 # ------------------------------------------------------------------ the survey
 
-def survey(found: list[sources.Source], recipe: Recipe, journal: Journal,
+def survey(found: list[sources.Source], recipe: Recipe, journal: ResultJournal,
            mapped: Callable) -> list[Original]:
     """Examine every image not in the journal; raise one Fault that names the unusable ones."""
     seen = {s.name: journal.get(s.name, stamp(s)) for s in found}
@@ -249,8 +249,8 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
     group_of, given = read_group_ids(found, groups or "auto", group_regex)
 
     # beside the output: other groups or folds, or a repaired image, need no new survey of the rest
-    journal = Journal(target.output_dir.parent / f".{target.output_dir.name}.survey",
-                      f"{RECIPE} {recipe} {[*Original.__annotations__]}", keep=not dry_run)
+    journal = ResultJournal(target.output_dir.parent / f".{target.output_dir.name}.survey",
+                            f"{RECIPE} {recipe}", keep=not dry_run)
     with mapper(workers) as mapped, journal:
         originals = survey(found, recipe, journal, mapped)
         dropped = qc_report.count_dropped(originals, others)
@@ -259,9 +259,9 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
             say(f"tumor_seg: dropped {entry['count']}: {entry['reason']} ({by_class})")
         plan = make_plan(originals, group_of, given, seed=seed, fold=fold,
                          trust_groups=trust_groups, method=stain_normalisation, mapped=mapped)
-        tiles = plan.count_tiles()
-        counts = (f"{sum(tiles.values())} tiles of {recipe.cut.image_size} px "
-                  f"({', '.join(f'{split} {tiles[split]}' for split in SPLITS)}), "
+        number = plan.count_tiles()
+        counts = (f"{sum(number.values())} tiles of {recipe.cut.image_size} px "
+                  f"({', '.join(f'{split} {number[split]}' for split in SPLITS)}), "
                   f"{len(plan.split_of)} groups, {sum(each['count'] for each in dropped)} dropped")
         if dry_run:
             report = confounding.report(plan.specimens(), plan.split_of, plan.groups_given, mapped)
@@ -269,13 +269,13 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
                 say(f"tumor_seg: warning: {warning}")
             done = 0 if overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
             print(f"{output}: would write {counts}; {done} done, "
-                  f"{sum(tiles.values()) - done} pending")
+                  f"{sum(number.values()) - done} pending")
             return
 
         from lungkit.data.writer import DatasetWriter
 
         with DatasetWriter(target, stage="tumor_seg", classes=labels,
-                           image_size=recipe.cut.image_size, 
+                           image_size=recipe.cut.image_size,
                            plan=plan.digest(stain.describe(plan.reference))) as writer:
             write_tiles(writer, plan, recipe, seed, mapped)
             after = measure_tiles(writer, plan, mapped)

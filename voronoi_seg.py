@@ -53,9 +53,16 @@ from lungkit.nuclei.detect import (
     detect_nuclei,
     guess_modality,
 )
-from lungkit.nuclei.features import FeatureLog, measure_nuclei, nucleus_lines, summarise
+from lungkit.nuclei.features import (
+    feature_record,
+    measure_nuclei,
+    nucleus_lines,
+    summarise,
+    write_tables,
+)
 from lungkit.nuclei.voronoi import borders, voronoi_labels
 from lungkit.run import cli, faults
+from lungkit.run.journal import Journal
 from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
 from lungkit.run.workers import mapper
@@ -262,8 +269,8 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
 
     with DatasetWriter(target, stage="voronoi_seg", classes=data.classes,
                        image_size=data.image_size) as writer, \
-            FeatureLog(writer.work_dir / LOG) as log:
-        pending = [row for row in data.rows if row.file_name not in log.places
+            Journal(writer.work_dir / LOG) as log:
+        pending = [row for row in data.rows if row.file_name not in log
                    or not writer.has(row.split, row.label, int(row.stem))]
         done = len(data.rows) - len(pending)
         say(f"found {len(data.rows)} images, processing {len(pending)} ({how['modality']})")
@@ -275,7 +282,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         with mapper(workers) as mapped:
             drawn = mapped(partial(draw_row, real_dir=real_dir, **how), pending)
             for row, (picture, mask, lines, summary) in zip(pending, drawn):
-                log.add(row.file_name, lines, summary)
+                log.add(row.file_name, feature_record(lines, summary))
                 writer.add(row.split, row.label, int(row.stem), picture, masks={"nuclei": mask},
                            group=row.group, source=row.file_name, num_nuclei=len(lines))
                 done += 1
@@ -283,7 +290,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
                 faults.check_stop()
         nuclei = count_nuclei(writer.records.values(), data.classes)
         warnings = warn(nuclei)
-        tables = log.write_tables(writer.work_dir, list(writer.records))
+        tables = write_tables(log, writer.work_dir, list(writer.records))
         made = writer.publish(parents=[parent_of(data, {split: [split] for split in SPLITS})],
                               seed=data.manifest.get("seed", 0), warnings=warnings, nuclei=nuclei,
                               modality=how["modality"], features=tables,

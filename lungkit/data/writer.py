@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from lungkit.data.dataset import COLUMNS, SCHEMA, SPLITS, Dataset, Row, count, f
 from lungkit.data.png import GREY, RGB, encode_png, read_header
 from lungkit.run.faults import Fault
 from lungkit.run.files import sha256, write_bytes, write_text
+from lungkit.run.journal import Journal
 from lungkit.run.output import Output
 from lungkit.run.provenance import provenance
 
@@ -46,16 +46,9 @@ class DatasetWriter:
                 if left.name != ".options.json":
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
         write_text(plan, self.plan)
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the line a kill cut short
-                    continue
-                if self._is_whole(record):
-                    self.records[record["file_name"]] = record
-            write_text(path, "".join(json.dumps(r) + "\n" for r in self.records.values()))
-        self._file = open(path, "a", encoding="utf-8")
+        self._journal = Journal(path).__enter__()
+        found = {name: self._journal.get(name) for name in self._journal}
+        self.records = {name: record for name, record in found.items() if self._is_whole(record)}
         return self
 
     def _is_whole(self, record: dict) -> bool:
@@ -70,7 +63,7 @@ class DatasetWriter:
         return sha256(image) == record["sha256"] and None not in map(read_header, masks)
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self._journal.__exit__(*error)
         self._writing.__exit__(*error)
 
     def has(self, split: str, label: str, index: int) -> bool:
@@ -92,8 +85,7 @@ class DatasetWriter:
         record = {"file_name": name, "label": label, "split": split, MASKS: sorted(masks or ()),
                   **{key: str(value) for key, value in columns.items()}, "sha256": sha256(content)}
         self.records[name] = record
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._journal.add(name, record)
 
     def _png(self, image: np.ndarray | bytes, colour_type: int) -> bytes:
         content = image if isinstance(image, bytes) else encode_png(image)

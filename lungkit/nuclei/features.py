@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from lungkit.nuclei.detect import Nuclei, haematoxylin
 from lungkit.nuclei.voronoi import cell_areas_px, count_neighbours, touches_border
 from lungkit.run.faults import Fault
 from lungkit.run.files import atomic_path, sha256_file
+from lungkit.run.journal import Journal
 
 NUCLEI_FILE, IMAGES_FILE = "features.csv", "image_features.csv"
 # feature: the flag of the nuclei it is not summarised over, or None
@@ -218,64 +218,32 @@ def nucleus_lines(features: dict[str, np.ndarray]) -> list[str]:
             for number, values in enumerate(zip(*columns), start=1)]
 
 
-class FeatureLog:
-    """What is measured so far, one JSON line an image, and the two tables made of it.
+def feature_record(nuclei: list[str], image: dict[str, float]) -> dict:
+    """What `write_tables` needs of an image: its `nucleus_lines` and its `summarise`."""
+    return {"nuclei": nuclei, "image": [as_text(image[name]) for name in IMAGE_COLUMNS]}
 
-    An interrupted stage goes on with what is whole; only places in the file are kept in memory.
+
+def write_tables(log: Journal, directory: Path, file_names: list[str]) -> dict[str, dict]:
+    """Write both tables of these images, sorted: {file: {rows, sha256}}.
+
+    log: `feature_record` of each image by file name.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.places = path, {}
-        end = 0
-        if path.exists():
-            with open(path, "rb") as file:
-                for line in file:
-                    try:
-                        name = json.loads(line)["file_name"]
-                    except ValueError:  # the line a kill cut short
-                        break
-                    if not line.endswith(b"\n"):
-                        break
-                    self.places[name] = end
-                    end += len(line)
-        self.end = end
-        self.file = open(path, "ab")
-        self.file.truncate(end)
-
-    def __enter__(self) -> FeatureLog:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-    def add(self, file_name: str, nuclei: list[str], image: dict[str, float]) -> None:
-        """Note the lines and the summaries of one image."""
-        line = json.dumps({"file_name": file_name, "nuclei": nuclei,
-                           "image": [as_text(image[name]) for name in IMAGE_COLUMNS]}) + "\n"
-        self.file.write(line.encode())
-        self.file.flush()
-        self.places[file_name] = self.end
-        self.end += len(line.encode())
-
-    def write_tables(self, directory: Path, file_names: list[str]) -> dict[str, dict]:
-        """Write both tables of these images, sorted: {file: {rows, sha256}}."""
-        rows = {NUCLEI_FILE: 0, IMAGES_FILE: 0}
-        with atomic_path(directory / NUCLEI_FILE) as nuclei_path, \
-                atomic_path(directory / IMAGES_FILE) as images_path, \
-                open(self.path, "rb") as log, open(nuclei_path, "w", encoding="utf-8") as nuclei, \
-                open(images_path, "w", encoding="utf-8") as images:
-            nuclei.write(",".join(("file_name", *NUCLEUS_COLUMNS)) + "\n")
-            images.write(",".join(("file_name", *IMAGE_COLUMNS)) + "\n")
-            for name in sorted(file_names):
-                log.seek(self.places[name])
-                record = json.loads(log.readline())
-                quoted = _quoted(name)
-                nuclei.writelines(f"{quoted},{line}\n" for line in record["nuclei"])
-                images.write(",".join([quoted, *record["image"]]) + "\n")
-                rows[NUCLEI_FILE] += len(record["nuclei"])
-                rows[IMAGES_FILE] += 1
-        return {name: {"rows": number, "sha256": sha256_file(directory / name)}
-                for name, number in rows.items()}
+    rows = {NUCLEI_FILE: 0, IMAGES_FILE: 0}
+    with atomic_path(directory / NUCLEI_FILE) as nuclei_path, \
+            atomic_path(directory / IMAGES_FILE) as images_path, \
+            open(nuclei_path, "w", encoding="utf-8") as nuclei, \
+            open(images_path, "w", encoding="utf-8") as images:
+        nuclei.write(",".join(("file_name", *NUCLEUS_COLUMNS)) + "\n")
+        images.write(",".join(("file_name", *IMAGE_COLUMNS)) + "\n")
+        for name in sorted(file_names):
+            record = log.get(name)
+            quoted = _quoted(name)
+            nuclei.writelines(f"{quoted},{line}\n" for line in record["nuclei"])
+            images.write(",".join([quoted, *record["image"]]) + "\n")
+            rows[NUCLEI_FILE] += len(record["nuclei"])
+            rows[IMAGES_FILE] += 1
+    return {name: {"rows": number, "sha256": sha256_file(directory / name)}
+            for name, number in rows.items()}
 
 
 def _quoted(name: str) -> str:

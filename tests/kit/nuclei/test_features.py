@@ -17,17 +17,20 @@ from lungkit.nuclei.features import (
     NUCLEI_FILE,
     NUCLEUS_COLUMNS,
     clark_evans,
+    feature_record,
     measure_nuclei,
     measure_shapes,
     nearest_neighbours,
     nucleus_lines,
     read_image_features,
     summarise,
+    write_tables,
 )
 from lungkit.nuclei.voronoi import voronoi_labels
 from lungkit.phantom import paint
 from lungkit.run.faults import Fault
 from lungkit.run.files import sha256_file
+from lungkit.run.journal import Journal
 
 UM_PER_PX = 0.8
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import sys
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
@@ -88,7 +89,7 @@ class Call:
 def test_a_result_cannot_call_anything(path):
     with ResultJournal(path, "recipe") as journal:
         journal.add("image 4", 4, Call(path.parent / "made"))
-    assert kept(path) == [0, 1, 2, 3, 4] and not (path.parent / "made").exists()
+    assert kept(path) == [0, 1, 2, 3] and not (path.parent / "made").exists()
 
 
 @dataclasses.dataclass
@@ -111,13 +112,38 @@ def test_dataclasses_arrays_and_paths_are_results(path):
 
 @pytest.mark.parametrize("foreign", [OrderedDict(a=1), Fraction(1, 2), os.mkdir, OrderedDict],
                          ids=["object", "instance", "function", "class"])
-def test_anything_else_ends_what_is_believed(foreign, path):
+def test_anything_else_is_not_believed(foreign, path):
     with ResultJournal(path, "recipe") as journal:
         journal.add("foreign", 0, foreign)
         journal.add("image 9", 9, {"value": 9000})
     with ResultJournal(path, "recipe", keep=False) as journal:
         assert journal.get("image 4", 4) and journal.get("foreign", 0) is None
-        assert journal.get("image 9", 9) is None
+        assert journal.get("image 9", 9) == {"value": 9000}
+
+
+@dataclasses.dataclass
+class Inner:
+    share: float
+
+
+@dataclasses.dataclass
+class Outer:
+    inside: object  # its type says nothing of what is in it
+
+
+@pytest.mark.parametrize("fields", [
+    [("share", float), ("spread", float, 0.0)], [("part", float)], [("share", int)], []],
+    ids=["added", "renamed", "typed otherwise", "dropped"])
+def test_a_result_with_another_field_anywhere_in_it_is_not_resumed(fields, path, monkeypatch):
+    with ResultJournal(path, "recipe") as journal:
+        journal.add("plain", 0, Outer(None))
+        journal.add("deep", 0, {"all": [Outer((Inner(0.5),))]})
+        assert journal.get("deep", 0) == {"all": [Outer((Inner(0.5),))]}
+    changed = dataclasses.make_dataclass("Inner", fields)
+    changed.__module__ = __name__
+    monkeypatch.setattr(sys.modules[__name__], "Inner", changed)
+    with ResultJournal(path, "recipe", keep=False) as journal:
+        assert journal.get("plain", 0) == Outer(None) and journal.get("deep", 0) is None
 
 
 def test_a_journal_of_another_user_is_not_read(path, monkeypatch):
@@ -159,6 +185,38 @@ def test_a_second_process_reads_only(path):
         assert journal.get("image 7", 7) is None and journal.get("image 8", 8) == {}
         journal.discard()
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_journal_that_is_not_resumed_says_so(path, capsys):
+    assert kept(path, "other") == [] and f"{path}: of another" in capsys.readouterr().err
+    assert kept(path) == [0, 1, 2, 3, 4] and capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------ lines of JSON
+
+@pytest.mark.parametrize("torn", [b'{"file_name": "c.png", "n": 3', b"\0" * 40 + b"\n", b"[1]\n",
+                                  b'{"file_name": "c.png", "n": 3}'])
+def test_lines_are_read_by_name_until_the_first_torn_one(torn, tmp_path):
+    """Among them what a run wrote before this module did: plain lines with a file_name."""
+    path = tmp_path / "lines"
+    path.write_bytes(b'{"file_name": "a.png", "n": 1}\n{"n": 2, "file_name": "b.png"}\n' + torn)
+    with Journal(path) as journal:
+        assert list(journal) == ["a.png", "b.png"] and "c.png" not in journal
+        assert journal.get("c.png") is None
+        assert journal.get("b.png") == {"file_name": "b.png", "n": 2}
+        journal.add("c.png", {"n": 4})
+        journal.add("a.png", {"n": 5})
+        assert journal.get("a.png") == {"file_name": "a.png", "n": 5}
+    with Journal(path) as journal:
+        assert [journal.get(name)["n"] for name in ("a.png", "b.png", "c.png")] == [5, 2, 4]
+
+
+def test_a_journal_torn_in_its_first_line_begins_anew(tmp_path):
+    (tmp_path / "lines").write_text('{"file_na')
+    with Journal(tmp_path / "lines") as journal:
+        assert not list(journal) and not (tmp_path / "lines").exists()
+        journal.add("a.png", {})
+        assert journal.get("a.png") == {"file_name": "a.png"}
 
 
 # ------------------------------------------------------------------ the survey of tumor_seg.py
@@ -218,7 +276,7 @@ def test_a_dry_run_reads_the_journal_and_writes_nothing(images, tmp_path, monkey
 
 def test_a_killed_survey_goes_on(images, tmp_path, monkeypatch, capfd):
     seen = count_examined(monkeypatch)
-    counted = tiles.examine
+    counted = tumor_seg.examine
 
     def die_at_the_sixth(source, recipe):
         if len(seen) == 5:
@@ -226,7 +284,7 @@ def test_a_killed_survey_goes_on(images, tmp_path, monkeypatch, capfd):
         return counted(source, recipe)
 
     def killed() -> int:
-        tiles.examine = die_at_the_sixth
+        tumor_seg.examine = die_at_the_sixth
         return run(images, tmp_path / "real", "--workers", "1")
 
     assert os.waitstatus_to_exitcode(os.waitpid(fork(killed), 0)[1]) == -signal.SIGKILL
