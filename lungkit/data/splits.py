@@ -35,19 +35,13 @@ def merge_groups(groups: dict[str, str], links: Iterable[tuple[str, str]] = (), 
     hashes: SHA-256 by source name; equal ones are links too.
     A joined group has the first of its groups' names in sorted order, whatever the order of links.
     """
-    parent = {group: group for group in groups.values()}
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def find(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = parent[parent[group]]
-            group = parent[group]
-        return group
-
+    merged = DisjointSet(groups.values())
     for one, other in [*identical(hashes or {}), *links]:
-        a, b = sorted((find(groups[one]), find(groups[other])))
-        parent[b] = a
-    joined = sum(find(group) != group for group in parent)
-    return {name: find(group) for name, group in groups.items()}, joined
+        merged.merge(groups[one], groups[other])
+    first = {group: min(subset) for subset in merged.subsets() for group in subset}
+    return {name: first[group] for name, group in groups.items()}, len(merged) - merged.n_subsets
 
 
 def identical(hashes: dict[str, str]) -> list[tuple[str, str]]:
