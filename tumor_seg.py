@@ -288,7 +288,7 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
             writer.publish(parents=[], seed=seed, warnings=warnings, dropped=dropped,
                            groups=plan.count_groups(), confounding=report,
                            stain=qc_report.describe_stain(plan, recipe.stain_normalisation),
-                           **qc_report.describe_scale(plan.originals))
+                           **qc_report.describe_scale(plan.originals, recipe.cut.image_size))
         journal.discard()
     for line in (describe_confounding(report).splitlines()
                  + [f"warning: {w}" for w in warnings if w not in confounding_warnings(report)]):

@@ -42,6 +42,7 @@ from lungkit.data.dataset import (
     parent_of,
     read_manifest,
 )
+from lungkit.data.manifest import side_um
 from lungkit.data.png import decode_png, encode_png
 from lungkit.data.writer import DatasetWriter
 from lungkit.nuclei.detect import (
@@ -194,10 +195,8 @@ def choose_modality(real: Dataset, asked: str) -> str:
     """One modality for all images: as asked, as `real` records, or as most of its images look."""
     if asked != "auto":
         return asked
-    for recorded in (real.manifest.get("modality"),
-                     real.manifest.get("parameters", {}).get("modality")):
-        if recorded in METHODS:
-            return recorded
+    if real.modality in METHODS:
+        return real.modality
     rows = real.select("train")
     picked = np.unique(np.linspace(0, len(rows) - 1, MODALITY_IMAGES).astype(int))
     votes = [guess_modality(real.image(rows[i])) for i in picked]
@@ -209,7 +208,8 @@ def draw_row(row: Row, *, real_dir: Path, **how: object) -> tuple[bytes, bytes, 
 
     Returns picture and mask as PNG, the lines of its nuclei, and its summary.
     """
-    drawing = draw(decode_png((real_dir / row.file_name).read_bytes()), **how)
+    image = decode_png((real_dir / row.file_name).read_bytes())
+    drawing = draw(image if image.ndim == 3 else np.stack([image] * 3, axis=-1), **how)
     return (encode_png(drawing.picture), encode_png(drawing.mask),
             nucleus_lines(drawing.features), drawing.summary)
 
@@ -246,7 +246,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         raise faults.BadOptions(f"--output {output} and --real {real} lie in one another: "
                              "choose an --output outside the real dataset")
     manifest = read_manifest(real_dir)
-    field_um = field_um or manifest.get("field_um") or FIELD_UM
+    field_um = field_um or side_um(manifest) or FIELD_UM
     options = {"real": manifest["fingerprint"], "render": render, "modality": modality,
                "solidity": solidity, "field_um": field_um, "recipe": RECIPE,
                "nuclei_recipe": NUCLEI_RECIPE,
@@ -268,7 +268,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         return
 
     with DatasetWriter(target, stage="voronoi_seg", classes=data.classes,
-                       image_size=data.image_size) as writer, \
+                       image_size=data.image_size, targets=data.targets) as writer, \
             Journal(writer.work_dir / LOG) as log:
         pending = [row for row in data.rows if row.file_name not in log
                    or not writer.has(row.split, row.label, int(row.stem))]
@@ -284,7 +284,8 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
             for row, (picture, mask, lines, summary) in zip(pending, drawn):
                 log.add(row.file_name, feature_record(lines, summary))
                 writer.add(row.split, row.label, int(row.stem), picture, masks={"nuclei": mask},
-                           group=row.group, source=row.file_name, num_nuclei=len(lines))
+                           group=row.group, source=row.file_name, num_nuclei=len(lines),
+                           **{name: row.extra[name] for name in data.targets})
                 done += 1
                 progress.update(done)
                 faults.check_stop()
@@ -293,8 +294,8 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         tables = write_tables(log, writer.work_dir, list(writer.records))
         made = writer.publish(parents=[parent_of(data, {split: [split] for split in SPLITS})],
                               seed=data.manifest.get("seed", 0), warnings=warnings, nuclei=nuclei,
-                              modality=how["modality"], features=tables,
-                              um_per_px=field_um / data.image_size)
+                              features=tables, modality=how["modality"],
+                              um_per_px=field_um / data.image_size, symmetries=data.symmetries)
         (made.path / LOG).unlink(missing_ok=True)
     for warning in warnings:
         say(f"warning: {warning}")

@@ -34,7 +34,7 @@ def write_real(path: Path) -> Path:
                     image[0, 0, 0] = index + 1
                     writer.add(split, label, index, image, group=f"patient {index}")
                     index += 1
-        writer.publish(parents=[], seed=0, field_um=200.0, modality="he")
+        writer.publish(parents=[], seed=0, um_per_px=200 / SIZE, modality="he")
     return path
 
 
@@ -192,13 +192,13 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
         patch.setattr("lungkit.generate.latents.Latents", FakeLatents)
         patch.setattr("lungkit.learn.loop.train", train)
         patch.setattr("lungkit.nuclei.instanseg.load_detector", detector)
-        stand_ins = {"BaseModel": open_base, "training_loss": training_loss,
-                     "train_adapter": train_adapter, "pipeline": pipeline,
+        patch.setattr("lungkit.generate.adapters.train_adapter", train_adapter)
+        stand_ins = {"BaseModel": open_base, "training_loss": training_loss, "pipeline": pipeline,
                      "draw_images": draw_images}
         if arm == "context":
             stand_ins["get_controlnet"] = lambda base, source: Control(source)
         if blind:
-            stand_ins["open_dataset"] = open_blind
+            patch.setattr("lungkit.generate.items.open_dataset", open_blind)
         for attribute, stand_in in stand_ins.items():
             patch.setattr(f"{name}.{attribute}", stand_in)
         record.status = importlib.import_module(name).main(

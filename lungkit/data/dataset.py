@@ -1,32 +1,31 @@
-"""The dataset contract: what every arm writes and the CNN reads.
+"""The dataset contract: what every arm writes and the CNN reads. In full: docs/dataset.md.
 
-    <dataset>/
-      train/<class>/000000.png   val/<class>/...   test/<class>/...   RGB uint8, square, one size
-      masks/<kind>/<class>/000000.png    optional, 8-bit, same names (a name is unique in a dataset)
+  <dataset>/
+      train/<class>/000000.png   val/<class>/...   test/<class>/...   8 bit, square, one size
+      masks/<kind>/<class>/000000.png    optional, grey, same names (a name is unique in a dataset)
       metadata.csv                       one row an image, sorted by file_name
       dataset.json                       the manifest, written last: present means complete
 
 torchvision's ImageFolder(<dataset>/train) and Hugging Face's imagefolder loader read it as it is
 (masks lie by kind and class, not by split, because the latter would take them for images).
+Images are RGB or grey on disk, and uint8 [S, S, channels] in memory, channels 3 or 1.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from lungkit.data.png import RGB, decode_png, describe_header, read_header
+from lungkit.data import cache
+from lungkit.data.manifest import COLUMNS, MANIFEST, SPLITS, read_manifest
+from lungkit.data.png import GREY, RGB, decode_png, describe_header, read_header
 from lungkit.run.faults import Fault, several
-from lungkit.run.files import read_json, sha256
-
-SCHEMA = "lungkit.dataset/1"
-MANIFEST = "dataset.json"
-SPLITS = ("train", "val", "test")
-COLUMNS = ("file_name", "label", "split", "group", "source", "prompt", "seed", "sha256")
+from lungkit.run.files import sha256
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,29 @@ def fingerprint(rows: list[Row]) -> str:
 # ------------------------------------------------------------------ reading
 
 class Dataset:
-    """A complete, checked dataset on disk. Open one with `open_dataset`."""
+    """A complete, checked dataset on disk. Open one with `open_dataset`.
+
+    channels 1 or 3; bits 8; modality "he", "fluorescence", "ct" or None; um_per_px float or None
+    (unknown); intensity {unit, window: [black, white]} or None; symmetries 8, 2 or 1; masks
+    {kind: "binary" | "labels"}; targets {column of metadata.csv: {kind, values}}.
+    """
 
     def __init__(self, path: Path, manifest: dict, rows: list[Row]) -> None:
+        """manifest: as `read_manifest` gives it; rows: by file name."""
         self.path, self.manifest, self.rows = path, manifest, rows
         self.name: str = manifest["name"]
         self.classes: list[str] = manifest["classes"]
         self.image_size: int = manifest["image_size"]
         self.fingerprint: str = manifest["fingerprint"]
-        self.warnings: list[str] = manifest.get("warnings", [])
+        self.warnings: list[str] = manifest["warnings"]
+        self.channels: int = manifest["channels"]
+        self.bits: int = manifest["bits"]
+        self.modality: str | None = manifest["modality"]
+        self.um_per_px: float | None = manifest["um_per_px"]
+        self.intensity: dict | None = manifest["intensity"]
+        self.symmetries: int = manifest["symmetries"]
+        self.masks: dict[str, str] = manifest["masks"]
+        self.targets: dict[str, dict] = manifest["targets"]
 
     def select(self, split: str, label: str | None = None) -> list[Row]:
         """The rows of a split, and of one class if `label` is given, by file name."""
@@ -73,23 +86,35 @@ class Dataset:
                 if row.split == split and (label is None or row.label == label)]
 
     def image(self, row: Row) -> np.ndarray:
-        """uint8 [S, S, 3], RGB."""
-        return decode_png((self.path / row.file_name).read_bytes())
+        """uint8 [S, S, channels], RGB or grey."""
+        image = decode_png((self.path / row.file_name).read_bytes())
+        return image if image.ndim == 3 else image[..., None]
 
     def mask(self, kind: str, row: Row) -> np.ndarray:
-        """uint8 [S, S]."""
+        """uint8 [S, S]: 0 and 255, or label values."""
         return decode_png(self.mask_path(kind, row).read_bytes())
 
     def mask_path(self, kind: str, row: Row) -> Path:
         return self.path / "masks" / kind / row.label / f"{row.stem}.png"
 
     def load(self, split: str, label: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [N, S, S, 3] and labels int64 [N] in the order of `select`."""
-        rows = self.select(split, label)
-        images = np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8)
-        for index, row in enumerate(rows):
-            images[index] = self.image(row)
-        return images, np.array([self.classes.index(row.label) for row in rows], np.int64)
+        """Images uint8 [N, S, S, channels] and labels int64 [N] in the order of `select`.
+
+        A split of more than cache.IN_MEMORY_BYTES is mapped from a file and cannot be written to.
+        """
+        rows = self.select(split)
+        shape = (len(rows), self.image_size, self.image_size, self.channels)
+        chosen = [index for index, row in enumerate(rows) if label in (None, row.label)]
+        if int(np.prod(shape)) > cache.IN_MEMORY_BYTES:
+            images = cache.map_split(self.path, self.fingerprint, split, shape,
+                                     map(self.image, rows))
+            images = images[chosen[0]:chosen[-1] + 1] if chosen else images[:0]  # of one folder
+        else:
+            images = np.empty((len(chosen), *shape[1:]), np.uint8)
+            for number, index in enumerate(chosen):
+                images[number] = self.image(rows[index])
+        labels = [self.classes.index(rows[index].label) for index in chosen]
+        return images, np.array(labels, np.int64)
 
     def trained_on(self) -> list[dict]:
         """What a model trained on this dataset's train and val splits has seen of other datasets.
@@ -121,28 +146,46 @@ def parent_of(dataset: Dataset, splits: dict[str, list[str]]) -> dict:
     return {"name": dataset.name, "fingerprint": dataset.fingerprint, "splits": splits}
 
 
-def read_manifest(path: Path) -> dict:
-    """The manifest of a complete dataset. Raises Fault if there is none."""
-    path = Path(path)
-    if not path.is_dir():
-        raise Fault(f"dataset {path} is not a directory: make it with its stage first")
-    if not (path / MANIFEST).exists():
-        raise Fault(f"{path} has no {MANIFEST}, so it is not a complete dataset: "
-                    "run the stage that makes it (again)")
-    manifest = read_json(path / MANIFEST)
-    missing = [key for key in ("schema", "name", "classes", "image_size", "counts", "parents",
-                               "fingerprint") if key not in manifest]
-    if manifest.get("schema") != SCHEMA or missing:
-        raise Fault(f"{path / MANIFEST} is not a {SCHEMA} manifest"
-                    + (f" (no {', '.join(missing)})" if missing else ""))
-    return manifest
+def inherited(real: Dataset) -> dict:
+    """What images drawn after those of `real` share with them, for `DatasetWriter.publish`."""
+    return {"modality": real.modality, "um_per_px": real.um_per_px, "intensity": real.intensity,
+            "symmetries": real.symmetries}
 
+
+# ------------------------------------------------------------------ opening and checking
 
 def open_dataset(path: Path) -> Dataset:
-    """Open a dataset after checking all of it; raise Fault once, with every fault found."""
+    """Open a dataset after checking all of it; raise Fault once, with every fault found.
+
+    Masks are checked for their form, images for their content too.
+    """
     path = Path(path)
     manifest = read_manifest(path)
-    faults: list[str] = []
+    rows = read_rows(path)
+    dataset = Dataset(path, manifest, rows)
+    faults = [*image_faults(dataset), *mask_faults(dataset), *target_faults(dataset)]
+    listed = {row.file_name for row in rows}
+    for split in SPLITS:
+        for file in sorted((path / split).glob("*/*")):
+            name = file.relative_to(path).as_posix()
+            if name not in listed:
+                faults.append(f"{name}: not in metadata.csv")
+        for folder in sorted(p.name for p in (path / split).glob("*") if p.is_dir()):
+            if folder not in dataset.classes:
+                faults.append(f"{split}/{folder}: not a class of this dataset")
+    if not faults and dataset.counts != manifest["counts"]:
+        faults.append(f"counts differ from {MANIFEST}")
+    if not faults and fingerprint(rows) != manifest["fingerprint"]:
+        faults.append(f"the fingerprint differs from {MANIFEST}")
+    if faults:
+        raise Fault(f"dataset {path} has {len(faults)} fault{'s'[:len(faults) > 1]}: "
+                    f"{several(faults)}: "
+                    "restore the files or make the dataset again with --overwrite")
+    return dataset
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of metadata.csv, by file name. Raises Fault if it cannot be read."""
     rows: list[Row] = []
     try:
         with open(path / "metadata.csv", newline="", encoding="utf-8") as file:
@@ -152,42 +195,77 @@ def open_dataset(path: Path) -> Dataset:
     except (FileNotFoundError, TypeError, csv.Error) as error:
         raise Fault(f"{path / 'metadata.csv'} cannot be read ({error}): "
                     "make the dataset again") from None
-    classes, size = manifest["classes"], manifest["image_size"]
-    for row in rows:
-        if row.label not in classes or row.split not in SPLITS \
+    return sorted(rows, key=lambda row: row.file_name)
+
+
+def image_faults(dataset: Dataset) -> Iterator[str]:
+    """What is wrong with the images that metadata.csv lists."""
+    size, wanted = dataset.image_size, GREY if dataset.channels == 1 else RGB
+    for row in dataset.rows:
+        if row.label not in dataset.classes or row.split not in SPLITS \
                 or not row.file_name.startswith(f"{row.split}/{row.label}/"):
-            faults.append(f"{row.file_name}: listed with unknown class or split")
+            yield f"{row.file_name}: listed with unknown class or split"
             continue
-        file = path / row.file_name
         try:
-            content = file.read_bytes()
+            content = (dataset.path / row.file_name).read_bytes()
         except OSError:
-            faults.append(f"{row.file_name}: missing or unreadable")
+            yield f"{row.file_name}: missing or unreadable"
             continue
         header = read_header(content)
-        if header != (size, size, 8, RGB):
-            faults.append(f"{row.file_name}: {describe_header(header)}, "
-                          f"not an RGB PNG of {size} x {size}")
+        if header != (size, size, 8, wanted):
+            yield (f"{row.file_name}: {describe_header(header)}, not "
+                   f"{'a grey' if wanted == GREY else 'an RGB'} PNG of {size} x {size}")
         elif sha256(content) != row.sha256:
-            faults.append(f"{row.file_name}: altered since the dataset was made")
-    listed = {row.file_name for row in rows}
-    for split in SPLITS:
-        for file in sorted((path / split).glob("*/*")):
-            name = file.relative_to(path).as_posix()
-            if name not in listed:
-                faults.append(f"{name}: not in metadata.csv")
-        for folder in sorted(p.name for p in (path / split).glob("*") if p.is_dir()):
-            if folder not in classes:
-                faults.append(f"{split}/{folder}: not a class of this dataset")
-    if not faults and count(rows, classes) != manifest["counts"]:
-        faults.append("counts differ from the manifest")
-    if not faults and fingerprint(rows) != manifest["fingerprint"]:
-        faults.append("the fingerprint differs from the manifest")
-    if faults:
-        raise Fault(f"dataset {path} has {len(faults)} fault{'s'[:len(faults) > 1]}: "
-                    f"{several(faults)}: restore the files or make the dataset again with "
-                    "--overwrite")
-    return Dataset(path, manifest, rows)
+            yield f"{row.file_name}: altered since the dataset was made"
+
+
+def mask_faults(dataset: Dataset) -> Iterator[str]:
+    """What is wrong with the masks; a kind is of every image, or of as many as were written."""
+    size, root = dataset.image_size, dataset.path / "masks"
+    for folder in sorted(root.glob("*")):
+        if folder.name not in dataset.masks:
+            yield f"masks/{folder.name}: a kind that the manifest does not declare"
+    written = dataset.manifest["mask_counts"]
+    for kind in dataset.masks:
+        missing = []
+        for row in dataset.rows:
+            file = dataset.mask_path(kind, row)
+            name = file.relative_to(dataset.path).as_posix()
+            try:
+                header = read_header(file.read_bytes())
+            except OSError:
+                missing.append(f"{name}: missing or unreadable")
+                continue
+            if header != (size, size, 8, GREY):
+                yield f"{name}: {describe_header(header)}, not a grey PNG of {size} x {size}"
+        there = len(dataset.rows) - len(missing)
+        if written.get(kind, len(dataset.rows)) == len(dataset.rows):
+            yield from missing
+        elif there != written[kind]:
+            yield f"masks/{kind}: {there} masks of images, {written[kind]} were written"
+
+
+def target_faults(dataset: Dataset) -> Iterator[str]:
+    """What is wrong with the further label columns; an empty cell is an unknown value."""
+    for name, target in dataset.targets.items():
+        values = [row.extra.get(name) for row in dataset.rows]
+        if None in values:
+            yield f"metadata.csv: no column {name!r}, which is a target"
+            continue
+        for row, value in zip(dataset.rows, values, strict=True):
+            if value and not is_allowed(value, target):
+                yield f"{row.file_name}: {name} {value!r} is not of {target['values']}"
+
+
+def is_allowed(value: str, target: dict) -> bool:
+    """Whether a cell is one of the target's values, or a number from its least to its largest."""
+    if target["kind"] != "number":
+        return value in map(str, target["values"])
+    try:
+        least, most = target["values"] or (-np.inf, np.inf)
+        return least <= float(value) <= most
+    except ValueError:
+        return False
 
 
 def check_same_task(dataset: Dataset, real: Dataset) -> None:

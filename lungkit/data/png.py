@@ -11,10 +11,10 @@ PNG_LEVEL = 1     # of 9: at 224 px 4 ms instead of 10 for level 6, and 4 % larg
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Encode uint8 [H, W, 3] RGB or [H, W] as PNG."""
+    """Encode uint8 [H, W, 3] RGB, or [H, W] or [H, W, 1] grey, as PNG."""
     import cv2
 
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[2:] == (3,) else image
     done, buffer = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
     assert done, "PNG encoding failed"
     return buffer.tobytes()

@@ -6,11 +6,13 @@ import csv
 import io
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from lungkit.data.dataset import COLUMNS, SCHEMA, SPLITS, Dataset, Row, count, fingerprint
+from lungkit.data.dataset import COLUMNS, SPLITS, Dataset, Row, count, fingerprint
+from lungkit.data.manifest import DEFAULTS, SCHEMA
 from lungkit.data.png import GREY, RGB, encode_png, read_header
 from lungkit.run.faults import Fault
 from lungkit.run.files import sha256, write_bytes, write_text
@@ -31,10 +33,16 @@ class DatasetWriter:
     """
 
     def __init__(self, output: Output, *, stage: str, classes: list[str], image_size: int,
-                 plan: str = "") -> None:
-        """plan: what else decides every item; an interrupted writer with another is begun anew."""
+                 channels: int = 3, mask_forms: dict[str, str] | None = None,
+                 targets: dict[str, dict] | None = None, plan: str = "") -> None:
+        """channels: 3, RGB, or 1, grey. mask_forms: of the kinds of masks that are not binary.
+
+        targets: {column of `add`: {kind, values}}, further labels than the class.
+        plan: what else decides every item; an interrupted writer with another is begun anew.
+        """
         self.output, self.stage, self.plan = output, stage, plan
-        self.classes, self.image_size = list(classes), image_size
+        self.classes, self.image_size, self.channels = list(classes), image_size, channels
+        self.mask_forms, self.targets = mask_forms or {}, targets or {}
         self.records: dict[str, dict] = {}
 
     def __enter__(self) -> DatasetWriter:
@@ -71,7 +79,7 @@ class DatasetWriter:
 
     def add(self, split: str, label: str, index: int, image: np.ndarray | bytes, *,
             masks: dict[str, np.ndarray | bytes] | None = None, **columns: object) -> None:
-        """Write uint8 RGB [S, S, 3] as item `index` with its masks {kind: uint8 [S, S]}.
+        """Write uint8 [S, S, channels] as item `index` with its masks {kind: uint8 [S, S]}.
 
         Either may be a PNG already, encoded by a worker. columns: group, source, prompt, seed, and
         any further column of metadata.csv.
@@ -80,7 +88,7 @@ class DatasetWriter:
         for kind, mask in (masks or {}).items():
             write_bytes(self.work_dir / "masks" / kind / label / Path(name).name,
                         self._png(mask, GREY), flush=False)
-        content = self._png(image, RGB)
+        content = self._png(image, GREY if self.channels == 1 else RGB)
         write_bytes(self.work_dir / name, content, flush=False)
         record = {"file_name": name, "label": label, "split": split, MASKS: sorted(masks or ()),
                   **{key: str(value) for key, value in columns.items()}, "sha256": sha256(content)}
@@ -114,10 +122,13 @@ class DatasetWriter:
             raise Fault(f"nothing was produced for {', '.join(empty)}: every class needs an image "
                         "in every split")
         write_text(self.work_dir / "metadata.csv", table.getvalue())
-        manifest = {"schema": SCHEMA, "name": self.output.output_dir.name, "stage": self.stage,
-                    "classes": self.classes, "image_size": self.image_size, "channels": 3,
-                    "counts": counts, "seed": seed, "parents": parents,
+        mask_counts = Counter(kind for record in records for kind in record[MASKS])
+        manifest = {**DEFAULTS, "schema": SCHEMA, "name": self.output.output_dir.name,
+                    "stage": self.stage, "classes": self.classes, "image_size": self.image_size,
+                    "channels": self.channels, "counts": counts, "seed": seed, "parents": parents,
                     "fingerprint": fingerprint(rows), "warnings": warnings or [],
+                    "masks": {kind: self.mask_forms.get(kind, "binary") for kind in mask_counts},
+                    "mask_counts": dict(mask_counts), "targets": self.targets,
                     **more, **provenance()}
         os.sync()  # everything added, before what says that it is complete
         self.output.publish(manifest)

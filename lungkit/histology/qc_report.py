@@ -152,11 +152,11 @@ def describe_stain(plan, method: str) -> dict:
             "short": dict(sorted(short.items())), "reference": stain.describe(plan.reference)}
 
 
-def describe_scale(originals: list) -> dict:
-    """For the manifest: what the images are, and how much tissue a tile covers, where known."""
+def describe_scale(originals: list, image_size: int) -> dict:
+    """For the manifest: what the images are, and micrometres per pixel of a tile, where known."""
     fields = sorted(fields_um(originals))
     known = len(fields) == sum(len(o.kept) for o in originals)
     kinds = {"he" if o.light is not None else None if o.bright else "fluorescence"
              for o in originals}
-    return {"field_um": round(fields[len(fields) // 2], 3) if known else None,
+    return {"um_per_px": round(fields[len(fields) // 2], 3) / image_size if known else None,
             "modality": kinds.pop() if len(kinds) == 1 else None}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lungkit.data.manifest import side_um
 from lungkit.run.files import atomic_path
 from lungkit.run.progress import Progress
 
@@ -93,10 +94,9 @@ def measure_layouts(data, path: Path, nuclei_weights: Path | None = None) -> lis
     from lungkit.nuclei.detect import FIELD_UM, METHODS
     from lungkit.nuclei.instanseg import load_detector
 
-    recorded = data.manifest.get("modality")
     detect = partial(load_detector(nuclei_weights),
-                     modality=recorded if recorded in METHODS else "auto",
-                     field_um=data.manifest.get("field_um") or FIELD_UM)
+                     modality=data.modality if data.modality in METHODS else "auto",
+                     field_um=side_um(data.manifest) or FIELD_UM)
     rows = data.select("train")
     if not path.exists():
         progress = Progress("nuclei of training images", len(rows))

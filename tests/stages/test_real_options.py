@@ -138,7 +138,7 @@ def test_a_reason_reaches_the_table_with_its_tile_and_the_manifest_with_its_clas
 
 def test_scale_and_kind_of_image_are_recorded(made):
     manifest = made[0].manifest
-    assert manifest["field_um"] == SIZE * UM_PX and manifest["modality"] == "he"
+    assert manifest["um_per_px"] == UM_PX and manifest["modality"] == "he"
     assert manifest["confounding"]["groups_given"] == "auto"
     assert manifest["parents"] == [] and manifest["stain"]["images"] == 10
 

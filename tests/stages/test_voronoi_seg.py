@@ -328,8 +328,8 @@ def test_without_nuclei_an_image_is_one_cell(render):
 class Votes:
     """A real dataset that holds only what choosing a modality may look at."""
 
-    def __init__(self, train: list[str], **manifest: object) -> None:
-        self.train, self.manifest, self.seen = train, manifest, []
+    def __init__(self, train: list[str], modality: str | None = None) -> None:
+        self.train, self.modality, self.seen = train, modality, []
 
     def select(self, split: str) -> list[int]:
         assert split == "train", "val and test are not looked at"
@@ -343,9 +343,8 @@ class Votes:
 @pytest.mark.parametrize(("asked", "real", "expected", "looked"), [
     ("he", Votes(["fluorescence"], modality="fluorescence"), "he", 0),
     ("auto", Votes(["he"], modality="fluorescence"), "fluorescence", 0),
-    ("auto", Votes(["he"], parameters={"modality": "fluorescence"}), "fluorescence", 0),
-    ("auto", Votes(["fluorescence"] * 2 + ["he"], modality="auto"), "fluorescence", 3),
-    ("auto", Votes(["he", "fluorescence"], parameters={}), "he", 2),
+    ("auto", Votes(["fluorescence"] * 2 + ["he"], modality="ct"), "fluorescence", 3),
+    ("auto", Votes(["he", "fluorescence"]), "he", 2),
     ("auto", Votes(["he"] * 90 + ["fluorescence"] * 111), "fluorescence", 60)])
 def test_the_modality_is_asked_recorded_or_most_of_trains_images(asked, real, expected, looked):
     assert voronoi_seg.choose_modality(real, asked) == expected
@@ -357,7 +356,7 @@ def blank(tmp_path_factory) -> Path:
     """A real dataset of even images whose manifest says how large their field is."""
     return write_real(tmp_path_factory.mktemp("blank") / "real",
                       lambda label, i: np.full((SIZE, SIZE, 3), 100 + 9 * i, np.uint8),
-                      field_um=96.0)
+                      um_per_px=96 / SIZE)
 
 
 @pytest.mark.parametrize(("options", "expected"), [

@@ -96,7 +96,7 @@ def test_an_image_of_another_size_or_mode_is_a_fault(dataset):
     (lambda path: (path / "dataset.json").write_text("{"), "is not JSON"),
     (lambda path: (path / "dataset.json").write_text("[]"), "not a JSON object"),
     (lambda path: (path / "dataset.json").write_text('{"schema": "other"}'),
-     "is not a lungkit.dataset/1"),
+     "is not a lungkit.dataset/2"),
     (lambda path: (path / "metadata.csv").unlink(), "metadata.csv cannot be read"),
     (lambda path: shutil.rmtree(path), "is not a directory"),
 ])
@@ -252,8 +252,10 @@ def test_the_manifest_says_what_the_dataset_is(tmp_path):
     assert manifest.pop("versions")["python"] and manifest.pop("command")
     assert {manifest.pop("commit"), manifest.pop("dirty")}
     assert manifest == {
-        "schema": "lungkit.dataset/1", "name": "arm", "stage": "arm_seg", "classes": ["a", "b"],
-        "image_size": 8, "channels": 3, "seed": 9, "parents": parents, "warnings": warnings,
+        "schema": "lungkit.dataset/2", "name": "arm", "stage": "arm_seg", "classes": ["a", "b"],
+        "image_size": 8, "channels": 3, "bits": 8, "modality": None, "um_per_px": None,
+        "intensity": None, "symmetries": 8, "masks": {}, "mask_counts": {}, "targets": {},
+        "seed": 9, "parents": parents, "warnings": warnings,
         "counts": {split: {"a": 2, "b": 2} for split in SPLITS}, "copy_audit": {"images": 12},
         "fingerprint": hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest(),
         "parameters": {"rank": 4}}

@@ -169,14 +169,14 @@ def test_unknown_and_mixed_resolution_is_warned_of():
 
 # ------------------------------------------------------------------ for the manifest
 
-def test_the_field_is_the_median_of_the_tiles_kept_and_none_where_one_is_unknown():
+def test_the_resolution_is_of_the_median_tile_kept_and_none_where_one_is_unknown():
     fields = [original(f"a/{i}.png", tile(box=(0, 0, side)), um_px=0.5)
               for i, side in enumerate((100, 120, 400))]
-    assert qc_report.describe_scale(fields)["field_um"] == 60
+    assert qc_report.describe_scale(fields, 50)["um_per_px"] == 60 / 50
     many = original("a/9.png", *[tile(box=(0, 0, 400))] * 4, tile("blank", (0, 0, 1)), um_px=0.5)
-    assert qc_report.describe_scale([*fields, many])["field_um"] == 200
+    assert qc_report.describe_scale([*fields, many], 50)["um_per_px"] == 200 / 50
     unknown = original("a/x.png", tile(), um_px=None)
-    assert qc_report.describe_scale([*fields, unknown])["field_um"] is None
+    assert qc_report.describe_scale([*fields, unknown], 50)["um_per_px"] is None
 
 
 @pytest.mark.parametrize("kinds, modality", [
@@ -184,7 +184,7 @@ def test_the_field_is_the_median_of_the_tiles_kept_and_none_where_one_is_unknown
     ([{}, {"light": None}], None), ([{"light": None}, {"light": None, "bright": True}], None)])
 def test_the_modality_is_said_where_all_originals_share_one(kinds, modality):
     originals = [original(f"a/{i}.png", tile(), **kind) for i, kind in enumerate(kinds)]
-    assert qc_report.describe_scale(originals)["modality"] == modality
+    assert qc_report.describe_scale(originals, 50)["modality"] == modality
 
 
 def test_the_stain_is_described_with_what_falls_short_of_it():

@@ -1,0 +1,110 @@
+"""Splits too large for memory: decoded once into a file, and mapped from there.
+
+The file lies beside the dataset, in `.<name>.cache/<fingerprint>/<split>.npy`; where nothing may be
+written there, below XDG_CACHE_HOME, if it is set, or else TMPDIR. Its pages are the kernel's to
+keep or drop: they are no part of what a process must hold. It may be deleted at any time that
+nobody reads it; it is built again. Whoever comes while another builds waits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lungkit.run.faults import Fault, check_stop
+from lungkit.run.files import atomic_path
+from lungkit.run.output import release, try_lock
+from lungkit.run.progress import Progress, say
+
+IN_MEMORY_BYTES = 64 * 2**20  # ours: as large a split is decoded at each start in a few seconds
+WAIT_SEC = 0.2
+
+
+def map_split(dataset: Path, fingerprint: str, split: str, shape: tuple[int, ...],
+              images: Iterable[np.ndarray]) -> np.ndarray:
+    """A split's images, uint8 of `shape` [N, S, S, C], mapped and not to be written to.
+
+    images: N of [S, S, C] in order, decoded one by one and only where no file holds them yet.
+    Raises Fault where no place for the file is found, Stopped after a signal.
+    """
+    places = [folder / f"{split}.npy" for folder in folders(dataset, fingerprint)]
+    for path in places:
+        if (mapped := map_file(path, shape)) is not None:
+            return mapped
+    for path in places:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(path.parent, os.W_OK):
+            return build(path, shape, images)
+    raise Fault(f"the {split} split of {dataset} is too large for memory and its cache cannot be "
+                f"written to any of {', '.join(str(path.parent) for path in places)}: set TMPDIR "
+                "to a folder with room for it")
+
+
+def folders(dataset: Path, fingerprint: str) -> Iterator[Path]:
+    """Where the cache of a dataset may lie, best first."""
+    dataset = dataset.resolve()
+    yield dataset.parent / f".{dataset.name}.cache" / fingerprint
+    if os.environ.get("XDG_CACHE_HOME"):
+        yield Path(os.environ["XDG_CACHE_HOME"]) / "lungkit" / fingerprint
+    yield Path(tempfile.gettempdir()) / f"lungkit-{os.getuid()}" / fingerprint
+
+
+def map_file(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array of a cache file, or None if there is no whole one of this shape."""
+    try:
+        mapped = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return np.asarray(mapped) if mapped.shape == shape and mapped.dtype == np.uint8 else None
+
+
+def build(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> np.ndarray:
+    """Write the file, unless another process does so meanwhile, and map it."""
+    waiting = False
+    while (held := try_lock(path)) is None:
+        if not waiting:
+            say(f"waiting for another process that decodes into {path}")
+        waiting = True
+        check_stop()
+        time.sleep(WAIT_SEC)
+    try:
+        if (mapped := map_file(path, shape)) is not None:
+            return mapped
+        forget_others(path)
+        say(f"decoding {shape[0]} images, {np.prod(shape) / 1e9:.1f} GB, once into {path}")
+        progress = Progress(f"decoding {path.stem}", shape[0])
+        with atomic_path(path) as hidden, open(hidden, "wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for number, image in enumerate(images, start=1):  # writing, not mapping: a full disk
+                file.write(np.ascontiguousarray(image))       # is then an error, not a signal
+                progress.update(number)
+                check_stop()
+            file.flush()
+    except OSError as error:
+        raise Fault(f"the cache {path} cannot be made ({error}): make room, or set TMPDIR and "
+                    "take write permission from the folder") from None
+    finally:
+        release(held, path)
+    mapped = map_file(path, shape)
+    assert mapped is not None, f"{path} is not whole"
+    return mapped
+
+
+def forget_others(path: Path) -> None:
+    """Delete what killed builds left of this file, and caches of older makings of the dataset."""
+    for left in path.parent.glob(f".{path.stem}.*.tmp*"):
+        left.unlink(missing_ok=True)
+    if path.parent.parent.name.startswith("."):  # beside the dataset: of no other one
+        for folder in path.parent.parent.iterdir():
+            if folder != path.parent:
+                shutil.rmtree(folder, ignore_errors=True)
