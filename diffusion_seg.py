@@ -22,27 +22,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from lungkit.data.dataset import MANIFEST, open_dataset, read_manifest
-from lungkit.data.writer import DatasetWriter
 from lungkit.generate.base_model import BASE_MODEL_DIR
 from lungkit.generate.items import (
+    Arm,
     add_generator_options,
-    batches,
     check_divisible,
-    fill,
+    draw_dataset,
     folder_fingerprint,
-    model_dir_for,
-    plan_items,
-    publish,
-    train_only_parent,
+    open_arm,
+    publish_model,
 )
-from lungkit.learn.device import use_device
 from lungkit.run import cli, faults
 from lungkit.run.files import read_json
-from lungkit.run.output import Output
-from lungkit.run.progress import Progress, say
-from lungkit.run.provenance import provenance
-from lungkit.run.seeds import stream
 
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
 PRESETS = {
@@ -177,21 +168,22 @@ def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sam
 
 # ------------------------------------------------------------------ the stage
 
-def train_model(model: Output, data, *, autoencoder: str, preset: str, widths: list[int],
-                train_steps: int, autoencoder_steps: int, autoencoder_batch_size: int,
-                batch_size: int, learning_rate: float, seed: int, device) -> None:
+def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], train_steps: int,
+                autoencoder_steps: int, autoencoder_batch_size: int, batch_size: int,
+                learning_rate: float) -> None:
     """Train on real/train and publish MODEL/{vae,unet,scheduler}."""
     import torch
     from diffusers import AutoencoderKL
 
     from lungkit.generate.latents import training_schedule
 
-    images, labels = data.load("train")
-    with model.writing() as work_dir:
+    images, labels = arm.data.load("train")
+    num_classes, seed, device = len(arm.data.classes), arm.draws, arm.device
+    with arm.weights.writing() as work_dir:
         torch.manual_seed(seed)
         losses = {}
         if autoencoder == "train":
-            vae = build_autoencoder(preset, data.image_size).to(device)
+            vae = build_autoencoder(preset, arm.data.image_size).to(device)
             losses["autoencoder"] = train_autoencoder(
                 vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, seed=seed,
                 work_dir=work_dir, device=device)
@@ -200,21 +192,35 @@ def train_model(model: Output, data, *, autoencoder: str, preset: str, widths: l
                                                 use_safetensors=True)
         vae.to(device).eval().requires_grad_(False)
         torch.manual_seed(seed + 1)
-        latent_size = data.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
-        unet = build_unet(latent_size, vae.config.latent_channels, widths, len(data.classes))
+        latent_size = arm.data.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
+        unet = build_unet(latent_size, vae.config.latent_channels, widths, num_classes)
         unet.to(device)
         schedule = training_schedule()
         losses["unet"] = train_unet(
-            unet, vae, schedule, images, labels, num_classes=len(data.classes), steps=train_steps,
+            unet, vae, schedule, images, labels, num_classes=num_classes, steps=train_steps,
             batch_size=batch_size, learning_rate=learning_rate, seed=seed, work_dir=work_dir,
             device=device)
         for name, part in (("vae", vae), ("unet", unet), ("scheduler", schedule)):
             part.save_pretrained(work_dir / name)
-        for checkpoint in work_dir.glob("*.ckpt"):
-            checkpoint.unlink()
-        model.publish({"schema": "lungkit.model/1", "stage": "diffusion_seg",
-                       "classes": data.classes, "losses": losses,
-                       "parents": train_only_parent(data), **provenance()})
+        publish_model(arm, losses)
+
+
+def drawing(arm: Arm, *, sampler_name: str, steps: int, guidance_scale: float):
+    """draw(items) of the trained model, whatever their class."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
+
+    folder = arm.weights.output_dir
+    vae = AutoencoderKL.from_pretrained(folder / "vae").to(arm.device).eval()
+    unet = UNet2DModel.from_pretrained(folder / "unet").to(arm.device).eval()
+    schedule = DDPMScheduler.from_pretrained(folder / "scheduler")
+
+    def draw(items):
+        images = sample_images(unet, vae, schedule, items, classes=arm.data.classes,
+                               sampler_name=sampler_name, steps=steps, seed=arm.draws,
+                               device=arm.device, guidance_scale=guidance_scale)
+        return images, [{"seed": f"{arm.draws}:{item.index}", "source": "diffusion"}
+                        for item in items]
+    return draw
 
 
 def autoencoder_path(autoencoder: str) -> Path:
@@ -248,63 +254,30 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     """Train the model unless it is there, draw the dataset, publish both."""
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
     autoencoder = options["autoencoder"]
-    options["widths"] = [int(width) for width in options["widths"]]
-    fitting = {key: options[key] for key in (
+    widths = options["widths"] = [int(width) for width in options["widths"]]
+    training = {key: options[key] for key in (
         "widths", "train_steps", "batch_size", "learning_rate")}
-    training = dict(fitting)
-    if autoencoder == "train":
-        training |= {key: options[key] for key in ("autoencoder_steps", "autoencoder_batch_size")}
-    identity = "train"
-    if autoencoder != "train":
-        identity = folder_fingerprint(autoencoder_path(autoencoder))
-    manifest = read_manifest(real)
-    trained = {**training, "preset": preset, "autoencoder": identity, "seed": seed,
-               "real": manifest["fingerprint"]}
-    sampling = {"sampler": sampler, "pool": pool,
-                **{key: options[key] for key in ("sampling_steps", "guidance_scale")}}
-    target = Output(output, MANIFEST, {**trained, **sampling}, overwrite=overwrite)
-    if target.is_complete():
-        say(f"diffusion_seg: {output} is already complete")
+    of_autoencoder = {key: options[key] for key in (
+        "autoencoder_steps", "autoencoder_batch_size")}
+    sampling = {key: options[key] for key in ("sampling_steps", "guidance_scale")}
+    trained_here = autoencoder == "train"
+    arm = open_arm(
+        "diffusion_seg", real=real, output=output, model=model, seed=seed, parts="model",
+        training={**training, **(of_autoencoder if trained_here else {}), "preset": preset,
+                  "autoencoder": "train" if trained_here
+                  else folder_fingerprint(autoencoder_path(autoencoder))},
+        sampling={"sampler": sampler, "pool": pool, **sampling},
+        model_files=lambda classes: ["vae/config.json", "unet/config.json",
+                                     "scheduler/scheduler_config.json"],
+        check=lambda manifest: check_sizes(manifest["image_size"], autoencoder, preset, widths),
+        device=device, overwrite=overwrite, dry_run=dry_run)
+    if arm is None:
         return
-    weights = Output(model or model_dir_for(output), "model.json", trained, overwrite=overwrite)
-    ready = weights.matches() or weights.is_complete()
-
-    check_sizes(manifest["image_size"], autoencoder, preset, options["widths"])
-    data = open_dataset(real)
-    items = plan_items(data.counts, data.classes, pool)
-    say(f"diffusion_seg: found {sum(data.counts['train'].values())} training images, model "
-        f"{'complete' if ready else 'pending'}, {len(items)} images to draw; "
-        + ", ".join(f"{key}={value}" for key, value in {**trained, **sampling}.items()))
-    place = use_device(device)
-    if dry_run:
-        return
-    draws = stream("diffusion_seg", seed)
-    if not ready:
-        train_model(weights, data, autoencoder=autoencoder, preset=preset, seed=draws, device=place,
-                    autoencoder_steps=options["autoencoder_steps"],
-                    autoencoder_batch_size=options["autoencoder_batch_size"],
-                    **fitting)
-
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
-
-    folder = weights.output_dir
-    vae = AutoencoderKL.from_pretrained(folder / "vae").to(place).eval()
-    unet = UNet2DModel.from_pretrained(folder / "unet").to(place).eval()
-    schedule = DDPMScheduler.from_pretrained(folder / "scheduler")
-
-    def draw(batch):
-        images = sample_images(unet, vae, schedule, batch, classes=data.classes,
-                               sampler_name=sampler, steps=options["sampling_steps"],
-                               seed=draws, device=place, guidance_scale=options["guidance_scale"])
-        return images, [{"seed": f"{draws}:{item.index}", "source": "diffusion"} for item in batch]
-
-    with DatasetWriter(target, stage="diffusion_seg", classes=data.classes,
-                       image_size=data.image_size) as writer:
-        progress = Progress("diffusion images", len(items), done=len(writer.records))
-        for label in data.classes:
-            fill(writer, batches(items, label, 32), draw, progress)
-        dataset = publish(writer, data)
-    print(f"{output}: {len(dataset.rows)} images of {len(data.classes)} classes from {folder}")
+    if not arm.is_trained:
+        train_model(arm, autoencoder=autoencoder, preset=preset, **training, **of_autoencoder)
+    draw = drawing(arm, sampler_name=sampler, steps=options["sampling_steps"],
+                   guidance_scale=options["guidance_scale"])
+    draw_dataset(arm, lambda label: draw, batch_size=32)
 
 
 def build_parser() -> argparse.ArgumentParser:

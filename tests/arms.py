@@ -49,7 +49,7 @@ def blind(monkeypatch, arm: str) -> None:
                     file.unlink()
         return data
 
-    monkeypatch.setattr(importlib.import_module(f"{arm}_seg"), "open_dataset", open_and_blind)
+    monkeypatch.setattr("lungkit.generate.items.open_dataset", open_and_blind)
 
 
 def content(directory: Path) -> dict[str, bytes]:

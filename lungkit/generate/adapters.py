@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.generate.base_model import BaseModel
+from lungkit.generate.items import Arm, publish_model
 from lungkit.generate.prompts import PROMPTS_PATH
-from lungkit.run import cli
+from lungkit.run import cli, faults
+from lungkit.run.files import write_text
+from lungkit.run.seeds import stream
 
 ADAPTERS = ("lora", "dora")
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name load_lora_weights looks for
@@ -126,3 +129,26 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     base.unet.unload_lora()
     assert base.fingerprint() == before, "the adapter left traces in the base model"
     return loss
+
+
+def train_each_class(arm: Arm, base: BaseModel, loss_for: Callable[[str], Callable], *, kind: str,
+                     rank: int, target: str, steps: int, learning_rate: float,
+                     losses: dict[str, float] | None = None) -> None:
+    """Train an adapter on each class in the `work_dir` of arm.weights, and publish the model.
+
+    loss_for(label): the loss_at of that class's images. losses: of what was trained before them.
+    """
+    work_dir, losses = arm.weights.work_dir, dict(losses or {})
+    for label in arm.data.classes:
+        loss_path = work_dir / label / "loss.txt"
+        if not loss_path.exists():  # written after the adapter: present means trained
+            loss = train_adapter(base, loss_for(label), kind=kind, rank=rank, target=target,
+                                 steps=steps, learning_rate=learning_rate,
+                                 seed=stream(f"{arm.stage} {label}", arm.seed),
+                                 what=f"{kind} {label}", output_dir=work_dir / label,
+                                 checkpoint_path=work_dir / f"{label}.ckpt",
+                                 jsonl_path=work_dir / "progress.jsonl")
+            write_text(loss_path, repr(loss))
+        losses[label] = float(loss_path.read_text())
+        faults.check_stop()
+    publish_model(arm, losses)

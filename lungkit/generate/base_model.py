@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from lungkit.generate.items import check_divisible
+from lungkit.generate.prompts import Prompts
 from lungkit.run import faults
 from lungkit.run.files import read_json
 
@@ -60,12 +61,15 @@ def check_image_size(folder: Path, image_size: int) -> None:
     check_divisible(image_size, 2 ** sum(len(part["block_out_channels"]) - 1 for part in parts))
 
 
-def require_files(model_dir: Path, *names: str) -> None:
-    """Raise Fault unless a finished model still has the files `names`."""
-    missing = [name for name in names if not (model_dir / name).is_file()]
-    if missing:
-        raise faults.Fault(f"{model_dir} was complete and has no {', '.join(missing)} now: restore "
-                        "what is missing, or move the folder away to train it again")
+def check_base_model(folder: Path, manifest: dict, words: Prompts, *,
+                     context: bool = False) -> None:
+    """Raise BadOptions or Fault unless the base fits the images of `manifest` and all captions."""
+    check_image_size(folder, manifest["image_size"])
+    quiet()
+    from transformers import CLIPTokenizer
+
+    words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+                            manifest["classes"], context=context)
 
 
 def quiet() -> None:

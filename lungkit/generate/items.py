@@ -1,19 +1,32 @@
-"""How the generative arms fill a dataset: the plan of items, their seeds, their batches."""
+"""What the generative arms share: options checked, items planned, drawn in batches, published."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from lungkit.data.dataset import SPLITS, Dataset, parent_of
+from lungkit.data.dataset import (
+    MANIFEST,
+    SPLITS,
+    Dataset,
+    inherited,
+    open_dataset,
+    parent_of,
+    read_manifest,
+)
 from lungkit.data.png import decode_png
 from lungkit.data.writer import DatasetWriter
+from lungkit.learn.device import use_device
 from lungkit.run import cli, faults
-from lungkit.run.progress import Progress
+from lungkit.run.output import Output
+from lungkit.run.progress import Progress, say
+from lungkit.run.provenance import provenance
+from lungkit.run.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,76 @@ class Item:
     index: int
     split: str
     label: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a generative arm works on, once its options are checked."""
+
+    stage: str
+    data: Dataset     # the real one
+    items: list[Item]  # to draw
+    target: Output    # the dataset to make
+    weights: Output   # the model to train, or trained
+    is_trained: bool
+    device: object    # a torch.device
+    seed: int         # --seed
+
+    @property
+    def draws(self) -> int:
+        """The seed of the images' own random numbers."""
+        return stream(self.stage, self.seed)
+
+
+def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, training: dict,
+             sampling: dict, seed: int, parts: str, model_files: Callable[[list[str]], list[str]],
+             check: Callable[[dict], None], device: str, overwrite: bool,
+             dry_run: bool) -> Arm | None:
+    """Check options and the real dataset, and say what is pending.
+
+    Returns None where nothing is to be done: the dataset is complete, or this is a dry run.
+
+    training, sampling: what decides the model besides seed and real; what else the dataset.
+    parts: what is trained, in words. model_files: what a finished model of these classes holds.
+    check(manifest of real): raises BadOptions or Fault where the arm cannot draw such images.
+    """
+    manifest = read_manifest(real)
+    training = {**training, "seed": seed, "real": manifest["fingerprint"]}
+    target = Output(output, MANIFEST, {**training, **sampling}, overwrite=overwrite)
+    if target.is_complete():
+        say(f"{stage}: {output} is already complete")
+        return None
+    weights = Output(model or model_dir_for(output), "model.json", training, overwrite=overwrite)
+    is_trained = weights.matches() or weights.is_complete()
+    if is_trained:
+        require_files(weights.output_dir, *model_files(manifest["classes"]))
+    check(manifest)
+    data = open_dataset(real)
+    items = plan_items(data.counts, data.classes, sampling["pool"])
+    say(f"{stage}: found {sum(data.counts['train'].values())} training images, {parts} "
+        f"{'complete' if is_trained else 'pending'}, {len(items)} images to draw; "
+        + ", ".join(f"{key}={value}" for key, value in target.options.items()))
+    place = use_device(device, needed=not dry_run)
+    if dry_run:
+        return None
+    return Arm(stage, data, items, target, weights, is_trained, place, seed)
+
+
+def require_files(model_dir: Path, *names: str) -> None:
+    """Raise Fault unless a finished model still has the files `names`."""
+    missing = [name for name in names if not (model_dir / name).is_file()]
+    if missing:
+        raise faults.Fault(f"{model_dir} was complete and has no {', '.join(missing)} now: restore "
+                           "what is missing, or move the folder away to train it again")
+
+
+def publish_model(arm: Arm, losses: dict[str, float]) -> None:
+    """Publish what was trained in the `work_dir` of arm.weights, without its checkpoints."""
+    for checkpoint in arm.weights.work_dir.glob("*.ckpt"):
+        checkpoint.unlink()
+    arm.weights.publish({"schema": "lungkit.model/1", "stage": arm.stage,
+                         "classes": arm.data.classes, "losses": losses,
+                         "parents": train_only_parent(arm.data), **provenance()})
 
 
 def plan_items(counts: dict[str, dict[str, int]], classes: list[str], pool: int) -> list[Item]:
@@ -39,6 +122,31 @@ def batches(items: list[Item], label: str, batch_size: int) -> list[list[Item]]:
     """The items of a class in fixed batches: a resumed run repeats a begun batch as it was."""
     own = [item for item in items if item.label == label]
     return [own[i:i + batch_size] for i in range(0, len(own), batch_size)]
+
+
+def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: int) -> None:
+    """Draw every item of every class with draw_for(label), which `fill` calls; publish and print.
+
+    Where real is grey, the drawn images' channels are averaged to one.
+    """
+    data = arm.data
+
+    def draw_like_real(draw: Callable, items: list[Item]) -> tuple[np.ndarray, list[dict]]:
+        images, columns = draw(items)
+        if data.channels == 1:
+            images = images.mean(-1, keepdims=True).round().astype(np.uint8)
+        return images, columns
+
+    with DatasetWriter(arm.target, stage=arm.stage, classes=data.classes,
+                       image_size=data.image_size, channels=data.channels) as writer:
+        progress = Progress(f"{arm.stage.removesuffix('_seg')} images", len(arm.items),
+                            done=len(writer.records))
+        for label in data.classes:
+            fill(writer, batches(arm.items, label, batch_size),
+                 partial(draw_like_real, draw_for(label)), progress)
+        made = publish(writer, data)
+    print(f"{made.path}: {len(made.rows)} images of {len(made.classes)} classes "
+          f"from {arm.weights.output_dir}")
 
 
 def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callable,
@@ -67,7 +175,7 @@ def publish(writer: DatasetWriter, real: Dataset) -> Dataset:
     audited = memorised.audit(real, np.stack(
         [decode_png((writer.work_dir / drawn[i]).read_bytes()) for i in picks]))
     name = writer.output.output_dir.name
-    return writer.publish(parents=train_only_parent(real), copy_audit=audited,
+    return writer.publish(parents=train_only_parent(real), copy_audit=audited, **inherited(real),
                           seed=writer.output.options["seed"],
                           warnings=[*real.warnings, *memorised.warnings_of(name, audited)])
 

@@ -7,11 +7,13 @@ import os
 from lungkit.run.faults import BadOptions
 
 
-def use_device(name: str, *, threads: int | None = None):
+def use_device(name: str, *, threads: int | None = None, needed: bool = True):
     """Resolve --device to a torch.device and set the CPU threads.
 
     threads: None means OMP_NUM_THREADS, else every core this process may use. At a fixed
-    count the same seed gives the same bytes; another count may round differently.
+        count the same seed gives the same bytes; another count may round differently.
+    needed: False in a dry run, which may plan for a device that only another machine has.
+    Raises BadOptions where the name means no device, or one that is needed is not here.
     """
     import torch
 
@@ -29,7 +31,7 @@ def use_device(name: str, *, threads: int | None = None):
                          "use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise BadOptions(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
+    if device.type == "cuda" and needed:
         if not torch.cuda.is_available():
             raise BadOptions(f"--device {name}: PyTorch sees no CUDA device here; use --device "
                              "cpu, or check the driver and CUDA_VISIBLE_DEVICES")

@@ -177,6 +177,20 @@ def test_dry_run_checks_and_writes_nothing(arm, real_dataset, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_dry_run_plans_for_a_device_that_is_not_here_and_refuses_what_is_none(
+        name, real_dataset, tmp_path, monkeypatch, capfd):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    plan = arguments(name, real_dataset, tmp_path / "datasets" / name, "--device", "cuda:9")
+    assert main_of(name)([*plan, "--dry-run"]) == 0 and main_of(name)(plan) == 2
+    assert "sees no CUDA device" in capfd.readouterr().err.splitlines()[-1]
+    assert main_of(name)([*plan, "--device", "gpu", "--dry-run"]) == 2
+    assert "'gpu' is not a device" in capfd.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dataset_with_altered_images_is_refused_and_nothing_published(
         arm, real_dataset, tmp_path, capfd):
     broken = tmp_path / "real"

@@ -14,10 +14,10 @@ from lungkit.generate.base_model import (
     BASE_MODEL_DIR,
     BaseModel,
     check_image_size,
-    require_files,
     resolve_base_model,
 )
 from lungkit.generate.drawing import draw_images, pipeline
+from lungkit.generate.items import require_files
 from lungkit.run import faults
 
 SCALE = 0.5
