@@ -36,11 +36,12 @@ from zlib import crc32
 import numpy as np
 
 from lungkit.data import metrics, result
-from lungkit.data.dataset import Dataset, check_same_task, open_dataset, read_manifest
-from lungkit.data.repeats import discard, report as report_repeats, share, survey
+from lungkit.data.dataset import Dataset, read_manifest
+from lungkit.data.repeats import open_both, open_repeats, report
 from lungkit.learn.cnns import LEARNING_RATES, build_model
 from lungkit.learn.device import autocast, device_name, use_device
 from lungkit.learn.orientations import square_symmetries
+from lungkit.learn.pixels import bring, hold
 from lungkit.run import cli, faults, files
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
@@ -77,18 +78,18 @@ def draw_images(labels: np.ndarray, wanted: list[int], rng: np.random.Generator)
 
 
 def plan_batches(drawn: np.ndarray, steps: int, batch_size: int,
-                 rng: np.random.Generator) -> dict[str, np.ndarray]:
+                 rng: np.random.Generator, symmetries: int = 8) -> dict[str, np.ndarray]:
     """What every step sees, all of it drawn beforehand, so that a resumed step sees the same.
 
     Returns index int64 [steps, batch]: epochs without replacement; symmetry int64 [steps, batch]
-    in 0..7, one of the eight of a square; brightness float32 [steps, batch], a factor.
+    in 0..symmetries-1, one of `square_symmetries`; brightness float32 [steps, batch], a factor.
     """
     num_images = steps * batch_size
     num_epochs = math.ceil(num_images / len(drawn))
     order = np.concatenate([rng.permutation(drawn) for _ in range(num_epochs)])[:num_images]
     shape = (steps, batch_size)
     return {"index": order.reshape(shape),
-            "symmetry": rng.integers(0, 8, shape),
+            "symmetry": rng.integers(0, symmetries, shape),
             "brightness": rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS, shape).astype(np.float32)}
 
 
@@ -111,17 +112,17 @@ def pixel_scale(device):
 
 
 def normalise(batch, scale, shift):
-    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in channels_last order."""
+    """uint8 [B, H, W, 3 or 1] to float32 [B, 3, H, W] in channels_last order."""
     import torch
 
     return torch.addcmul(shift, batch.float(), scale).permute(0, 3, 1, 2)
 
 
-def train(model, images, labels, plan: dict, *, learning_rate: float, compile_model: bool = False,
-          **kept: object) -> float:
+def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries: int = 8,
+          compile_model: bool = False, **kept: object) -> float:
     """Train `model` in place by `plan`; return the mean loss of the last tenth of the steps.
 
-    images: uint8 [N, S, S, 3], labels: int64 [N], both on the model's device. kept: how `loop`
+    images: uint8 [N, S, S, C], of lungkit.learn.pixels.hold; labels: int64 [N]. kept: how `loop`
     calls and keeps the training (what, identity, checkpoint_path, ...), and what it raises.
     """
     import torch
@@ -129,11 +130,13 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, compile_mo
 
     from lungkit.learn.loop import Losses, RandomStates, loop
 
-    device, size = images.device, images.shape[1]
+    device, size = next(model.parameters()).device, images.shape[1]
     steps = len(plan["index"])
-    pixels, orders = images.flatten(1, 2), square_symmetries(size).to(device)
+    pixels = images.flatten(1, 2)
+    orders = square_symmetries(size, symmetries).to(pixels.device)
     scale, shift = pixel_scale(device)
-    plan = {name: torch.from_numpy(values).to(device) for name, values in plan.items()}
+    plan = {name: torch.from_numpy(values).to(device if name == "brightness" else pixels.device)
+            for name, values in plan.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate,
                                   weight_decay=WEIGHT_DECAY, fused=True)
     losses = Losses()
@@ -147,7 +150,8 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, compile_mo
         index = plan["index"][step]
         # one gather fetches and turns the batch; its order is channels_last already
         batch = pixels[index[:, None], orders[plan["symmetry"][step]]].unflatten(1, (size, size))
-        batch = normalise(batch, plan["brightness"][step, :, None, None, None] * scale, shift)
+        batch = normalise(bring(batch, device),
+                          plan["brightness"][step, :, None, None, None] * scale, shift)
         with autocast(device):
             loss = cross_entropy(forward(batch), labels[index], label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
@@ -157,17 +161,21 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, compile_mo
     return float(torch.tensor(losses.last_tenth()).mean())
 
 
-def predict(model, images) -> np.ndarray:
-    """Class probabilities float32 [N, C] of uint8 [N, S, S, 3] images on the model's device."""
+def predict(model, images, device=None) -> np.ndarray:
+    """Class probabilities float32 [N, C] of uint8 [N, S, S, 3 or 1] images of pixels.hold.
+
+    device: the model's; None: the images'.
+    """
     import torch
 
     model.eval()
-    scale, shift = pixel_scale(images.device)
+    device = device or images.device
+    scale, shift = pixel_scale(device)
     parts = []
     with torch.inference_mode():
         for batch in images.split(EVAL_BATCH_SIZE):
-            with autocast(images.device):
-                logits = model(normalise(batch, scale, shift))
+            with autocast(device):
+                logits = model(normalise(bring(batch, device), scale, shift))
             parts.append(logits.float().softmax(1))
             faults.check_stop()
     return torch.cat(parts).cpu().numpy()
@@ -176,7 +184,7 @@ def predict(model, images) -> np.ndarray:
 # ------------------------------------------------------------------ one repeat
 
 class Bench:
-    """Both datasets on the device, decoded once, and what all repeats share."""
+    """Both datasets, decoded once and at hand for the device, and what all repeats share."""
 
     def __init__(self, data: Dataset, real: Dataset, device) -> None:
         self.data, self.real, self.device = data, real, device
@@ -193,7 +201,7 @@ class Bench:
         import torch
 
         images, labels = dataset.load(split)
-        return torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device)
+        return hold(images, self.device), torch.from_numpy(labels).to(self.device)
 
     def run_repeat(self, identity: dict, directory: Path, *, weights_path: Path | None,
                    compile_model: bool, overwrite: bool) -> None:
@@ -207,7 +215,7 @@ class Bench:
         train_labels = self.labels["train"].cpu().numpy()
         drawn = draw_images(train_labels, self.wanted, np.random.default_rng([*stream, 0]))
         plan = plan_batches(drawn, settings["steps"], settings["batch_size"],
-                            np.random.default_rng([*stream, 1]))
+                            np.random.default_rng([*stream, 1]), self.data.symmetries)
         torch.manual_seed(int(np.random.SeedSequence([*stream, 2]).generate_state(1)[0]))
         model = build_model(identity["model"], len(self.data.classes), weights_path)
         model = model.to(self.device, memory_format=torch.channels_last)
@@ -216,6 +224,7 @@ class Bench:
         del decided["settings"]
         train_loss = train(model, self.images["train"], self.labels["train"], plan,
                            learning_rate=settings["learning_rate"], compile_model=compile_model,
+                           symmetries=self.data.symmetries,
                            what=f"{self.data.name} repeat {repeat}", checkpoint_path=path,
                            identity=decided, overwrite=overwrite,
                            jsonl_path=directory / "progress.jsonl")
@@ -232,21 +241,15 @@ class Bench:
 
     def test(self, model) -> tuple[dict, dict[str, np.ndarray]]:
         """Score a trained model on val and both test splits: the record's part, the .npz's part."""
-        classes = self.data.classes
-        arrays = {"classes": np.array(classes)}
-        scores = {}
+        tested = {}
         for name, dataset in (("own", self.data), ("real", self.real)):
             if name == "real" and self.data is self.real:
-                probabilities = arrays["own_probabilities"]
+                probabilities = tested["own"][0]
             else:
-                probabilities = predict(model, self.images[name])
-            labels = self.labels[name].cpu().numpy()
-            scores[name] = metrics.split_metrics(probabilities, labels, classes)
-            scores[f"accuracy_{name}"] = scores[name]["accuracy"]
-            arrays |= {f"{name}_probabilities": probabilities, f"{name}_labels": labels,
-                       f"{name}_file_names": np.array([row.file_name
-                                                       for row in dataset.select("test")])}
-        predicted = predict(model, self.images["val"]).argmax(1)
+                probabilities = predict(model, self.images[name], self.device)
+            tested[name] = (probabilities, self.labels[name].cpu().numpy(), dataset.select("test"))
+        scores, arrays = metrics.score_classes(tested, self.data.classes)
+        predicted = predict(model, self.images["val"], self.device).argmax(1)
         scores["accuracy_val"] = float((predicted == self.labels["val"].cpu().numpy()).mean())
         return scores, arrays
 
@@ -278,33 +281,25 @@ def run(*, data: Path, real: Path, results: Path, repeats: range, replicate: int
         raise faults.BadOptions("--batch-size 1: batch normalisation needs two images or more")
     identities = identify(read_manifest(data), read_manifest(real), repeats, replicate=replicate,
                           seed=seed, model=chosen["model"], settings=settings)
-    directory = result.replicate_dir(results, identities[0]["dataset"], replicate)
-    stale, pending = survey(directory, identities)
-    if stale and not overwrite:
-        raise faults.BadOptions(f"{directory} holds results of other options or datasets "
-                             f"({stale[min(stale)]}): use the same options, another --results or "
-                             "--replicate, or --overwrite")
-    if not pending and not stale:
-        return report_repeats(directory, identities, "already complete")
+    asked = open_repeats(results, identities, overwrite=overwrite)
+    if asked.are_complete:
+        return report(asked, "already complete")
     datasets = open_both(data, real, results)
-    torch_device = use_device(device)
+    torch_device = use_device(device, needed=not dry_run)
     build_model(chosen["model"], len(datasets[0].classes), weights)  # bad weights end here
     shown = "  ".join(f"{name} {value}" for name, value in settings.items())
     say(f"{identities[0]['dataset']}: model {chosen['model']}  {shown}  device {torch_device}")
-    say(f"found {len(identities) - len(pending)}, pending {len(pending)} of {len(identities)} "
-        f"repeats in {directory}" + (f", discarding {len(stale)} of other options" * bool(stale)))
+    asked.say_plan()
     if dry_run:
         return None
-    if stale:
-        discard(directory, identities)
     if torch_device.type == "cuda":
         import torch
         torch.backends.cudnn.benchmark = True
     bench = Bench(*datasets, torch_device)
-    share(directory, identities, lambda identity: bench.run_repeat(
-        identity, directory, weights_path=weights, compile_model=compile_model,
+    asked.make(lambda identity: bench.run_repeat(
+        identity, asked.directory, weights_path=weights, compile_model=compile_model,
         overwrite=overwrite))
-    return report_repeats(directory, identities, "complete")
+    return report(asked, "complete")
 
 
 def weights_hash(path: Path | None) -> str | None:
@@ -322,19 +317,6 @@ def identify(data: dict, real: dict, repeats: range, *, replicate: int, seed: in
              "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
              "seed": seed + repeat, "model": model,
              "settings": {**settings, "image_size": data["image_size"]}} for repeat in repeats]
-
-
-def open_both(data: Path, real: Path, results: Path) -> tuple[Dataset, Dataset]:
-    """Open and check both datasets and where the results go. Raises Fault, BadOptions."""
-    for path in (data, real):
-        if path.resolve() in (results.resolve(), *results.resolve().parents):
-            raise faults.BadOptions(f"--results {results} lies in the dataset {path}: choose another")
-    if results.exists() and not results.is_dir():
-        raise faults.BadOptions(f"--results {results} is not a directory")
-    real_dataset = open_dataset(real)
-    data_dataset = real_dataset if data.resolve() == real.resolve() else open_dataset(data)
-    check_same_task(data_dataset, real_dataset)
-    return data_dataset, real_dataset
 
 
 def build_parser():

@@ -35,12 +35,12 @@ from zlib import crc32
 import numpy as np
 
 from lungkit.data import metrics, result
-from lungkit.data.dataset import Dataset, check_same_task, open_dataset, read_manifest
-from lungkit.data.repeats import discard, report as report_repeats, share, survey
+from lungkit.data.dataset import Dataset, read_manifest
+from lungkit.data.repeats import Repeats, open_both, open_repeats, report as report_repeats
 from lungkit.data.result import BASELINE
 from lungkit.nuclei.features import IMAGE_COLUMNS, IMAGES_FILE, read_image_features
-from lungkit.run import cli, faults
-from lungkit.run.faults import Fault
+from lungkit.run import cli
+from lungkit.run.faults import BadOptions, Fault, check_stop
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
 
@@ -116,7 +116,7 @@ def build(family: str, settings: dict, seed: int):
 def fit(candidate: tuple[str, dict], values: np.ndarray, labels: np.ndarray, times: np.ndarray,
         seed: int):
     """Fit a candidate to values float64 [N, F], each image counted `times` [N]."""
-    faults.check_stop()
+    check_stop()
     return build(*candidate, seed).fit(values, labels, model__sample_weight=times)
 
 
@@ -146,12 +146,12 @@ class Bench:
         self.rows = {split: data.select(split) for split in ("train", "val", "test")}
         if [(row.file_name, row.label) for row in self.rows["test"]] != \
                 [(row.file_name, row.label) for row in real.select("test")]:
-            raise faults.Fault(f"{data.path} has other test images than {real.path}: the baseline is "
-                            "tested on the images that the CNNs are; make it again from there")
+            raise Fault(f"{data.path} has other test images than {real.path}: the baseline is "
+                        "tested on the images that the CNNs are; make it again from there")
         lacking = [row.file_name for row in data.rows if row.file_name not in table]
         if lacking:
-            raise faults.Fault(f"{data.path / IMAGES_FILE} lacks {len(lacking)} images, the first is "
-                            f"{lacking[0]}: make the dataset again with --overwrite")
+            raise Fault(f"{data.path / IMAGES_FILE} lacks {len(lacking)} images, the first is "
+                        f"{lacking[0]}: make the dataset again with --overwrite")
         self.values = {split: np.array([table[row.file_name] for row in rows])
                        for split, rows in self.rows.items()}
         self.labels = {split: np.array([data.classes.index(row.label) for row in rows])
@@ -161,8 +161,8 @@ class Bench:
         for number, label in enumerate(data.classes):
             found = len(set(self.groups[self.labels["train"] == number]))
             if found < 2:
-                raise faults.Fault(f"class {label} has {found} group in the train split of "
-                                f"{data.path}: cross-validation by group needs two or more")
+                raise Fault(f"class {label} has {found} group in the train split of "
+                            f"{data.path}: cross-validation by group needs two or more")
 
     def run_repeat(self, identity: dict, directory: Path) -> None:
         """Draw, choose, fit, test and record the repeat that `identity` describes."""
@@ -179,14 +179,13 @@ class Bench:
         on_all = fit(CANDIDATES[best], values, labels, np.ones(len(labels)), seed)
         probabilities = model.predict_proba(self.values["test"]).astype(np.float32)
         test = self.labels["test"]
-        scores = metrics.split_metrics(probabilities, test, self.data.classes)
+        tested = (probabilities, test, self.rows["test"])
+        scores, arrays = metrics.score_classes({"own": tested, "real": tested}, self.data.classes)
         said = np.clip(model.predict_proba(values[drawn])[np.arange(drawn.sum()), labels[drawn]],
                        1e-12, 1)
         family, settings = CANDIDATES[best]
         record = {
-            **identity, "kind": BASELINE, "own": scores, "real": scores,
-            "accuracy_own": scores["accuracy"], "accuracy_real": scores["accuracy"],
-            "accuracy_val": self.accuracy(model, "val"),
+            **identity, "kind": BASELINE, **scores, "accuracy_val": self.accuracy(model, "val"),
             "accuracy_all_groups": self.accuracy(on_all, "test"),
             "accuracy_cross_validated": accuracies[best],
             "chosen": {"family": family, **settings},
@@ -200,11 +199,6 @@ class Bench:
         if self.benign is not None:
             record["malignancy"] = malignancy(
                 probabilities, test, self.data.classes.index(self.benign)) | {"benign": self.benign}
-        names = np.array([row.file_name for row in self.rows["test"]])
-        arrays = {"classes": np.array(self.data.classes)}
-        for split in ("own", "real"):
-            arrays |= {f"{split}_probabilities": probabilities, f"{split}_labels": test,
-                       f"{split}_file_names": names}
         result.write_record(directory, record, arrays, {
             "elapsed_sec": round(time.monotonic() - start, 3), "threads": 1})
 
@@ -240,25 +234,17 @@ def run(*, features: Path, real: Path, results: Path, repeats: range, replicate:
     benign = benign_class(benign, manifest)
     identities = identify(features, read_manifest(features), manifest, repeats,
                           replicate=replicate, seed=seed, benign=benign)
-    directory = result.replicate_dir(results, NAME, replicate)
-    stale, pending = survey(directory, identities)
-    if stale and not overwrite:
-        raise faults.BadOptions(f"{directory} holds results of other options or datasets "
-                             f"({stale[min(stale)]}): use the same options, another --results or "
-                             "--replicate, or --overwrite")
-    if not pending and not stale:
-        return report(directory, identities, "already complete")
+    asked = open_repeats(results, identities, kind=BASELINE, overwrite=overwrite)
+    if asked.are_complete:
+        return report(asked, "already complete")
     bench = Bench(*open_both(features, real, results), benign)
     say(f"{NAME}: {len(IMAGE_COLUMNS)} features of {len(bench.groups)} images in "
         f"{len(set(bench.groups))} groups, {len(CANDIDATES)} candidates")
-    say(f"found {len(identities) - len(pending)}, pending {len(pending)} of {len(identities)} "
-        f"repeats in {directory}" + (f", discarding {len(stale)} of other options" * bool(stale)))
+    asked.say_plan()
     if dry_run:
         return None
-    if stale:
-        discard(directory, identities)
-    share(directory, identities, lambda identity: bench.run_repeat(identity, directory))
-    return report(directory, identities, "complete")
+    asked.make(lambda identity: bench.run_repeat(identity, asked.directory))
+    return report(asked, "complete")
 
 
 def identify(path: Path, data: dict, real: dict, repeats: range, *, replicate: int, seed: int,
@@ -266,11 +252,11 @@ def identify(path: Path, data: dict, real: dict, repeats: range, *, replicate: i
     """What decides each repeat asked for; data and real are manifests."""
     table = data.get("features", {}).get(IMAGES_FILE)
     if table is None:
-        raise faults.Fault(f"{path} holds no {IMAGES_FILE}: --features takes a dataset made by "
-                        "voronoi_seg.py (--overwrite there, if it is of an older version)")
+        raise Fault(f"{path} holds no {IMAGES_FILE}: --features takes a dataset made by "
+                    "voronoi_seg.py (--overwrite there, if it is of an older version)")
     if benign is not None and benign not in real["classes"]:
-        raise faults.BadOptions(f"--benign {benign} is not a class: there are "
-                             f"{', '.join(real['classes'])}")
+        raise BadOptions(f"--benign {benign} is not a class: there are "
+                         f"{', '.join(real['classes'])}")
     settings = {"recipe": RECIPE, "folds": FOLDS, "trees": TREES, "benign": benign,
                 "image_size": data["image_size"]}
     return [{"dataset": NAME, "dataset_fingerprint": table["sha256"],
@@ -284,28 +270,15 @@ def benign_class(asked: str | None, real: dict) -> str | None:
     return asked or (named[0] if len(named) == 1 else None)
 
 
-def open_both(features: Path, real: Path, results: Path) -> tuple[Dataset, Dataset]:
-    """Open and check both datasets and where the results go. Raises Fault, BadOptions."""
-    for path in (features, real):
-        if path.resolve() in (results.resolve(), *results.resolve().parents):
-            raise faults.BadOptions(f"--results {results} lies in the dataset {path}: choose another")
-    if results.exists() and not results.is_dir():
-        raise faults.BadOptions(f"--results {results} is not a directory")
-    real_dataset, data = open_dataset(real), open_dataset(features)
-    check_same_task(data, real_dataset)
-    return data, real_dataset
-
-
-def report(directory: Path, identities: list[dict], state: str) -> None:
+def report(asked: Repeats, state: str) -> None:
     """Print the accuracies, and what was found about malignancy."""
-    report_repeats(directory, identities, state)
-    there = result.read_records(directory)
-    asked = [there[each["repeat"]] for each in identities]
-    families = [record["chosen"]["family"] for record in asked]
+    report_repeats(asked, state)
+    records = asked.records()
+    families = [record["chosen"]["family"] for record in records]
     print("chosen: " + ", ".join(f"{name} {families.count(name)}" for name in sorted(set(families)))
           + f"  accuracy_all_groups mean "
-          f"{statistics.fmean(record['accuracy_all_groups'] for record in asked):.4f}")
-    told = [record["malignancy"] for record in asked if "malignancy" in record]
+          f"{statistics.fmean(record['accuracy_all_groups'] for record in records):.4f}")
+    told = [record["malignancy"] for record in records if "malignancy" in record]
     if told:
         shown = "  ".join(f"{name} mean {statistics.fmean(each[name] for each in told):.4f}"
                           for name in ("balanced_accuracy", "sensitivity", "specificity", "auroc"))

@@ -8,16 +8,25 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from lungkit.data import result
+
 ARMS = {"real": 0.90, "voronoi": 0.34, "prompt": 0.89}  # chance of a right answer
 
 
 def split_of(matrix: list[list[int]], **changed) -> dict:
-    """The metrics of one test split, as far as a comparison looks at them."""
-    num_images = sum(map(sum, matrix))
-    accuracy = sum(matrix[i][i] for i in range(len(matrix))) / num_images
-    return {"num_images": num_images, "accuracy": accuracy, "macro_f1": accuracy,
-            "balanced_accuracy": accuracy, "auroc": None, "auprc_weighted": 0.9,
-            "auprc_baseline": 1 / 3, "confusion_matrix": matrix, **changed}
+    """What a record says of one test split."""
+    return {"num_images": sum(map(sum, matrix)), "auprc_baseline": 1 / 3,
+            "confusion_matrix": matrix, **changed}
+
+
+def scores_of(split: dict, **changed) -> dict:
+    """The scores of a test split."""
+    matrix = split["confusion_matrix"]
+    accuracy = sum(matrix[i][i] for i in range(len(matrix))) / split["num_images"]
+    return {"accuracy": accuracy, "macro_f1": accuracy, "balanced_accuracy": accuracy,
+            "auroc": (1 + accuracy) / 2, "auprc_weighted": 0.9, **changed}
 
 
 def right(count: int, num_images: int = 60) -> list[list[int]]:
@@ -33,12 +42,14 @@ def record(dataset: str, repeat: int, own: dict, real: dict, *, replicate: int =
     """One result, in which nothing is wrong."""
     made_from_real = [] if dataset == "real" else [
         {"name": "real", "fingerprint": f"real{replicate}", "splits": ["train"]}]
-    return {"schema": "lungkit.result/1", "dataset": dataset, "replicate": replicate,
-            "repeat": repeat, "seed": 100 + repeat, "model": "small",
+    scores = {"own": scores_of(own), "real": scores_of(real)}
+    return {"schema": "lungkit.result/2", "task": "classify", "dataset": dataset,
+            "replicate": replicate, "repeat": repeat, "seed": 100 + repeat, "model": "small",
             "settings": {"steps": 50, "batch_size": 16},
             "dataset_fingerprint": f"{dataset}{replicate}", "real_fingerprint": f"real{replicate}",
-            "accuracy_own": own["accuracy"], "accuracy_real": real["accuracy"], "own": own,
-            "real": real, "device": "cpu", "versions": {"torch": "2.11.0"}, "warnings": [],
+            **{f"accuracy_{split}": scores[split]["accuracy"] for split in scores},
+            "scores": scores, "own": own, "real": real, "device": "cpu",
+            "versions": {"torch": "2.11.0"}, "warnings": [],
             "trained_on": [{"name": dataset, "fingerprint": f"{dataset}{replicate}",
                             "splits": ["train", "val"]}, *made_from_real], **changed}
 
@@ -85,3 +96,19 @@ def make_results(root: Path, *, arms: dict[str, float] = ARMS, repeats: int = 6,
                 edit(row)
             write(root, place).write_text(json.dumps(row))
     return root
+
+
+# ------------------------------------------------------------------ repeats of no content
+
+def identity(repeat: int = 0, **changed) -> dict:
+    """What decides a repeat, of a made-up CNN."""
+    return {"dataset": "pool", "dataset_fingerprint": "d1", "real_fingerprint": "r1",
+            "replicate": 0, "repeat": repeat, "seed": 10 + repeat, "model": "small",
+            "settings": {"steps": 6, "recipe": 2, "weights_sha256": None}, **changed}
+
+
+def write_repeat(directory, repeat: int = 0, *, accuracy: float = 0.5, **changed) -> None:
+    """A record of `identity`, and as little else as a process that shares repeats looks at."""
+    result.write_record(directory, {**identity(repeat, **changed), "accuracy_real": accuracy,
+                                    "accuracy_own": accuracy / 2},
+                        {"x": np.arange(3)}, {"elapsed_sec": 1})

@@ -5,14 +5,87 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from lungkit.data.result import differences, read_records, repeat_path
+from lungkit.data.dataset import Dataset, check_same_task, open_dataset
+from lungkit.data.result import CNN, differences, read_records, repeat_path, replicate_dir
 from lungkit.run.faults import BadOptions, check_stop
 from lungkit.run.output import release, try_lock
 from lungkit.run.progress import say
 
 POLL_INTERVAL_SEC = 0.5
+
+
+# ------------------------------------------------------------------ what a stage asks for
+
+@dataclass(frozen=True)
+class Repeats:
+    """The repeats asked for of one dataset and replicate. Get one from `open_repeats`."""
+
+    directory: Path
+    identities: list[dict]  # of all that are asked for
+    pending: list[dict]     # of those that are not there, or were made otherwise
+    stale: dict             # {repeat: how it was made otherwise}, to be discarded
+
+    @property
+    def are_complete(self) -> bool:
+        return not self.pending and not self.stale
+
+    def records(self) -> list[dict]:
+        """The records of all, once all are complete."""
+        there = read_records(self.directory)
+        return [there[each["repeat"]] for each in self.identities]
+
+    def say_plan(self) -> None:
+        found = len(self.identities) - len(self.pending)
+        say(f"found {found}, pending {len(self.pending)} of {len(self.identities)} repeats in "
+            f"{self.directory}"
+            + (f", discarding {len(self.stale)} of other options" if self.stale else ""))
+
+    def make(self, work: Callable) -> None:
+        """Discard what is stale, then call work(identity) for all that is missing, once each."""
+        if self.stale:
+            discard(self.directory, self.identities)
+        share(self.directory, self.identities, work)
+
+
+def open_repeats(results: Path, identities: list[dict], *, kind: str = CNN,
+                 overwrite: bool) -> Repeats:
+    """Find what is there of the repeats that `identities` describe.
+
+    Raises BadOptions where another kind of classifier keeps its results, and, unless `overwrite`,
+    where results of other options or datasets lie.
+    """
+    name = identities[0]["dataset"]
+    directory = replicate_dir(results, name, identities[0]["replicate"])
+    others = {record.get("kind", CNN) for record in read_records(directory).values()} - {kind}
+    if others:
+        raise BadOptions(f"{directory} holds the results of another kind ({min(others)}, not "
+                         f"{kind}) under the name {name}: use another --results, or make the "
+                         "dataset under another name")
+    stale, pending = survey(directory, identities)
+    if stale and not overwrite:
+        raise BadOptions(f"{directory} holds results of other options or datasets "
+                         f"({stale[min(stale)]}): use the same options, another --results or "
+                         "--replicate, or --overwrite")
+    return Repeats(directory, identities, pending, stale)
+
+
+def open_both(data: Path, real: Path, results: Path) -> tuple[Dataset, Dataset]:
+    """Open and check both datasets and where the results go. Raises Fault, BadOptions."""
+    for path in (data, real):
+        if path.resolve() in (results.resolve(), *results.resolve().parents):
+            raise BadOptions(f"--results {results} lies in the dataset {path}: choose another")
+    if results.exists() and not results.is_dir():
+        raise BadOptions(f"--results {results} is not a directory")
+    real_dataset = open_dataset(real)
+    data_dataset = real_dataset if data.resolve() == real.resolve() else open_dataset(data)
+    check_same_task(data_dataset, real_dataset)
+    return data_dataset, real_dataset
+
+
+# ------------------------------------------------------------------ many processes, one directory
 
 
 def survey(directory: Path, identities: list[dict]) -> tuple[dict, list[dict]]:
@@ -86,13 +159,13 @@ def take(directory: Path, identity: dict, work: Callable) -> bool:
         release(held, path)
 
 
-def report(directory: Path, identities: list[dict], state: str) -> None:
+def report(asked: Repeats, state: str) -> None:
     """Print mean, standard deviation and number of the accuracies of the repeats asked for."""
-    there = read_records(directory)
-    asked = [there[each["repeat"]] for each in identities]
+    records = asked.records()
     parts = []
     for name in ("accuracy_real", "accuracy_own"):
-        values = [record[name] for record in asked]
+        values = [record[name] for record in records]
         sd = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
         parts.append(f"{name} mean {statistics.fmean(values):.4f} sd {sd}")
-    print(f"{identities[0]['dataset']} {state}: {'  '.join(parts)}  n {len(asked)}  {directory}")
+    print(f"{asked.identities[0]['dataset']} {state}: {'  '.join(parts)}  n {len(records)}  "
+          f"{asked.directory}")

@@ -1,4 +1,4 @@
-"""The CNN stage: its metrics, its draws, its loop, and how repeats are shared and resumed."""
+"""The CNN stage: its draws, its loop, and how repeats are shared and resumed."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from lungkit.data.writer import DatasetWriter
 from lungkit.learn import cnns, loop, orientations
 from lungkit.run import files, output
 from lungkit.run.output import Output
+from result_trees import write_repeat
 
 CLASSES = ["a", "b", "c"]
 SIZE = 32
@@ -115,47 +116,6 @@ def content(results):
         else:
             found[name] = path.read_bytes()
     return found
-
-
-# ------------------------------------------------------------------ metrics
-
-def test_metrics_by_hand():
-    # true 0 0 0 1 1 2; said 0 0 1 1 2 2
-    probabilities = np.array([[.8, .1, .1], [.6, .3, .1], [.3, .5, .2],
-                              [.2, .7, .1], [.4, .1, .5], [.1, .2, .7]])
-    found = metrics.split_metrics(probabilities, np.array([0, 0, 0, 1, 1, 2]), CLASSES)
-    assert found["confusion_matrix"] == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
-    assert found["num_images"] == 6 and found["accuracy"] == pytest.approx(4 / 6)
-    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
-    # class 0: 8 of 9 pairs right; class 1: 4.5 of 8 (a tie at .1); class 2: 5 of 5
-    assert found["auroc"] == pytest.approx((8 / 9 + 4.5 / 8 + 1) / 3)
-    # class 0: hits at ranks 1, 2, 4; class 1: at rank 1, then both ties at .1 close at rank 6
-    first, second = (1 + 1 + 3 / 4) / 3, (1 + 2 / 6) / 2
-    assert found["auprc_weighted"] == pytest.approx(first / 2 + second / 3 + 1 / 6)
-    assert found["auprc_baseline"] == pytest.approx(1 / 4 + 1 / 9 + 1 / 36)
-
-
-def test_metrics_with_a_class_nobody_has_and_without_information():
-    found = metrics.split_metrics(np.full((4, 3), 1 / 3), np.array([0, 0, 1, 1]), CLASSES)
-    assert found["accuracy"] == 0.5 and found["balanced_accuracy"] == 0.5
-    assert found["auroc"] == 0.5 and found["auprc_weighted"] == found["auprc_baseline"] == 0.5
-
-
-def test_metrics_against_scikit_learn():
-    reference = pytest.importorskip(
-        "sklearn.metrics", reason="pip install scikit-learn to compare with its metrics")
-    rng = np.random.default_rng(3)
-    labels = np.r_[np.arange(3), rng.integers(0, 3, 60)]
-    probabilities = np.round(rng.dirichlet(np.ones(3), 63), 1)  # rounded: ties
-    found = metrics.split_metrics(probabilities, labels, CLASSES)
-    said, one_hot = probabilities.argmax(1), labels[:, None] == np.arange(3)
-    assert found["macro_f1"] == pytest.approx(reference.f1_score(labels, said, average="macro"))
-    assert found["balanced_accuracy"] == pytest.approx(
-        reference.balanced_accuracy_score(labels, said))
-    assert found["auroc"] == pytest.approx(reference.roc_auc_score(one_hot, probabilities))
-    assert found["auprc_weighted"] == pytest.approx(
-        reference.average_precision_score(one_hot, probabilities, average="weighted"))
 
 
 # ------------------------------------------------------------------ draws, order, augmentation
@@ -381,7 +341,7 @@ def test_an_accuracy_is_that_on_the_images_of_its_own_split(real, pool, known):
         assert scores[f"accuracy_{name}"] == (name == known), name
     for name, dataset in (("own", pool), ("real", real)):
         images, _ = dataset.load("test")
-        assert scores[name]["accuracy"] == (name == known)
+        assert scores["scores"][name]["accuracy"] == (name == known)
         assert arrays[f"{name}_probabilities"].argmax(1).tolist() == [
             answers[image.tobytes()] for image in images]
 
@@ -479,7 +439,10 @@ def test_record_is_whole_and_the_comparison_reads_it(real, pool, tmp_path, capsy
         assert [CLASSES[k] for k in labels] == [row.label for row in rows]
         assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
         again = metrics.split_metrics(probabilities, labels, CLASSES)
-        assert record[name] == again and record[f"accuracy_{name}"] == again["accuracy"]
+        assert (record["scores"][name], record[name]) == again
+        assert record[f"accuracy_{name}"] == again[0]["accuracy"]
+        assert arrays[f"{name}_groups"].tolist() == [row.group for row in rows]
+    assert record["schema"] == "lungkit.result/2" and record["task"] == "classify"
     found = read_results(tmp_path)
     assert found.datasets == ["real", "pool"] and found.repeats == [0, 1]
 
@@ -566,6 +529,28 @@ def test_a_preset_fills_what_is_not_given(
                               "--results", str(tmp_path), "--dry-run", "--preset", preset,
                               *more]) == 0
     assert f"real: {wanted}  " in capsys.readouterr().err
+
+
+def test_a_dry_run_plans_for_a_gpu_that_is_on_another_machine(real, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert classify(real, real, tmp_path / "results", "--device", "cuda", "--dry-run") == 0
+    assert "device cuda" in capsys.readouterr().err
+    assert classify(real, real, tmp_path / "results", "--device", "cuda") == 2
+    assert "sees no CUDA device" in capsys.readouterr().err
+    assert classify(real, real, tmp_path / "results", "--device", "tpu9", "--dry-run") == 2
+
+
+def test_a_dataset_named_as_the_baseline_is_refused_where_that_has_results(
+        real, tmp_path, capsys, trainings):
+    arm = make_arm(real, tmp_path / "nuclei", num_train=24)
+    directory = result.replicate_dir(tmp_path / "results", "nuclei", 0)
+    write_repeat(directory, dataset="nuclei", kind="baseline")
+    before = content(tmp_path / "results")
+    for more in ([], ["--overwrite"], ["--dry-run"]):
+        assert classify(arm, real, tmp_path / "results", *more) == 2
+        error = capsys.readouterr().err
+        assert "results of another kind (baseline, not cnn)" in error and error.count("\n") == 1
+    assert content(tmp_path / "results") == before and not trainings
 
 
 def test_dry_run_writes_nothing(real, tmp_path, capsys):
@@ -667,7 +652,7 @@ def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch,
     held = output.try_lock(path)
     monkeypatch.setattr(repeats, "POLL_INTERVAL_SEC", 0.05)
 
-    def say(text, original=result.say):
+    def say(text, original=repeats.say):
         original(text)
         if "waiting" in text:  # the other one ends only when we have nothing else to do
             assert path.with_name("repeat_0001.json").exists() and not path.exists()

@@ -22,8 +22,10 @@ from arms import content, fork, signal_when
 from lungkit.compare import results
 from lungkit.data import result
 from lungkit.data.dataset import Dataset, Row, open_dataset
+from lungkit.data.manifest import DEFAULTS
 from lungkit.nuclei.features import IMAGES_FILE
 from lungkit.run.faults import Fault
+from result_trees import write_repeat
 
 pytest.importorskip("sklearn", reason="requirements.txt has scikit-learn")
 SCRIPT = Path(nuclei_classify.__file__)
@@ -237,7 +239,8 @@ def tiny_rows(groups: dict = GROUPS) -> list[Row]:
 
 
 def dataset(name: str, rows: list[Row], warnings: tuple = ()) -> Dataset:
-    return Dataset(Path(name), {"name": name, "classes": CLASSES, "image_size": 64, "parents": [],
+    return Dataset(Path(name), {**DEFAULTS, "name": name, "classes": CLASSES, "image_size": 64,
+                                "parents": [],
                                 "fingerprint": name, "warnings": list(warnings)}, rows)
 
 
@@ -284,6 +287,7 @@ def test_an_accuracy_is_that_of_its_own_model_on_its_own_split(
     record, _ = followed(monkeypatch, tiny_bench(), tmp_path, final=final, on_all=on_all)
     assert {name: record[f"accuracy_{name}"] for name in wanted} == wanted
     assert record["real"] == record["own"] and record["own"]["num_images"] == 12
+    assert record["scores"]["real"] == record["scores"]["own"]
     with np.load(tmp_path / "repeat_0000.npz") as arrays:
         said = arrays["real_probabilities"].argmax(1)
         assert (said == arrays["real_labels"]).mean() == wanted["real"]
@@ -391,7 +395,8 @@ def test_records_keep_the_result_contract(made, voronoi, real_dataset):
     assert [(row["repeat"], row["seed"]) for row in rows] == [(0, 0), (1, 1), (2, 2)]
     for row in rows:
         assert row["kind"] == "baseline" and row["dataset"] == "nuclei"
-        assert row["accuracy_own"] == row["accuracy_real"] == row["real"]["accuracy"]
+        assert row["accuracy_own"] == row["accuracy_real"] == \
+            row["scores"]["real"]["accuracy"]
         assert row["real_fingerprint"] == real.fingerprint
         assert row["real"]["num_images"] == len(real.select("test"))
         seen = {entry["name"]: entry["splits"] for entry in row["trained_on"]}
@@ -402,7 +407,9 @@ def test_records_keep_the_result_contract(made, voronoi, real_dataset):
         assert {**row["chosen"], "accuracy": row["accuracy_cross_validated"]} == best
         assert 0 <= row["malignancy"]["auroc"] <= 1 and row["malignancy"]["benign"] == "lung_n"
     with np.load(made / "nuclei" / "replicate_000" / "repeat_0001.npz") as arrays:
-        assert arrays["real_file_names"].tolist() == [row.file_name for row in real.select("test")]
+        tested = real.select("test")
+        assert arrays["real_file_names"].tolist() == [row.file_name for row in tested]
+        assert arrays["real_groups"].tolist() == [row.group for row in tested]
         probabilities, labels = arrays["real_probabilities"], arrays["real_labels"]
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     assert (probabilities.argmax(1) == labels).mean() == rows[1]["accuracy_real"]
@@ -493,6 +500,13 @@ def test_values_of_val_and_test_have_no_part_in_the_fit(
     for name in ("train_loss", "chosen", "candidates", "accuracy_cross_validated"):
         assert row[name] == read(made)[0][name]
     assert row["real"] != read(made)[0]["real"]
+
+
+def test_an_arm_named_nuclei_is_told_where_it_has_results(voronoi, real_dataset, tmp_path, capsys):
+    write_repeat(result.replicate_dir(tmp_path, "nuclei", 0), dataset="nuclei")
+    assert nuclei_classify.main(arguments(voronoi, real_dataset, tmp_path, "--overwrite")) == 2
+    error = capsys.readouterr().err
+    assert "results of another kind (cnn, not baseline)" in error and error.count("\n") == 1
 
 
 def test_dry_run_writes_nothing(voronoi, real_dataset, tmp_path, capsys):
