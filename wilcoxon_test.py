@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Compare the datasets' CNN accuracies pairwise: exact rank-sum tests, verdicts, a report.
+"""Compare the datasets' CNNs pairwise by a score: exact rank-sum tests, verdicts, a report.
 
 Reads   RESULTS, a results tree <dataset>/replicate_000/repeat_0000.json made by
         cnn_classify.py, or a CSV with columns dataset,repeat,accuracy[,replicate].
+        Compared is the accuracy on the real test images, or any score that all results have.
 Writes  OUTPUT/accuracies.csv       tidy, one line per repeat
         OUTPUT/wilcoxon.csv         one line per pair of datasets
         OUTPUT/accuracy_boxplot.png, accuracy_differences.png
@@ -35,9 +36,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import figures, pairs, rank_sum, report, results
+from lungkit.compare import figures, pairs, rank_sum, report, results, scores
 from lungkit.compare.pairs import compare, find_warnings
 from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p, wilson_interval
+from lungkit.data import result
 from lungkit.run import cli, faults, files
 from lungkit.run.output import lock
 
@@ -52,8 +54,8 @@ def input_hash(results_path: Path, sheets_dir: Path | None, options: dict) -> st
     """SHA-256 over every input file's name and content, the options, and the code of this view."""
     paths = results.result_paths(results_path)
     paths += sorted(sheets_dir.glob("*.png")) if sheets_dir else []
-    paths += [Path(module.__file__) for module in (
-        sys.modules[__name__], results, rank_sum, pairs, report, figures)]
+    paths += [report.TEMPLATE, *(Path(module.__file__) for module in (
+        sys.modules[__name__], result, results, scores, rank_sum, pairs, report, figures))]
     lines = [f"{path}\0{files.sha256_file(path)}" for path in paths]
     return files.sha256("\n".join([SCHEMA, repr(sorted(options.items())), *lines]).encode())
 
@@ -95,7 +97,7 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
         return
 
     found = results.read_results(results_path, datasets=datasets, num_repeats=repeats)
-    metric = metric or found.metrics[0]
+    metric = scores.choose(metric, found.metrics)
     unit, step = "repeat" if len(found.replicates) == 1 else "replicate", found.step(metric)
     values = {name: found.values(name, metric) for name in found.datasets}
     if dry_run:
@@ -127,7 +129,9 @@ def check_options(results_path: Path, output: Path, metric: str | None, alpha: f
     if output.exists() and not output.is_dir():
         raise faults.BadOptions(f"--output {output} is a file, not a directory")
     if results_path.is_file() and metric:
-        raise faults.BadOptions("--metric chooses an accuracy of a results tree; a CSV has only one")
+        raise faults.BadOptions("--metric chooses a score of a results tree; a CSV has only one")
+    if not results_path.is_file() and not results.record_paths(results_path):
+        scores.choose(metric, scores.known())  # a misspelt one ends before any training
     if not 0 < alpha < 0.5:
         raise faults.BadOptions(f"--alpha {alpha:g} is not between 0 and 0.5")
     if not 0 < margin < 1:
@@ -155,8 +159,9 @@ def build_parser():
                             help="results tree, or CSV with columns dataset,repeat,accuracy")
     main_group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
                             help="directory of the comparison")
-    main_group.add_argument("--metric", choices=("accuracy_real", "accuracy_own"),
-                            help="accuracy on the real test images or on the dataset's own "
+    main_group.add_argument("--metric", metavar="NAME",
+                            help="score to compare: accuracy, balanced_accuracy, auroc, ..., on "
+                                 "the real test images or, as NAME_own, on the dataset's own "
                                  "(default: accuracy_real; a CSV has one accuracy)")
     main_group.add_argument("--datasets", nargs="+", metavar="NAME",
                             help="datasets to compare (default: all in RESULTS)")
@@ -165,8 +170,8 @@ def build_parser():
     test_group = parser.add_argument_group("Tests")
     test_group.add_argument("--alpha", type=cli.positive_float, default=ALPHA, metavar="P",
                             help="significance level, kept over all pairs by Holm's method")
-    test_group.add_argument("--margin", type=cli.positive_float, default=MARGIN, metavar="ACCURACY",
-                            help="equivalence margin in accuracy, 0.02 is two points")
+    test_group.add_argument("--margin", type=cli.positive_float, default=MARGIN, metavar="SCORE",
+                            help="equivalence margin in the score, 0.02 is two points")
     output_group = parser.add_argument_group("Output")
     output_group.add_argument("--sheets", type=cli.directory, metavar="DIR",
                               help="contact sheets <dataset>.png to show in the report "

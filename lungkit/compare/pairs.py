@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lungkit.compare import report, results
+from lungkit.compare import report, results, scores
 from lungkit.compare.rank_sum import (
     EXACT_LIMIT,
     holm,
@@ -23,7 +23,7 @@ REFERENCE = "real"  # the dataset the others are measured against, where it is a
 
 @dataclass
 class Pair:
-    """One line of wilcoxon.csv. Shifts are a - b, in accuracy (0.02 is two points)."""
+    """One line of wilcoxon.csv. Shifts are a - b, of the metric (0.02 is two points)."""
 
     dataset_a: str
     dataset_b: str
@@ -125,9 +125,10 @@ def find_warnings(found: results.Results, arms: list[dict], pairs: list[Pair], *
             "one replicate: every p-value speaks about this one split of the real images and this "
             "one training of each generator, not about the methods; more repeats do not cure it, "
             "whole-pipeline replicates (another split, another generator seed) do")
-    if metric == "accuracy_own":
+    name, split = scores.parts(metric)
+    if split == "own":
         warnings.append("own test images: each CNN is tested on its own kind of image; nothing "
-                        "here says how it does on real patients (that is accuracy_real)")
+                        f"here says how it does on real patients (that is {name}_real)")
     out_of_reach = [pair for pair in pairs if not pair.can_reach_alpha]
     few = [pair for pair in out_of_reach if pair.n_a < pair.n_needed]
     if few:
@@ -142,12 +143,12 @@ def find_warnings(found: results.Results, arms: list[dict], pairs: list[Pair], *
     if any(pair.method == "normal" for pair in pairs):
         warnings.append(f"normal approximation: with more than {EXACT_LIMIT} values a pair, p "
                         "comes from the normal distribution with tie correction")
-    at_chance = [arm["dataset"] for arm in arms if "num_images" in arm
+    at_chance = [arm["dataset"] for arm in arms if "majority_share" in arm
                  and wilson_interval(arm["mean"], arm["num_images"])[0] <= arm["majority_share"]]
     if at_chance:
         warnings.append(
-            f"chance level: {', '.join(at_chance)} cannot be told from always answering the largest "
-            "class; a comparison with an arm that learned nothing says nothing")
+            f"chance level: {', '.join(at_chance)} cannot be told from always answering the "
+            "largest class; a comparison with an arm that learned nothing says nothing")
     if pairs[0].margin_tested == 0:
         warnings.append(
             f"coarse test set: one test image is {100 * found.step(metric):.1f} points, more than "

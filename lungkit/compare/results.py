@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lungkit.data.result import BASELINE, CNN, SCHEMA
+from lungkit.compare import scores
+from lungkit.data.result import BASELINE, CNN, SPLITS, check_fraction, check_record, read_record
 from lungkit.run.faults import BadOptions, Fault, several
-from lungkit.run.files import read_json
 
 REAL = "real"
 # what must be one and the same in all results of a comparison, or the arms were not treated alike
@@ -30,7 +29,7 @@ class Results:
 
     rows: list[dict]
     datasets: list[str]     # in the order they are shown: real first
-    metrics: list[str]      # accuracy_real and accuracy_own, or accuracy for a CSV
+    metrics: list[str]      # what all rows have: accuracy_real first; accuracy for a CSV
     replicates: list[int]
     repeats: list[int]
     settings: dict = field(default_factory=dict)
@@ -52,20 +51,28 @@ class Results:
     def step(self, metric: str) -> float:
         """The grid the values lie on: one test image, or its share in a mean over repeats.
 
-        A CSV does not say its number of images: the smallest gap between its values, which is
-        a whole number of steps. 1 where all values are equal.
+        Only accuracies are shares of test images: of other scores it is 0. A CSV does not say its
+        number of images: the smallest gap between its values, which is a whole number of steps.
+        1 where all values are equal.
         """
         if metric == "accuracy":
             values = sorted(value for name in self.datasets for value in self.values(name, metric))
             gaps = [high - low for low, high in zip(values, values[1:]) if high - low > 1e-9]
             return min(gaps, default=1.0)
-        split = metric.removeprefix("accuracy_")
+        if not scores.is_accuracy(metric):
+            return 0.0
+        split = scores.parts(metric)[1]
         images = math.lcm(*{row[split]["num_images"] for row in self.rows})
         return 1 / images / (1 if len(self.replicates) == 1 else len(self.repeats))
 
 
 def is_baseline(row: dict) -> bool:
     return row.get("kind", CNN) == BASELINE
+
+
+def record_paths(source: Path) -> list[Path]:
+    """The records of a results tree, sorted."""
+    return sorted(source.glob("[!.]*/replicate_*/repeat_*.json"))
 
 
 def result_paths(source: Path) -> list[Path]:
@@ -75,7 +82,7 @@ def result_paths(source: Path) -> list[Path]:
     if not source.is_dir():
         raise Fault(f"{source} is not there: expected a results tree made by cnn_classify.py, "
                     "or a CSV with columns dataset,repeat,accuracy")
-    paths = sorted(source.glob("[!.]*/replicate_*/repeat_*.json"))
+    paths = record_paths(source)
     if not paths:
         hint = f"; did you mean {source / 'results'}?" if (source / "results").is_dir() else ""
         raise Fault(f"{source} holds no results: expected "
@@ -102,8 +109,8 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
     faults: list[str] = []
     rows = [row for name in found for row in
             (_read_tree if is_tree else _read_csv)(source, by_dataset[name], faults)]
-    faults += [f"{source / name} holds no results: run cnn_classify.py, leave it out by --datasets, "
-               "or remove it" for name in found if not by_dataset[name]]
+    faults += [f"{source / name} holds no results: run cnn_classify.py, leave it out by "
+               "--datasets, or remove it" for name in found if not by_dataset[name]]
     _raise(faults)
     if len(found) < 2:
         raise Fault(f"{source} holds results of one dataset only ({found[0]}): "
@@ -116,8 +123,8 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
         rows = [row for row in rows if row["repeat"] in repeats]
     replicates = sorted({row["replicate"] for row in rows})
     rows.sort(key=lambda row: (found.index(row["dataset"]), row["replicate"], row["repeat"]))
-    found_results = Results(rows, found, ["accuracy_real", "accuracy_own"] if is_tree else
-                            ["accuracy"], replicates, repeats)
+    metrics = _common_scores(rows) if is_tree else ["accuracy"]
+    found_results = Results(rows, found, metrics, replicates, repeats)
     faults += _missing_or_twice(found_results)
     if is_tree:
         faults += _mixed_runs(found_results) + _saw_test_images(rows)
@@ -150,48 +157,25 @@ def _read_tree(source: Path, paths: list[Path], faults: list[str]) -> list[dict]
     rows = []
     for path in paths:
         try:
-            row = read_json(path)
-            _check_result(row, path.relative_to(source))
-            rows.append(row)
+            row = read_record(path)
+            check_record(row, path.relative_to(source))
+            rows.append(row | _flat(row))
         except Fault as fault:
             faults.append(str(fault))
     return rows
 
 
-def _check_result(row: dict, path: Path) -> None:
-    """Raise Fault unless `row` is one whole result that agrees with itself and its place."""
-    wanted = {"schema": str, "dataset": str, "dataset_fingerprint": str, "real_fingerprint": str,
-              "replicate": int, "repeat": int, "seed": int, "own": dict, "real": dict}
-    bad = [name for name, kind in wanted.items()
-           if not isinstance(row.get(name), kind) or isinstance(row.get(name), bool)]
-    if bad:
-        raise Fault(f"{path} lacks {', '.join(bad)} (or of another type): it is no {SCHEMA} result")
-    if row["schema"] != SCHEMA:
-        raise Fault(f"{path} has schema {row['schema']!r}, expected {SCHEMA!r}")
-    if row.get("kind", CNN) not in (CNN, BASELINE):
-        raise Fault(f"{path} is of kind {row['kind']!r}, expected {CNN} or {BASELINE}")
-    numbers = [re.search(r"\d+$", part) for part in (path.parts[-2], path.stem)]
-    place = (path.parts[-3], *(int(number[0]) if number else None for number in numbers))
-    if place != (row["dataset"], row["replicate"], row["repeat"]):
-        raise Fault(f"{path} holds dataset {row['dataset']}, replicate {row['replicate']}, "
-                    f"repeat {row['repeat']}: a file in the wrong place")
-    for split in ("own", "real"):
-        metrics, accuracy = row[split], row.get(f"accuracy_{split}")
-        _check_accuracy(accuracy, f"{path}: accuracy_{split}")
-        matrix = metrics.get("confusion_matrix")
-        num_images = metrics.get("num_images")
-        if not isinstance(matrix, list) or not all(
-                isinstance(line, list) and len(line) == len(matrix)
-                and all(type(count) is int and count >= 0 for count in line) for line in matrix):
-            raise Fault(f"{path}: {split}.confusion_matrix is not a square of counts")
-        total = sum(map(sum, matrix))
-        right = sum(matrix[i][i] for i in range(len(matrix)))
-        if not total or total != num_images:
-            raise Fault(f"{path}: {split}.confusion_matrix counts {total} images, "
-                        f"num_images says {num_images}")
-        if abs(right / total - accuracy) > 1e-4:
-            raise Fault(f"{path}: accuracy_{split} is {accuracy:.4f}, its confusion matrix says "
-                        f"{right / total:.4f}")
+def _flat(row: dict) -> dict[str, float]:
+    """The scores of both test splits, and the numbers these are of, as <name>_<split>."""
+    return {f"{name}_{split}": value for split in SPLITS
+            for name, value in sorted({**row[split], **row["scores"][split]}.items())
+            if isinstance(value, (int, float))}
+
+
+def _common_scores(rows: list[dict]) -> list[str]:
+    """The scores that every row has on both test splits."""
+    return scores.known(set.intersection(*(set(row["scores"][split]) for row in rows
+                                           for split in SPLITS)))
 
 
 def _csv_datasets(source: Path) -> dict[str, list[tuple[int, dict]]]:
@@ -226,7 +210,7 @@ def _read_csv(source: Path, lines: list[tuple[int, dict]], faults: list[str]) ->
                    "replicate": _whole(line.get("replicate", "0"), f"{where}: replicate"),
                    "repeat": _whole(line["repeat"], f"{where}: repeat"),
                    "accuracy": _number(line["accuracy"], f"{where}: accuracy")}
-            _check_accuracy(row["accuracy"], f"{where}: accuracy")
+            check_fraction(row["accuracy"], f"{where}: accuracy")
             rows.append(row)
         except Fault as fault:
             faults.append(str(fault))
@@ -245,12 +229,6 @@ def _whole(text: str | None, what: str) -> int:
     if not math.isfinite(value) or value != int(value) or value < 0:
         raise Fault(f"{what} is {text!r}, not a whole number from 0")
     return int(value)
-
-
-def _check_accuracy(value: object, what: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
-        hint = " (percent? divide by 100)" if isinstance(value, (int, float)) and value > 1 else ""
-        raise Fault(f"{what} is {value!r}, not a fraction between 0 and 1{hint}")
 
 
 # ------------------------------------------------------------------ all of them together
@@ -289,7 +267,8 @@ def _mixed_runs(found: Results) -> list[str]:
         checks = {("real_fingerprint", f"replicate {row['replicate']}"): row["real_fingerprint"],
                   ("dataset_fingerprint", f"{row['dataset']} replicate {row['replicate']}"):
                       row["dataset_fingerprint"],
-                  ("kind", row["dataset"]): row.get("kind", CNN)}
+                  ("kind", row["dataset"]): row.get("kind", CNN),
+                  ("task", "all results"): row["task"]}
         scope = f"all results of {row['dataset']}" if is_baseline(row) else "all results"
         checks |= {(name, scope): repr(row.get(name)) for name in SETTINGS}
         for key, value in checks.items():

@@ -500,6 +500,11 @@ def compared_by(*arguments):
     return stage.main([str(argument) for argument in arguments])
 
 
+def page_of(out):
+    """The report's text, whatever its lines."""
+    return " ".join((out / "report.html").read_text().split())
+
+
 def read_csv(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -535,7 +540,7 @@ def test_end_to_end(tmp_path, capsys):
     assert manifest["unit"] == "repeat" and len(manifest["pairs"]) == 3
     assert float(pairs[0]["margin_tested"]) == pytest.approx(1 / 60)
     assert float(pairs[1]["shift_low"]) * 120 % 2 == pytest.approx(1)
-    page = (out / "report.html").read_text()
+    page = page_of(out)
     assert "model small, steps 50, batch_size 16" in page and "test images: 1.67 points" in page
     lines = printed.out.splitlines()
     assert lines[-1] == f"report: {out / 'report.html'}"
@@ -547,14 +552,14 @@ def test_end_to_end(tmp_path, capsys):
 def test_warnings_reach_report_and_terminal(tmp_path, no_pictures, capsys):
     tree, out = make_results(tmp_path / "r", repeats=3, num_images=30), tmp_path / "c"
     assert compared_by(tree, "--output", out) == 0
-    page, printed = (out / "report.html").read_text(), capsys.readouterr().err
+    page, printed = page_of(out), capsys.readouterr().err
     for words in ("one replicate", "chance level: voronoi", "real: confounding: class a",
                   "n too small: 3 of 3 pairs", "coarse test set: one test image is 3.3 points"):
         assert words in page and words in printed
     assert "chance level: voronoi, " not in page and "own test images:" not in page
     assert compared_by(tree, "--output", out, "--metric", "accuracy_own") == 0
     assert "own test images: each CNN is tested on its own kind" \
-        in (out / "report.html").read_text()
+        in page_of(out)
 
 
 def test_replicates_are_the_unit_when_there_are_several(tmp_path, no_pictures):
@@ -566,7 +571,7 @@ def test_replicates_are_the_unit_when_there_are_several(tmp_path, no_pictures):
     assert (pair["n_a"], pair["unit"]) == ("4", "replicate")
     assert float(pair["median_a"]) == pytest.approx(np.median(means["real"]))
     assert float(pair["p"]) == pytest.approx(2 / 70)
-    page = (out / "report.html").read_text()
+    page = page_of(out)
     assert "one replicate:" not in page and "mean of its 3 repeats" in page
 
 
@@ -690,7 +695,7 @@ def reads(monkeypatch):
 
 @pytest.mark.parametrize("options", [
     ["--alpha", "0.01"], ["--margin", "0.05"], ["--metric", "accuracy_own"], ["--repeats", "2"],
-    ["--datasets", "real", "gan"]])
+    ["--metric", "auroc"], ["--datasets", "real", "gan"]])
 def test_other_options_make_the_comparison_anew(tmp_path, no_pictures, reads, options):
     tree, out = write_counts(tmp_path / "r", {**COUNTS, "vae": COUNTS["gan"]}), tmp_path / "c"
     assert compared_by(tree, "--output", out) == 0 and len(reads) == 1
@@ -718,7 +723,8 @@ def test_a_comparison_altered_or_of_other_inputs_is_made_anew(tmp_path, no_pictu
     assert compared_by(*command) == 0 and len(reads) == 2
 
 
-@pytest.mark.parametrize("module", [stage, results, stage.report, stage.figures])
+@pytest.mark.parametrize("module", [stage, results, stage.report, stage.figures, stage.scores,
+                                    stage.result])
 def test_other_code_of_the_view_makes_the_comparison_anew(
         tmp_path, monkeypatch, no_pictures, reads, module):
     code = tmp_path / "code.py"
@@ -754,6 +760,58 @@ def test_the_metric_chosen_is_the_one_compared(tmp_path, no_pictures):
         assert float(pair["median_a"]) == pytest.approx(median)
 
 
+@pytest.mark.parametrize(("asked", "metric"), [
+    ("auroc", "auroc_real"), ("auroc_real", "auroc_real"), ("auroc_own", "auroc_own"),
+    ("accuracy", "accuracy_real"), ("balanced_accuracy", "balanced_accuracy_real"),
+    ("macro_f1_own", "macro_f1_own"), ("dice", "dice_real")])
+def test_any_score_that_every_record_has_can_be_compared(tmp_path, no_pictures, asked, metric):
+    def edit(row):
+        for split, value in (("own", 0.5), ("real", 0.6)):
+            row["scores"][split] |= {"dice": value + row["repeat"] / 100}
+
+    tree, out = make_results(tmp_path / "r", edit=edit), tmp_path / "c"
+    assert compared_by(tree, "--output", out, "--metric", asked) == 0
+    rows, pairs = read_csv(out / "accuracies.csv"), read_csv(out / "wilcoxon.csv")
+    assert {pair["metric"] for pair in pairs} == {metric}
+    real, voronoi = ([float(row[metric]) for row in rows if row["dataset"] == name]
+                     for name in ("real", "voronoi"))
+    assert float(pairs[1]["median_a"]) == pytest.approx(np.median(real))
+    greater, less, _ = enumerate_p(real, voronoi)
+    assert float(pairs[1]["p"]) == pytest.approx(min(1, 2 * min(greater, less)))
+    assert json.loads((out / "comparison.json").read_text())["metric"] == metric
+    # only an accuracy is a share of test images: of other scores the margin is tested as it is
+    assert float(pairs[0]["margin_tested"]) == pytest.approx(
+        1 / 60 if metric.startswith("accuracy") else 0.02)
+    assert ("in whole test images" in page_of(out)) == metric.startswith("accuracy")
+    told = json.loads((out / "comparison.json").read_text())["warnings"]
+    assert any(text.startswith("chance level") for text in told) == (metric == "accuracy_real")
+    assert any(text.startswith("own test images") for text in told) == metric.endswith("_own")
+
+
+@pytest.mark.parametrize("asked", ["f1", "auprc_baseline", "num_images", "auroc_test", "dice",
+                                   "seed"])
+def test_a_score_that_some_record_lacks_is_refused_with_those_there(tmp_path, capsys, asked):
+    def edit(row):
+        if row["dataset"] != "prompt":
+            row["scores"]["own"]["dice"] = row["scores"]["real"]["dice"] = 0.5
+
+    tree, out = make_results(tmp_path / "r", edit=edit), tmp_path / "c"
+    assert compared_by(tree, "--output", out, "--metric", asked, "--dry-run") == 2
+    assert capsys.readouterr().err == (
+        f"wilcoxon_test.py: error: --metric {asked} is not a score of all these results; there are "
+        "accuracy_real, accuracy_own, auprc_weighted_real, auprc_weighted_own, auroc_real, "
+        "auroc_own, balanced_accuracy_real, balanced_accuracy_own, macro_f1_real, macro_f1_own\n")
+    assert compared_by(tree, "--output", out, "--metric", asked) == 2 and not out.exists()
+
+
+@pytest.mark.parametrize(("asked", "status"), [("auroc_own", 1), ("aurok", 2)])
+def test_a_misspelt_score_ends_a_plan_before_there_are_results(tmp_path, capsys, asked, status):
+    assert compared_by(tmp_path / "r", "--output", tmp_path / "c", "--metric", asked,
+                       "--dry-run") == status
+    error = capsys.readouterr().err
+    assert ("is not a score" in error) == (status == 2) and error.count("\n") == 1
+
+
 def test_level_and_margin_asked_for_are_those_used(tmp_path, no_pictures):
     tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
     for options, alpha, margin, tested in (
@@ -763,7 +821,7 @@ def test_level_and_margin_asked_for_are_those_used(tmp_path, no_pictures):
         assert float(pair["confidence"]) == pytest.approx(1 - alpha)
         assert float(pair["margin"]) == margin
         assert float(pair["margin_tested"]) == pytest.approx(tested)
-        page = (out / "report.html").read_text()
+        page = page_of(out)
         assert f"significance level {alpha:g} after Holm, margin ±{100 * margin:g} points" in page
 
 
@@ -879,6 +937,8 @@ def trained_on(**parent):
     (change(accuracy_real=0.5), "its confusion matrix says"),
     (change(schema="lungkit.result/9"), "lungkit.result/9"),
     (change(seed=None), "lacks seed"),
+    (change(task="segment"), "two runs are mixed: task is not one in all results"),
+    (change(scores={"own": {"accuracy": 0.5}, "real": {}}), "scores.own.accuracy says 0.5000"),
     (change(own={}), "own.confusion_matrix is not a square"),
     (lambda row: row.update(repeat=7) if row["repeat"] == 2 else None, "a file in the wrong place"),
 ])
@@ -995,7 +1055,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
             "assert not {'numpy', 'matplotlib', 'scipy', 'torch'} & set(sys.modules), 'heavy'")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Hodges-Lehmann" in done.stdout and "--margin ACCURACY" in done.stdout
+    assert "Hodges-Lehmann" in done.stdout and "--margin SCORE" in done.stdout
 
 
 def test_killed_and_rerun_gives_the_same_files(tmp_path):
@@ -1029,7 +1089,7 @@ def test_report_stands_alone_and_escapes_names(tmp_path):
     out = tmp_path / "c"
     assert compared_by(write_csv(tmp_path / "t.csv", lines), "--output", out,
                        "--sheets", sheets) == 0
-    page = (out / "report.html").read_text()
+    page = page_of(out)
     assert "&lt;b&gt;&amp;x" in page and name not in page
     assert page.count("<img ") == 3 and "Images of old" in page
     assert not re.findall(r'(?:src|href)="(?!data:image/png;base64,)', page)
@@ -1069,7 +1129,7 @@ def test_page_renders_in_a_browser(tmp_path):
     out = tmp_path / "c"
     assert compared_by(make_results(tmp_path / "r"), "--output", out) == 0
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000",
-               "--window-size=900,1400", f"--user-data-dir={tmp_path / 'profile'}"]
+               "--window-size=400,1400", f"--user-data-dir={tmp_path / 'profile'}"]
     probe = tmp_path / "probe.html"  # the page, and a line that measures it
     probe.write_text((out / "report.html").read_text().replace("</body>", """<script>
         addEventListener('load', () => { document.title = JSON.stringify({

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from lungkit.run.faults import BadOptions, Fault
 from result_trees import make_results, record, right, split_of, write, write_counts
 
 SPLIT = split_of(right(54))
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 
 
 def tree(root, *rows):
@@ -42,7 +44,8 @@ def test_real_comes_first_then_the_names_and_repeats_in_order(tmp_path):
     assert [(row["dataset"], row["replicate"], row["repeat"]) for row in found.rows] == [
         (name, replicate, repeat) for name in found.datasets for replicate in (0, 1)
         for repeat in (2, 10)]
-    assert found.metrics == ["accuracy_real", "accuracy_own"]
+    assert found.metrics[:4] == ["accuracy_real", "accuracy_own", "auprc_weighted_real",
+                                 "auprc_weighted_own"]
 
 
 def test_chosen_datasets_come_in_the_order_given_but_real_first(tmp_path):
@@ -98,13 +101,14 @@ def test_the_grid_is_one_test_image_shared_among_the_repeats_of_a_replicate(
                                        split_of(right(9, 30 if 30 in sizes else 60)),
                                        replicate=replicate))
     assert read_results(tmp_path).step(metric) == pytest.approx(step)
+    assert read_results(tmp_path).step("auroc_real") == 0  # no share of test images
 
 
 # ------------------------------------------------------------------ one result that is none
 
 @pytest.mark.parametrize("value", ["missing", True, 1.5, [], None])
 @pytest.mark.parametrize("name", ["schema", "dataset", "dataset_fingerprint", "real_fingerprint",
-                                  "replicate", "repeat", "seed", "own", "real"])
+                                  "replicate", "repeat", "seed", "own", "real", "task", "scores"])
 def test_a_result_without_its_identity_or_scores_is_refused(tmp_path, name, value):
     tree(tmp_path, *two_arms())
     row = record("gan", 1, SPLIT, SPLIT)
@@ -147,10 +151,59 @@ def test_a_result_that_contradicts_itself_is_refused(tmp_path, split, scores, ac
     assert words in message
 
 
+@pytest.mark.parametrize("split", ["own", "real"])
+@pytest.mark.parametrize(("scores", "words"), [
+    ({"auroc": 1.01}, "auroc is 1.01, not a fraction between 0 and 1"),
+    ({"auroc": -0.1}, "auroc is -0.1, not a fraction"), ({"auroc": None}, "auroc is None, not a"),
+    ({"auroc": True}, "auroc is True, not a fraction"),
+    ({"accuracy": 0.8}, "is 0.9000, scores."),  # the column says otherwise
+])
+def test_a_score_that_is_none_is_refused(tmp_path, split, scores, words):
+    row = record("gan", 1, SPLIT, SPLIT)
+    row["scores"][split] |= scores
+    message = fault(tree(tmp_path, *two_arms(), row))
+    assert "gan/replicate_000/repeat_0001.json: " in message and words in message
+    assert f"scores.{split}." in message
+
+
+@pytest.mark.parametrize("lacks", [{}, None, []])
+def test_a_result_without_scores_on_one_split_is_refused(tmp_path, lacks):
+    row = record("gan", 1, SPLIT, SPLIT)
+    row["scores"]["own"] = lacks
+    assert "scores.own holds no scores" in fault(tree(tmp_path, *two_arms(), row))
+
+
+def older(row: dict) -> dict:
+    """The same result as it was written under lungkit.result/1."""
+    scores, task = row.pop("scores"), row.pop("task")
+    assert task == "classify"
+    return row | {"schema": "lungkit.result/1"} | {
+        split: {**row[split], **scores[split]} for split in ("own", "real")}
+
+
+def test_a_tree_of_old_and_new_results_is_read_as_one(tmp_path):
+    new, old = (read_results(tree(tmp_path / name, *(
+        older(row) if name == "mixed" and (row["dataset"] == "gan" or row["repeat"]) else row
+        for row in two_arms()))) for name in ("new", "mixed"))
+    assert new.metrics == old.metrics and new.rows == old.rows
+
+
+def test_the_tree_kept_from_the_code_before_is_compared(tmp_path):
+    found = read_results(FIXTURES / "v1/results")
+    assert "auroc_own" in found.metrics and len(found.datasets) > 1
+    for row in found.rows:
+        kept = json.loads((FIXTURES / f"v1/results/{row['dataset']}/replicate_000/"
+                           f"repeat_{row['repeat']:04d}.json").read_text())
+        for split in ("own", "real"):
+            for name in ("accuracy", "balanced_accuracy", "auroc", "macro_f1", "auprc_weighted",
+                         "auprc_baseline", "num_images"):
+                assert row[f"{name}_{split}"] == kept[split][name]
+
+
 def test_every_fault_is_counted_and_the_first_are_named(tmp_path):
-    make_results(tmp_path, repeats=3, edit=lambda row: row.update(schema="lungkit.result/2"))
+    make_results(tmp_path, repeats=3, edit=lambda row: row.update(schema="lungkit.result/3"))
     message = fault(tmp_path)
-    assert message.count("has schema 'lungkit.result/2', expected 'lungkit.result/1'") == 4
+    assert message.count("has schema 'lungkit.result/3', expected 'lungkit.result/2'") == 4
     assert message.endswith("; and 5 more")
 
 
