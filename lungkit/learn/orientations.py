@@ -13,10 +13,14 @@ def orient(images, which: int):
     return images.flip(-1) if which >= 4 else images
 
 
-def square_symmetries(size: int):
-    """The eight flips and turns of a square as orders of its pixels: int64 [8, size * size]."""
+def square_symmetries(size: int, count: int = NUM_ORIENTATIONS):
+    """Flips and turns of a square as orders of its pixels: int64 [count, size * size].
+
+    count: 8, all; 2, as it is and with left and right exchanged; 1, as it is.
+    """
     import torch
 
     pixels = torch.arange(size * size).view(size, size)
     half = [pixels, pixels.flip(0), pixels.flip(1), pixels.flip(0, 1)]
-    return torch.stack([each.reshape(-1) for each in half + [each.t() for each in half]])
+    found = {8: half + [each.t() for each in half], 2: [half[0], half[2]], 1: half[:1]}[count]
+    return torch.stack([each.reshape(-1) for each in found])
