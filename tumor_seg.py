@@ -10,11 +10,10 @@ Writes  OUTPUT/{train,val,test}/<class>/000000.png   square RGB tiles of one siz
 
 Tiles: a picture is cut into the largest squares along its long side (or --tile-size squares), a
 slide into squares of --image-size pixels of --mpp micrometres where its overview shows tissue.
-Tiles with too little tissue, out of focus, over-exposed or written on are dropped
-(lungkit.histology.quality). Colour is white-balanced on the image's own background and stain-normalised
-towards a reference measured on training images only (lungkit.histology.stain); grey and fluorescence images
-are denoised and stretched in contrast instead. A tumour map is drawn from the nuclei
-(lungkit.histology.tumour_map).
+Tiles with too little tissue, out of focus, over-exposed or written on are dropped. Colour is
+white-balanced on the image's own background and stain-normalised towards a reference measured on
+training images only; grey and fluorescence images are denoised and stretched in contrast instead.
+A tumour map is drawn from the nuclei. (lungkit.histology: quality, stain, tumour_map)
 
 Groups: what must not lie on both sides of a split: a patient, a slide, an original and its
 augmented copies. They come from a CSV, from the file names, or are found; in any case images that
@@ -30,20 +29,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from lungkit.audit import confounding
+from lungkit.audit.copies import find_copies
 from lungkit.audit.survey import Original, Plan
 from lungkit.audit.warnings import confounding_warnings, describe_confounding
-from lungkit.data.splits import SPLITS, fold, merge_groups, split_groups
+from lungkit.data.splits import SPLITS, merge_groups, split_groups
+from lungkit.data.writer import DatasetWriter
 from lungkit.formats import sources
 from lungkit.formats.channels import MIN_SIDE_PX
 from lungkit.formats.images import PAGES_ARE
 from lungkit.histology import qc_report, quality, stain, tissue_grid
 from lungkit.histology.originals import FIELD_UM, Cut
-from lungkit.histology.tiles import Job, Recipe, examine, look_at, render, statistics_of_files
+from lungkit.histology.tiles import Recipe, examine, look_at, measure_tiles, pending_jobs, render
 from lungkit.run import cli
 from lungkit.run.faults import BadOptions, Fault, check_stop, several
 from lungkit.run.files import sha256_file, write_bytes, write_text
@@ -55,7 +55,6 @@ from lungkit.run.workers import mapper
 RECIPE = 2          # raise it when tiles come out otherwise: a dataset of another is not complete
 PRESETS = {"demo": {"image_size": 64}, "full": {"image_size": 256}}
 LARGE_BYTES = 50_000_000  # ours: originals of more go to a process one at a time
-JOB_TILES = 32      # ours: tiles of a slide that go to a process at a time
 
 
 # ------------------------------------------------------------------ the survey
@@ -90,18 +89,7 @@ def stamp(source: sources.Source) -> tuple[str, str, int]:
             source.path.stat().st_mtime_ns)
 
 
-def find_copies(originals: list[Original], mapped: Callable) -> list[tuple[str, str]]:
-    """Pairs of names of images that are rotated, flipped, rescaled, re-compressed copies."""
-    from lungkit.audit import copies
-
-    first: dict[int, str] = {}
-    group_of = copies.link([o.signature for o in originals], mapped)
-    return [(first[group], o.source.name) for group, o in zip(group_of, originals)
-            if first.setdefault(group, o.source.name) != o.source.name]
-
-
 # ------------------------------------------------------------------ groups, splits, reference
-
 
 def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *, seed: int,
               fold: tuple[int, int] | None, trust_groups: bool, method: str,
@@ -133,23 +121,8 @@ def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *
 
 # ------------------------------------------------------------------ rendering
 
-
-def pending_jobs(writer, plan: Plan) -> list[Job]:
-    """What is not written yet; tiles are numbered by class and name, never by split."""
-    jobs, number = [], 0
-    for original in plan.originals:
-        split, label = plan.split(original), original.source.label
-        tiles = {number + i: tile for i, tile in enumerate(original.kept)
-                 if not writer.has(split, label, number + i)}
-        number += len(original.kept)
-        numbers = list(tiles)
-        light = replace(original, tiles=(), signature=None)  # what goes to a worker must be small
-        jobs += [Job(light, {n: tiles[n] for n in numbers[i:i + JOB_TILES]})
-                 for i in range(0, len(numbers), JOB_TILES)]
-    return jobs
-
-
-def write_tiles(writer, plan: Plan, recipe: Recipe, seed: int, mapped: Callable) -> None:
+def write_tiles(writer: DatasetWriter, plan: Plan, recipe: Recipe, seed: int,
+                mapped: Callable) -> None:
     """Render and write the tiles of the plan that the writer does not have yet."""
     jobs = pending_jobs(writer, plan)
     progress = Progress("writing tiles", sum(plan.count_tiles().values()),
@@ -167,20 +140,47 @@ def write_tiles(writer, plan: Plan, recipe: Recipe, seed: int, mapped: Callable)
         check_stop()
 
 
-def measure_tiles(writer, plan: Plan, mapped: Callable) -> dict[str, tuple[float, ...]]:
-    """{source name: mean `statistics` of some of the tiles as written}."""
-    from lungkit.data.writer import item_name
+def make_dataset(target: Output, plan: Plan, originals: list[Original], dropped: list[dict],
+                 recipe: Recipe, seed: int, mapped: Callable) -> None:
+    """Write the tiles, look at what was written, say what it may not prove, and publish.
 
-    paths, number = {}, 0
-    for original in plan.originals:
-        paths[original.source.name] = [
-            writer.work_dir / item_name(plan.split(original), original.source.label, n)
-            for n in range(number, number + len(original.kept))]
-        number += len(original.kept)
-    return dict(zip(paths, mapped(statistics_of_files, paths.values())))
+    originals: those of the plan and what was dropped whole; dropped: `qc_report.count_dropped`.
+    """
+    with DatasetWriter(target, stage="tumor_seg", image_size=recipe.cut.image_size,
+                       classes=sorted({original.source.label for original in originals}),
+                       plan=plan.digest(stain.describe(plan.reference))) as writer:
+        write_tiles(writer, plan, recipe, seed, mapped)
+        after = measure_tiles(writer, plan, mapped)
+        report = confounding.report(plan.specimens(after), plan.split_of, plan.groups_given, mapped)
+        warnings = qc_report.warn(plan, report, originals, recipe.cut.image_size)
+        write_text(writer.work_dir / "qc.csv", qc_report.table(originals))
+        write_bytes(writer.work_dir / "qc.png",
+                    qc_report.sheet(originals, partial(look_at, recipe=recipe)))
+        writer.publish(parents=[], seed=seed, warnings=warnings, dropped=dropped,
+                       groups=plan.count_groups(), confounding=report,
+                       stain=qc_report.describe_stain(plan, recipe.stain_normalisation),
+                       **qc_report.describe_scale(plan.originals, recipe.cut.image_size))
+    others = [warning for warning in warnings if warning not in confounding_warnings(report)]
+    for line in (*describe_confounding(report).splitlines(), *(f"warning: {w}" for w in others)):
+        say(f"tumor_seg: {line}")
 
 
 # ------------------------------------------------------------------ the stage
+
+def check_options(how: dict) -> None:
+    """Raise BadOptions where two options contradict each other."""
+    by_csv = how["groups"] not in (None, "auto")
+    if by_csv and how["group_regex"] is not None:
+        raise BadOptions("--groups and --group-regex both say what belongs together: give one")
+    if how["trust_groups"] and not by_csv and how["group_regex"] is None:
+        raise BadOptions("--trust-groups without groups to trust: give --groups CSV or "
+                         "--group-regex")
+    if how["tile_size"] and how["tile_size"] < MIN_SIDE_PX:
+        raise BadOptions(f"--tile-size {how['tile_size']} px shows no tissue: give at least "
+                         f"{MIN_SIDE_PX}")
+    if how["mpp"] and how["tile_size"]:
+        raise BadOptions("--mpp and --tile-size both set a tile's size: give one")
+
 
 def check_paths(input_dir: Path, output_dir: Path) -> None:
     """Refuse an output that could overwrite the input, or that would be read as input."""
@@ -192,61 +192,69 @@ def check_paths(input_dir: Path, output_dir: Path) -> None:
                          "choose an --output beside the input")
 
 
-def read_group_ids(found: list[sources.Source], groups: str, group_regex: str | None
-                   ) -> tuple[dict[str, str], str]:
-    """{source name: group} as the user gives it, and how: csv, regex or auto."""
-    if group_regex is not None:
-        return sources.groups_by_pattern(group_regex, found), "regex"
-    if groups != "auto":
-        return sources.read_groups(Path(groups), found), "csv"
-    return {s.name: s.name for s in found}, "auto"
+def make_recipe(how: dict, preset: str, labels: list[str]) -> Recipe:
+    """What the options ask of a tile. Raises BadOptions of a class that is not there."""
+    unknown = sorted(set(how["benign"] or ()) - set(labels))
+    if unknown:
+        raise BadOptions(f"--benign {' '.join(unknown)}: the classes are {', '.join(labels)}")
+    everything = how["region"] == "all"
+    cut = Cut(how["image_size"] or PRESETS[preset]["image_size"], how["tile_size"], how["mpp"],
+              0 if everything else tissue_grid.MIN_TISSUE, how["tiles_per_slide"], how["seed"])
+    return Recipe(cut, how["channel"], how["pages_are"], how["source_mpp"], how["region"],
+                  tuple(sorted(how["benign"] or ())), how["stain_normalisation"],
+                  quality.Limits(min_tissue=0 if everything else how["min_tissue"]),
+                  how["quality_control"])
 
 
-def run(*, input: Path, output: Path, groups: str | None, group_regex: str | None,
-        trust_groups: bool, fold: tuple[int, int] | None, channel: int | str | None,
-        pages_are: str, image_size: int | None, mpp: float | None, source_mpp: float | None,
-        tile_size: int | None, tiles_per_slide: int | None, region: str, benign: list[str] | None,
-        min_tissue: float, quality_control: bool, stain_normalisation: str, seed: int,
-        workers: int, preset: str, overwrite: bool, dry_run: bool) -> None:
-    """Survey the images, group and split them, write the tiles, publish the dataset."""
-    if groups not in (None, "auto") and group_regex is not None:
-        raise BadOptions("--groups and --group-regex both say what belongs together: give one")
-    if trust_groups and group_regex is None and groups in (None, "auto"):
-        raise BadOptions("--trust-groups without groups to trust: give --groups CSV or "
-                         "--group-regex")
-    if tile_size and tile_size < MIN_SIDE_PX:
-        raise BadOptions(f"--tile-size {tile_size} px shows no tissue: give at least {MIN_SIDE_PX}")
-    if mpp and tile_size:
-        raise BadOptions("--mpp and --tile-size both set a tile's size: give one")
+def identity(how: dict, recipe: Recipe, found: list[sources.Source]) -> dict:
+    """What decides the dataset: every option but those that say how fast it is made."""
+    groups, fold = how["groups"], how["fold"]
+    if groups in (None, "auto"):
+        groups = None if how["group_regex"] else "auto"
+    else:
+        groups = sha256_file(Path(groups))
+    return dict(sorted({**how, "benign": recipe.benign, "fold": fold and f"{fold[0]}/{fold[1]}",
+                        "groups": groups, "image_size": recipe.cut.image_size,
+                        "input": sources.quick_fingerprint(found), "recipe": RECIPE}.items()))
+
+
+def in_words(plan: Plan, dropped: list[dict], image_size: int) -> str:
+    tiles = plan.count_tiles()
+    return (f"{sum(tiles.values())} tiles of {image_size} px "
+            f"({', '.join(f'{split} {tiles[split]}' for split in SPLITS)}), "
+            f"{len(plan.split_of)} groups, {sum(each['count'] for each in dropped)} dropped")
+
+
+def preview(target: Output, plan: Plan, originals: list[Original], image_size: int,
+            mapped: Callable) -> str:
+    """Say what the dataset would warn of; return how much of it is made."""
+    report = confounding.report(plan.specimens(), plan.split_of, plan.groups_given, mapped)
+    for warning in qc_report.warn(plan, report, originals, image_size):
+        say(f"tumor_seg: warning: {warning}")
+    done = 0 if target.overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
+    return f"{done} done, {sum(plan.count_tiles().values()) - done} pending"
+
+
+def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool, dry_run: bool,
+        **how: object) -> None:
+    """Survey the images, group and split them, write the tiles, publish the dataset.
+
+    how: the options that decide the tiles, by name.
+    """
+    check_options(how)
     check_paths(input, output)
     root = sources.find_root(input)
     found, others = sources.find_sources(root)
     labels = sorted({source.label for source in found})
-    unknown = sorted(set(benign or ()) - set(labels))
-    if unknown:
-        raise BadOptions(f"--benign {' '.join(unknown)}: the classes are {', '.join(labels)}")
-    limits = quality.Limits(min_tissue=0 if region == "all" else min_tissue)
-    cut = Cut(image_size or PRESETS[preset]["image_size"], tile_size, mpp,
-              0 if region == "all" else tissue_grid.MIN_TISSUE, tiles_per_slide, seed)
-    recipe = Recipe(cut, channel, pages_are, source_mpp, region, tuple(sorted(benign or ())),
-                    stain_normalisation, limits, quality_control)
-    by_csv = groups not in (None, "auto")
-    options = {"benign": recipe.benign, "channel": channel,
-               "fold": fold and f"{fold[0]}/{fold[1]}", "group_regex": group_regex,
-               "groups": sha256_file(Path(groups)) if by_csv else None if group_regex else "auto",
-               "image_size": recipe.cut.image_size, "input": sources.quick_fingerprint(found),
-               "min_tissue": min_tissue, "mpp": mpp, "pages_are": pages_are,
-               "quality_control": quality_control,
-               "recipe": RECIPE, "region": region, "seed": seed, "source_mpp": source_mpp,
-               "stain_normalisation": stain_normalisation, "tile_size": tile_size,
-               "tiles_per_slide": tiles_per_slide, "trust_groups": trust_groups}
+    recipe = make_recipe(how, preset, labels)
+    options = identity(how, recipe, found)
     target = Output(output, "dataset.json", options, overwrite=overwrite)
     if target.is_complete():
         print(f"{output}: already complete")
         return
     say(f"tumor_seg: {len(found)} images of {len(labels)} classes ({', '.join(labels)}) in {root}; "
         + ", ".join(f"{name} {value}" for name, value in options.items() if value is not None))
-    group_of, given = read_group_ids(found, groups or "auto", group_regex)
+    group_of, given = sources.group_ids(found, how["groups"], how["group_regex"])
 
     # beside the output: other groups or folds, or a repaired image, need no new survey of the rest
     journal = ResultJournal(target.output_dir.parent / f".{target.output_dir.name}.survey",
@@ -255,54 +263,18 @@ def run(*, input: Path, output: Path, groups: str | None, group_regex: str | Non
         originals = survey(found, recipe, journal, mapped)
         dropped = qc_report.count_dropped(originals, others)
         for entry in dropped:
-            by_class = ", ".join(f"{label} {n}" for label, n in entry["by_class"].items())
-            say(f"tumor_seg: dropped {entry['count']}: {entry['reason']} ({by_class})")
-        plan = make_plan(originals, group_of, given, seed=seed, fold=fold,
-                         trust_groups=trust_groups, method=stain_normalisation, mapped=mapped)
-        number = plan.count_tiles()
-        counts = (f"{sum(number.values())} tiles of {recipe.cut.image_size} px "
-                  f"({', '.join(f'{split} {number[split]}' for split in SPLITS)}), "
-                  f"{len(plan.split_of)} groups, {sum(each['count'] for each in dropped)} dropped")
+            say(f"tumor_seg: dropped {qc_report.dropped_in_words(entry)}")
+        plan = make_plan(originals, group_of, given, seed=how["seed"], fold=how["fold"],
+                         trust_groups=how["trust_groups"], method=recipe.stain_normalisation,
+                         mapped=mapped)
+        counts = in_words(plan, dropped, recipe.cut.image_size)
         if dry_run:
-            report = confounding.report(plan.specimens(), plan.split_of, plan.groups_given, mapped)
-            for warning in qc_report.warn(plan, report, originals, recipe.cut.image_size):
-                say(f"tumor_seg: warning: {warning}")
-            done = 0 if overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
-            print(f"{output}: would write {counts}; {done} done, "
-                  f"{sum(number.values()) - done} pending")
+            made = preview(target, plan, originals, recipe.cut.image_size, mapped)
+            print(f"{output}: would write {counts}; {made}")
             return
-
-        from lungkit.data.writer import DatasetWriter
-
-        with DatasetWriter(target, stage="tumor_seg", classes=labels,
-                           image_size=recipe.cut.image_size,
-                           plan=plan.digest(stain.describe(plan.reference))) as writer:
-            write_tiles(writer, plan, recipe, seed, mapped)
-            after = measure_tiles(writer, plan, mapped)
-            report = confounding.report(plan.specimens(after), plan.split_of, plan.groups_given,
-                                        mapped)
-            warnings = qc_report.warn(plan, report, originals, recipe.cut.image_size)
-            write_text(writer.work_dir / "qc.csv", qc_report.table(originals))
-            write_bytes(writer.work_dir / "qc.png",
-                        qc_report.sheet(originals, partial(look_at, recipe=recipe)))
-            writer.publish(parents=[], seed=seed, warnings=warnings, dropped=dropped,
-                           groups=plan.count_groups(), confounding=report,
-                           stain=qc_report.describe_stain(plan, recipe.stain_normalisation),
-                           **qc_report.describe_scale(plan.originals, recipe.cut.image_size))
+        make_dataset(target, plan, originals, dropped, recipe, how["seed"], mapped)
         journal.discard()
-    for line in (describe_confounding(report).splitlines()
-                 + [f"warning: {w}" for w in warnings if w not in confounding_warnings(report)]):
-        say(f"tumor_seg: {line}")
     print(f"{output}: {counts}")
-
-
-def channel(text: str) -> int | str:
-    """Option type: a channel's number, counted from 0, or its name."""
-    if text.lstrip("-").isdigit():
-        return cli.non_negative_int(text)
-    if not text.strip():
-        raise ValueError
-    return text
 
 
 def build_parser():
@@ -322,11 +294,11 @@ def build_parser():
     group.add_argument("--trust-groups", action="store_true",
                        help="do not join groups that hold rotated, flipped, rescaled or "
                             "re-compressed copies of one image; identical files always are")
-    group.add_argument("--fold", type=fold, metavar="k/K",
+    group.add_argument("--fold", type=cli.fold, metavar="k/K",
                        help="cross-validation: test on fold k of K, validate on the next "
                             "(default: one split, 60/20/20)")
     group = parser.add_argument_group("Tiles")
-    group.add_argument("--channel", type=channel, metavar="N|NAME",
+    group.add_argument("--channel", type=cli.channel, metavar="N|NAME",
                        help="channel or page of a multi-channel image, counted from 0, or its name")
     group.add_argument("--pages-are", choices=PAGES_ARE, default="channels",
                        help="what the grey pages of a TIFF are that does not say; focal planes are "

@@ -37,6 +37,7 @@ import numpy as np
 from lungkit.audit.candidates import CANDIDATES, propose
 from lungkit.audit.registration import FLAT, LEAST_INLIERS, Registration, register_pair
 from lungkit.audit.signature import Signature
+from lungkit.audit.survey import Original
 from lungkit.run import faults
 from lungkit.run.workers import in_this_process
 
@@ -120,6 +121,15 @@ def link(signatures: list[Signature], mapped: Callable = in_this_process) -> lis
     for i, j in plain_copies(signatures):
         groups.join(i, j)
     return [groups.of(i) for i in range(len(signatures))]
+
+
+def find_copies(originals: list[Original], mapped: Callable = in_this_process
+                ) -> list[tuple[str, str]]:
+    """Pairs of names of originals that are copies: each with the first of its group."""
+    first: dict[int, str] = {}
+    return [(first[group], o.source.name)
+            for group, o in zip(link([o.signature for o in originals], mapped), originals)
+            if first.setdefault(group, o.source.name) != o.source.name]
 
 
 def _digest(signature: Signature) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lungkit.audit import confounding
@@ -54,6 +55,13 @@ class Plan:
 
     def split(self, original: Original) -> str:
         return self.split_of[self.group_of[original.source.name]]
+
+    def numbered(self) -> Iterator[tuple[Original, dict[int, Tile]]]:
+        """Each original and its kept tiles by number: by class and name, never by split."""
+        number = 0
+        for original in self.originals:
+            yield original, dict(enumerate(original.kept, number))
+            number += len(original.kept)
 
     def count_tiles(self) -> Counter:
         return Counter(self.split(o) for o in self.originals for _ in o.kept)

@@ -8,7 +8,6 @@ test, or to the folds of a cross-validation.
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -52,20 +51,6 @@ def identical(hashes: dict[str, str]) -> list[tuple[str, str]]:
 
 
 # ------------------------------------------------------------------ splits and folds
-
-def fold(text: str) -> tuple[int, int]:
-    """Option type: `k/K` -> fold k of K, counted from 1."""
-    parts = text.split("/")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not k/K, fold k of K, as 2/5")
-    number, count = map(int, parts)
-    if count < 3:
-        raise argparse.ArgumentTypeError(f"{text}: at least 3 folds are needed, one each for test "
-                                         "and val and the rest for train")
-    if not 1 <= number <= count:
-        raise argparse.ArgumentTypeError(f"{text}: folds are counted from 1 to {count}")
-    return number, count
-
 
 def split_groups(items: list[tuple[str, str]], seed: int,
                  fold: tuple[int, int] | None = None) -> dict[str, str]:

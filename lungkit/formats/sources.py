@@ -138,6 +138,19 @@ def quick_fingerprint(sources: list[Source]) -> str:
 
 # ------------------------------------------------------------------ groups
 
+def group_ids(sources: list[Source], groups: str | None, pattern: str | None
+              ) -> tuple[dict[str, str], str]:
+    """{source name: group} as the user gives it, and how: csv, regex or auto (each its own).
+
+    groups: path of a CSV, "auto" or None; pattern: a regular expression, None: none.
+    """
+    if pattern is not None:
+        return groups_by_pattern(pattern, sources), "regex"
+    if groups not in (None, "auto"):
+        return read_groups(Path(groups), sources), "csv"
+    return {source.name: source.name for source in sources}, "auto"
+
+
 def read_groups(path: Path, sources: list[Source]) -> dict[str, str]:
     """{source name: group} from a CSV with columns file_name, label, group. Raises Fault."""
     try:

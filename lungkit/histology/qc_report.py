@@ -1,8 +1,4 @@
-"""What became of the originals: a table and a sheet of tiles kept and dropped, and warnings.
-
-An original has `source` (name, label) and `tiles`; a tile has `box` (top, left, side) px,
-`measured` (lungkit.histology.quality.Quality) and `reason` (None: kept).
-"""
+"""What became of the originals: a table and a sheet of tiles kept and dropped, and warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +7,9 @@ import io
 from collections import Counter
 from collections.abc import Callable
 
+from lungkit.audit.survey import Original, Plan, Tile
 from lungkit.audit.warnings import confounding_warnings
+from lungkit.formats.sources import Source
 from lungkit.histology import quality, stain
 from lungkit.histology.originals import FIELD_UM
 from lungkit.run.progress import say
@@ -30,12 +28,12 @@ def spread(items: list, most: int) -> list:
     return [items[i] for i in picked]
 
 
-def count_dropped(originals: list, others: list[str]) -> list[dict]:
+def count_dropped(originals: list[Original], others: list[str]) -> list[dict]:
     """What does not reach the dataset: [{reason, count, by_class, examples}].
 
     others: files in the class folders that are no images, as <class>/<name>.
     """
-    reasons: dict[str, list] = {}
+    reasons: dict[str, list[Source]] = {}
     for original in originals:
         for reason in [t.reason for t in original.tiles if t.reason] or [NO_TILE] * (
                 not original.tiles):
@@ -50,7 +48,13 @@ def count_dropped(originals: list, others: list[str]) -> list[dict]:
     return table
 
 
-def table(originals: list) -> str:
+def dropped_in_words(entry: dict) -> str:
+    """An entry of `count_dropped` on one line."""
+    by_class = ", ".join(f"{label} {n}" for label, n in entry["by_class"].items())
+    return f"{entry['count']}: {entry['reason']} ({by_class})"
+
+
+def table(originals: list[Original]) -> str:
     """qc.csv: a line for every tile, kept or dropped, with what was measured."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
@@ -62,16 +66,16 @@ def table(originals: list) -> str:
     return text.getvalue()
 
 
-def sheet(originals: list, look_at: Callable) -> bytes:
+def sheet(originals: list[Original], look_at: Callable[[Original, Tile], object]) -> bytes:
     """A PNG: a row of kept tiles for each class, then one of dropped tiles for each reason.
 
-    look_at: (original, tile) -> uint8 [SHEET_PX, SHEET_PX, 3].
+    look_at: gives uint8 [SHEET_PX, SHEET_PX, 3].
     """
     from lungkit.compare.contact_sheet import labelled_grid
     from lungkit.data.png import encode_png
 
-    kept: dict[str, list] = {}
-    dropped: dict[str, list] = {}
+    kept: dict[str, list[tuple[Original, Tile]]] = {}
+    dropped: dict[str, list[tuple[Original, Tile]]] = {}
     for original in originals:
         for tile in original.tiles:
             rows, name = ((kept, f"kept: {original.source.label}") if tile.reason is None else
@@ -84,7 +88,7 @@ def sheet(originals: list, look_at: Callable) -> bytes:
 
 # ------------------------------------------------------------------ in words
 
-def warn(plan, report: dict, originals: list, image_size: int) -> list[str]:
+def warn(plan: Plan, report: dict, originals: list[Original], image_size: int) -> list[str]:
     """What the reader of every later result must know, as 'name: sentence'.
 
     report: `confounding.report`; originals: those of `plan` and what was dropped whole.
@@ -124,7 +128,7 @@ def warn(plan, report: dict, originals: list, image_size: int) -> list[str]:
     return found
 
 
-def shares_dropped(originals: list) -> dict[str, float]:
+def shares_dropped(originals: list[Original]) -> dict[str, float]:
     """Share of the tiles that were dropped, by class."""
     tiles, lost = Counter(), Counter()
     for original in originals:
@@ -133,14 +137,14 @@ def shares_dropped(originals: list) -> dict[str, float]:
     return {label: lost[label] / max(1, tiles[label]) for label in tiles}
 
 
-def fields_um(originals: list) -> list[float]:
+def fields_um(originals: list[Original]) -> list[float]:
     """Sides of the kept tiles in micrometres, of the originals that say their resolution."""
     return [t.box[2] * o.um_px for o in originals if o.um_px for t in o.kept]
 
 
 # ------------------------------------------------------------------ for the manifest
 
-def describe_stain(plan, method: str) -> dict:
+def describe_stain(plan: Plan, method: str) -> dict:
     """For the manifest: the reference, and how many images fall short of it, and why."""
     colour = [o for o in plan.originals if o.light is not None]
     if method == "none" or not colour:
@@ -152,7 +156,7 @@ def describe_stain(plan, method: str) -> dict:
             "short": dict(sorted(short.items())), "reference": stain.describe(plan.reference)}
 
 
-def describe_scale(originals: list, image_size: int) -> dict:
+def describe_scale(originals: list[Original], image_size: int) -> dict:
     """For the manifest: what the images are, and micrometres per pixel of a tile, where known."""
     fields = sorted(fields_um(originals))
     known = len(fields) == sum(len(o.kept) for o in originals)

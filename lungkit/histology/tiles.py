@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from lungkit.audit.survey import Original, Tile
+from lungkit.audit.survey import Original, Plan, Tile
+from lungkit.data.writer import DatasetWriter, item_name
 from lungkit.formats import sources
 from lungkit.formats.channels import Unreadable
 from lungkit.histology import background, qc_report, quality, stain
-from lungkit.histology.originals import FIELD_UM, Cut, open_original, shrink
+from lungkit.histology.originals import FIELD_UM, Cut, Picture, WholeSlide, open_original, shrink
 from lungkit.histology.tumour_map import (
     reason_to_drop,
     tumour_mask,
@@ -23,6 +25,7 @@ WORK_PX = 512       # ours: larger tiles are shrunk to this side before anything
 MAP_PX = 224        # ours: the tumour map's working size, 0.8 um a pixel of an LC25000 tile
 STAIN_TILES = 48    # ours: a slide's stain is measured on those of so many tiles that are kept
 AFTER_TILES = 8     # ours: tiles of an original that are measured as written
+JOB_TILES = 32      # ours: tiles of a slide that go to a process at a time
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def examine(source: sources.Source, recipe: Recipe) -> Original | str:
         return f"{source.name} cannot be read ({error.strerror})"
 
 
-def judge(pixels, box, light, picture, label: str, recipe: Recipe) -> Tile:
+def judge(pixels: np.ndarray, box: tuple[int, int, int], light: np.ndarray | None,
+          picture: Picture | WholeSlide, label: str, recipe: Recipe) -> Tile:
     """Measure the quality of a tile as read, and say whether it is kept."""
     flat, mask = balanced(pixels, light, picture.bright)
     um_px = picture.um_px and picture.um_px * box[2] / len(pixels)
@@ -155,6 +159,18 @@ class Job:
     tiles: dict[int, Tile]
 
 
+def pending_jobs(writer: DatasetWriter, plan: Plan) -> list[Job]:
+    """The tiles of the plan that are not written yet."""
+    jobs = []
+    for original, tiles in plan.numbered():
+        split, label = plan.split(original), original.source.label
+        numbers = [number for number in tiles if not writer.has(split, label, number)]
+        light = replace(original, tiles=(), signature=None)  # what goes to a worker must be small
+        jobs += [Job(light, {n: tiles[n] for n in numbers[i:i + JOB_TILES]})
+                 for i in range(0, len(numbers), JOB_TILES)]
+    return jobs
+
+
 def render(job: Job, recipe: Recipe, reference: object) -> list[tuple]:
     """Normalise tiles and bring them to size: (number, image PNG, {mask kind: PNG}) of each."""
     from lungkit.data.png import encode_png
@@ -193,3 +209,11 @@ def statistics_of_files(paths: list[Path]) -> tuple[float, ...]:
     some = qc_report.spread(paths, AFTER_TILES)
     return tuple(np.mean([statistics(decode_png(path.read_bytes())) for path in some], axis=0)
                  .tolist())
+
+
+def measure_tiles(writer: DatasetWriter, plan: Plan, mapped: Callable
+                  ) -> dict[str, tuple[float, ...]]:
+    """{source name: mean `statistics` of some of the tiles as written}."""
+    paths = {o.source.name: [writer.work_dir / item_name(plan.split(o), o.source.label, number)
+                             for number in tiles] for o, tiles in plan.numbered()}
+    return dict(zip(paths, mapped(statistics_of_files, paths.values())))

@@ -155,6 +155,29 @@ def fraction(text: str) -> float:
     return value
 
 
+def fold(text: str) -> tuple[int, int]:
+    """`k/K` -> fold k of K, counted from 1."""
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not k/K, fold k of K, as 2/5")
+    number, count = map(int, parts)
+    if count < 3:
+        raise argparse.ArgumentTypeError(f"{text}: at least 3 folds are needed, one each for test "
+                                         "and val and the rest for train")
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"{text}: folds are counted from 1 to {count}")
+    return number, count
+
+
+def channel(text: str) -> int | str:
+    """A channel's number, counted from 0, or its name."""
+    if text.lstrip("-").isdigit():
+        return non_negative_int(text)
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
 def repeat_range(text: str) -> range:
     """`N` -> repeats 0..N-1; `A-B` -> repeats A..B, both included."""
     first, dash, last = text.partition("-")

@@ -10,6 +10,7 @@ from hypothesis import event, given, settings, strategies as st
 
 from lungkit.data import splits
 from lungkit.formats import sources
+from lungkit.run import cli
 from lungkit.run.faults import BadOptions, Fault
 
 
@@ -182,7 +183,7 @@ def test_many_groups_are_split_evenly_to_the_image(num_groups):
 # ------------------------------------------------------------------ --fold
 
 def test_fold_reads_k_of_K():
-    assert splits.fold("2/5") == (2, 5) and splits.fold("3/3") == (3, 3)
+    assert cli.fold("2/5") == (2, 5) and cli.fold("3/3") == (3, 3)
 
 
 @pytest.mark.parametrize("text, message", [
@@ -191,4 +192,4 @@ def test_fold_reads_k_of_K():
     ("6/5", "from 1 to 5"), ("1/2", "at least 3 folds"), ("1/0", "at least 3 folds")])
 def test_fold_refuses_what_is_none(text, message):
     with pytest.raises(argparse.ArgumentTypeError, match=message):
-        splits.fold(text)
+        cli.fold(text)
