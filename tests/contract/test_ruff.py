@@ -25,7 +25,8 @@ def test_ruff_finds_nothing():
 
 
 @pytest.mark.parametrize(("code", "rule"), [
-    (f"long = '{'x' * 93}'\n", "E501"), ("import os\n", "F401"), ("import sys\nimport os\n", "I001"),
+    (f"long = '{'x' * 93}'\n", "E501"), ("import os\n", "F401"),
+    ("import sys\nimport os\n", "I001"),
     ("from typing import List\nnames: List[str] = []\n", "UP006"),
     ("def f(given=[]):\n    return given\n", "B006")])
 def test_what_the_rules_forbid_is_found(code, rule):

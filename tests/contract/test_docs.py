@@ -1,0 +1,143 @@
+"""The pages are true: what they name is there, and the arm that docs/adding.md builds works."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arms import content
+from lungkit.data.dataset import SPLITS, open_dataset
+from lungkit.run.faults import BAD_OPTIONS, COMPLETE
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "CONTRIBUTING.md",
+         *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
+STAGES = sorted(path.stem for path in ROOT.glob("*.py"))
+TOOLS = ["lungkit.phantom.sample", "lungkit.compare.contact_sheet", "lungkit.tools.fit_fragments",
+         "lungkit.tools.pretrain_base_model"]
+OURS = ("lungkit", "tests", "docs", "benchmarks", "assets", ".ci")  # other paths are of a run
+EXAMPLES = {"blur_seg.py", "--sigma"}  # what docs/adding.md builds
+# options of sbatch, hf, pytest and our bash scripts' tools
+OTHERS_OPTIONS = {"--gpus", "--gpus-per-task", "--mem", "--ntasks", "--exclude", "--only",
+                  "--check"}
+
+
+def code_of(text: str) -> str:
+    """What stands in backticks or in code blocks."""
+    return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL))
+
+
+def missing(text: str, folder: str = ".") -> list[str]:
+    """Links and paths of a page in `folder` that lead nowhere; paths in the package may lack it."""
+    links = [link for link in re.findall(r"\]\(([^)\s#]+)", text)
+             if not link.startswith(("http:", "https:"))]
+    bad = [link for link in links if not (ROOT / folder / link).exists()]
+    for word in re.findall(r"(?<![\w>])[\w.][\w./-]*", code_of(text)):
+        name = word.rstrip("./")
+        first, _, rest = name.partition("/")
+        if first in OURS and rest or name.endswith((".py", ".sh", ".slurm")):
+            found = (ROOT / name).exists() or any((ROOT / "lungkit").rglob(name))
+            bad += [] if found or name in EXAMPLES else [name]
+    return bad
+
+
+def options() -> set[str]:
+    """Every option of every stage and tool."""
+    parsers = [importlib.import_module(name).build_parser() for name in (*STAGES, *TOOLS)]
+    return {option for parser in parsers for action in parser._actions
+            for option in action.option_strings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_every_path_is_there(page):
+    assert missing((ROOT / page).read_text(encoding="utf-8"), str(Path(page).parent)) == []
+
+
+def test_what_is_not_there_is_found():
+    text = "`lungkit/run/cli.py` `run/no.py` [a](docs/no.md) `lungkit/no` `no_seg.py` `runs/x/y`"
+    assert missing(text) == ["docs/no.md", "run/no.py", "lungkit/no", "no_seg.py"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_is_one(page):
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", (ROOT / page).read_text(encoding="utf-8")))
+    assert named - options() - OTHERS_OPTIONS - EXAMPLES == set()
+
+
+def test_every_stage_has_its_row_in_the_readme():
+    rows = re.findall(r"^\| `(\w+)\.py` \|", (ROOT / "README.md").read_text(encoding="utf-8"),
+                      flags=re.MULTILINE)
+    assert sorted(rows) == STAGES
+
+
+def test_the_variables_of_the_readme_are_read_by_the_scripts():
+    text = code_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    named = set(re.findall(r"\b([A-Z][A-Z_]+)=", text)) | set(re.findall(r"`([A-Z][A-Z_]+)`", text))
+    scripts = "".join((ROOT / name).read_text(encoding="utf-8") for name in
+                      ("run_pipeline.slurm", "compare_models.sh", "setup_env.sh", "lungkit/job.sh",
+                       "tests/run", "tests/slurm", "tests/steady"))
+    unread = {name for name in named if not re.search(rf"\$\{{?{name}\b", scripts)}
+    made_up = {name for name in named if name.endswith("_OPTIONS")}  # of any stage, by its name
+    assert unread - made_up == set() and {name[:-8].lower() for name in made_up} <= {
+        stage.split("_")[0] for stage in STAGES} | {"sample"}
+
+
+# ------------------------------------------------------------------ the arm of docs/adding.md
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory, real_dataset) -> Path:
+    """The package with the page's code block as blur_seg.py beside it, and a small real dataset."""
+    folder = tmp_path_factory.mktemp("adding")
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding.md").read_text("utf-8"),
+                        flags=re.DOTALL)
+    assert code.count("\n") < 60
+    shutil.copytree(ROOT / "lungkit", folder / "lungkit", ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copy(ROOT / "cnn_classify.py", folder)
+    (folder / "blur_seg.py").write_text(code, encoding="utf-8")
+    shutil.copytree(real_dataset, folder / "datasets/real")
+    return folder
+
+
+def run(folder: Path, stage: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, f"{stage}.py", *arguments], cwd=folder, text=True,
+                          capture_output=True, check=False)
+
+
+def blur(folder: Path, *more: str, output: str = "blur") -> subprocess.CompletedProcess:
+    return run(folder, "blur_seg", "--real", "datasets/real", "--output", f"datasets/{output}",
+               "--preset", "demo", *more)
+
+
+def test_the_arm_of_the_page_keeps_the_contract_and_trains(example):
+    dry = blur(example, "--dry-run")
+    assert dry.returncode == COMPLETE, dry.stderr
+    assert os.listdir(example / "datasets") == ["real"]
+    assert blur(example).returncode == COMPLETE
+    real, made = (open_dataset(example / "datasets" / name) for name in ("real", "blur"))
+    assert [(row.split, row.label, row.group) for row in made.rows] \
+        == [(row.split, row.label, row.group) for row in real.rows]
+    assert json.loads((made.path / "dataset.json").read_text())["parents"] == [
+        {"name": "real", "fingerprint": real.fingerprint,
+         "splits": {split: [split] for split in SPLITS}}]
+    assert made.load("train")[0].std() < real.load("train")[0].std()
+    before = content(made.path)
+    again, other = blur(example), blur(example, "--sigma", "3")
+    assert again.returncode == COMPLETE and "already complete" in again.stderr
+    assert other.returncode == BAD_OPTIONS and "sigma: 2.0 there, 3.0 now" in other.stderr
+    assert before == content(made.path)
+    assert blur(example, output="x/blur").returncode == COMPLETE
+    assert open_dataset(example / "datasets/x/blur").fingerprint == made.fingerprint
+
+    trained = run(example, "cnn_classify", "--data", "datasets/blur", "--real", "datasets/real",
+                  "--results", "results", "--repeats", "1", "--steps", "2", "--batch-size", "4",
+                  "--device", "cpu")
+    assert trained.returncode == COMPLETE, trained.stderr
+    assert (example / "results/blur/replicate_000/repeat_0000.json").is_file()
