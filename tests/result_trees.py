@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,3 +113,27 @@ def write_repeat(directory, repeat: int = 0, *, accuracy: float = 0.5, **changed
     result.write_record(directory, {**identity(repeat, **changed), "accuracy_real": accuracy,
                                     "accuracy_own": accuracy / 2},
                         {"x": np.arange(3)}, {"elapsed_sec": 1})
+
+
+# ------------------------------------------------------------------ docs/result.md
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/result.md"
+
+
+def keys_on_page(heading: str) -> set[str]:
+    """The names in the first column of the tables below a heading of docs/result.md."""
+    text = re.split(r"(?m)^##+ ", PAGE.read_text(encoding="utf-8").split(f"# {heading}\n")[1])[0]
+    return {name for row in re.findall(r"(?m)^\| (`[^|]*`) \|", text)
+            for name in re.findall(r"`([^`]+)`", row)}
+
+
+def keys_of(row: dict) -> set[str]:
+    """The keys of a record as the page writes them: run.host, <split>.classes."""
+    deep = {f"{name}.{key}" for name in ("settings", "run", "own", "real") for key in row[name]}
+    return set(row) | {re.sub(r"^(own|real)\.", "<split>.", name) for name in deep}
+
+
+def arrays_of(path: Path) -> set[str]:
+    """The arrays beside a record as the page writes them."""
+    with np.load(path.with_suffix(".npz")) as arrays:
+        return {re.sub(r"^(own|real)_", "<split>_", name) for name in arrays.files}

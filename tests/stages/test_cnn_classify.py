@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import cnn_classify
-from lungkit.data import metrics, repeats, result
+from lungkit.data import metrics, orientations, repeats, result
 from lungkit.data.dataset import open_dataset, parent_of
 from lungkit.data.writer import DatasetWriter
-from lungkit.learn import cnns, loop, orientations
+from lungkit.learn import cnns, loop
 from lungkit.run import files, output
 from lungkit.run.output import Output
-from result_trees import write_repeat
+from result_trees import arrays_of, keys_of, keys_on_page, write_repeat
 
 CLASSES = ["a", "b", "c"]
 SIZE = 32
@@ -447,6 +447,14 @@ def test_record_is_whole_and_the_comparison_reads_it(real, pool, tmp_path, capsy
     assert found.datasets == ["real", "pool"] and found.repeats == [0, 1]
 
 
+def test_the_page_lists_every_key_of_a_record_and_no_other(real, trainings, tmp_path):
+    assert classify(real, real, tmp_path, repeats="1") == 0
+    assert keys_of(read(tmp_path, "real")) == keys_on_page("The record")
+    path = tmp_path / "real/replicate_000/repeat_0000.json"
+    assert arrays_of(path) == keys_on_page("The .npz")
+    assert set(read(tmp_path, "real")["scores"]["own"]) == keys_on_page("The scores of `classify`")
+
+
 def test_it_learns_what_can_be_learnt(real, tmp_path):
     assert classify(real, real, tmp_path, repeats="1", steps=40) == 0
     record = read(tmp_path, "real")
@@ -578,7 +586,7 @@ def test_stopped_repeat_resumes_to_the_same_bytes(pool, real, tmp_path, monkeypa
         *body, head = small_cnn(num_classes)
         return nn.Sequential(*body, nn.Dropout(), head)
 
-    monkeypatch.setattr(cnns, "small_cnn", cnn_with_dropout)
+    monkeypatch.setitem(cnns.MODELS, "small", (cnn_with_dropout, 2e-3))
     assert classify(pool, real, tmp_path / "whole", repeats="1", steps=20) == 0
     with monkeypatch.context() as patch:
         stop_at(patch, 18)  # among the last tenth, whose losses are reported

@@ -25,7 +25,7 @@ from lungkit.data.dataset import Dataset, Row, open_dataset
 from lungkit.data.manifest import DEFAULTS
 from lungkit.nuclei.features import IMAGES_FILE
 from lungkit.run.faults import Fault
-from result_trees import write_repeat
+from result_trees import arrays_of, keys_of, keys_on_page, write_repeat
 
 pytest.importorskip("sklearn", reason="requirements.txt has scikit-learn")
 SCRIPT = Path(nuclei_classify.__file__)
@@ -414,6 +414,14 @@ def test_records_keep_the_result_contract(made, voronoi, real_dataset):
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     assert (probabilities.argmax(1) == labels).mean() == rows[1]["accuracy_real"]
     assert len({row["train_loss"] for row in rows}) == 3, "repeats are trainings of their own"
+
+
+def test_the_page_lists_every_key_of_a_baseline_and_no_other(made):
+    of_cnns = {f"settings.{name}" for name in ("steps", "batch_size", "learning_rate",
+                                               "weights_sha256")}
+    assert keys_of(read(made)[0]) == \
+        keys_on_page("The record") - of_cnns | keys_on_page("Of a baseline")
+    assert arrays_of(made / "nuclei/replicate_000/repeat_0000.json") == keys_on_page("The .npz")
 
 
 def test_nuclei_tell_the_simulated_classes_apart(made):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from lungkit.data import result
-from result_trees import identity, write_repeat as write
+from result_trees import PAGE, identity, keys_of, keys_on_page, write_repeat as write
 
-ROOT = Path(__file__).resolve().parents[3]
 
 def there(directory) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
@@ -58,3 +58,13 @@ def test_what_differs_from_run_to_run_is_kept_apart(tmp_path, monkeypatch):
                       "accuracy_own": 0.25}
     assert (tmp_path / "x/repeat_0000.npz").read_bytes() == \
         (tmp_path / "y/repeat_0000.npz").read_bytes()
+
+
+# ------------------------------------------------------------------ the page
+
+def test_the_example_of_the_page_is_a_record():
+    example = json.loads(re.search(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])
+    result.check_record(example, Path("voronoi/replicate_000/repeat_0000.json"))
+    assert keys_of(example) == keys_on_page("The record")
+    assert all(tuple(example["scores"][split]) == result.SCORES["classify"]
+               for split in result.SPLITS)
