@@ -24,6 +24,8 @@ An image with fewer than LEAST_INLIERS features (mostly air, out of focus) is li
 same thumbnail, turned by right angles or flipped; a blank one is never linked. Fields that overlap
 by less than LEAST_OVERLAP (neighbours on a slide) are no copies; where fields overlap by more they
 leak as copies do, and are linked.
+
+Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

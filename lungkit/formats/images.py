@@ -2,7 +2,9 @@
 
 A file is taken by its content, not by its suffix. What cannot be decoded whole is refused with
 a reason (Unreadable); nothing is guessed and no missing part is filled in. Slides that are too
-large to be decoded whole are read by `lungkit.formats.slides`, TIFF files by `lungkit.formats.tiff`.
+large to be decoded whole are read by `lungkit.formats.slides`, TIFF by `lungkit.formats.tiff`.
+
+Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

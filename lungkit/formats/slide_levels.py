@@ -3,6 +3,8 @@
 Each has sizes: (width, height) of its levels, the finest first; mpp: um a pixel of level 0, or
 None; read(level, left, top, width, height): uint8 [height, width, 3] RGB, in px of that level,
 white where there is nothing; and close(). Both raise images.Unreadable where data are damaged.
+
+Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

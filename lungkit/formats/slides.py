@@ -10,6 +10,8 @@ Coordinates are pixels of level 0, the slide as scanned, from its top left corne
 micrometres a pixel (mpp). Nothing is guessed: a slide that does not say its resolution has none,
 and one whose tiles cannot be decoded is refused (images.Unreadable).
 A Slide is not for sharing between processes: each opens its own.
+
+Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ pages nothing does: PAGES_ARE, by option.
 
 Pixel sizes: PhysicalSizeX of the OME model (Goldberg et al. 2005, Genome Biology 6:R47), ImageJ's
 unit, or the resolution tags of TIFF 6.0.
+
+Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A picture is decoded whole; a whole slide is read a square at a time, so that its size does not
 matter. Colour is as scanned; grey images are denoised and stretched (`background.enhance_grey`).
+
+Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

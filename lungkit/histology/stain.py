@@ -8,6 +8,8 @@ makes a reference of many (training) images, and brings images to that reference
 - reinhard: Reinhard et al. 2001, "Color transfer between images" (IEEE Computer Graphics and
   Applications 21(5)): mean and spread of the tissue's colours;
 - none.
+
+Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ A pixel of tissue is tumour where WEIGHTS x measurements + OFFSET > 0; then smal
 go. The weights are a logistic regression on simulated tissue, rounded (`benchmarks/tumour_map.py`
 repeats the fit and scores the rule on other patients). It is a map for choosing
 tiles, no diagnosis: macrophages and reactive pneumocytes are large, keratin has no nuclei.
+
+Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ MAX_HOLE_UM2 = 300.0
 def tumour_mask(image, nuclei=None, *, field_um: float):
     """Mark tumour in uint8 [S, S, 3] RGB, H&E: bool [S, S], within the tissue.
 
-    nuclei: `lungkit.nuclei.detect.Nuclei` of this image, None to find them here; field_um: side in um.
+    nuclei: `lungkit.nuclei.detect.Nuclei` of this image, None to find them here.
+    field_um: side in um.
     """
     import cv2
     import numpy as np

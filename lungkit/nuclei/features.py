@@ -13,6 +13,8 @@ measured is NaN, and an empty cell in the files: the shape of a nucleus too smal
 the haematoxylin of fluorescence, the neighbour of a nucleus that is alone.
 
 features.csv has a line per nucleus, image_features.csv one per image, both sorted by file name.
+
+Feeds voronoi_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

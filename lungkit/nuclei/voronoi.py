@@ -2,6 +2,8 @@
 
 Coordinates are (x, y) in pixels; a pixel's centre is at whole numbers. A cell is the set of
 pixels nearest to its nucleus, clipped to the image (Voronoi, J reine angew Math 134, 1908).
+
+Feeds voronoi_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

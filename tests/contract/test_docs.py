@@ -90,6 +90,25 @@ def test_the_variables_of_the_readme_are_read_by_the_scripts():
         stage.split("_")[0] for stage in STAGES} | {"sample"}
 
 
+# ------------------------------------------------------------------ what a RECIPE number guards
+
+def test_a_module_that_feeds_a_recipe_names_one_that_there_is():
+    feeds = {path.relative_to(ROOT).as_posix(): name for path in (ROOT / "lungkit").rglob("*.py")
+             for name in re.findall(r"^Feeds ([\w.]+)\.RECIPE:", path.read_text(encoding="utf-8"),
+                                    flags=re.MULTILINE)}
+    for name in set(feeds.values()):
+        assert isinstance(importlib.import_module(name).RECIPE, int)
+    assert {"tumor_seg", "voronoi_seg", "cnn_classify"} <= set(feeds.values())
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    with_recipe = [path for path in (*ROOT.glob("*.py"), *(ROOT / "lungkit").rglob("*.py"))
+                   if re.search(r"^RECIPE = \d", path.read_text(encoding="utf-8"), re.MULTILINE)]
+    assert all(f"`{path.relative_to(ROOT).as_posix()}`" in page for path in with_recipe)
+    science = [path for folder in ("formats", "histology") for path in
+               (ROOT / "lungkit" / folder).glob("*.py") if path.name not in ("sources.py",
+                                                                             "qc_report.py")]
+    assert {path.relative_to(ROOT).as_posix() for path in science} <= set(feeds)
+
+
 # ------------------------------------------------------------------ the arm of docs/adding.md
 
 @pytest.fixture(scope="module")
