@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from lungkit.run.faults import Fault
 from lungkit.run.files import read_json, write_bytes, write_json
+from lungkit.run.progress import note_saved
 from lungkit.run.provenance import origin
 
 if TYPE_CHECKING:
@@ -170,4 +171,5 @@ def write_record(directory: Path, record: dict, arrays: dict[str, np.ndarray],
     write_json(path, {"schema": SCHEMA, **record,
                       "run": {**run, **origin(), "host": platform.node(), "finished_at": finished,
                               "job": os.environ.get("SLURM_JOB_ID")}})
+    note_saved()
 

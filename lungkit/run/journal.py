@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from lungkit.run.files import sha256
 from lungkit.run.output import release, try_lock
-from lungkit.run.progress import say
+from lungkit.run.progress import note_saved, say
 
 FRAME = struct.Struct("<II")  # bytes of an entry, its checksum
 # what a pickled array, its scalars and a path call for, besides dataclasses
@@ -114,6 +114,7 @@ class Journal:
         self._places[name] = self._file.tell()
         self._file.write(entry)
         self._file.flush()
+        note_saved()
 
 
 class ResultJournal(Journal):

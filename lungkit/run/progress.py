@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
 import sys
 import time
@@ -17,7 +19,8 @@ class Progress:
     The same numbers go to `jsonl_path` (None: nowhere), one object a line.
     """
 
-    def __init__(self, what: str, total: int, *, done: int = 0, jsonl_path: Path | None = None) -> None:
+    def __init__(self, what: str, total: int, *, done: int = 0,
+                 jsonl_path: Path | None = None) -> None:
         self.what, self.total, self.first, self.done = what, total, done, done
         self.jsonl_path = jsonl_path
         self.start = self.last = time.monotonic()
@@ -50,6 +53,18 @@ class Progress:
                       "peak_mb": round(peak_mb), **numbers}
             with open(self.jsonl_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def note_saved() -> None:
+    """Tell the job that something new was saved, from which the next start goes on.
+
+    A job that is stopped before anything was is not started again. The job's script names a file
+    in LUNGKIT_SAVED that shall be made; without it there is nobody to tell.
+    """
+    path = os.environ.get("LUNGKIT_SAVED")
+    if path and not os.path.exists(path):
+        with contextlib.suppress(OSError):
+            Path(path).touch()
 
 
 def say(message: str) -> None:
