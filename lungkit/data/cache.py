@@ -19,8 +19,8 @@ import numpy as np
 
 from lungkit.run.faults import Fault, check_stop
 from lungkit.run.files import atomic_path
-from lungkit.run.output import release, try_lock
-from lungkit.run.progress import Progress, say
+from lungkit.run.output import holder, release, try_lock
+from lungkit.run.progress import Progress, note_saved, say
 
 IN_MEMORY_BYTES = 64 * 2**20  # ours: as large a split is decoded at each start in a few seconds
 WAIT_SEC = 0.2
@@ -72,7 +72,7 @@ def build(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> n
     waiting = False
     while (held := try_lock(path)) is None:
         if not waiting:
-            say(f"waiting for another process that decodes into {path}")
+            say(f"waiting for another process that decodes into {path} ({holder(path)})")
         waiting = True
         check_stop()
         time.sleep(WAIT_SEC)
@@ -90,6 +90,7 @@ def build(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> n
                 progress.update(number)
                 check_stop()
             file.flush()
+        note_saved()
     except OSError as error:
         raise Fault(f"the cache {path} cannot be made ({error}): make room, or set TMPDIR and "
                     "take write permission from the folder") from None

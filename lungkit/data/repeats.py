@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lungkit.data.dataset import Dataset, check_same_task, open_dataset
 from lungkit.data.result import CNN, differences, read_records, repeat_path, replicate_dir
-from lungkit.run.faults import BadOptions, check_stop
-from lungkit.run.output import release, try_lock
+from lungkit.run.faults import BadOptions, check_stop, several
+from lungkit.run.output import holder, release, try_lock
 from lungkit.run.progress import say
 
 POLL_INTERVAL_SEC = 0.5
@@ -137,7 +137,9 @@ def share(directory: Path, identities: list[dict], work: Callable) -> None:
         check_stop()
         if not any(take(directory, identity, work) for identity in pending):
             if not waiting:
-                say(f"{len(pending)} repeats are with other processes: waiting for them")
+                holders = {holder(repeat_path(directory, each["repeat"])) for each in pending}
+                say(f"{len(pending)} repeats are with other processes "
+                    f"({several(sorted(holders))}): waiting for them")
             waiting = True
             time.sleep(POLL_INTERVAL_SEC)
 

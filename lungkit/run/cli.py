@@ -18,6 +18,7 @@ from lungkit.run.faults import (
     STOPPED,
     BadOptions,
     Fault,
+    Overtaken,
     Stopped,
     forget_signals,
     note_signal,
@@ -39,7 +40,10 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
             break
     name = parser.prog
     try:
-        run(**options)
+        try:
+            run(**options)
+        except Overtaken:
+            run(**options)
     except BadOptions as fault:
         print(f"{name}: error: {one_line(fault)}", file=sys.stderr)
         return BAD_OPTIONS
@@ -66,11 +70,31 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
         print(f"{name}: error: {error.strerror}: {error.filename or 'while writing'}: "
               "free some space or choose another --output", file=sys.stderr)
         return FAILED
+    except Exception as error:
+        if not _tells_of_a_full_disk(error):
+            raise
+        print(f"{name}: error: no space left while a model was written ({one_line(error)}): "
+              "free some space or choose another --output", file=sys.stderr)
+        return FAILED
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         forget_signals()  # they were meant for this run
     return COMPLETE
+
+
+def _tells_of_a_full_disk(error: BaseException | None) -> bool:
+    """Whether a library's own error, that has lost its errno, comes of a full disk or quota.
+
+    safetensors' ends in the number; PyTorch's stream writer says only how far it came.
+    """
+    while error is not None:
+        if any(words in str(error) for words in (
+                "No space left on device", "quota exceeded", "os error 28)", "os error 122)",
+                "PytorchStreamWriter failed", ". unexpected pos")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

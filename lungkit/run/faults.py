@@ -19,6 +19,10 @@ class BadOptions(Fault):
     """A fault in the user's options. Exit 2."""
 
 
+class Overtaken(Fault):
+    """Another process completed what this one waited to write: look again, and it is there."""
+
+
 class Stopped(Exception):
     """A signal asked for an end and the state is saved. Exit 75: the same command resumes."""
 

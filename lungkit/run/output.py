@@ -11,24 +11,32 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lungkit.run.faults import BadOptions, Fault
+from lungkit.run import heartbeat
+from lungkit.run.faults import BadOptions, Fault, Overtaken, check_stop
 from lungkit.run.files import read_json, write_json
+from lungkit.run.progress import note_saved, say
+
+POLL_SEC = 0.5
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold `.<name>.lock` beside `path`; it names host, pid and job. Raises Fault if held.
+    """Hold `.<name>.lock` beside `path`; it names host, pid and job. Waits for another holder.
 
-    The kernel frees the lock of a killed process, so a stale file never blocks a rerun.
+    The kernel frees the lock of a killed process, so a stale file never blocks a rerun. Raises
+    Stopped where a signal comes while waiting.
     """
-    file = try_lock(path)
-    if file is None:
-        lock_path = path.parent / f".{path.name}.lock"
-        raise Fault(f"{path} is being written by another process ({lock_path.read_text().strip()}): "
-                    "wait for it or stop it")
+    told = None
+    while (file := try_lock(path)) is None:
+        if (named := holder(path)) != told:
+            say(f"{path} is being written by another process ({named}): waiting for it")
+            told = named
+        check_stop()
+        time.sleep(POLL_SEC)
     try:
         yield
     finally:
@@ -41,6 +49,8 @@ def try_lock(path: Path):
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_path = path.parent / f".{path.name}.lock"
+    named = (f"host {socket.gethostname()} pid {os.getpid()} "
+             f"job {os.environ.get('SLURM_JOB_ID', 'none')}\n")
     while True:
         file = open(lock_path, "a+")
         try:
@@ -48,8 +58,10 @@ def try_lock(path: Path):
         except BlockingIOError:
             file.close()
             return None
-        except OSError:  # a file system without locks: the name in the file is all we have
-            pass
+        except OSError as error:  # a file system without locks
+            file.close()
+            lock_path.unlink(missing_ok=True)
+            return heartbeat.hold(heartbeat.held_path(lock_path), named, why=error)
         try:  # the previous holder may have unlinked the file between our open and our lock
             if os.fstat(file.fileno()).st_ino == os.stat(lock_path).st_ino:
                 break
@@ -57,10 +69,19 @@ def try_lock(path: Path):
             pass
         file.close()
     file.truncate(0)
-    file.write(f"host {socket.gethostname()} pid {os.getpid()} "
-               f"job {os.environ.get('SLURM_JOB_ID', 'none')}\n")
+    file.write(named)
     file.flush()
     return file
+
+
+def holder(path: Path) -> str:
+    """Host, pid and job of who holds the lock beside `path`, as far as it can be told."""
+    lock_path = path.parent / f".{path.name}.lock"
+    for place in (heartbeat.held_path(lock_path), lock_path):
+        with contextlib.suppress(OSError):
+            if named := place.read_text(errors="replace").strip():
+                return named
+    return "unknown"
 
 
 def release(file, path: Path) -> None:
@@ -126,12 +147,12 @@ class Output:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
-        """Hold the lock and yield `work_dir`; `overwrite` discards what other options left there."""
+        """Hold the lock and yield `work_dir`; `overwrite` discards what other options left."""
         self.output_dir.parent.mkdir(parents=True, exist_ok=True)
         with lock(self.output_dir):
-            if not self.overwrite and self.manifest() is not None:
-                raise Fault(f"{self.output_dir} was completed by another process just now: "
-                            "run the same command again")
+            if self.is_complete():  # asked again: there may have been another writer to wait for
+                raise Overtaken(f"{self.output_dir} was completed by another process just now: "
+                                "run the same command again")
             begun = self.work_dir / ".options.json"
             if self.overwrite and begun.exists() and read_json(begun) != self.options:
                 shutil.rmtree(self.work_dir)
@@ -152,6 +173,7 @@ class Output:
                 shutil.rmtree(old)
             os.replace(self.output_dir, old)
         os.replace(self.work_dir, self.output_dir)
+        note_saved()
         if old.exists():  # also where a kill came between the two
             shutil.rmtree(old)
         (self.output_dir / ".options.json").unlink(missing_ok=True)

@@ -877,12 +877,13 @@ def test_a_signal_ends_it_with_75_and_nothing_written(tmp_path, no_pictures, mon
     assert compared_by(tree, "--output", out) == 0
 
 
-def test_two_do_not_write_one_comparison(tmp_path, no_pictures, capsys):
-    from lungkit.run import output
+def test_two_do_not_write_one_comparison(tmp_path, no_pictures, capsys, monkeypatch):
+    from lungkit.run import faults, output
 
+    monkeypatch.setattr(output.time, "sleep", lambda seconds: faults.note_signal(15, None))
     tree, out = write_counts(tmp_path / "r", COUNTS), tmp_path / "c"
     with output.lock(out):
-        assert compared_by(tree, "--output", out) == 1
+        assert compared_by(tree, "--output", out) == 75  # it waits, and a signal ends that
     assert "is being written by another process" in capsys.readouterr().err and not out.exists()
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import fcntl
 import hashlib
 import json
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from arms import fork
-from lungkit.run import files
-from lungkit.run.faults import BadOptions, Fault
+from lungkit.run import cli, faults, files, heartbeat, output as output_module
+from lungkit.run.faults import BadOptions, Fault, Overtaken, Stopped
 from lungkit.run.files import atomic_path
-from lungkit.run.output import Output, lock, release, try_lock
+from lungkit.run.output import Output, holder as holder_of, lock, release, try_lock
 
 
 def names(folder: Path) -> list[str]:
@@ -92,17 +94,31 @@ def test_the_hash_of_a_file_is_that_of_its_content(size, tmp_path):
 
 # ------------------------------------------------------------------ one writer
 
-def test_a_second_writer_is_told_who_holds_the_output(tmp_path, monkeypatch):
+def test_a_second_writer_is_told_who_holds_the_output(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     left = "what a killed process with a very long host name left\n"
     (tmp_path / ".out.lock").write_text(left * 9)
     holder = f"host {socket.gethostname()} pid {os.getpid()} job 4711"
     with lock(tmp_path / "out"):
         assert (tmp_path / ".out.lock").read_text() == holder + "\n"
-        with pytest.raises(Fault) as fault, lock(tmp_path / "out"):
+        stop_while_waiting(monkeypatch)
+        with pytest.raises(Stopped), lock(tmp_path / "out"):
             pytest.fail("two writers")
-    assert f"{tmp_path / 'out'} is being written by another process ({holder})" in str(fault.value)
+    told, = capsys.readouterr().err.splitlines()
+    assert told == (f"{tmp_path / 'out'} is being written by another process ({holder}): "
+                    "waiting for it")
     assert names(tmp_path) == []
+
+
+def stop_while_waiting(monkeypatch) -> None:
+    """The first time a process waits for a lock a signal comes."""
+    monkeypatch.setattr(output_module.time, "sleep", lambda seconds: faults.note_signal(15, None))
+
+
+@pytest.fixture(autouse=True)
+def no_signal():
+    yield
+    faults.forget_signals()
 
 
 def test_a_lock_is_given_back_when_its_holder_fails(tmp_path):
@@ -146,13 +162,77 @@ def test_a_lock_is_held_until_its_file_is_gone(tmp_path, monkeypatch):
     assert names(tmp_path) == [] and file.closed
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_has_another(number, tmp_path, monkeypatch, capsys):
     def flock(file, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with lock(tmp_path / "a/out"):
-        assert names(tmp_path) == ["a", "a/.out.lock"]
+        assert names(tmp_path) == ["a", "a/.out.lock.held"]
+        assert try_lock(tmp_path / "a/out") is None
+        assert f"pid {os.getpid()}" in holder_of(tmp_path / "a/out")
+    assert names(tmp_path) == ["a"]
+    told, = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'a'} has no file locks (No locks available)" in told
+
+
+GONE = heartbeat.GONE_SEC
+
+
+@pytest.mark.parametrize(("named", "silent_sec", "is_free"), [
+    ("host elsewhere pid 1 job 7", 0, False), ("host elsewhere pid 1 job 7", GONE - 30, False),
+    ("host elsewhere pid 1 job 7", GONE + 30, True),
+    ("host {here} pid {dead} job none", 0, True), ("host {here} pid {alive} job none", 0, False),
+    ("host {here} pid {alive} job none", GONE + 30, True),  # its number went to another process
+    ("", 0, False), ("", GONE + 30, True)])
+def test_a_lock_is_taken_over_from_a_holder_that_is_gone(named, silent_sec, is_free, tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    path = tmp_path / "x.held"
+    path.write_text(named.format(here=socket.gethostname(), dead=pid, alive=os.getppid()))
+    os.utime(path, (time.time() - silent_sec,) * 2)
+    held = heartbeat.hold(path, "host me pid 1 job 2\n", why=OSError(37, "none"))
+    assert (held is not None) == is_free
+    if held is not None:
+        assert path.read_text() == "host me pid 1 job 2\n"
+        held.close()
+    assert names(tmp_path) == ([] if is_free else ["x.held"])
+
+
+def test_a_holder_shows_that_it_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(heartbeat, "BEAT_SEC", 0.01)
+    path = tmp_path / "x.held"
+    held = heartbeat.hold(path, "me", why=OSError(37, "none"))
+    os.utime(path, (1, 1))
+    end = time.monotonic() + 10
+    while path.stat().st_mtime == 1:
+        assert time.monotonic() < end, "no heartbeat"
+        time.sleep(0.01)
+    path.write_text("another, that took it over")
+    held.close()
+    assert path.read_text() == "another, that took it over"
+
+
+def test_a_lock_that_another_took_over_just_before_is_left_to_it(tmp_path, monkeypatch):
+    path, rename = tmp_path / "x.held", os.rename
+    path.write_text("dead")
+    os.utime(path, (1, 1))
+
+    def quicker(source, target):
+        monkeypatch.setattr(os, "rename", rename)
+        path.unlink()
+        (tmp_path / "other").write_text("the quicker one")  # not the freed inode
+        rename(tmp_path / "other", path)
+        rename(source, target)
+
+    keep = open(path)
+    monkeypatch.setattr(os, "rename", quicker)
+    assert heartbeat.hold(path, "me", why=OSError(37, "none")) is None
+    assert path.read_text() == "the quicker one" and names(tmp_path) == ["x.held"]
+    keep.close()
 
 
 # ------------------------------------------------------------------ an output directory
@@ -233,14 +313,38 @@ def test_what_a_kill_left_of_a_file_is_removed_and_nothing_else(tmp_path):
                                    "train/x.tmp.png"]
 
 
-def test_an_output_has_one_writer(tmp_path):
-    with output(tmp_path).writing(), pytest.raises(Fault, match="written by another process"):
+def test_an_output_has_one_writer(tmp_path, monkeypatch):
+    stop_while_waiting(monkeypatch)
+    with output(tmp_path).writing(), pytest.raises(Stopped):
         begin(output(tmp_path))
+
+
+@pytest.mark.parametrize(("changed", "expected"), [({}, 0), ({"size": 32}, 2)])
+def test_who_waited_looks_again(changed, expected, tmp_path, monkeypatch):
+    """Complete meanwhile: it ends well. Begun otherwise meanwhile: nothing is mixed."""
+    held = try_lock(tmp_path / "out")
+
+    def sleep(seconds):
+        monkeypatch.undo()
+        release(held, tmp_path / "out")
+        (complete if expected == 0 else begin)(output(tmp_path))
+
+    def run(**changed):
+        target = output(tmp_path, **changed)
+        if not target.is_complete():
+            begin(target, "again.png")
+
+    monkeypatch.setattr(output_module.time, "sleep", sleep)
+    parser = argparse.ArgumentParser(prog="stage")
+    for name, value in changed.items():
+        parser.set_defaults(**{name: value})
+    assert cli.main(parser, run, []) == expected
+    assert not list(tmp_path.rglob("again.png"))
 
 
 def test_an_output_completed_meanwhile_is_not_written_again(tmp_path):
     complete(output(tmp_path))
-    with pytest.raises(Fault, match="completed by another process just now"):
+    with pytest.raises(Overtaken, match="completed by another process just now"):
         begin(output(tmp_path))
     assert names(tmp_path) == ["out", "out/m.json", "out/train", "out/train/kept.png"]
 

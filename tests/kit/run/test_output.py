@@ -1,0 +1,108 @@
+"""What a stage tells its job: that it saved something new; and a disk that fills while saving."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+
+import numpy as np
+import pytest
+
+from lungkit.run import cli
+from lungkit.run.journal import Journal
+from lungkit.run.output import Output
+
+
+def checkpoint(folder):
+    from lungkit.learn import loop
+
+    loop.save(folder / "step.ckpt", {}, {}, 1)
+
+
+def record(folder):
+    with Journal(folder / "records.jsonl") as journal:
+        journal.add("a.png", {})
+
+
+def dataset(folder):
+    output = Output(folder / "out", "m.json", {})
+    with output.writing():
+        output.publish({})
+
+
+def result(folder):
+    from lungkit.data.result import write_record
+
+    write_record(folder, {"repeat": 0}, {"x": np.zeros(1)}, {})
+
+
+def cache(folder):
+    from lungkit.data.cache import build
+
+    build(folder / "train.npy", (1, 2, 2, 3), [np.zeros((2, 2, 3), np.uint8)])
+
+
+def nothing(folder):
+    """A journal that only reads, and an output that is only begun, as at every start."""
+    with Journal(folder / "records.jsonl") as journal:
+        assert "a.png" not in journal
+    with Output(folder / "out", "m.json", {}).writing() as work_dir:
+        (work_dir / ".plan").write_text("as before")
+
+
+@pytest.mark.parametrize(("save", "is_progress"), [
+    (checkpoint, True), (record, True), (dataset, True), (result, True), (cache, True),
+    (nothing, False)])
+def test_what_saves_something_new_says_so(save, is_progress, tmp_path, monkeypatch):
+    """Wherever it lies: the job's run directory may only link to it."""
+    said = tmp_path / "said"
+    for name in ("alone", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.delenv("LUNGKIT_SAVED", raising=False)
+    save(tmp_path / "alone")  # there is nobody to tell
+    monkeypatch.setenv("LUNGKIT_SAVED", str(said))
+    save(tmp_path / "here")
+    assert said.exists() == is_progress
+
+
+def test_a_job_whose_place_to_be_told_is_gone_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUNGKIT_SAVED", str(tmp_path / "gone/said"))
+    record(tmp_path)
+
+
+# ------------------------------------------------------------------ a full disk
+
+class LibraryError(Exception):
+    """As safetensors': no OSError, and no errno."""
+
+
+def torch_save():
+    import torch
+
+    torch.save({"a": torch.zeros(300000)}, "/dev/full")
+
+
+def raising(error):
+    def save():
+        raise error
+    return save
+
+
+@pytest.mark.parametrize("save", [
+    torch_save,
+    raising(LibraryError("Error while serializing: I/O error: No space left on device "
+                         "(os error 28)")),
+    raising(LibraryError("Error while serializing: I/O error: Disk quota exceeded (os error 122)")),
+    raising(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")),
+    raising(RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed")),
+    raising(OSError(errno.ENOSPC, "No space left on device")),
+    raising(OSError(errno.EDQUOT, "Disk quota exceeded"))])
+def test_a_disk_that_fills_while_a_model_is_saved_is_one_line(save, capsys):
+    assert cli.main(argparse.ArgumentParser(prog="stage"), save, []) == 1
+    told, = capsys.readouterr().err.splitlines()
+    assert told.startswith("stage: error:") and "free some space" in told
+
+
+def test_another_error_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="bug"):
+        cli.main(argparse.ArgumentParser(prog="stage"), raising(RuntimeError("a bug")), [])
