@@ -26,7 +26,7 @@ from lungkit.data.splits import SPLITS, partition
 from lungkit.run.faults import Fault
 from lungkit.run.workers import in_this_process
 
-NEIGHBOURS = 25      # ours: on LC25000 5 are worse, 45 alike; logistic and quadratic rules no better
+NEIGHBOURS = 25      # ours: on LC25000 5 are worse, 45 alike; logistic, quadratic rules no better
 FOLDS = 5
 PERMUTATIONS = 99    # so that p can be as low as 0.01
 RESAMPLES = 400      # ours: of groups, for a 95 % interval

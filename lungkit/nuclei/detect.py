@@ -2,8 +2,8 @@
 
 The image becomes one plane of nuclear stain (colour deconvolution, Ruifrok and Johnston 2001, or
 the light of the nuclear dye), a threshold that is global (Otsu 1979) and local at once makes it a
-mask, watershed on depth and stain cuts the mask at every slight neck, and `lungkit.nuclei.fragments` joins
-what belongs together. docs/nuclei.md has figures and pictures.
+mask, watershed on depth and stain cuts the mask at every slight neck, and
+`lungkit.nuclei.fragments` joins what belongs together. docs/nuclei.md has figures and pictures.
 
 Coordinates are (x, y) in pixels of the given image; a pixel's centre is at whole numbers.
 """
@@ -24,7 +24,7 @@ UNMIX = np.linalg.inv(STAINS)[:, :2].astype(np.float32)
 
 RECIPE = 2  # raise it when other nuclei are found: a dataset made by another is not complete
 FIELD_UM = 180.0  # side of an LC25000 tile: its red cells, 6 um when fixed, are 1/30 of a tile
-WORK_PX = 224  # smaller images are enlarged to this side: a nucleus must be wider than its smoothing
+WORK_PX = 224  # smaller images are enlarged to this: a nucleus must be wider than its smoothing
 
 # Ours, as everything below: chosen on simulated tissue (F1 of centroids, seeds below 100) and then
 # by eye on LC25000, whose pale, large nuclei want more context than that.
@@ -53,11 +53,11 @@ SOLIDITY = 0.75
 
 @dataclass(frozen=True)
 class Nuclei:
-    """labels int32 [H, W], 0 background; centroids float32 [N, 2] (x, y) px; areas_px float32 [N]."""
+    """N nuclei of an image."""
 
-    labels: np.ndarray
-    centroids: np.ndarray
-    areas_px: np.ndarray
+    labels: np.ndarray     # int32 [H, W], 0 background
+    centroids: np.ndarray  # float32 [N, 2], (x, y) px
+    areas_px: np.ndarray   # float32 [N]
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -204,7 +204,8 @@ def _otsu(values: np.ndarray) -> float:
     above = below[-1] - below
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = sums / below - (sums[-1] - sums) / above
-    return float(centres[np.nanargmax(np.where((below > 0) & (above > 0), below * above * gap**2, -1))])
+    between = np.where((below > 0) & (above > 0), below * above * gap**2, -1)
+    return float(centres[np.nanargmax(between)])
 
 
 def _seeds(height: np.ndarray, mask: np.ndarray, distance_px: float) -> np.ndarray:
@@ -239,7 +240,7 @@ def _peaks(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _select(labels: np.ndarray, px_um: float,
             solidity: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keep regions of a nucleus's size and solidity: labels 1..N, centroids, areas (numbered by row)."""
+    """Keep regions of a nucleus's size and solidity: labels 1..N by row, centroids, areas."""
     inside = np.flatnonzero(labels)
     ids = labels.ravel()[inside]
     ys, xs = np.divmod(inside, labels.shape[1])

@@ -51,7 +51,7 @@ def _load_once(weights: Path, device: str) -> InstanSeg:
 
 
 class InstanSeg:
-    """`detect_nuclei` by an InstanSeg model; pickles as its path, so that processes can share it."""
+    """`detect_nuclei` by an InstanSeg model; pickles as its path, for processes to share it."""
 
     def __init__(self, weights: Path, device: str = "auto") -> None:
         self.weights, self.device_name = Path(weights), device
@@ -65,8 +65,8 @@ class InstanSeg:
 
         self.device = device.use_device(self.device_name)
         if not self.weights.is_file():
-            raise faults.Fault(f"{self.weights}: no such file; give the instanseg.pt of an InstanSeg "
-                            "release")
+            raise faults.Fault(f"{self.weights}: no such file; give the instanseg.pt of an "
+                               "InstanSeg release")
         try:
             with warnings.catch_warnings():  # torch.export is to follow; the models are TorchScript
                 warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,7 +1,7 @@
 """The numbers behind simulated tissue: what is drawn for a patient, a slide, a tile and a cell.
 
-`lungkit.phantom.tissue` and `lungkit.phantom` draw from these parameters and from no others of their kind;
-`docs/simulated_tissue.md` shows them as one table, which `markdown_table` makes and a test compares.
+`lungkit.phantom.tissue` and `.paint` draw from these parameters and from no others of their kind;
+`docs/simulated_tissue.md` shows them as one table, which `markdown_table` makes; a test compares.
 Changing a number changes every simulated image.
 
 What a class looks like follows the literature in SOURCES. Where a source gives a number, the
@@ -281,6 +281,6 @@ def markdown_table() -> str:
     """The parameters as one Markdown table, as docs/simulated_tissue.md shows it."""
     rows = ["| of | parameter | drawn | unit | meaning | source |",
             "| --- | --- | --- | --- | --- | --- |"]
-    rows += [f"| {group} | `{name}` | {one.in_words()} | {one.unit} | {one.meaning} | {one.source} |"
-             for group, name, one in named_parameters()]
+    rows += [f"| {group} | `{name}` | {one.in_words()} | {one.unit} | {one.meaning} "
+             f"| {one.source} |" for group, name, one in named_parameters()]
     return "\n".join(rows) + "\n"

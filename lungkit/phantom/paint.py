@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np  # OpenCV is imported where it is used: --help must not wait for it
 
 from lungkit.phantom.morphology import CELLS, SLIDE
+from lungkit.phantom.outlines import label_map, outlines, separate, visible
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
 CANVAS_PX = 336  # the smallest raster drawn; smaller images are its area averages
@@ -53,68 +54,6 @@ def draw_slide(rng):
                  strength=np.array(strength, np.float32), light=light.astype(np.float32),
                  blur_um=SLIDE.blur_um.draw(rng), grain=SLIDE.grain.draw(rng),
                  mottle=SLIDE.mottle.draw(rng))
-
-
-def _outlines(rng, cells, scale):
-    """Polygons int32 [N, 24, 2] in 1/16 px: ellipses bent by low harmonics. scale is px per um."""
-    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    bend = np.ones((len(cells), 24))
-    for order in (2, 3, 4):
-        phase = rng.uniform(0, 2 * np.pi, (len(cells), 1))
-        bend += rng.normal(0, 0.1 / order, (len(cells), 1)) * np.cos(order * turn + phase)
-    u, v = cells["a"][:, None] * bend * np.cos(turn), cells["b"][:, None] * bend * np.sin(turn)
-    c, s = np.cos(cells["angle"])[:, None], np.sin(cells["angle"])[:, None]
-    x, y = cells["x"][:, None] + c * u - s * v, cells["y"][:, None] + s * u + c * v
-    return np.round((np.stack([x, y], -1) * scale - 0.5) * 16).astype(np.int32)
-
-
-def _separate(cells, field_um):
-    """Drop cells outside the tile and, of two that overlap much, the later one."""
-    from scipy.spatial import cKDTree
-
-    points = np.stack([cells["x"], cells["y"]], 1)
-    seen = ((points > -cells["a"][:, None]) & (points < field_um + cells["a"][:, None])).all(1)
-    cells, points = cells[seen], points[seen]
-    if len(cells) < 2:
-        return cells
-    radius = np.sqrt(cells["a"] * cells["b"])
-    pairs = cKDTree(points).query_pairs(2 * float(radius.max()), output_type="ndarray")
-    gap = np.hypot(*(points[pairs[:, 0]] - points[pairs[:, 1]]).T)
-    pairs = np.sort(pairs[gap < 0.85 * radius[pairs].sum(1)], axis=1)
-    kept = np.ones(len(cells), bool)
-    for first, second in pairs[np.lexsort(pairs.T[::-1])]:
-        kept[second] &= not kept[first]
-    return cells[kept]
-
-
-def _label_map(outlines, size):
-    """Fill outlines into int32 [size, size] with labels 1..N; earlier cells lie on top."""
-    import cv2
-
-    labels = np.zeros((size, size), np.int32)
-    for label in range(len(outlines), 0, -1):
-        cv2.fillPoly(labels, [outlines[label - 1]], label, cv2.LINE_8, 4)
-    return labels
-
-
-def _centroids(labels, count):
-    """Mean pixel position float64 [count, 2] (x, y) and area [count] of labels 1..count."""
-    y, x = np.nonzero(labels)
-    ids = labels[y, x]
-    area = np.bincount(ids, minlength=count + 1)[1:]
-    total = np.stack([np.bincount(ids, axis, count + 1)[1:] for axis in (x, y)], 1)
-    return total / np.maximum(area, 1)[:, None], area
-
-
-def _visible(labels, count, least_area):
-    """Keep labels of at least least_area px that hold their own centroid; number them 1..N anew.
-
-    Returns the new labels, their centroids and a bool [count] telling which were kept.
-    """
-    centre, area = _centroids(labels, count)
-    x, y = np.round(centre).astype(int).T
-    kept = (area >= max(least_area, 1)) & (labels[y, x] == np.arange(1, count + 1))
-    return np.r_[0, np.cumsum(kept) * kept].astype(np.int32)[labels], centre[kept], kept
 
 
 class _Texture(NamedTuple):
@@ -184,6 +123,22 @@ def _cytoplasm(scene, rng, texture, cells, size, scale):
     return haematoxylin * clear, (eosin + 2 * scene.border_eosin * border) * clear
 
 
+def _keratinise(scene, texture, epithelium, haematoxylin, eosin, scale):
+    """Paint the pearls of a scene, concentric keratin, into haematoxylin and eosin in place."""
+    size = len(eosin)
+    for pearl_x, pearl_y, radius in scene.pearls:
+        low = np.clip((np.array([pearl_y, pearl_x]) - radius - 12) * scale, 0, size).astype(int)
+        high = np.clip((np.array([pearl_y, pearl_x]) + radius + 12) * scale, 0, size).astype(int)
+        near = np.s_[low[0]:high[0], low[1]:high[1]]
+        fine, medium, coarse, px, py = (values[near] for values in texture)
+        ring = np.hypot(px - pearl_x, py - pearl_y) + 2.2 * coarse + 0.8 * medium
+        inside = np.clip((radius - ring) / 5, 0, 1) * epithelium[near]
+        lamella = np.sin(ring * (2 * np.pi / 4.5) + coarse)
+        keratin = scene.cytoplasm_eosin + 0.3 + 0.16 * lamella + 0.06 * fine
+        eosin[near] += inside * (keratin - eosin[near])
+        haematoxylin[near] += inside * (0.10 + 0.05 * lamella - haematoxylin[near])
+
+
 class Painted(NamedTuple):
     """What a scene looks like before it is stained and seen; float32 [size, size] if not said.
 
@@ -239,9 +194,9 @@ def _paint(scene, rng, size) -> Painted:
     texture = _Texture(*(tissue.noise(rng, step, size) for step in (1.3, 3.5, 18)), x, y)
     air = _enlarged(scene.air, size, 1.0, 1.4)
     epithelium = _enlarged(scene.epithelium - 0.5, size, 1.0, 0.5)
-    cells = _separate(scene.nuclei, tissue.FIELD_UM)
-    labels = _label_map(_outlines(rng, cells, scale), size)
-    labels, centre, kept = _visible(labels, len(cells), 4 * scale ** 2)  # 4 um2: less is a sliver
+    cells = separate(scene.nuclei, tissue.FIELD_UM)
+    labels = label_map(outlines(rng, cells, scale), size)
+    labels, centre, kept = visible(labels, len(cells), 4 * scale ** 2)  # 4 um2: less is a sliver
     cells = cells[kept]
 
     haematoxylin, eosin = _stroma(scene, rng, texture, size, scale)
@@ -249,17 +204,7 @@ def _paint(scene, rng, size) -> Painted:
         inner = _cytoplasm(scene, rng, texture, cells, size, scale)
         haematoxylin += epithelium * (inner[0] - haematoxylin)
         eosin += epithelium * (inner[1] - eosin)
-    for pearl_x, pearl_y, radius in scene.pearls:  # concentric keratin
-        low = np.clip((np.array([pearl_y, pearl_x]) - radius - 12) * scale, 0, size).astype(int)
-        high = np.clip((np.array([pearl_y, pearl_x]) + radius + 12) * scale, 0, size).astype(int)
-        near = np.s_[low[0]:high[0], low[1]:high[1]]
-        fine, medium, coarse, px, py = (values[near] for values in texture)
-        ring = np.hypot(px - pearl_x, py - pearl_y) + 2.2 * coarse + 0.8 * medium
-        inside = np.clip((radius - ring) / 5, 0, 1) * epithelium[near]
-        lamella = np.sin(ring * (2 * np.pi / 4.5) + coarse)
-        keratin = scene.cytoplasm_eosin + 0.3 + 0.16 * lamella + 0.06 * fine
-        eosin[near] += inside * (keratin - eosin[near])
-        haematoxylin[near] += inside * (0.10 + 0.05 * lamella - haematoxylin[near])
+    _keratinise(scene, texture, epithelium, haematoxylin, eosin, scale)
     ooze = texture.coarse + 0.5 * texture.medium + 2 * scene.debris
     ooze = 0.22 * air * np.clip(ooze - 1.6, 0, 1)
     haematoxylin = haematoxylin * (1 - air) + 0.3 * ooze
@@ -269,12 +214,12 @@ def _paint(scene, rng, size) -> Painted:
     bodies = cells[cells["owner"] == tissue.MACROPHAGE]
     for axis in ("a", "b"):
         bodies[axis] *= CELLS.macrophage_body.value
-    body = _label_map(_outlines(rng, bodies, scale), size) > 0
+    body = label_map(outlines(rng, bodies, scale), size) > 0
     foam = cv2.GaussianBlur(body.astype(np.float32), (0, 0), 0.5 * scale)
     eosin += foam * (0.42 * (1 + 0.3 * texture.fine + 0.2 * texture.medium) - eosin)
     haematoxylin += foam * (0.22 * (1 + 0.3 * texture.medium) - haematoxylin)
-    discs = _separate(scene.red_cells, tissue.FIELD_UM)
-    discs_at = _label_map(_outlines(rng, discs, scale), size)
+    discs = separate(scene.red_cells, tissue.FIELD_UM)
+    discs_at = label_map(outlines(rng, discs, scale), size)
     red = np.r_[0, discs["density"]].astype(np.float32)[discs_at]
     red = cv2.GaussianBlur(red, (0, 0), 0.35 * scale)
 
@@ -297,7 +242,7 @@ def draw_tile(label: str, *, patient: int, index: int, seed: int = 0,
 
     The field of view is 180 um at any image_size: the same tissue, drawn at 336 px or more.
     """
-    return _draw(label, patient, index, seed, image_size)[0]
+    return draw_painted(label, patient, index, seed, image_size)[0]
 
 
 def draw_fluorescence(label: str, *, patient: int, index: int, seed: int = 0,
@@ -306,11 +251,11 @@ def draw_fluorescence(label: str, *, patient: int, index: int, seed: int = 0,
 
     The channels are `lungkit.phantom.fluorescence.CHANNELS`.
     """
-    painted = _draw(label, patient, index, seed, image_size)[1]
-    return _photograph(painted, label, patient, index, seed, image_size, num_planes)
+    painted = draw_painted(label, patient, index, seed, image_size)[1]
+    return photograph(painted, label, patient, index, seed, image_size, num_planes)
 
 
-def _photograph(painted, label, patient, index, seed, image_size, num_planes):
+def photograph(painted, label, patient, index, seed, image_size, num_planes):
     """Fluorescence image uint16 [Z, C, H, W] of painted tissue."""
     from lungkit.phantom import fluorescence
 
@@ -321,7 +266,7 @@ def _photograph(painted, label, patient, index, seed, image_size, num_planes):
                                       image_size=image_size, num_planes=num_planes)
 
 
-def _draw(label, patient, index, seed, image_size) -> tuple[Tile, Painted]:
+def draw_painted(label, patient, index, seed, image_size) -> tuple[Tile, Painted]:
     """Draw a tile, and what it was painted from."""
     import cv2
 
@@ -344,7 +289,7 @@ def _draw(label, patient, index, seed, image_size) -> tuple[Tile, Painted]:
     light += slide.grain * rng.standard_normal(light.shape, np.float32)  # last: depends on size
     middle = ((np.arange(image_size) + 0.5) * size / image_size).astype(int)
     at = np.ix_(middle, middle)
-    nuclei, centroids, _ = _visible(painted.labels[at], int(painted.labels.max()), 1)
+    nuclei, centroids, _ = visible(painted.labels[at], int(painted.labels.max()), 1)
     image = np.uint8(np.clip(np.round(255 * light), 0, 255))
     tile = Tile(image, nuclei, centroids.astype(np.float32), painted.tissue_mask[at],
                 painted.epithelium_mask[at] & (label != "lung_n"), label, patient)

@@ -1,8 +1,8 @@
 """Draw simulated H&E lung tissue in three classes, with exact ground truth.
 
 Used as the embedded sample where no images are at hand, to pretrain the embedded base model, and
-to test what measures nuclei. `lungkit.phantom.tissue` lays a tile out; here it gets stain concentrations,
-and those become light by the Beer-Lambert law, I = I0 exp(-(H h + E e + R r)), with stain vectors,
+to test what measures nuclei. `lungkit.phantom.tissue` lays a tile out, `.paint` gives it stain
+concentrations, and those become light by the Beer-Lambert law, I = I0 exp(-(H h + E e + R r)), with stain vectors,
 staining strength, light, focus and noise of the patient's slide (Ruifrok and Johnston 2001, Anal
 Quant Cytol Histol 23:291). So colour deconvolution means on these tiles what it means on slides.
 
@@ -16,7 +16,7 @@ Writes <output>/
   sample.json                               options and every file with its SHA-256
 --fluorescence adds
   images_fluorescence/<class>/<same>.ome.tif   the same tissue and truth in DAPI, panCK, CD45 and
-                                            autofluorescence, uint16 (see lungkit.phantom.fluorescence)
+                                            autofluorescence, uint16 (lungkit.phantom.fluorescence)
 --siblings adds
   images/<class>/<same>_s1.jpeg ...         augmented copies (see lungkit.phantom.augment), also in
                                             groups.csv; they have no truth of their own
@@ -43,18 +43,13 @@ from pathlib import Path
 
 import numpy as np  # OpenCV is imported where it is used: --help must not wait for it
 
-from lungkit.phantom.paint import CLASSES, SIBLING, _draw, _photograph
+from lungkit.phantom.paint import CLASSES, SIBLING, draw_painted, photograph
 from lungkit.run import cli, faults, files
 from lungkit.run.output import Output
 from lungkit.run.workers import mapper
 
-SAMPLE_STREAM = 1_000_000  # seeds of samples start here: the embedded base model has seen lower ones
+SAMPLE_STREAM = 1_000_000  # seeds of samples start here: the base model has seen lower ones
 
-
-# --- drawing --------------------------------------------------------------------------------------
-
-
-# --- the sample on disk ---------------------------------------------------------------------------
 
 def plan_sample(num_patients, tiles_per_patient):
     """List (label, patient, index) of a sample: a third of a patient's tiles are without tumour."""
@@ -76,7 +71,7 @@ def _write_tile(item, *, work_dir: Path, seed: int, image_size: int, fluorescenc
     group = f"patient{patient:03d}"
     stem = f"{label}/{group}_{index:04d}"
     name = f"{stem}.png"
-    tile, painted = _draw(label, patient, index, seed, image_size)
+    tile, painted = draw_painted(label, patient, index, seed, image_size)
     contents = {path: cv2.imencode(".png", pixels)[1].tobytes() for path, pixels in (
         (f"images/{name}", tile.image[..., ::-1]),
         (f"truth/nuclei/{name}", tile.nuclei.astype(np.uint16)),
@@ -86,7 +81,7 @@ def _write_tile(item, *, work_dir: Path, seed: int, image_size: int, fluorescenc
         from lungkit.phantom.fluorescence import encode_ome_tiff
         from lungkit.phantom.tissue import FIELD_UM
 
-        planes = _photograph(painted, label, patient, index, seed, image_size, z_planes)
+        planes = photograph(painted, label, patient, index, seed, image_size, z_planes)
         contents[f"images_fluorescence/{stem}.ome.tif"] = encode_ome_tiff(
             planes, f"{seed}/{stem}", FIELD_UM)
     groups = [f"{name},{label},{group}"]

@@ -6,8 +6,8 @@ weights, assets/nuclei_fragments.json.
 Tiles of simulated tissue are drawn (H&E and DAPI), five pictures of each: as they are, and
 changed: enlarged and stretched (nuclei up to twice as large and 2.2 times as long, as those of real
 tumours can be), with coarser chromatin, blurred, sharpened, with noise, as JPEG. Each is cut into
-fragments as `lungkit.nuclei.detect` does; a pair of touching fragments is one nucleus where both lie
-mostly in the same true one. Unions count too: true pairs are joined at random and the pairs that
+fragments as `lungkit.nuclei.detect` does; a pair of touching fragments is one nucleus where both
+lie mostly in the same true one. Unions count too: true pairs are joined at random and the pairs that
 result are added. The network (fragments.log_odds) is fitted by its cross-entropy; a fifth of the
 tiles is held out to report on. Seeds below MAX_SEED are used: benchmarks report on others.
 
@@ -51,8 +51,8 @@ def change(image: np.ndarray, truth: np.ndarray, rng) -> tuple[np.ndarray, np.nd
                            flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT).astype(np.int32)
     density = -np.log((image.astype(np.float32) + 1) / 256)
     inside = cv2.GaussianBlur((truth > 0).astype(np.float32), (0, 0), 0.8)
-    clumps = np.clip(tissue.noise(rng, rng.uniform(1, 3.5), size), -2, 2)
-    density *= 1 + rng.choice([0, 1], p=[0.3, 0.7]) * rng.uniform(0, 0.3) * (clumps * inside)[..., None]
+    clumps = np.clip(tissue.noise(rng, rng.uniform(1, 3.5), size), -2, 2) * inside
+    density *= 1 + rng.choice([0, 1], p=[0.3, 0.7]) * rng.uniform(0, 0.3) * clumps[..., None]
     if rng.random() < 0.5:
         density = cv2.GaussianBlur(density, (0, 0), rng.uniform(0.2, 0.9))
     if rng.random() < 0.4:
@@ -143,7 +143,8 @@ def fit(measured: np.ndarray, same: np.ndarray, held_out: np.ndarray) -> dict:
     stored = {"features": FEATURES, "mean": mean, "scale": scale}
     for k, layer in enumerate(model[::2]):
         stored[f"weight_{k}"], stored[f"bias_{k}"] = layer.weight.T.detach(), layer.bias.detach()
-    return {name: np.round(np.asarray(value, np.float64), 4).tolist() if name != "features" else value
+    return {name: value if name == "features"
+            else np.round(np.asarray(value, np.float64), 4).tolist()
             for name, value in stored.items()}
 
 
@@ -171,14 +172,13 @@ def build_parser() -> argparse.ArgumentParser:
     """Options of the fit."""
     from lungkit.nuclei.fragments import WEIGHTS_PATH
 
-    parser = argparse.ArgumentParser(prog="python -m lungkit.tools.fit_fragments", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("--output", type=Path, default=WEIGHTS_PATH, metavar="FILE")
+    parser = cli.stage_parser("python -m lungkit.tools.fit_fragments", __doc__)
+    parser.add_argument("--output", type=Path, default=WEIGHTS_PATH, metavar="FILE",
+                        help="weights to write")
     parser.add_argument("--num-seeds", type=int, choices=range(5, MAX_SEED + 1), default=MAX_SEED,
-                        metavar=f"5..{MAX_SEED}", help="tiles a class (default: %(default)s)")
+                        metavar=f"5..{MAX_SEED}", help="tiles a class")
     parser.add_argument("--num-changed", type=cli.positive_int, default=3, metavar="N",
-                        help="changed pictures of each tile (default: %(default)s)")
+                        help="changed pictures of each tile")
     return parser
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from lungkit.formats import tiff
 from lungkit.formats.images import pixel_size_um
-from lungkit.phantom import augment, fluorescence, morphology, paint, sample, tissue
+from lungkit.phantom import augment, fluorescence, morphology, outlines, paint, sample, tissue
 from lungkit.phantom.paint import CLASSES, draw_tile
 from lungkit.phantom.sample import SAMPLE_STREAM, main, write_sample
 
@@ -335,7 +335,7 @@ def test_fluorescence_shows_the_same_tissue(label):
 
 def test_lymphocytes_wear_cd45():
     painted = next(painted for patient in range(9)
-                   if (painted := paint._draw("lung_scc", patient, 1, 0, 224)[1])
+                   if (painted := paint.draw_painted("lung_scc", patient, 1, 0, 224)[1])
                    and (painted.cells["owner"] == tissue.LYMPHOCYTE).sum() > 8)
     cd45 = fluorescence.dyes(painted)[fluorescence.CHANNELS.index("CD45")]
     owner = np.r_[0, painted.cells["owner"]][painted.labels]
@@ -563,10 +563,10 @@ def test_of_two_nuclei_that_overlap_much_the_later_is_dropped_else_it_lies_below
     cells["a"], cells["b"] = 5, 5
     for cell, (x, y) in zip(cells, (first, second, (300, 20))):  # the last lies outside
         cell["x"], cell["y"] = x, y
-    kept = paint._separate(cells, 180.0)
+    kept = outlines.separate(cells, 180.0)
     assert kept["x"].tolist() == ([20] if covers else [20, 29])
     square = np.array([[0, 0], [8, 0], [8, 8], [0, 8]]) * 16  # 1/16 px
-    labels = paint._label_map(np.int32([square + 32, square + 96]), 20)
+    labels = outlines.label_map(np.int32([square + 32, square + 96]), 20)
     assert (labels[2:11, 2:11] == 1).all() and (labels[6:15, 11:15] == 2).all()
 
 
