@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 
+from lungkit.compare import scores
 from lungkit.compare.results import REAL, Results
 
 # Okabe and Ito 2008: told apart with every common colour vision; real is always the first
@@ -15,6 +16,7 @@ def boxplot_png(found: Results, metric: str, arms: list[dict]) -> bytes:
     """Box and strip plot of `metric`: every repeat a dot, tied dots side by side."""
     figure, axes = _figure(max(6.0, 1.5 * len(arms) + 1.6), 4.6)
     by_replicate = len(found.replicates) > 1
+    name, split = scores.parts(metric)
     for place, arm in enumerate(arms):
         colour = COLOURS[place % len(COLOURS)]
         dots = [100 * row[metric] for row in found.rows if row["dataset"] == arm["dataset"]]
@@ -23,14 +25,14 @@ def boxplot_png(found: Results, metric: str, arms: list[dict]) -> bytes:
                      boxprops={"facecolor": colour, "alpha": 0.18, "edgecolor": colour},
                      medianprops={"color": colour, "linewidth": 2.4},
                      whiskerprops={"color": colour}, capprops={"color": colour})
-        axes.scatter([place + offset for offset in _spread(dots)], dots, s=14 if by_replicate else 26,
-                     color=colour, alpha=0.45 if by_replicate else 0.85, linewidths=0.5,
-                     edgecolors="white", zorder=3)
+        axes.scatter([place + offset for offset in _spread(dots)], dots,
+                     s=14 if by_replicate else 26, alpha=0.45 if by_replicate else 0.85,
+                     color=colour, linewidths=0.5, edgecolors="white", zorder=3)
         if by_replicate:
             axes.scatter([place + offset for offset in _spread(units)], units, s=52, marker="D",
                          color=colour, edgecolors="white", linewidths=0.8, zorder=4)
-        if "accuracy_own" in arm and metric == "accuracy_real" and arm["dataset"] != REAL:
-            axes.scatter([place], [100 * arm["accuracy_own"]], s=60, marker="_", color="#333333",
+        if split == "real" and arm["dataset"] != REAL:
+            axes.scatter([place], [100 * arm[f"{name}_own"]], s=60, marker="_", color="#333333",
                          linewidths=1.8, zorder=5,
                          label="mean on its own test split" if place == 1 else None)
     if "majority_share" in arms[0]:
@@ -42,7 +44,7 @@ def boxplot_png(found: Results, metric: str, arms: list[dict]) -> bytes:
                     ncols=2)
     axes.set_xticks(range(len(arms)), [_short(arm["dataset"]) for arm in arms])
     axes.set_xlim(-0.6, len(arms) - 0.4)
-    axes.set_ylabel(f"{metric_words(metric).capitalize()} (%)")
+    axes.set_ylabel(f"{scores.capital(scores.metric_words(metric))} (%)")
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     what = "repeat (diamonds: means of a replicate)" if by_replicate else "repeat"
     axes.set_title(f"Every dot is one {what}", fontsize=10, loc="left", color="#444444")
@@ -59,7 +61,8 @@ def differences_png(pairs: list, margin: float) -> bytes:
                  label=f"margin ±{100 * margin:g} points")
     axes.axvline(0, color="#555555", linewidth=1)
     for place, pair in enumerate(pairs):
-        low, high = (min(reach, max(-reach, 100 * end)) for end in (pair.shift_low, pair.shift_high))
+        low, high = (min(reach, max(-reach, 100 * end))
+                     for end in (pair.shift_low, pair.shift_high))
         colour = COLOURS[0] if pair.dataset_a == REAL else "#555555"
         axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
         for end, mark in ((pair.shift_low, "<"), (pair.shift_high, ">")):
@@ -71,8 +74,8 @@ def differences_png(pairs: list, margin: float) -> bytes:
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_yticks(range(len(pairs)), [f"{_short(pair.dataset_a)} − {_short(pair.dataset_b)}"
                                         for pair in pairs])
-    axes.set_xlabel(f"difference in {metric_words(pairs[0].metric)}, points "
-                    f"(Hodges-Lehmann, {100 * pairs[0].confidence:g} % interval)")
+    axes.set_xlabel(f"difference in {scores.metric_words(pairs[0].metric)}, points "
+                    f"(Hodges-Lehmann, {100 * pairs[0].confidence:g} % interval)", loc="right")
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
     axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))
     return _png(figure)
@@ -110,8 +113,3 @@ def _spread(values: list[float], step: float = 0.055) -> list[float]:
 
 def _short(name: str) -> str:
     return name if len(name) <= 18 else name[:17] + "…"
-
-
-def metric_words(metric: str) -> str:
-    return {"accuracy_real": "accuracy on real test images",
-            "accuracy_own": "accuracy on its own test images"}.get(metric, "accuracy")

@@ -240,12 +240,3 @@ def test_an_end_without_a_bound_is_an_arrow_at_the_edge(axes_of, pairs):
 def test_the_margin_is_in_view_where_the_differences_are_smaller(axes_of, pairs):
     small = replace(pairs[0], shift=0.0, shift_low=-0.001, shift_high=0.001)
     assert axes_of(figures.differences_png, [small], 0.1).get_xlim()[1] > 10
-
-
-# ------------------------------------------------------------------ words
-
-@pytest.mark.parametrize(("metric", "words"), [
-    ("accuracy_real", "accuracy on real test images"),
-    ("accuracy_own", "accuracy on its own test images"), ("accuracy", "accuracy")])
-def test_a_metric_in_words(metric, words):
-    assert figures.metric_words(metric) == words

@@ -15,7 +15,7 @@ import pytest
 from lungkit.compare import figures, rank_sum, report
 from lungkit.compare.pairs import compare
 from lungkit.compare.results import read_results
-from result_trees import record, right, split_of, write, write_counts
+from result_trees import record, right, scores_of, split_of, write, write_counts
 
 COUNTS = {"real": [54, 55, 56, 57, 58, 59], "gan": [30, 31, 32, 33, 34, 35],
           "vae": [52, 53, 54, 56, 57, 57]}
@@ -39,10 +39,11 @@ def comparison(found):
 
 def page_of(found, pairs, arms, *, warnings=(), sheets=None, metric="accuracy_real", alpha=0.05,
             margin=0.05):
-    return report.page(found, metric, arms, pairs, alpha=alpha, margin=margin,
+    page = report.page(found, metric, arms, pairs, alpha=alpha, margin=margin,
                        warnings=list(warnings), sheets=sheets or {}, pictures={
                            "accuracy_boxplot.png": b"box",
                            "accuracy_differences.png": b"difference"})
+    return " ".join(page.split())  # as a browser does
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +71,13 @@ def items(page, after):
 
 def test_an_arm_is_summarised_by_hand(tmp_path):
     skewed = [[38, 0, 7], [0, 10, 0], [5, 0, 0]]
-    for repeat, (auroc, f1) in enumerate(((0.5, 0.1), (None, 0.2), (0.8, 0.6))):
-        own = split_of(right(20 + repeat, 40), auroc=0.99)
-        real = split_of(skewed, auroc=auroc, macro_f1=f1, auprc_weighted=None)
+    for repeat, more in enumerate(({"auroc": 0.5, "macro_f1": 0.1}, {"macro_f1": 0.2},
+                                   {"auroc": 0.8, "macro_f1": 0.6})):
+        own, real = split_of(right(20 + repeat, 40)), split_of(skewed)
         write(tmp_path, record("real", repeat, split_of(right(30 + repeat, 40)),
                                split_of(right(30 + 3 * repeat**2))))
-        write(tmp_path, record("gan", repeat, own, real))
+        write(tmp_path, record("gan", repeat, own, real, scores={
+            "own": scores_of(own, auroc=0.99), "real": {"accuracy": 0.8, **more}}))
     found = read_results(tmp_path)
     asked = []
     arms = report.summarise(found, "accuracy_real",
@@ -88,12 +90,12 @@ def test_an_arm_is_summarised_by_hand(tmp_path):
     assert (first["accuracy_own"], gan["accuracy_own"]) == pytest.approx((31 / 40, 21 / 40))
     assert gan["mean"] == pytest.approx(0.8)
     assert (gan["num_images"], gan["majority_share"]) == (60, 0.75)
-    assert gan["auroc"] == pytest.approx(0.65) and gan["macro_f1"] == pytest.approx(0.3)
-    assert gan["auprc_weighted"] is None and gan["auprc_baseline"] == pytest.approx(1 / 3)
+    assert (gan["auroc_real"], gan["macro_f1_real"]) == pytest.approx((0.65, 0.3))
+    assert "auprc_weighted_real" not in gan and gan["auprc_baseline_real"] == pytest.approx(1 / 3)
     assert asked == [(first["mean"], 60), (gan["mean"], 60)]
     assert (gan["test_low"], gan["test_high"]) == (0.1, 0.2)
     own = report.summarise(found, "accuracy_own", rank_sum.wilson_interval)[1]
-    assert (own["num_images"], own["auroc"]) == (40, pytest.approx(0.99))
+    assert (own["num_images"], own["auroc_own"]) == (40, pytest.approx(0.99))
     assert own["mean"] == pytest.approx(21 / 40)
 
 
@@ -195,21 +197,48 @@ def test_the_table_of_accuracies_holds_every_arm(page):
     heads, *lines = cells(page, ["Dataset"])
     assert heads == ["Dataset", "n", "Mean", "SD", "Median", "Test-set interval",
                      "Mean on own test", "Largest class", "Balanced accuracy", "Macro F1",
-                     "Weighted AUPRC", "AUPRC by prevalence"]  # AUROC is not known here
+                     "AUROC", "Weighted AUPRC", "AUPRC by prevalence"]
     assert lines[0] == ["real", "6", "94.2", "3.1", "94.2", f"{low:.1f} to {high:.1f}", "95.0",
-                        "33.3", "94.2", "94.2", "90.0", "33.3"]
+                        "33.3", "94.2", "94.2", "97.1", "90.0", "33.3"]
     assert [line[:3] for line in lines[1:]] == [["gan", "6", "54.2"], ["vae", "6", "91.4"]]
     assert "one accuracy on 60 test images, in steps of 1.7 points" in page
 
 
-def test_by_the_arms_own_tests_the_other_mean_is_that_on_real(found):
+def test_by_the_arms_own_tests_measures_are_theirs_and_the_other_mean_is_that_on_real(found):
     pairs, arms = compared(found, "accuracy_own")
     page = page_of(found, pairs, arms, metric="accuracy_own")
     heads, real, gan, _ = cells(page, ["Dataset"])
-    place = heads.index("Mean on real test")
+    place, f1 = heads.index("Mean on real test"), heads.index("Macro F1")
     assert (real[2], real[place], gan[2], gan[place]) == ("95.0", "94.2", "95.0", "54.2")
+    assert (real[f1], gan[f1]) == ("95.0", "95.0")
     assert "metric: accuracy on its own test images" in page
     assert "Every CNN is tested on the test split of its own dataset." in items(page, "Protocol")
+
+
+def test_a_score_that_is_no_accuracy_has_no_limits_of_test_images(found):
+    pairs, arms = compared(found, "auroc_real", grid=0)
+    page = page_of(found, pairs, arms, metric="auroc_real")
+    heads, real, gan, _ = cells(page, ["Dataset"])
+    assert heads == ["Dataset", "n", "Mean", "SD", "Median", "Mean on own test", "Accuracy",
+                     "Balanced accuracy", "Macro F1", "Weighted AUPRC", "AUPRC by prevalence"]
+    assert (real[2], real[5], real[6]) == ("97.1", "97.5", "94.2")
+    assert not {"num_images", "majority_share", "test_low"} & set(arms[0])
+    for words in ("metric: AUROC on real test images;", "a − b in points of AUROC (",
+                  "<h2>AUROC</h2>", 'alt="AUROC of every repeat"'):
+        assert words in page
+    said = items(page, "Protocol")
+    assert said[5].endswith("the same exact test does not reject.")
+    assert said[6].endswith("differ by a shift.") and "test-set interval" not in page
+
+
+def test_a_word_the_page_does_not_know_is_an_error_and_no_gap(found, comparison, monkeypatch,
+                                                              tmp_path):
+    import jinja2
+
+    monkeypatch.setattr(report, "TEMPLATE", tmp_path / "page.j2")
+    report.TEMPLATE.write_text("{{ metrics }}")
+    with pytest.raises(jinja2.UndefinedError, match="metrics"):
+        page_of(found, *comparison)
 
 
 def test_the_test_images_of_every_arm_are_counted(tmp_path):
@@ -244,6 +273,11 @@ def test_settings_and_inputs_name_the_recipe_and_every_dataset_version(page):
         "vae, replicate 0: fingerprint vae0"]
 
 
+def test_settings_are_escaped_wherever_they_are_named(found, comparison):
+    page = page_of(replace(found, settings={"a<b": "x&y"}), *comparison)
+    assert "dataset (a&lt;b x&amp;y)." in page and "<li>a&lt;b: x&amp;y</li>" in page
+
+
 # ------------------------------------------------------------------ the protocol in words
 
 def test_the_protocol_says_what_was_done(page):
@@ -260,9 +294,10 @@ def test_the_protocol_says_what_was_done(page):
     assert len(said) == 8 and not any("baseline" in line for line in said)
 
 
-def test_the_protocol_names_the_margin_tested_and_the_replicate(found):
-    said = report.protocol_in_words(found, metric="accuracy", unit="replicate", alpha=0.1,
-                                    margin=0.02, margin_tested=1 / 60)
+def test_the_protocol_names_the_margin_tested_and_the_replicate(found, comparison):
+    pairs, arms = comparison
+    pairs = [replace(pair, unit="replicate", margin_tested=1 / 60) for pair in pairs]
+    said = items(page_of(found, pairs, arms, metric="accuracy", alpha=0.1, margin=0.02), "Protocol")
     assert said[1] == "Accuracies are taken as given in the CSV."
     assert said[2] == ("The unit of replication is the whole-pipeline replicate: the mean of its 6 "
                        "repeats is one value.")
@@ -335,13 +370,13 @@ def test_a_comparison_has_these_files_and_the_page_shows_its_pictures(contents):
 
 def test_accuracies_csv_is_a_tidy_line_of_every_repeat(contents, found):
     lines = read(contents["accuracies.csv"])
-    scores = [f"{name}_{split}" for split in ("own", "real") for name in (
-        "num_images", "accuracy", "macro_f1", "balanced_accuracy", "auprc_weighted",
-        "auprc_baseline")]
-    assert list(lines[0]) == [
-        "dataset", "replicate", "repeat", "seed", "model", "dataset_fingerprint",
-        "real_fingerprint", "accuracy_own", "accuracy_real", "device",
-        *[name for name in scores if name not in ("accuracy_own", "accuracy_real")]]
+    measures = ("accuracy", "auprc_baseline", "auprc_weighted", "auroc", "balanced_accuracy",
+                "macro_f1", "num_images")
+    assert list(lines[0])[:3] == ["dataset", "task", "replicate"]
+    assert set(lines[0]) == {
+        "dataset", "task", "replicate", "repeat", "seed", "model", "dataset_fingerprint",
+        "real_fingerprint", "device", *(f"{name}_{split}" for split in ("own", "real")
+                                        for name in measures)}
     assert [(line["dataset"], int(line["repeat"]), float(line["accuracy_real"]))
             for line in lines] == [(name, repeat, count / 60) for name in found.datasets
                                    for repeat, count in enumerate(COUNTS[name])]
@@ -364,13 +399,12 @@ def test_wilcoxon_csv_is_a_line_of_every_pair_with_every_number(contents, compar
     assert lines[2]["p_b_not_worse_holm"] == "" != lines[0]["p_b_not_worse_holm"]
 
 
-def test_a_tidy_line_leaves_nested_values_out_and_keeps_both_splits_apart():
-    line = report.tidy({"schema": "x", "dataset": "real", "repeat": 1, "accuracy_own": 0.5,
+def test_a_tidy_line_begins_with_the_dataset_and_leaves_nested_values_out():
+    line = report.tidy({"schema": "x", "repeat": 1, "dataset": "real", "accuracy_own": 0.5,
                         "warnings": ["w"], "settings": {"steps": 5}, "train_loss": None,
-                        "own": {"auroc": 0.7, "confusion_matrix": [[1]], "macro_f1": None},
-                        "real": {"auroc": 0.6}})
-    assert line == {"dataset": "real", "repeat": 1, "accuracy_own": 0.5, "auroc_own": 0.7,
-                    "auroc_real": 0.6}
+                        "own": {"auroc": 0.7}, "auroc_own": 0.7, "auroc_real": 0.6})
+    assert list(line.items()) == [("dataset", "real"), ("repeat", 1), ("accuracy_own", 0.5),
+                                  ("auroc_own", 0.7), ("auroc_real", 0.6)]
 
 
 def test_a_csv_has_a_column_for_every_name_of_any_line():
