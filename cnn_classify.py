@@ -37,7 +37,7 @@ import numpy as np
 
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
-from lungkit.data.repeats import open_both, open_repeats, report
+from lungkit.data.repeats import add_options, open_both, open_repeats, report
 from lungkit.learn.cnns import LEARNING_RATES, build_model
 from lungkit.learn.device import autocast, device_name, use_device
 from lungkit.learn.orientations import square_symmetries
@@ -324,14 +324,7 @@ def build_parser():
     main_group = parser.add_argument_group("Main")
     main_group.add_argument("--data", type=cli.directory, required=True, metavar="DIR",
                             help="the dataset to train on")
-    main_group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
-                            help="the real dataset, whose test split is the common yardstick")
-    main_group.add_argument("--results", type=cli.directory, required=True, metavar="DIR",
-                            help="the root of all results, outside the datasets")
-    main_group.add_argument("--repeats", type=cli.repeat_range, default="10", metavar="N|A-B",
-                            help="repeats 0..N-1, or A..B")
-    main_group.add_argument("--replicate", type=cli.non_negative_int, default=0, metavar="K",
-                            help="number of the whole-pipeline replicate the datasets belong to")
+    add_options(main_group)
     group = parser.add_argument_group("Hyperparameters (no default shown: the preset decides)")
     group.add_argument("--model", choices=list(LEARNING_RATES), help="architecture")
     group.add_argument("--weights", type=Path, metavar="FILE",

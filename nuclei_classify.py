@@ -36,7 +36,13 @@ import numpy as np
 
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
-from lungkit.data.repeats import Repeats, open_both, open_repeats, report as report_repeats
+from lungkit.data.repeats import (
+    Repeats,
+    add_options,
+    open_both,
+    open_repeats,
+    report as report_repeats,
+)
 from lungkit.data.result import BASELINE
 from lungkit.nuclei.features import IMAGE_COLUMNS, IMAGES_FILE, read_image_features
 from lungkit.run import cli
@@ -290,14 +296,7 @@ def build_parser():
     group = parser.add_argument_group("Main")
     group.add_argument("--features", type=cli.directory, required=True, metavar="DIR",
                        help="the dataset made by voronoi_seg.py")
-    group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
-                       help="the real dataset, whose test split is the common yardstick")
-    group.add_argument("--results", type=cli.directory, required=True, metavar="DIR",
-                       help="the root of all results, outside the datasets")
-    group.add_argument("--repeats", type=cli.repeat_range, default="10", metavar="N|A-B",
-                       help="repeats 0..N-1, or A..B")
-    group.add_argument("--replicate", type=cli.non_negative_int, default=0, metavar="K",
-                       help="number of the whole-pipeline replicate the datasets belong to")
+    add_options(group)
     group.add_argument("--benign", metavar="CLASS",
                        help="the class without tumour, to say how well tumour is told from it "
                             "(default: as tumor_seg.py --benign said, if it named one)")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lungkit.data.dataset import Dataset, check_same_task, open_dataset
 from lungkit.data.result import CNN, differences, read_records, repeat_path, replicate_dir
+from lungkit.run import cli
 from lungkit.run.faults import BadOptions, check_stop, several
 from lungkit.run.output import holder, release, try_lock
 from lungkit.run.progress import say
@@ -18,6 +19,18 @@ POLL_INTERVAL_SEC = 0.5
 
 
 # ------------------------------------------------------------------ what a stage asks for
+
+def add_options(group) -> None:
+    """Add to an argparse group what every stage that makes repeats is asked for."""
+    group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
+                       help="the real dataset, whose test split is the common yardstick")
+    group.add_argument("--results", type=cli.directory, required=True, metavar="DIR",
+                       help="the root of all results, outside the datasets")
+    group.add_argument("--repeats", type=cli.repeat_range, default="10", metavar="N|A-B",
+                       help="repeats 0..N-1, or A..B")
+    group.add_argument("--replicate", type=cli.non_negative_int, default=0, metavar="K",
+                       help="number of the whole-pipeline replicate the datasets belong to")
+
 
 @dataclass(frozen=True)
 class Repeats:
