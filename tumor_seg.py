@@ -85,7 +85,7 @@ def survey(found: list[sources.Source], recipe: Recipe, journal: ResultJournal,
 
 def stamp(source: sources.Source) -> tuple[str, str, int]:
     """What changes when a source image does."""
-    return (str(source.path), sources.quick_fingerprint([source]),
+    return (str(source.path), sources.fingerprint([source]),
             source.path.stat().st_mtime_ns)
 
 
@@ -215,7 +215,7 @@ def identity(how: dict, recipe: Recipe, found: list[sources.Source]) -> dict:
         groups = sha256_file(Path(groups))
     return dict(sorted({**how, "benign": recipe.benign, "fold": fold and f"{fold[0]}/{fold[1]}",
                         "groups": groups, "image_size": recipe.cut.image_size,
-                        "input": sources.quick_fingerprint(found), "recipe": RECIPE}.items()))
+                        "input": sources.fingerprint(found), "recipe": RECIPE}.items()))
 
 
 def in_words(plan: Plan, dropped: list[dict], image_size: int) -> str:

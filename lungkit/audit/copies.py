@@ -52,23 +52,6 @@ PLAIN_BLOCK = 256       # bounds memory
 
 # ------------------------------------------------------------------ groups
 
-class Groups:
-    """Which of `count` images belong together (disjoint sets, Galler & Fischer 1964)."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def of(self, i: int) -> int:
-        """The smallest index of the group of image i."""
-        while self._parent[i] != i:
-            self._parent[i] = i = self._parent[self._parent[i]]
-        return i
-
-    def join(self, i: int, j: int) -> None:
-        low, high = sorted((self.of(i), self.of(j)))
-        self._parent[high] = low
-
-
 def find_pairs(signatures: list[Signature], mapped: Callable = in_this_process, *,
                joined: Callable[[int, int], bool] = lambda i, j: False,
                ) -> Iterator[tuple[int, int, Registration]]:
@@ -102,27 +85,30 @@ def link(signatures: list[Signature], mapped: Callable = in_this_process) -> lis
     CANDIDATES: so, in turn, some of every large group are asked about among these alone, until
     nothing joins any more.
     """
-    groups = Groups(len(signatures))
+    from scipy.cluster.hierarchy import DisjointSet
+
+    groups = DisjointSet(range(len(signatures)))
     first: dict[bytes, int] = {}
     for i, signature in enumerate(signatures):
         if len(signature.codes) >= LEAST_INLIERS:
-            groups.join(first.setdefault(_digest(signature), i), i)
+            groups.merge(first.setdefault(_digest(signature), i), i)
     asked = different = [i for _, i in sorted(first.items())]
     while len(asked) > 1:
-        before = len({groups.of(i) for i in asked})
+        before = len({groups[i] for i in asked})
         for i, j, _ in find_pairs([signatures[i] for i in asked], mapped, joined=lambda i, j,
-                                  asked=asked: groups.of(asked[i]) == groups.of(asked[j])):
-            groups.join(asked[i], asked[j])
-        if len({groups.of(i) for i in asked}) == before:
+                                  asked=asked: groups.connected(asked[i], asked[j])):
+            groups.merge(asked[i], asked[j])
+        if len({groups[i] for i in asked}) == before:
             break
         members: dict[int, list[int]] = {}
         for i in different:
-            members.setdefault(groups.of(i), []).append(i)
+            members.setdefault(groups[i], []).append(i)
         crowds = [found for found in members.values() if len(found) > CROWD]
         asked = [i for found in crowds for i in found[:ASKED_AGAIN]] if len(crowds) > 1 else []
     for i, j in plain_copies(signatures):
-        groups.join(i, j)
-    return [groups.of(i) for i in range(len(signatures))]
+        groups.merge(i, j)
+    first_of = {i: min(group) for group in groups.subsets() for i in group}
+    return [first_of[i] for i in range(len(signatures))]
 
 
 def find_copies(originals: list[Original], mapped: Callable = in_this_process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import re
 import unicodedata
@@ -14,6 +13,7 @@ from lungkit.data.splits import SPLITS
 from lungkit.formats.images import SUFFIXES
 from lungkit.formats.slides import SLIDE_SUFFIXES
 from lungkit.run.faults import BadOptions, Fault, several
+from lungkit.run.files import quick_fingerprint
 
 
 @dataclass(frozen=True)
@@ -111,29 +111,15 @@ def _walk(top: Path, faults: list[str]) -> list[Path]:
     return sorted(files)
 
 
-def quick_fingerprint(sources: list[Source]) -> str:
-    """SHA-256 over names, sizes and three samples of each content: quick, whatever the size.
+def fingerprint(sources: list[Source]) -> str:
+    """`quick_fingerprint` of images, and of the folder beside a MIRAX slide, with its pixels."""
+    def beside(path: Path) -> list[Path]:
+        parts = path.with_suffix("")
+        mirax = path.suffix.lower() == ".mrxs" and parts.is_dir()
+        return sorted(parts.iterdir()) if mirax else []
 
-    An edited image is noticed unless it keeps its size and these bytes; a copied tree, whose
-    times differ, is the same input.
-    """
-    digest = hashlib.sha256()
-    for source in sources:
-        size = os.stat(source.path).st_size
-        digest.update(f"{source.name}\t{size}\n".encode("utf-8", "surrogateescape"))
-        parts = source.path.with_suffix("")  # a MIRAX slide's pixels lie in a folder beside it
-        if source.path.suffix.lower() == ".mrxs" and parts.is_dir():
-            for part in sorted(parts.iterdir()):
-                digest.update(f"{part.name}\t{part.stat().st_size}\n".encode("utf-8",
-                                                                           "surrogateescape"))
-        with open(source.path, "rb") as file:
-            if size <= 16384:
-                digest.update(file.read())
-            else:
-                for start in (0, size // 2, size - 4096):
-                    file.seek(start)
-                    digest.update(file.read(4096))
-    return digest.hexdigest()
+    return quick_fingerprint(((source.name, source.path, *beside(source.path))
+                              for source in sources), sample_bytes=4096, whole_bytes=16384)
 
 
 # ------------------------------------------------------------------ groups

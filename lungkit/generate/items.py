@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from lungkit.data.png import decode_png
 from lungkit.data.writer import DatasetWriter
 from lungkit.learn.device import use_device
 from lungkit.run import cli, faults
+from lungkit.run.files import quick_fingerprint
 from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
@@ -219,15 +219,8 @@ def check_divisible(image_size: int, divisor: int) -> None:
 
 
 def folder_fingerprint(directory: Path) -> str:
-    """A quick fingerprint of a model folder: names, sizes, three samples of every file."""
-    digest = hashlib.sha256()
-    for path in sorted(directory.rglob("*")):
-        if path.suffix not in (".json", ".txt", ".safetensors") or not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(directory).as_posix()}\t{size}\n".encode())
-        with open(path, "rb") as file:
-            for start in (0, size // 2, max(0, size - 65536)):
-                file.seek(start)
-                digest.update(file.read(65536))
-    return digest.hexdigest()
+    """`quick_fingerprint` of the weights and settings of a model folder."""
+    paths = [path for path in sorted(directory.rglob("*"))
+             if path.suffix in (".json", ".txt", ".safetensors") and path.is_file()]
+    return quick_fingerprint(((path.relative_to(directory).as_posix(), path) for path in paths),
+                             sample_bytes=65536)

@@ -1,14 +1,15 @@
 """Join the fragments that watershed cuts nuclei into.
 
 `lungkit.nuclei.detect` cuts a mask of nuclei at every slight neck, so that touching nuclei are
-parted, and with them many a nucleus that is long, notched or unevenly stained. Here touching fragments are
-joined again, pair by pair, the likeliest first, as in region merging for nuclei (Lin et al., A
-hybrid 3D watershed algorithm incorporating gradient cues and object models, Cytometry A 56(1),
-2003). How likely two fragments are one nucleus is told by a network of 15 measured features, two
-hidden layers of 16, and a logistic output; a deep neck, or a round union without a neck, settles it
-alone. Its weights are in assets/nuclei_fragments.json; `lungkit.tools.fit_fragments`
-fits them to simulated tissue, stretched, enlarged, sharpened and blurred far beyond what that tissue varies by itself, so that
-shape decides rather than the simulation's habits.
+parted, and with them many a nucleus that is long, notched or unevenly stained. Here touching
+fragments are joined again, pair by pair, the likeliest first, as in region merging for nuclei (Lin
+et al., A hybrid 3D watershed algorithm incorporating gradient cues and object models, Cytometry A
+56(1), 2003). How likely two fragments are one nucleus is told by a network of 15 measured
+features, two hidden layers of 16, and a logistic output; a deep neck, or a round union without a
+neck, settles it alone. Its weights are in assets/nuclei_fragments.json;
+`lungkit.tools.fit_fragments` fits them to simulated tissue, stretched, enlarged, sharpened and
+blurred far beyond what that tissue varies by itself, so that shape decides rather than the
+simulation's habits.
 
 Feeds lungkit.nuclei.detect.RECIPE: raise it when this gives other bytes.
 """

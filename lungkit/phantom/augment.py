@@ -32,7 +32,8 @@ class Change:
 
 def draw_change(rng) -> Change:
     return Change(round(rng.uniform(-MAX_TURN_DEG, MAX_TURN_DEG), 3),
-                  bool(rng.random() < FLIP_SHARE), bool(rng.random() < FLIP_SHARE), round(rng.uniform(*SCALE), 3),
+                  bool(rng.random() < FLIP_SHARE), bool(rng.random() < FLIP_SHARE),
+                  round(rng.uniform(*SCALE), 3),
                   int(rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1)))
 
 

@@ -2,9 +2,10 @@
 
 Used as the embedded sample where no images are at hand, to pretrain the embedded base model, and
 to test what measures nuclei. `lungkit.phantom.tissue` lays a tile out, `.paint` gives it stain
-concentrations, and those become light by the Beer-Lambert law, I = I0 exp(-(H h + E e + R r)), with stain vectors,
-staining strength, light, focus and noise of the patient's slide (Ruifrok and Johnston 2001, Anal
-Quant Cytol Histol 23:291). So colour deconvolution means on these tiles what it means on slides.
+concentrations, and those become light by the Beer-Lambert law, I = I0 exp(-(H h + E e + R r)),
+with stain vectors, staining strength, light, focus and noise of the patient's slide (Ruifrok and
+Johnston 2001, Anal Quant Cytol Histol 23:291). So colour deconvolution means on these tiles what
+it means on slides.
 
 Writes <output>/
   images/<class>/<patient>_<number>.png     RGB

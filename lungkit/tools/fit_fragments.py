@@ -4,12 +4,13 @@ weights, assets/nuclei_fragments.json.
     python -m lungkit.tools.fit_fragments
 
 Tiles of simulated tissue are drawn (H&E and DAPI), five pictures of each: as they are, and
-changed: enlarged and stretched (nuclei up to twice as large and 2.2 times as long, as those of real
-tumours can be), with coarser chromatin, blurred, sharpened, with noise, as JPEG. Each is cut into
-fragments as `lungkit.nuclei.detect` does; a pair of touching fragments is one nucleus where both
-lie mostly in the same true one. Unions count too: true pairs are joined at random and the pairs that
-result are added. The network (fragments.log_odds) is fitted by its cross-entropy; a fifth of the
-tiles is held out to report on. Seeds below MAX_SEED are used: benchmarks report on others.
+changed: enlarged and stretched (nuclei up to twice as large and 2.2 times as long, as those of
+real tumours can be), with coarser chromatin, blurred, sharpened, with noise, as JPEG. Each is cut
+into fragments as `lungkit.nuclei.detect` does; a pair of touching fragments is one nucleus where
+both lie mostly in the same true one. Unions count too: true pairs are joined at random and the
+pairs that result are added. The network (fragments.log_odds) is fitted by its cross-entropy; a
+fifth of the tiles is held out to report on. Seeds below MAX_SEED are used: benchmarks report on
+others.
 
 Exit status: 0 complete, 2 bad options.
 """

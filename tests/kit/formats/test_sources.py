@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lungkit.formats import sources
+from lungkit.generate.items import folder_fingerprint
 from lungkit.run.faults import Fault
 
 
@@ -60,7 +61,7 @@ def test_a_tree_that_is_no_input_is_refused(tmp_path, names, message):
 # ------------------------------------------------------------------ the fingerprint
 
 def fingerprint(root: Path) -> str:
-    return sources.quick_fingerprint(sources.find_sources(root)[0])
+    return sources.fingerprint(sources.find_sources(root)[0])
 
 
 @pytest.fixture
@@ -68,6 +69,24 @@ def tree(tmp_path) -> Path:
     make(tmp_path / "in", *CLASSES, "b/s.mrxs", "b/s/Data.dat")
     (tmp_path / "in/a/big.png").write_bytes(bytes(50_000))
     return tmp_path / "in"
+
+
+def fill(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes((7 * i * i + i) % 251 for i in range(size)))
+
+
+def test_the_values_are_those_that_datasets_and_models_were_made_with(tmp_path):
+    """As two functions of their own gave them before: begun datasets and models go on."""
+    for name, size in (("a/small.png", 100), ("a/edge.png", 16384), ("a/large.png", 40001),
+                       ("b/slide.mrxs", 30), ("b/slide/Data0.dat", 77), ("b/slide/Index.dat", 5)):
+        fill(tmp_path / "in" / name, size)
+    assert fingerprint(tmp_path / "in") == \
+        "0a69a6b7ef188437a552b8477f373cba4adec7de131fd77c174f50fc6cf923f0"
+    for name, size in (("unet/w.safetensors", 200001), ("config.json", 50), ("x.bin", 9)):
+        fill(tmp_path / "model" / name, size)
+    assert folder_fingerprint(tmp_path / "model") == \
+        "8a1446280aca804a70c859aac1c0c4dc40f865cce0679ae44be5eca480aa4b32"
 
 
 def test_a_copied_tree_is_the_same_input(tree):
