@@ -238,13 +238,27 @@ def warn(nuclei: dict[str, dict]) -> list[str]:
 
 # ------------------------------------------------------------------ the stage
 
+def check_apart(real: Path, output: Path) -> None:
+    """Raise BadOptions where one of the two is the other or lies in it."""
+    at, to = Path(real).resolve(), Path(output).resolve()
+    if at == to or at in to.parents or to in at.parents:
+        raise faults.BadOptions(f"--output {output} and --real {real} lie in one another: "
+                                "choose an --output outside the real dataset")
+
+
+def report(made: Dataset, nuclei: dict[str, dict], warnings: list[str]) -> None:
+    for warning in warnings:
+        say(f"warning: {warning}")
+    shown = ", ".join(f"{label} {seen['median_count']:g} ({seen['fewer_than_four']} images with "
+                      f"fewer than {FEW_NUCLEI})" for label, seen in nuclei.items())
+    print(f"{made.path}: {len(made.rows)} images; median nuclei per image: {shown}")
+
+
 def run(*, real: Path, output: Path, render: str, modality: str, solidity: float,
         field_um: float | None, nuclei_weights: Path | None, workers: int, preset: str,
         overwrite: bool, dry_run: bool) -> None:
+    check_apart(real, output)
     real_dir, output_dir = Path(real).resolve(), Path(output).resolve()
-    if real_dir == output_dir or real_dir in output_dir.parents or output_dir in real_dir.parents:
-        raise faults.BadOptions(f"--output {output} and --real {real} lie in one another: "
-                             "choose an --output outside the real dataset")
     manifest = read_manifest(real_dir)
     field_um = field_um or side_um(manifest) or FIELD_UM
     options = {"real": manifest["fingerprint"], "render": render, "modality": modality,
@@ -260,8 +274,8 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
     how = {"render": render, "modality": choose_modality(data, modality), "solidity": solidity,
            "field_um": field_um}
     if dry_run:
-        done = sum((target.work_dir / row.file_name).exists() for row in data.rows)
-        done = 0 if overwrite else done
+        done = 0 if overwrite else sum((target.work_dir / row.file_name).exists()
+                                       for row in data.rows)
         print(f"configuration: {how}, workers {workers}, preset {preset}")
         print(f"plan: found {len(data.rows)} images in {len(data.classes)} classes, "
               f"pending {len(data.rows) - done}, would write {output_dir}")
@@ -297,11 +311,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
                               features=tables, modality=how["modality"],
                               um_per_px=field_um / data.image_size, symmetries=data.symmetries)
         (made.path / LOG).unlink(missing_ok=True)
-    for warning in warnings:
-        say(f"warning: {warning}")
-    shown = ", ".join(f"{label} {seen['median_count']:g} ({seen['fewer_than_four']} images with "
-                      f"fewer than {FEW_NUCLEI})" for label, seen in nuclei.items())
-    print(f"{made.path}: {len(made.rows)} images; median nuclei per image: {shown}")
+    report(made, nuclei, warnings)
 
 
 def build_parser() -> argparse.ArgumentParser:

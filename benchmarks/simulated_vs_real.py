@@ -459,6 +459,7 @@ def domain_gap(data: Collections, conditions: dict, seeds: int):
                 flush=True)
 
 
+# long: one comparison after another, each printed as it is done
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
