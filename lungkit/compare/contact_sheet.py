@@ -22,8 +22,11 @@ from lungkit.run.files import write_bytes
 
 
 def grid(rows: list[np.ndarray], *, scale: int = 1, gap_px: int = 4) -> np.ndarray:
-    """Tile rows of uint8 [N_i, S, S, 3] images on white, enlarged `scale` times (nearest)."""
-    rows = [row.repeat(scale, 1).repeat(scale, 2) for row in rows]
+    """Tile rows of images on white, enlarged `scale` times (nearest), as uint8 [H, W, 3].
+
+    rows: uint8 [N_i, S, S, 3], or of grey images [N_i, S, S, 1] or [N_i, S, S].
+    """
+    rows = [row.reshape(*row.shape[:3], -1).repeat(scale, 1).repeat(scale, 2) for row in rows]
     side = rows[0].shape[1]
     columns = max(len(row) for row in rows)
     sheet = np.full((len(rows) * (side + gap_px) + gap_px, columns * (side + gap_px) + gap_px, 3),
@@ -54,8 +57,8 @@ def write_contact_sheet(dataset: Dataset, path: Path, *, split: str = "train",
     rows = []
     for label in dataset.classes:
         found = dataset.select(split, label)
-        picked = [found[i] for i in np.linspace(0, len(found) - 1, min(columns, len(found))).astype(int)]
-        rows.append(np.stack([dataset.image(row) for row in picked]))
+        picked = np.linspace(0, len(found) - 1, min(columns, len(found))).astype(int)
+        rows.append(np.stack([dataset.image(found[i]) for i in picked]))
     scale = max(1, round(96 / dataset.image_size))
     write_bytes(path, encode_png(grid(rows, scale=scale)))
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lungkit.compare import figures, scores
-from lungkit.compare.results import REAL, Results
+from lungkit.compare.results import Results
 from lungkit.data.result import SCORES, SPLITS
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")  # the page's words and its style

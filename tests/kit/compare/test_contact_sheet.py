@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -129,6 +130,29 @@ def test_rows_of_unlike_length_are_set_on_white_with_gaps():
     for number, (top, left) in {1: (2, 2), 2: (2, 9), 3: (2, 16), 4: (9, 2)}.items():
         expected[top:top + 5, left:left + 5] = tile(number, 5)
     assert found.dtype == np.uint8 and np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5, 1), (3, 5, 5)])
+def test_grey_images_are_shown_as_they_are(shape):
+    grey = np.arange(75, dtype=np.uint8).reshape(shape)
+    rows = [grey, grey[:1]]
+    as_rgb = [row.reshape(-1, 5, 5, 1).repeat(3, -1) for row in rows]
+    assert np.array_equal(grid(rows, scale=2), grid(as_rgb, scale=2))
+    named = {"": list(grey)}
+    assert np.array_equal(labelled_grid(named), labelled_grid({"": list(as_rgb[0])}))
+
+
+def test_a_grey_dataset_is_shown(tmp_path):
+    values = {"b": 40, "a": 200}
+    with DatasetWriter(Output(tmp_path / "ct", "dataset.json", {}), stage="test", classes=CLASSES,
+                       image_size=96, channels=1) as writer:
+        for index, (split, label) in enumerate(itertools.product(NUMBERS, CLASSES)):
+            writer.add(split, label, index, np.full((96, 96, 1), values[label], np.uint8),
+                       group=f"g{index}")
+        writer.publish(parents=[], seed=0)
+    image = sheet(tmp_path / "ct", tmp_path / "s.png")
+    assert image.shape == (204, 104, 3) and shown(image, 96) == [[40], [200]]
+    assert (image == image[..., :1]).all()
 
 
 def test_every_row_has_its_own_name_in_the_margin():
