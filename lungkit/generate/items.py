@@ -215,7 +215,8 @@ def check_divisible(image_size: int, divisor: int) -> None:
     """Raise BadOptions unless images of `image_size` px can be halved as the model needs."""
     if image_size % divisor:
         raise faults.BadOptions(f"images of {image_size} px do not fit the model, which needs a "
-                             f"multiple of {divisor} px: make the real dataset with another --image-size")
+                                f"multiple of {divisor} px: make the real dataset with another "
+                                "--image-size")
 
 
 def folder_fingerprint(directory: Path) -> str:

@@ -24,7 +24,8 @@ class Prompts:
         self.data = read_json(self.path)
         self.fingerprint = sha256(self.path.read_bytes())
         if self.data.get("schema") != SCHEMA:
-            raise Fault(f"{self.path} is not a {SCHEMA} file: see assets/prompts/lung_he.json for the format")
+            raise Fault(f"{self.path} is not a {SCHEMA} file: "
+                        "see assets/prompts/lung_he.json for the format")
         self._check()
 
     def _check(self) -> None:

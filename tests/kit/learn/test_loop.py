@@ -191,7 +191,8 @@ def gan(path, *, at_step=lambda step: None, identity=None, **options) -> list:
     by torch's own generator.
     """
     torch.manual_seed(1)
-    made = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    made = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4),
+                               torch.nn.Linear(4, 1))
     judge = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.ReLU(), torch.nn.Dropout(0.3),
                                 torch.nn.Linear(8, 1))
     of_made, of_judge = torch.optim.Adam(made.parameters()), torch.optim.AdamW(judge.parameters())
@@ -200,7 +201,8 @@ def gan(path, *, at_step=lambda step: None, identity=None, **options) -> list:
              "average": average, "random": RandomStates(torch.device("cpu"))}
     for step in loop(TOTAL, what="GAN", state=state, losses=losses,
                      identity={"rate": 1, **(identity or {})}, checkpoint_path=path / "x.ckpt",
-                     rates=[(of_made, lambda step: 0.01), (of_judge, lambda step: 0.1 / (step + 1))],
+                     rates=[(of_made, lambda step: 0.01),
+                            (of_judge, lambda step: 0.1 / (step + 1))],
                      **options):
         at_step(step)
         generator = generator_for(3, step)
@@ -248,8 +250,9 @@ def test_every_optimiser_is_given_its_own_rate(tmp_path):
     weights = [parameter(), parameter()]
     optimizers = [torch.optim.SGD([weight], lr=9.0) for weight in weights]
     losses, seen = Losses(), []
-    for step in loop(3, what="rates", state={}, losses=losses, identity={}, checkpoint_path=None,
-                     rates=[(optimizers[0], lambda step: step), (optimizers[1], lambda step: -step)]):
+    for _ in loop(3, what="rates", state={}, losses=losses, identity={}, checkpoint_path=None,
+                  rates=[(optimizers[0], lambda step: step),
+                         (optimizers[1], lambda step: -step)]):
         seen.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
         losses.add(loss=torch.zeros(()))
     assert seen == [[0, 0], [1, -1], [2, -2]]
