@@ -31,18 +31,17 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.repeats import add_options, open_both, open_repeats, report
-from lungkit.learn.cnns import LEARNING_RATES, build_model
+from lungkit.learn.cnns import MODELS, build_model
 from lungkit.learn.device import autocast, device_name, use_device
-from lungkit.learn.orientations import square_symmetries
+from lungkit.data.orientations import square_symmetries
 from lungkit.learn.pixels import bring, hold
-from lungkit.run import cli, faults, files
+from lungkit.run import cli, faults, files, seeds
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
 
@@ -210,13 +209,12 @@ class Bench:
 
         start = time.monotonic()
         settings, repeat = identity["settings"], identity["repeat"]
-        # the arm is part of the key: the rank-sum test takes trainings of two arms as independent
-        stream = [crc32(identity["dataset"].encode()), identity["seed"], identity["replicate"]]
+        key = identity["dataset"], identity["seed"], identity["replicate"]
         train_labels = self.labels["train"].cpu().numpy()
-        drawn = draw_images(train_labels, self.wanted, np.random.default_rng([*stream, 0]))
+        drawn = draw_images(train_labels, self.wanted, seeds.images_draws(*key))
         plan = plan_batches(drawn, settings["steps"], settings["batch_size"],
-                            np.random.default_rng([*stream, 1]), self.data.symmetries)
-        torch.manual_seed(int(np.random.SeedSequence([*stream, 2]).generate_state(1)[0]))
+                            seeds.order_draws(*key), self.data.symmetries)
+        torch.manual_seed(seeds.weights_seed(*key))
         model = build_model(identity["model"], len(self.data.classes), weights_path)
         model = model.to(self.device, memory_format=torch.channels_last)
         path = result.checkpoint_path(directory, repeat)
@@ -275,7 +273,7 @@ def run(*, data: Path, real: Path, results: Path, repeats: range, replicate: int
     chosen = cli.fill_preset({"preset": preset, "model": model, "steps": steps,
                               "batch_size": batch_size}, PRESETS)
     settings = {"steps": chosen["steps"], "batch_size": chosen["batch_size"],
-                "learning_rate": learning_rate or LEARNING_RATES[chosen["model"]],
+                "learning_rate": learning_rate or MODELS[chosen["model"]][1],
                 "recipe": RECIPE, "weights_sha256": weights_hash(weights)}
     if settings["batch_size"] < 2:
         raise faults.BadOptions("--batch-size 1: batch normalisation needs two images or more")
@@ -326,7 +324,7 @@ def build_parser():
                             help="the dataset to train on")
     add_options(main_group)
     group = parser.add_argument_group("Hyperparameters (no default shown: the preset decides)")
-    group.add_argument("--model", choices=list(LEARNING_RATES), help="architecture")
+    group.add_argument("--model", choices=list(MODELS), help="architecture")
     group.add_argument("--weights", type=Path, metavar="FILE",
                        help="local weights to start from, .safetensors or a torch state dict; "
                             "none are downloaded")
@@ -335,7 +333,7 @@ def build_parser():
                        help="images a step")
     group.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
                        help="peak of the schedule; by model: "
-                            + ", ".join(f"{k} {v:g}" for k, v in LEARNING_RATES.items()))
+                            + ", ".join(f"{name} {rate:g}" for name, (_, rate) in MODELS.items()))
     cli.add_common(parser, presets=PRESETS)
     parser.add_argument("--compile", dest="compile_model", action="store_true",
                         help="torch.compile the model: minutes of warm-up, for long GPU trainings")

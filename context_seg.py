@@ -23,7 +23,6 @@ Exit status: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from pathlib import Path
 
@@ -55,7 +54,7 @@ from lungkit.nuclei.layouts import Levels, load_layouts, measure_layouts, struct
 from lungkit.nuclei.point_process import PointStatistics, layout_for
 from lungkit.run import cli, faults
 from lungkit.run.files import write_text
-from lungkit.run.seeds import stream
+from lungkit.run.seeds import caption_draws, stream
 
 # chosen as in prompt_seg.py; the ControlNet's rate is that of its training in the paper's code
 # (1e-5) at full, and higher for the small one
@@ -106,12 +105,13 @@ def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str |
 
     data = arm.data
     with arm.weights.writing() as work_dir:
-        layouts = measure_layouts(data, work_dir / "layouts.npz", nuclei_weights)
+        layouts = measure_layouts(data, work_dir / "layouts.npz", nuclei_weights,
+                                  str(base.device))
         levels = Levels(layouts, data.image_size)
         labels = [row.label for row in data.select("train")]
         maps = np.stack([structure_map(layout, data.image_size) for layout in layouts])
         context = [levels.of(layout) for layout in layouts]
-        latents = Latents(base.vae, data.load("train")[0])
+        latents = Latents(base.vae, data.load("train")[0], symmetries=data.symmetries)
 
         loss = train_controlnet(
             arm, base, controlnet, lambda control: training_loss(
@@ -178,7 +178,7 @@ def drawings(arm: Arm, base: BaseModel, words: Prompts, *, mode: str, sampler: s
         def draw(items):
             drawn = [layout_for(item.index, seed, mode, statistics, own) for item in items]
             maps = np.stack([structure_map(layout, size) for layout in drawn])
-            captions = [words.context_caption(label, random.Random(f"{seed}:{item.index}"),
+            captions = [words.context_caption(label, caption_draws(seed, item.index),
                                               levels.of(layout))
                         for item, layout in zip(items, drawn, strict=True)]
             images = draw_images(pipe, captions, [words.negative(label)] * len(items),

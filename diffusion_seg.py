@@ -66,19 +66,19 @@ def build_autoencoder(preset: str, image_size: int):
 
 
 def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed: int,
-                      work_dir: Path, device) -> float:
-    """Train on uint8 images [N, S, S, 3]: L1 on pixels and their differences, KL weight 1e-6."""
+                      work_dir: Path, device, symmetries: int = 8) -> float:
+    """Train on uint8 images [N, S, S, C]: L1 on pixels and their differences, KL weight 1e-6."""
     import torch
 
+    from lungkit.data.orientations import orient
     from lungkit.generate.latents import to_model_range
     from lungkit.learn.device import autocast
     from lungkit.learn.loop import train
-    from lungkit.learn.orientations import orient
 
     def loss_at(step, generator):
         picks = torch.randint(len(images), (batch_size,), generator=generator)
-        which = int(torch.randint(8, (1,), generator=generator))
-        batch = orient(to_model_range(images[picks.numpy()]), which).to(device)
+        which = int(torch.randint(symmetries, (1,), generator=generator))
+        batch = orient(to_model_range(images[picks.numpy()]), which, symmetries).to(device)
         with autocast(device):
             posterior = autoencoder.encode(batch).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
@@ -108,22 +108,23 @@ def build_unet(latent_size: int, latent_channels: int, widths: list[int], num_cl
 
 
 def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int, steps: int,
-               batch_size: int, learning_rate: float, seed: int, work_dir: Path, device) -> float:
-    """Train on uint8 images [N, S, S, 3] and int64 labels [N]; return the final loss."""
+               batch_size: int, learning_rate: float, seed: int, work_dir: Path, device,
+               symmetries: int = 8) -> float:
+    """Train on uint8 images [N, S, S, C] and int64 labels [N]; return the final loss."""
     import torch
 
     from lungkit.generate.latents import Latents, denoising_loss
     from lungkit.learn.device import autocast
     from lungkit.learn.loop import train
 
-    latents = Latents(autoencoder, images)
+    latents = Latents(autoencoder, images, symmetries=symmetries)
     scale = 1 / latents.deviation()
     autoencoder.register_to_config(scaling_factor=scale)
     labels = torch.from_numpy(labels)
 
     def loss_at(step, generator):
         picks = torch.randint(len(latents), (batch_size,), generator=generator)
-        which = torch.randint(8, (batch_size,), generator=generator)
+        which = torch.randint(symmetries, (batch_size,), generator=generator)
         batch = (latents.draw(picks, which, generator) * scale).to(device)
         dropped = torch.rand(batch_size, generator=generator) < CLASS_DROPOUT
         classes = torch.where(dropped, num_classes, labels[picks]).to(device)
@@ -186,7 +187,7 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
             vae = build_autoencoder(preset, arm.data.image_size).to(device)
             losses["autoencoder"] = train_autoencoder(
                 vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, seed=seed,
-                work_dir=work_dir, device=device)
+                work_dir=work_dir, device=device, symmetries=arm.data.symmetries)
         else:
             vae = AutoencoderKL.from_pretrained(autoencoder_path(autoencoder),
                                                 use_safetensors=True)
@@ -199,7 +200,7 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
         losses["unet"] = train_unet(
             unet, vae, schedule, images, labels, num_classes=num_classes, steps=train_steps,
             batch_size=batch_size, learning_rate=learning_rate, seed=seed, work_dir=work_dir,
-            device=device)
+            device=device, symmetries=arm.data.symmetries)
         for name, part in (("vae", vae), ("unet", unet), ("scheduler", schedule)):
             part.save_pretrained(work_dir / name)
         publish_model(arm, losses)
@@ -295,8 +296,9 @@ def build_parser() -> argparse.ArgumentParser:
     hyperparameters.add_argument("--autoencoder-steps", type=cli.positive_int, metavar="INT",
                                  help="optimiser steps of --autoencoder train")
     hyperparameters.add_argument("--autoencoder-batch-size", type=cli.positive_int,
-                                 metavar="IMAGES")
-    hyperparameters.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES")
+                                 metavar="IMAGES", help="images of a step of the autoencoder")
+    hyperparameters.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES",
+                                 help="images of a step of the diffusion model")
     hyperparameters.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
                                  help="peak")
     cli.add_common(parser, presets=PRESETS)

@@ -20,7 +20,6 @@ Exit status: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from pathlib import Path
 
@@ -46,6 +45,7 @@ from lungkit.generate.items import (
 )
 from lungkit.generate.prompts import Prompts
 from lungkit.run import cli
+from lungkit.run.seeds import caption_draws
 
 # demo: chosen on simulated tissue for the small base; full: rank 16 and 1e-4 are the customary
 # values for Stable Diffusion 1.5, guidance 4 keeps the stain from over-saturating
@@ -64,7 +64,8 @@ def train_adapters(arm: Arm, base: BaseModel, words: Prompts, *, batch_size: int
     from lungkit.generate.latents import Latents
 
     def loss_for(label: str):
-        latents = Latents(base.vae, arm.data.load("train", label)[0])
+        latents = Latents(base.vae, arm.data.load("train", label)[0],
+                          symmetries=arm.data.symmetries)
         return training_loss(base, latents, lambda _, draw: words.caption(label, draw),
                              batch_size=batch_size)
 
@@ -79,7 +80,7 @@ def drawing_of(label: str, arm: Arm, base: BaseModel, words: Prompts, *, sampler
     seed = arm.draws
 
     def draw(items):
-        captions = [words.caption(label, random.Random(f"{seed}:{item.index}")) for item in items]
+        captions = [words.caption(label, caption_draws(seed, item.index)) for item in items]
         images = draw_images(pipe, captions, [words.negative(label)] * len(items),
                              [item.index for item in items], seed=seed,
                              image_size=arm.data.image_size, steps=steps,

@@ -113,7 +113,7 @@ def plain_loop(options, root: Path, device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="small", choices=list(cnns.LEARNING_RATES))
+    parser.add_argument("--model", default="small", choices=list(cnns.MODELS))
     parser.add_argument("--image-size", type=cli.positive_int, default=64, metavar="PX")
     parser.add_argument("--batch-size", type=cli.positive_int, default=32, metavar="IMAGES")
     parser.add_argument("--images", type=cli.positive_int, default=384, metavar="N")

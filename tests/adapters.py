@@ -110,7 +110,8 @@ class Control:
 
 
 class FakeLatents:
-    def __init__(self, autoencoder, images: np.ndarray) -> None:
+    def __init__(self, autoencoder, images: np.ndarray, *, symmetries: int = 8) -> None:
+        self.symmetries = symmetries
         self.numbers = [number_of(image) for image in images]
 
     def __len__(self) -> int:

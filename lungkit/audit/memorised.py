@@ -1,9 +1,9 @@
 """Copy audit: does a generated set repeat its training images? Calibrated on real-to-real.
 
-Alike is the largest correlation of thumbnails over all eight orientations, so coarse that blur
-hardly raises it. A generated image counts as a near copy when it comes closer to a training image
-than half way from what training images of different groups (patients, tiles) reach, at the 99th
-percentile, to identity. Judging by distances within the real data: Meehan et al. 2020,
+Alike is the largest correlation of thumbnails over all orientations the dataset allows, so coarse
+that blur hardly raises it. A generated image counts as a near copy when it comes closer to a
+training image than half way from what training images of different groups (patients, tiles) reach,
+at the 99th percentile, to identity. Judging by distances within the real data: Meehan et al. 2020,
 arXiv:2004.05675; thumbnail and half way are ours, set on simulated tissue: blurred fresh tiles stay
 below, blurred and re-stained copies above.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from lungkit.data.dataset import Dataset
+from lungkit.data.orientations import orient
 
 THUMBNAIL_PX = 8
 PERCENTILE = 99.0        # of the real-to-real likeness
@@ -31,22 +32,16 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
-def orientations(images: np.ndarray) -> list[np.ndarray]:
-    """The eight orientations of square images [N, S, S, 3]."""
-    turned = [np.rot90(images, k, (1, 2)) for k in range(4)]
-    return turned + [part[:, :, ::-1] for part in turned]
-
-
-def likeness(queries: np.ndarray, images: np.ndarray,
-             apart: np.ndarray | None = None) -> np.ndarray:
+def likeness(queries: np.ndarray, images: np.ndarray, apart: np.ndarray | None = None, *,
+             symmetries: int = 8) -> np.ndarray:
     """Largest correlation of each query image with one of `images` in any orientation, float32 [N].
 
-    apart: bool [N, M], pairs to leave out.
+    apart: bool [N, M], pairs to leave out. symmetries: how many orientations are looked at.
     """
     asked = thumbnails(queries)
     best = np.full(len(queries), -1, np.float32)
-    for turned in orientations(images):
-        found = asked @ thumbnails(turned).T
+    for which in range(symmetries):
+        found = asked @ thumbnails(orient(images, which, symmetries, axes=(1, 2))).T
         if apart is not None:
             found[apart] = -1
         best = np.maximum(best, found.max(1))
@@ -61,9 +56,10 @@ def audit(real: Dataset, generated: np.ndarray) -> dict:
     images, _ = real.load("train")
     groups = np.array([row.group or row.file_name for row in real.select("train")])
     picks = np.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).astype(int)
-    between = likeness(images[picks], images, groups[picks, None] == groups[None])
+    between = likeness(images[picks], images, groups[picks, None] == groups[None],
+                       symmetries=real.symmetries)
     threshold = (float(np.percentile(between, PERCENTILE)) + 1) / 2
-    found = likeness(generated, images)
+    found = likeness(generated, images, symmetries=real.symmetries)
     return {"images": len(generated),
             "share_near_copies": round(float((found > threshold).mean()), 4),
             "likeness_median": round(float(np.median(found)), 4),
@@ -75,6 +71,6 @@ def warnings_of(name: str, audited: dict) -> list[str]:
     """The warning that an audit gives rise to, if any, for the final report."""
     if audited["share_near_copies"] <= LARGEST_SHARE:
         return []
-    return [f"copies: {audited['share_near_copies']:.0%} of the images of {name} are far more alike "
-            "to a training image than training images of different groups are to one another: the "
-            "generator may have memorised them"]
+    return [f"copies: {audited['share_near_copies']:.0%} of the images of {name} are far more "
+            "alike to a training image than training images of different groups are to one "
+            "another: the generator may have memorised them"]

@@ -36,7 +36,8 @@ def add_adapter_options(group, hyperparameters) -> None:
                        help="Stable Diffusion: a hub id, a folder in diffusers layout, or the "
                             "small embedded one (default: demo embedded, full Stable "
                             "Diffusion 1.5)")
-    group.add_argument("--adapter", choices=ADAPTERS, default="dora")
+    group.add_argument("--adapter", choices=ADAPTERS, default="dora",
+                       help="low-rank updates of the weights, or of their direction and length")
     group.add_argument("--prompts", type=Path, default=PROMPTS_PATH, metavar="JSON",
                        help="prompt file (default: assets/prompts/lung_he.json)")
     hyperparameters.add_argument("--rank", type=cli.positive_int, metavar="INT",
@@ -45,24 +46,25 @@ def add_adapter_options(group, hyperparameters) -> None:
                                  help="layers the adapter changes")
     hyperparameters.add_argument("--train-steps", type=cli.positive_int, metavar="INT",
                                  help="optimiser steps of each class's adapter")
-    hyperparameters.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES")
+    hyperparameters.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES",
+                                 help="training images of a step")
     hyperparameters.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
                                  help="peak, adapters")
 
 
-def denoise_with(base: BaseModel, states, controlnet=None, control=None) -> Callable:
-    """predict(noisy, timesteps) of the UNet under text `states`, guided by a ControlNet if given.
+def denoise_with(unet, states, controlnet=None, control=None) -> Callable:
+    """predict(noisy, timesteps) of a UNet under text `states`, guided by a ControlNet if given.
 
     control: float [B, 3, S, S] in 0..1.
     """
     def predict(noisy, timesteps):
         if controlnet is None:
-            return base.unet(noisy, timesteps, encoder_hidden_states=states).sample
+            return unet(noisy, timesteps, encoder_hidden_states=states).sample
         down, middle = controlnet(noisy, timesteps, encoder_hidden_states=states,
                                   controlnet_cond=control, return_dict=False)
-        return base.unet(noisy, timesteps, encoder_hidden_states=states,
-                         down_block_additional_residuals=down,
-                         mid_block_additional_residual=middle).sample
+        return unet(noisy, timesteps, encoder_hidden_states=states,
+                    down_block_additional_residuals=down,
+                    mid_block_additional_residual=middle).sample
     return predict
 
 
@@ -74,26 +76,26 @@ def training_loss(base: BaseModel, latents, caption: Callable[[int, random.Rando
     """
     import torch
 
+    from lungkit.data.orientations import orient
     from lungkit.generate.latents import denoising_loss
     from lungkit.learn.device import autocast
-    from lungkit.learn.orientations import NUM_ORIENTATIONS, orient
 
     controls = None if maps is None else torch.from_numpy(maps).permute(0, 3, 1, 2)
 
     def loss_at(step, generator):
         picks = torch.randint(len(latents), (batch_size,), generator=generator)
-        which = torch.randint(NUM_ORIENTATIONS, (batch_size,), generator=generator)
+        which = torch.randint(latents.symmetries, (batch_size,), generator=generator)
         batch = latents.draw(picks, which, generator) * base.vae.config.scaling_factor
         draw = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
         captions = ["" if draw.random() < CAPTION_DROPOUT else caption(i, draw)
                     for i in picks.tolist()]
         control = None
         if controlnet is not None:
-            control = torch.cat([orient(controls[i:i + 1], o) for i, o in
+            control = torch.cat([orient(controls[i:i + 1], o, latents.symmetries) for i, o in
                                  zip(picks.tolist(), which.tolist(), strict=True)])
             control = control.to(base.device).float() / 255
         with autocast(base.device):
-            predict = denoise_with(base, base.encode(captions), controlnet, control)
+            predict = denoise_with(base.unet, base.encode(captions), controlnet, control)
             return denoising_loss(predict, base.schedule, batch.to(base.device), generator)
     return loss_at
 

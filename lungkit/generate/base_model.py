@@ -27,12 +27,14 @@ def resolve_base_model(base_model: str) -> Path:
     if is_hub_id and not folder.exists():
         folder = from_hub(base_model)
     if not (folder / "model_index.json").is_file():
-        raise faults.BadOptions(f"--base-model {base_model}: no Stable Diffusion in diffusers layout "
-                             "there (model_index.json is missing); give such a folder or a hub id")
+        raise faults.BadOptions(f"--base-model {base_model}: no Stable Diffusion in diffusers "
+                                "layout there (model_index.json is missing); give such a folder "
+                                "or a hub id")
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
                if not (folder / part).is_dir()]
     if missing:
-        raise faults.BadOptions(f"--base-model {base_model}: {', '.join(missing)} missing in {folder}")
+        raise faults.BadOptions(f"--base-model {base_model}: {', '.join(missing)} missing "
+                                f"in {folder}")
     return folder
 
 
@@ -64,7 +66,14 @@ def check_image_size(folder: Path, image_size: int) -> None:
 def check_base_model(folder: Path, manifest: dict, words: Prompts, *,
                      context: bool = False) -> None:
     """Raise BadOptions or Fault unless the base fits the images of `manifest` and all captions."""
+    from lungkit.generate.latents import PREDICTIONS
+
     check_image_size(folder, manifest["image_size"])
+    prediction = read_json(folder / "scheduler" / "scheduler_config.json").get(
+        "prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise faults.BadOptions(f"--base-model {folder} predicts {prediction!r}: give one that "
+                                f"predicts {', '.join(PREDICTIONS)}")
     quiet()
     from transformers import CLIPTokenizer
 

@@ -13,12 +13,13 @@ import copy
 import numpy as np
 import torch
 
-from lungkit.learn.orientations import NUM_ORIENTATIONS, orient
+from lungkit.data.orientations import orient
 
 
 def to_model_range(images: np.ndarray) -> torch.Tensor:
-    """uint8 [N, S, S, 3], 0-255 -> float32 [N, 3, S, S], -1..1."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """uint8 [N, S, S, 3], or grey [N, S, S, 1], 0-255 -> float32 [N, 3, S, S], -1..1."""
+    ranged = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return ranged.expand(-1, 3, -1, -1)  # autoencoders see three channels
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:
@@ -31,17 +32,20 @@ class Latents:
     """The autoencoder's posterior of every image in every orientation, to draw latents from.
 
     The mean and deviation are kept, not one sample: a fixed sample would freeze its noise, and
-    one orientation would freeze the flips. Held as float16 [8, N, C, h, w] on the CPU.
+    one orientation would freeze the flips. Held as float16 [symmetries, N, C, h, w] on the CPU.
     """
 
-    def __init__(self, autoencoder, images: np.ndarray, *, batch_size: int = 32) -> None:
+    def __init__(self, autoencoder, images: np.ndarray, *, symmetries: int = 8,
+                 batch_size: int = 32) -> None:
+        self.symmetries = symmetries
         means, deviations = [], []
         device = next(autoencoder.parameters()).device
         with torch.no_grad():
-            for which in range(NUM_ORIENTATIONS):
+            for which in range(symmetries):
                 parts = []
                 for first in range(0, len(images), batch_size):
-                    batch = orient(to_model_range(images[first:first + batch_size]), which)
+                    batch = to_model_range(images[first:first + batch_size])
+                    batch = orient(batch, which, symmetries)
                     posterior = autoencoder.encode(batch.to(device)).latent_dist
                     parts.append((posterior.mean.half().cpu(), posterior.std.half().cpu()))
                 means.append(torch.cat([mean for mean, _ in parts]))
@@ -64,25 +68,30 @@ class Latents:
 
     def draw(self, indices: torch.Tensor, orientations: torch.Tensor,
              generator: torch.Generator) -> torch.Tensor:
-        """One posterior sample for each (image, orientation): float32 [B, C, h, w], unscaled."""
+        """One posterior sample for each (image, orientation): float32 [B, C, h, w], unscaled.
+
+        orientations: int64 [B], each below `symmetries`.
+        """
         mean = self.mean[orientations, indices].float()
         std = self.std[orientations, indices].float()
         return mean + std * torch.randn(mean.shape, generator=generator)
 
 
+# what a base may predict, by what divides min(SNR, gamma): an error of the clean latents weighs
+# that much, one of the noise SNR times less, one of v SNR + 1 times less (Hang et al. 2023)
+PREDICTIONS = {"sample": torch.ones_like, "epsilon": lambda snr: snr.clamp(min=1e-8),
+               "v_prediction": lambda snr: snr + 1}
+
+
 def min_snr_weight(scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Loss weight of each timestep, float32 [B] (Hang et al. 2023, eq. 8 and its v-form).
+    """Loss weight of each timestep, float32 [B] (Hang et al. 2023, section 3.4).
 
     Where the SNR is 0 (the last step, with zero terminal SNR) the weight is 1: sampling starts
     there, and a weight of 0 would leave its first step untrained.
     """
     alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alphas / (1 - alphas)
-    clipped = snr.clamp(max=gamma)
-    if scheduler.config.prediction_type == "v_prediction":
-        weights = clipped / (snr + 1)
-    else:
-        weights = clipped / snr.clamp(min=1e-8)
+    weights = snr.clamp(max=gamma) / PREDICTIONS[scheduler.config.prediction_type](snr)
     return torch.where(snr > 0, weights, torch.ones_like(snr))
 
 
@@ -93,8 +102,9 @@ def denoising_loss(predict, scheduler, latents: torch.Tensor, generator: torch.G
     timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),),
                               generator=generator).to(latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    kind = scheduler.config.prediction_type
-    target = scheduler.get_velocity(latents, noise, timesteps) if kind == "v_prediction" else noise
+    target = {"sample": lambda: latents, "epsilon": lambda: noise,
+              "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
+              }[scheduler.config.prediction_type]()
     error = (predict(noisy, timesteps).float() - target).square().mean((1, 2, 3))
     return (min_snr_weight(scheduler, timesteps, gamma) * error).mean()
 

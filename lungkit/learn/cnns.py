@@ -1,12 +1,14 @@
-"""The CNNs that repeats train: models by name, their peak rates, weights from a file."""
+"""The CNNs that repeats train: models by name, their peak rates, weights from a file.
+
+Feeds cnn_classify.RECIPE: raise it when this gives other bytes.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from lungkit.run import faults
-
-LEARNING_RATES = {"small": 2e-3, "resnet18": 1e-3, "convnext_tiny": 5e-4}  # peak of the cycle
 
 
 def small_cnn(num_classes: int):
@@ -26,15 +28,22 @@ def small_cnn(num_classes: int):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, num_classes))
 
 
+def of_torchvision(name: str, num_classes: int):
+    from torchvision import models
+
+    return getattr(models, name)(num_classes=num_classes)
+
+
+# name: what builds it for so many classes, and the peak of its learning rate's cycle
+MODELS = {"small": (small_cnn, 2e-3),
+          "resnet18": (partial(of_torchvision, "resnet18"), 1e-3),
+          "convnext_tiny": (partial(of_torchvision, "convnext_tiny"), 5e-4)}
+
+
 def build_model(name: str, num_classes: int, weights_path: Path | None):
     """An untrained model, or one that starts from local weights (its head is always new)."""
-    if name == "small":
-        model = small_cnn(num_classes)
-    else:
-        from torchvision import models
-
-        model = {"resnet18": models.resnet18, "convnext_tiny": models.convnext_tiny}[name](
-            num_classes=num_classes)
+    build, _ = MODELS[name]
+    model = build(num_classes)
     if weights_path is not None:
         load_weights(model, weights_path, name)
     return model
@@ -53,9 +62,9 @@ def load_weights(model, path: Path, name: str) -> None:
         state = state.get("state_dict", state.get("model", state))
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     except Exception as error:  # a file from elsewhere can be wrong in any way
-        raise faults.BadOptions(f"--weights {path} is not a state dict ({faults.one_line(error)[:120]}): "
-                             "give a .safetensors file, or what torch.save wrote of "
-                             "model.state_dict()") from None
+        raise faults.BadOptions(f"--weights {path} is not a state dict "
+                                f"({faults.one_line(error)[:120]}): give a .safetensors file, or "
+                                "what torch.save wrote of model.state_dict()") from None
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     head = list(own)[-1].rpartition(".")[0] + "."
     kept = {key: tensor for key, tensor in state.items() if not key.startswith(head)}

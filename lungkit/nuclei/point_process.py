@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lungkit.nuclei.layouts import Layout
+from lungkit.run.seeds import layout_draws
 
 RING = 0.2            # ours: pair correlation is measured up to this share of the side
 NUM_RINGS = 16
@@ -68,7 +69,7 @@ class PointStatistics:
 def layout_for(index: int, seed: int, mode: str, statistics: PointStatistics,
                training: list[Layout]) -> Layout:
     """The layout of item `index`: sampled from the statistics, or one of the training images'."""
-    draw = np.random.default_rng([seed, index])
+    draw = layout_draws(seed, index)
     if mode == "sampled":
         return statistics.sample(draw)
     return training[int(draw.integers(len(training)))]

@@ -18,15 +18,17 @@ import argparse
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lungkit.generate.base_model import BASE_MODEL_DIR
 from lungkit.learn import device
 from lungkit.run import cli, faults
-from lungkit.run.files import write_json, write_text
+from lungkit.run.files import write_json
 from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
+from lungkit.tools.tokenizer import build_tokenizer
 
 MANIFEST = "base_model.json"
 
@@ -34,6 +36,13 @@ IMAGE_SIZE = 64
 TILE_SIZE = 224          # simulated tiles are drawn at this size, as LC25000 tiles are
 BLOCKS = (48, 96, 128)   # ours: the widest UNet whose folder stays under 16 MB in half precision
 TEXT_WIDTH = 96
+MODEL_INDEX = {  # what makes the folder a Stable Diffusion in diffusers layout
+    "_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"],
+    "unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "safety_checker": [None, None], "feature_extractor": [None, None],
+    "image_encoder": [None, None], "requires_safety_checker": False}
 
 
 def draw_tissue(num_tiles: int, seed: int, work_dir: Path) -> tuple:
@@ -68,43 +77,6 @@ def draw_tissue(num_tiles: int, seed: int, work_dir: Path) -> tuple:
     layouts = [Layout(centroids[a:b], areas[a:b])
                for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
     return np.load(images_path, mmap_mode="r"), labels, layouts
-
-
-def build_tokenizer(directory: Path):
-    """Train a byte-level BPE on the prompt file's texts and open it as a CLIPTokenizer."""
-    import json
-
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from tokenizers.normalizers import Lowercase
-    from transformers import CLIPTokenizer
-
-    from lungkit.generate.prompts import Prompts
-
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.normalizer = Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(pattern=r" +", behavior="removed"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(Prompts().corpus() * 4, trainers.BpeTrainer(
-        vocab_size=1200, initial_alphabet=sorted(alphabet), end_of_word_suffix="</w>",
-        show_progress=False))
-    merges = json.loads(bpe.to_str())["model"]["merges"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in merges]
-    tokens = sorted(alphabet)
-    tokens += [f"{token}</w>" for token in tokens] + ["".join(pair) for pair in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "vocab.json", vocab)
-    write_text(directory / "merges.txt",
-               "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    write_json(directory / "tokenizer_config.json", {
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"})
-    tokenizer = CLIPTokenizer.from_pretrained(directory)
-    assert len(tokenizer) == len(vocab), (len(tokenizer), len(vocab))
-    return tokenizer
 
 
 def build_models(tokenizer) -> dict:
@@ -145,9 +117,9 @@ def train_autoencoder(vae, images, *, steps: int, seed: int, work_dir: Path,
     import torch
     import torch.nn.functional as F
 
+    from lungkit.data.orientations import orient
     from lungkit.generate.latents import to_model_range
     from lungkit.learn.loop import train
-    from lungkit.learn.orientations import orient
 
     def crops_at(generator):
         def integer(high):
@@ -212,14 +184,9 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
     """Train autoencoder, UNet with text encoder, and ControlNet; save each in `work_dir`."""
     import cv2
     import numpy as np
-    import torch
-    from diffusers import ControlNetModel
 
-    from lungkit.generate.latents import Latents, denoising_loss, training_schedule
-    from lungkit.generate.prompts import Prompts
-    from lungkit.learn.loop import train
-    from lungkit.learn.orientations import orient
-    from lungkit.nuclei.layouts import Layout, Levels, structure_map
+    from lungkit.generate.latents import Latents, training_schedule
+    from lungkit.nuclei.layouts import Levels
 
     device.use_device("cpu")
     images, labels, layouts = draw_tissue(num_tiles, seed, work_dir)
@@ -234,19 +201,47 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
     small = np.stack([cv2.resize(image, (IMAGE_SIZE,) * 2, interpolation=cv2.INTER_AREA)
                       for image in images])
     latents = Latents(vae, small)
-    vae.register_to_config(scaling_factor=1 / latents.deviation())
+    scale = 1 / latents.deviation()
+    vae.register_to_config(scaling_factor=scale)
     save(vae, work_dir / "vae")
 
-    prompts = Prompts()
     measure = Levels(layouts, TILE_SIZE)
-    levels = [measure.of(layout) for layout in layouts]
+    batch_at = captioned_batches(latents, scale, tokenizer, labels,
+                                 [measure.of(layout) for layout in layouts], batch_size)
     schedule = training_schedule()
     schedule.save_pretrained(work_dir / "scheduler")
+    losses["unet"] = train_unet(unet, text_encoder, schedule, batch_at, steps=unet_steps,
+                                seed=seed + 1, work_dir=work_dir)
+    save(unet, work_dir / "unet")
+    save(text_encoder, work_dir / "text_encoder")
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    losses["decoder"] = train_autoencoder(vae, images, steps=decoder_steps, seed=seed + 3,
+                                          work_dir=work_dir, decoder_only=True)
+    save(vae.requires_grad_(False), work_dir / "vae")
+    losses["controlnet"] = train_controlnet(
+        unet.requires_grad_(False), text_encoder.requires_grad_(False), schedule, layouts,
+        batch_at, steps=controlnet_steps, seed=seed, work_dir=work_dir)
+    write_json(work_dir / "model_index.json", MODEL_INDEX)
+    return losses
+
+
+def captioned_batches(latents, scale: float, tokenizer, labels: list[str], levels: list[dict],
+                      batch_size: int) -> Callable:
+    """batch_at(generator): indices and orientations [B], scaled latents [B, C, h, w], tokens.
+
+    A tenth of the captions is empty, two in five are words, the rest is measured too.
+    """
+    import torch
+
+    from lungkit.generate.prompts import Prompts
+
+    prompts = Prompts()
 
     def batch_at(generator):
-        indices = torch.randint(num_tiles, (batch_size,), generator=generator)
-        orientations = torch.randint(8, (batch_size,), generator=generator)
-        scaled = latents.draw(indices, orientations, generator) * vae.config.scaling_factor
+        indices = torch.randint(len(latents), (batch_size,), generator=generator)
+        orientations = torch.randint(latents.symmetries, (batch_size,), generator=generator)
+        scaled = latents.draw(indices, orientations, generator) * scale
         draw = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
         captions = []
         for i in indices.tolist():
@@ -256,28 +251,40 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
         tokens = tokenizer(captions, padding="max_length", max_length=77, truncation=True,
                            return_tensors="pt").input_ids
         return indices, orientations, scaled, tokens
+    return batch_at
 
-    def unet_loss(step, generator):
+
+def train_unet(unet, text_encoder, schedule, batch_at: Callable, *, steps: int, seed: int,
+               work_dir: Path) -> float:
+    """Train the UNet with the text encoder that it hears; return the final loss."""
+    from lungkit.generate.adapters import denoise_with
+    from lungkit.generate.latents import denoising_loss
+    from lungkit.learn.loop import train
+
+    def loss_at(step, generator):
         _, _, scaled, tokens = batch_at(generator)
         states = text_encoder(tokens)[0]
-        return denoising_loss(lambda noisy, t: unet(noisy, t, encoder_hidden_states=states).sample,
-                              schedule, scaled, generator)
+        return denoising_loss(denoise_with(unet, states), schedule, scaled, generator)
 
-    losses["unet"] = train([*unet.parameters(), *text_encoder.parameters()], unet_loss,
-                           what="base UNet and text encoder", steps=unet_steps, seed=seed + 1,
-                           learning_rate=6e-4, ema_decay=0.9995,
-                           checkpoint_path=work_dir / "unet.ckpt",
-                           jsonl_path=work_dir / "progress.jsonl")
-    save(unet, work_dir / "unet")
-    save(text_encoder, work_dir / "text_encoder")
-    vae.decoder.requires_grad_(True)
-    vae.post_quant_conv.requires_grad_(True)
-    losses["decoder"] = train_autoencoder(vae, images, steps=decoder_steps, seed=seed + 3,
-                                          work_dir=work_dir, decoder_only=True)
-    save(vae.requires_grad_(False), work_dir / "vae")
+    return train([*unet.parameters(), *text_encoder.parameters()], loss_at,
+                 what="base UNet and text encoder", steps=steps, seed=seed, learning_rate=6e-4,
+                 ema_decay=0.9995, checkpoint_path=work_dir / "unet.ckpt",
+                 jsonl_path=work_dir / "progress.jsonl")
 
-    unet.requires_grad_(False)
-    text_encoder.requires_grad_(False)
+
+def train_controlnet(unet, text_encoder, schedule, layouts: list, batch_at: Callable, *,
+                     steps: int, seed: int, work_dir: Path) -> float:
+    """Train a ControlNet for structure maps of the layouts and save it; return the final loss."""
+    import numpy as np
+    import torch
+    from diffusers import ControlNetModel
+
+    from lungkit.data.orientations import orient
+    from lungkit.generate.adapters import denoise_with
+    from lungkit.generate.latents import denoising_loss
+    from lungkit.learn.loop import train
+    from lungkit.nuclei.layouts import Layout, structure_map
+
     torch.manual_seed(seed)
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64))
     scale = IMAGE_SIZE / TILE_SIZE
@@ -286,32 +293,21 @@ def pretrain(work_dir: Path, *, num_tiles: int, autoencoder_steps: int, unet_ste
                      for layout in layouts])
     maps = torch.from_numpy(maps).permute(0, 3, 1, 2)
 
-    def controlnet_loss(step, generator):
+    def loss_at(step, generator):
         indices, orientations, scaled, tokens = batch_at(generator)
         states = text_encoder(tokens)[0]
         turned = [orient(maps[i:i + 1], which) for i, which in
                   zip(indices.tolist(), orientations.tolist(), strict=True)]
         control = torch.cat(turned).float() / 255
 
-        def predict(noisy, t):
-            down, mid = controlnet(noisy, t, encoder_hidden_states=states, controlnet_cond=control,
-                                   return_dict=False)
-            return unet(noisy, t, encoder_hidden_states=states, mid_block_additional_residual=mid,
-                        down_block_additional_residuals=down).sample
-        return denoising_loss(predict, schedule, scaled, generator)
+        return denoising_loss(denoise_with(unet, states, controlnet, control), schedule, scaled,
+                              generator)
 
-    losses["controlnet"] = train(controlnet.parameters(), controlnet_loss, what="base ControlNet",
-                                 steps=controlnet_steps, seed=seed + 2, learning_rate=4e-4,
-                                 ema_decay=0.999, checkpoint_path=work_dir / "controlnet.ckpt")
+    loss = train(controlnet.parameters(), loss_at, what="base ControlNet", steps=steps,
+                 seed=seed + 2, learning_rate=4e-4, ema_decay=0.999,
+                 checkpoint_path=work_dir / "controlnet.ckpt")
     save(controlnet, work_dir / "controlnet")
-    write_json(work_dir / "model_index.json", {
-        "_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"],
-        "unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "safety_checker": [None, None], "feature_extractor": [None, None],
-        "image_encoder": [None, None], "requires_safety_checker": False})
-    return losses
+    return loss
 
 
 def save(model, directory: Path) -> None:
@@ -324,13 +320,20 @@ def save(model, directory: Path) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.stage_parser("python -m lungkit.tools.pretrain_base_model", __doc__)
-    parser.add_argument("--output", type=cli.directory, default=BASE_MODEL_DIR, metavar="DIR")
-    parser.add_argument("--num-tiles", type=cli.positive_int, default=4000, metavar="INT")
-    parser.add_argument("--autoencoder-steps", type=cli.positive_int, default=1400, metavar="INT")
-    parser.add_argument("--unet-steps", type=cli.positive_int, default=3200, metavar="INT")
-    parser.add_argument("--decoder-steps", type=cli.positive_int, default=1500, metavar="INT")
-    parser.add_argument("--controlnet-steps", type=cli.positive_int, default=600, metavar="INT")
-    parser.add_argument("--batch-size", type=cli.positive_int, default=16, metavar="INT")
+    parser.add_argument("--output", type=cli.directory, default=BASE_MODEL_DIR, metavar="DIR",
+                        help="model to make")
+    parser.add_argument("--num-tiles", type=cli.positive_int, default=4000, metavar="INT",
+                        help="simulated tiles to train on")
+    parser.add_argument("--autoencoder-steps", type=cli.positive_int, default=1400, metavar="INT",
+                        help="training steps of the autoencoder")
+    parser.add_argument("--unet-steps", type=cli.positive_int, default=3200, metavar="INT",
+                        help="training steps of the UNet")
+    parser.add_argument("--decoder-steps", type=cli.positive_int, default=1500, metavar="INT",
+                        help="training steps of the decoder, for sharper images")
+    parser.add_argument("--controlnet-steps", type=cli.positive_int, default=600, metavar="INT",
+                        help="training steps of the ControlNet")
+    parser.add_argument("--batch-size", type=cli.positive_int, default=16, metavar="INT",
+                        help="images of a step")
     cli.add_common(parser, device=False)
     return parser
 

@@ -13,10 +13,10 @@ import torch
 import diffusion_seg
 from arms import arguments, main_of
 from lungkit.data.dataset import open_dataset
+from lungkit.data.orientations import orient
 from lungkit.generate.base_model import BASE_MODEL_DIR
 from lungkit.generate.items import Item
 from lungkit.generate.latents import to_model_range, training_schedule
-from lungkit.learn.orientations import orient
 from lungkit.run.faults import BadOptions
 
 CPU = torch.device("cpu")

@@ -313,8 +313,8 @@ def test_min_snr_weights_are_those_of_the_paper():
 def test_latents_are_redrawn_and_turned(base):
     import torch
 
+    from lungkit.data.orientations import orient
     from lungkit.generate.latents import Latents
-    from lungkit.learn.orientations import orient
     from lungkit.run.seeds import generator_for
 
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)

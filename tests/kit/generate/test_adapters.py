@@ -512,8 +512,11 @@ def test_the_control_is_added_to_the_unet_by_down_and_middle_residuals():
     def controlnet(noisy, timesteps, **more):
         asked.append(more)
         return ["down"], "middle"
-    stand_in = SimpleNamespace(unet=lambda *inputs, **more: SimpleNamespace(sample=more))
-    given = denoise_with(stand_in, "states", controlnet, "map")("noisy", 1)
+
+    def unet(*inputs, **more):
+        return SimpleNamespace(sample=more)
+
+    given = denoise_with(unet, "states", controlnet, "map")("noisy", 1)
     assert given == {"encoder_hidden_states": "states", "down_block_additional_residuals": ["down"],
                      "mid_block_additional_residual": "middle"}
     assert asked == [{"encoder_hidden_states": "states", "controlnet_cond": "map",

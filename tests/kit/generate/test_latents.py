@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lungkit.data.orientations import orient
 from lungkit.generate.latents import (
     Latents,
     denoising_loss,
@@ -18,7 +19,6 @@ from lungkit.generate.latents import (
     training_schedule,
 )
 from lungkit.learn.device import autocast
-from lungkit.learn.orientations import NUM_ORIENTATIONS, orient
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,15 @@ def epsilon_schedule():
                          prediction_type="epsilon", clip_sample=False, steps_offset=1)
 
 
-SCHEDULES = {"v_prediction": training_schedule, "epsilon": epsilon_schedule}
+def sample_schedule():
+    """One of a base that predicts the clean latents, with zero terminal SNR."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(training_schedule().config, prediction_type="sample")
+
+
+SCHEDULES = {"v_prediction": training_schedule, "epsilon": epsilon_schedule,
+             "sample": sample_schedule}
 
 
 def pictures(number: int, size: int = 4) -> np.ndarray:
@@ -76,8 +84,8 @@ def test_a_decoded_value_is_rounded_and_clamped_to_a_pixel(value, pixel):
 
 def test_the_eight_orientations_are_quarter_turns_then_mirrored_ones():
     image = torch.arange(18.0).reshape(1, 2, 3, 3)
-    turned = [orient(image, which) for which in range(NUM_ORIENTATIONS)]
-    for which in range(NUM_ORIENTATIONS):
+    turned = [orient(image, which) for which in range(8)]
+    for which in range(8):
         expected = np.rot90(image.numpy(), which % 4, (2, 3))
         assert np.array_equal(turned[which], expected[..., ::-1] if which >= 4 else expected)
     assert len({tuple(part.flatten().tolist()) for part in turned}) == 8
@@ -116,6 +124,22 @@ def test_the_deviation_counts_the_posterior_and_the_spread_of_the_means():
     assert Latents(Pixels(0.75), images).deviation() == pytest.approx(1.25, abs=1e-3)
 
 
+@pytest.mark.parametrize("symmetries", [2, 1])
+def test_latents_are_of_the_orientations_that_the_dataset_allows(symmetries):
+    images = pictures(3)
+    latents = Latents(Pixels(0.0), images, symmetries=symmetries)
+    assert latents.mean.shape[:2] == (symmetries, 3)
+    assert latents.subset([1]).symmetries == symmetries
+    plain = to_model_range(images)
+    expected = [plain, plain.flip(-1)][:symmetries]
+    assert torch.allclose(latents.mean.float(), torch.stack(expected), atol=1e-3)
+
+
+def test_grey_images_are_seen_in_three_channels():
+    grey = pictures(2)[..., :1]
+    assert torch.equal(to_model_range(grey), to_model_range(grey.repeat(3, axis=-1)))
+
+
 def test_a_subset_holds_the_asked_images_in_their_order():
     images = pictures(4)
     latents = Latents(Pixels(0.0), images)
@@ -142,7 +166,7 @@ def test_the_last_step_of_the_training_schedule_is_pure_noise():
 
 @pytest.mark.parametrize(("kind", "weight"), [
     ("v_prediction", lambda snr: min(snr, 5) / (snr + 1)),
-    ("epsilon", lambda snr: min(snr, 5) / snr)])
+    ("epsilon", lambda snr: min(snr, 5) / snr), ("sample", lambda snr: min(snr, 5))])
 def test_a_timestep_weighs_as_in_the_paper(kind, weight):
     schedule = SCHEDULES[kind]()
     times = torch.tensor([0, 100, 400, 700, 998])
@@ -157,6 +181,8 @@ def exact_target(schedule, kind: str, clean: torch.Tensor, noisy: torch.Tensor, 
     """What a perfect model answers, from the forward process alone (Salimans & Ho 2022)."""
     alpha = schedule.alphas_cumprod[times].reshape(-1, 1, 1, 1)
     noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+    if kind == "sample":
+        return clean.expand_as(noisy)
     return noise if kind == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lungkit.learn.orientations import square_symmetries
+from lungkit.data.orientations import square_symmetries
 from lungkit.learn.pixels import bring, hold
 
 CPU = torch.device("cpu")

@@ -293,7 +293,7 @@ def test_captions_are_empty_or_words_or_measured_and_of_their_own_tile(asked):
 def test_a_control_is_its_own_tiles_map_in_its_own_orientation(asked):
     import torch
 
-    from lungkit.learn.orientations import orient
+    from lungkit.data.orientations import orient
     from lungkit.nuclei.layouts import Layout, structure_map
 
     indices, orientations = asked.draws[-1]
