@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import lungkit
 from arms import content
 from lungkit.data.dataset import SPLITS, open_dataset
 from lungkit.run.faults import BAD_OPTIONS, COMPLETE
@@ -76,6 +77,15 @@ def test_every_stage_has_its_row_in_the_readme():
     rows = re.findall(r"^\| `(\w+)\.py` \|", (ROOT / "README.md").read_text(encoding="utf-8"),
                       flags=re.MULTILINE)
     assert sorted(rows) == STAGES
+
+
+def test_the_map_and_its_rule_are_those_of_the_package():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"^\| `(\w+)/` \|", page, flags=re.MULTILINE)
+    assert sorted(drawn) == sorted({path.parent.name for path in (ROOT / "lungkit").glob("*/*.py")})
+    page_rule, rule = (next(line for line in text.splitlines() if "<-" in line).split()
+                       for text in (page, lungkit.__doc__))
+    assert page_rule[:len(rule)] == rule or page_rule == [*rule[:-1], "tools,", "stages"]
 
 
 def test_the_variables_of_the_readme_are_read_by_the_scripts():
