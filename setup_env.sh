@@ -18,6 +18,10 @@
 #                       https://download.pytorch.org/whl/cu128; remembered by the environment
 #   EXTRA_REQUIREMENTS  a further requirements file to add (tests/run: tests/requirements.txt)
 
+[ -n "${BASH_VERSION:-}" ] || { echo "setup_env: error: this is no script of sh: run it by 'bash setup_env.sh'" >&2; exit 2; }
+set +o posix
+unset CDPATH BASH_ENV ENV	# a site's: they change what `cd` prints and what a `bash` begins with
+
 lungkit_load_modules() {
 	[[ -n ${MODULES:-} ]] || return 0
 	local init nounset='' name
@@ -46,6 +50,8 @@ if [[ ${BASH_SOURCE[0]} != "$0" ]]; then
 	MODULES='' bash "${BASH_SOURCE[0]}" || return 1
 	export VIRTUAL_ENV=$VENV PATH="$VENV/bin:$PATH" PYTHONNOUSERSITE=1
 	unset PYTHONPATH PYTHONHOME	# a loaded module's packages would come before ours
+	# a person's or a site's, by which a stage would not find us, drop its checks or wait at its end
+	unset PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT PYTHONSTARTUP PYTHONWARNINGS
 	return 0
 fi
 
@@ -194,6 +200,23 @@ add_extra() {
 	mv "$stamp.adding" "$stamp"
 }
 
+# For file systems without flock: touched while it is held, and free after ten silent minutes.
+lock_by_directory() {
+	local place=$VENV.lock.held told=''
+	until mkdir "$place" 2>/dev/null; do
+		if [[ -n $(find "$place" -maxdepth 0 -mmin +10 2>/dev/null) ]]; then
+			rmdir "$place" || true
+			continue
+		fi
+		[[ -n $told ]] || say "another set-up is at work on $VENV; waiting for it (or remove $place)"
+		told=yes
+		sleep 1
+	done
+	(while kill -0 $$ && touch -c "$place"; do sleep 60; done) >/dev/null 2>&1 9>&- &
+	# shellcheck disable=SC2064
+	trap "kill $! 2>/dev/null || true; rmdir '$place'" EXIT
+}
+
 [[ -r $requirements ]] || die "$requirements is missing: this script belongs in the project directory"
 [[ -z $extra || -r $extra ]] || die "EXTRA_REQUIREMENTS=$extra cannot be read"
 torch_index=${TORCH_INDEX_URL-$(cat "$index_file" 2>/dev/null || true)}
@@ -210,9 +233,13 @@ fi
 
 mkdir -p "$(dirname "$VENV")" || die "cannot make $(dirname "$VENV"): set VENV to a place that can be written"
 { exec 9>>"$VENV.lock"; } 2>/dev/null || die "cannot write $VENV.lock: set VENV to a place that can be written"
-if ! flock -n 9; then
+held=0
+flock -n 9 || held=$?
+if ((held == 1)); then
 	say "another set-up is at work on $VENV; waiting for it"
-	flock 9 || say "this file system has no locks: let only one set-up run at a time"
+	flock 9
+elif ((held != 0)); then
+	lock_by_directory
 fi
 torch_index=${TORCH_INDEX_URL-$(cat "$index_file" 2>/dev/null || true)}
 start=$SECONDS

@@ -19,8 +19,7 @@ def use_device(name: str, *, threads: int | None = None, needed: bool = True):
 
     if threads is None:
         allowed = len(os.sched_getaffinity(0))
-        threads = int(os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK")
-                      or allowed or 1)
+        threads = (_number("OMP_NUM_THREADS") or _number("SLURM_CPUS_PER_TASK") or allowed or 1)
     torch.set_num_threads(max(1, threads))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,6 +37,12 @@ def use_device(name: str, *, threads: int | None = None, needed: bool = True):
         if (device.index or 0) >= torch.cuda.device_count():
             raise BadOptions(f"--device {name}: only {torch.cuda.device_count()} CUDA devices here")
     return device
+
+
+def _number(name: str) -> int | None:
+    """The number in an environment variable, the first of a list such as 4,1; None if none is."""
+    first = os.environ.get(name, "").split(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
 
 
 def autocast(device):
