@@ -2,7 +2,6 @@
 #SBATCH --job-name=lungkit-compare
 #SBATCH --time=12:00:00
 #SBATCH --cpus-per-task=8
-#SBATCH --mem=32G
 #SBATCH --signal=B:USR2@180
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -11,8 +10,9 @@
 # compare the accuracies pairwise by Wilcoxon rank-sum tests.
 #
 #   bash compare_models.sh 20               or, from the project directory,
-#   sbatch compare_models.sh 50             one task, or one CNN per task and GPU:
-#   sbatch --ntasks=4 --gpus-per-task=1 compare_models.sh 50
+#   sbatch --mem=32G compare_models.sh 50   one task, or one CNN per task and GPU:
+#   sbatch --ntasks=4 --gpus-per-task=1 --mem-per-cpu=4G compare_models.sh 50
+#   bash compare_models.sh 20 --dry-run     only check the options, and the data that is there
 #
 # A larger N adds only the missing repeats, a smaller one uses the first N. Running the same
 # command again resumes. Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options,
@@ -20,9 +20,9 @@
 
 RUN=${RUN:-}				# run directory (runs/demo)
 DATASETS=${DATASETS:-}			# names to compare, e.g. "real voronoi" (all in RUN/datasets)
-PRESET=${PRESET:-}			# demo or full (demo)
+PRESET=${PRESET:-}			# demo or full (the run's)
 MODEL=${MODEL:-}			# small, resnet18 or convnext_tiny (by preset)
-METRIC=${METRIC:-accuracy_real}		# or accuracy_own: on each dataset's own test images
+METRIC=${METRIC:-accuracy_real}		# or auroc, macro_f1, ...; accuracy_own: on each dataset's own test images
 SEED=${SEED:-0}				# repeat i has seed SEED + i
 BASELINE=${BASELINE-nuclei}		# classical baseline on the nuclei's features, from RUN/datasets/voronoi;
 					# BASELINE= for none
@@ -32,7 +32,9 @@ TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--marg
 MAX_RESTARTS=${MAX_RESTARTS:-100}	# requeues by this job itself before it gives up
 # and those of setup_env.sh: VENV PYTHON MODULES TORCH_INDEX_URL
 
-set -euo pipefail
+[ -n "${BASH_VERSION:-}" ] || { echo "compare_models: error: this is no script of sh: run it by 'bash compare_models.sh'" >&2; exit 2; }
+set -euo pipefail +o posix
+unset CDPATH
 
 # Under sbatch this file is a copy elsewhere: the project is where it was submitted.
 for project in "$(dirname "${BASH_SOURCE[0]}")" "${SLURM_SUBMIT_DIR:-.}" . ''; do
@@ -46,8 +48,16 @@ project=$(cd "$project" && pwd)
 # shellcheck source=lungkit/job.sh
 source "$project/lungkit/job.sh"
 job=compare_models
+only_rank_0
 
-(($# <= 1)) || bad_option "usage: compare_models.sh [N]; other options are environment variables, see its first lines"
+dry_run=''
+if [[ ${!#} == --dry-run ]]; then
+	dry_run=yes
+	set -- "${@:1:$#-1}"
+fi
+(($# <= 1)) || bad_option "usage: compare_models.sh [N] [--dry-run]; other options are environment variables, see its first lines"
+run_dir=$(absolute "${RUN:-$project/runs/demo}")
+PRESET=${PRESET:-$(kept preset)}
 PRESET=${PRESET:-demo}
 [[ $PRESET == demo || $PRESET == full ]] || bad_option "PRESET is '$PRESET': expected demo or full"
 repeats=${1:-$([[ $PRESET == demo ]] && echo 6 || echo 20)}
@@ -57,11 +67,59 @@ check_positive N "$repeats"
 check_positive MAX_RESTARTS "$MAX_RESTARTS"
 [[ $SEED =~ ^[0-9]+$ ]] || bad_option "SEED is '$SEED': expected a whole number"
 [[ -z $BASELINE || $BASELINE == nuclei ]] || bad_option "BASELINE is '$BASELINE': expected nuclei, or nothing"
-[[ $METRIC == accuracy_real || $METRIC == accuracy_own ]] ||
-	bad_option "METRIC is '$METRIC': expected accuracy_real or accuracy_own"
-run_dir=$(absolute "${RUN:-$project/runs/demo}")
 log_dir=$run_dir/logs
+verdict=$log_dir/verdict.$job_id.txt	# another job may compare at the same time
 cd "$project"
+
+read -ra cnn_options <<<"$CNN_OPTIONS"
+read -ra test_options <<<"$TEST_OPTIONS"
+baseline=()	# one more row, where its features are at hand
+names=(real)
+
+# ---------------------------------------------------------------- what is started
+
+stage_command() {	# sets what run_stages starts
+	local name=${1#* }
+	case $1 in
+		sheet*) command=(python -m lungkit.compare.contact_sheet --dataset "$run_dir/datasets/$name"
+			--output "$run_dir/sheets/$name.png") ;;
+		'check cnn '*) stage_command "$name 0"; command+=(--dry-run) ;;
+		check*) stage_command "$name"; command+=(--dry-run) ;;
+		cnn*) name=${name% *}	# identical processes share the repeats between them
+			command=(python cnn_classify.py --data "$run_dir/datasets/$name" --real "$run_dir/datasets/real"
+				--results "$run_dir/results" --repeats "$repeats" --preset "$PRESET" --seed "$SEED"
+				${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
+		nuclei) command=(python nuclei_classify.py --features "$run_dir/datasets/voronoi" --real "$run_dir/datasets/real"
+				--results "$run_dir/results" --repeats "$repeats" --seed "$SEED") ;;
+		test) stdout=$verdict
+			command=(python wilcoxon_test.py "$run_dir/results" --output "$run_dir/comparison" --metric "$METRIC")
+			[[ -n $dry_run ]] ||	# what a run has no results of yet is no bad option
+				command+=(--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats" --sheets "$run_dir/sheets")
+			command+=("${test_options[@]}") ;;
+	esac
+}
+
+# The stages' dry runs, of what data there is: a typo ends here, with its line.
+check_stages() {	# check_stages NAME...
+	local name status said
+	for name in "$@"; do
+		[[ $name != 'check nuclei' || -n $BASELINE ]] || continue
+		stage_command "$name"
+		status=0
+		said=$("${command[@]}" 2>&1 >/dev/null) || status=$?
+		if ((status == 2)) || { ((status != 0)) && [[ $name == *real && -f $run_dir/datasets/real/dataset.json ]]; }; then
+			fault "$name failed (exit $status): $(tail -n 1 <<<"$said")"
+			exit "$status"
+		fi
+	done
+}
+
+if [[ -n $dry_run ]]; then
+	# shellcheck source=setup_env.sh
+	[[ -n ${LUNGKIT_JOB:-} ]] || source ./setup_env.sh
+	check_stages 'check cnn real' 'check nuclei' 'check test'
+	exit 0
+fi
 
 # ---------------------------------------------------------------- the datasets
 
@@ -79,41 +137,23 @@ for name in real "${names[@]}"; do
 done
 ((${#names[@]} > 1)) || { fault "$run_dir/datasets holds one dataset only (${names[*]}): a comparison needs two or more"; exit 1; }
 
-baseline=()	# one more row, where its features are at hand
 if [[ -n $BASELINE && " ${names[*]} " == *' voronoi '* && -f $run_dir/datasets/voronoi/image_features.csv ]]; then
 	baseline=(nuclei)
+	[[ " ${names[*]} " != *' nuclei '* ]] || bad_option "$run_dir/datasets/nuclei has the name of the baseline, where its results lie: make that dataset under another name, or set BASELINE="
 fi
 
-# shellcheck source=setup_env.sh
-[[ -n ${LUNGKIT_JOB:-} ]] || source ./setup_env.sh
 begin_job
-if ((${SLURM_NTASKS:-1} == 1)) && ! nvidia-smi >/dev/null 2>&1; then
-	OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}	# the fastest on a CPU, and the same bytes for any WORKERS
-fi
-share_out "$WORKERS" "$(cores)"
+[[ -n ${LUNGKIT_JOB:-} ]] || set_up
+find_gpus
+keep_device
+each=''
+[[ $(kept device) == cuda ]] || each=1	# on a CPU the fastest, and the same bytes for any WORKERS
+share_out "$WORKERS" "$(cores)" "$each"
+keep_threads threads_cnn
 ((slots <= repeats)) || slots=$repeats
-read -ra cnn_options <<<"$CNN_OPTIONS"
-read -ra test_options <<<"$TEST_OPTIONS"
+dry_run=yes check_stages 'check test'	# METRIC and TEST_OPTIONS are used after all trainings
 
 # ---------------------------------------------------------------- N trainings of each
-
-stage_command() {	# sets what run_stages starts
-	local name=${1#* }
-	case $1 in
-		sheet*) command=(python -m lungkit.compare.contact_sheet --dataset "$run_dir/datasets/$name"
-			--output "$run_dir/sheets/$name.png") ;;
-		check*) stage_command "$name 0"; command+=(--dry-run) ;;
-		cnn*) name=${name% *}	# identical processes share the repeats between them
-			command=(python cnn_classify.py --data "$run_dir/datasets/$name" --real "$run_dir/datasets/real"
-				--results "$run_dir/results" --repeats "$repeats" --preset "$PRESET" --seed "$SEED"
-				${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
-		nuclei) command=(python nuclei_classify.py --features "$run_dir/datasets/voronoi" --real "$run_dir/datasets/real"
-				--results "$run_dir/results" --repeats "$repeats" --seed "$SEED") ;;
-		test) stdout=$log_dir/verdict.txt
-			command=(python wilcoxon_test.py "$run_dir/results" --output "$run_dir/comparison" --metric "$METRIC"
-				--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats" --sheets "$run_dir/sheets" "${test_options[@]}") ;;
-	esac
-}
 
 stages=()
 for name in "${names[@]}"; do
@@ -132,8 +172,8 @@ for name in "${names[@]}"; do
 done
 run_stages "$slots" "${baseline[@]}" "${stages[@]}" || end_job $?
 
-rm -f "$log_dir/verdict.txt"
 run_stages 1 test || end_job $?
 print_timings
-cat "$log_dir/verdict.txt"
+cat "$verdict"
+mv -f "$verdict" "$log_dir/verdict.txt"
 end_job 0

@@ -3,22 +3,27 @@
 # GPUs, a Slurm allocation), pass signals on, and end with a status that says what to do.
 #
 # A stage saves and exits 75 when it is told to stop. On Slurm's warning before the time limit
-# (USR2) the job then requeues itself, as long as it gets somewhere; after TERM it only ends, for
-# that is scancel, or a preemption after which Slurm requeues by itself.
+# (USR2) the job then requeues itself, as long as a stage has saved something new; after TERM it only
+# ends, for that is scancel, or a preemption after which Slurm requeues by itself.
 
+unset CDPATH BASH_ENV ENV	# a site's: they change what `cd` prints and what a `bash` begins with
 job=job			# the script's name in messages
 run_dir=''		# the run, and ...
 log_dir=''		# ... each stage's log; set by the script
 MAX_RESTARTS=${MAX_RESTARTS:-100}
-slots=1 threads=1 gpus=() prefix=()	# set by share_out
+slots=1 threads=1 share=1 gpus=() prefix=()	# set by share_out
 child_pids=()		# the stages running now, by slot; '' is a free one
 stop_signal=''		# the signal that asked for an end, if any
-job_id=${LUNGKIT_JOB:-$(date +%s).$$}	# of the outermost script, in timings.tsv
-job_start=${job_id%.*}
+stop_at=0		# ... and when it came
+STOP_SEC=150		# a stage that has not stopped so long after the warning is killed: Slurm
+			# gives 180 at least, of which asking for the requeue needs some
+job_id=${LUNGKIT_JOB:-$(date +%s).${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}.$$}	# of the outermost script
+job_start=${job_id%%.*}
 
 say() { printf '%s: %s\n' "$job" "$*" >&2; }
 fault() { printf '%s: error: %s\n' "$job" "$*" >&2; }
 bad_option() { fault "$@"; exit 2; }
+is_batch() { [[ ${ENVIRONMENT:-} == BATCH && -n ${SLURM_JOB_ID:-} ]]; }
 
 absolute() { [[ $1 == /* ]] && printf '%s\n' "$1" || printf '%s/%s\n' "$PWD" "$1"; }
 
@@ -26,11 +31,52 @@ check_positive() {	# check_positive NAME VALUE
 	[[ $2 =~ ^[1-9][0-9]{0,5}$ ]] || bad_option "$1 is '$2': expected a whole number of at least 1"
 }
 
+# Under `srun -n2 bash SCRIPT` one works; its own steps overlap the one it is in.
+only_rank_0() {
+	[[ ${SLURM_STEP_ID:-} =~ ^[0-9]+$ && ${SLURM_PROCID:-0} -gt 0 ]] || return 0
+	say "rank $SLURM_PROCID has nothing to do: rank 0 shares the work out"
+	exit 0
+}
+
+# What the first start of a run decided holds for the later ones, wherever they come to run.
+kept() {	# kept NAME [VALUE]: print it; VALUE is kept where nothing is yet
+	local place=$run_dir/decided/$1
+	if [[ ! -s $place && -n ${2:-} ]]; then
+		mkdir -p "$run_dir/decided"
+		printf '%s\n' "$2" >"$place.$job_id"
+		mv -n "$place.$job_id" "$place"
+		rm -f "$place.$job_id"
+	fi
+	[[ ! -s $place ]] || cat "$place"
+}
+
+keep_threads() {	# keep_threads NAME: another number of threads rounds otherwise
+	local begun
+	begun=$(kept "$1" "$threads")
+	((begun == threads)) ||
+		say "$threads thread(s) a stage here, but the run was begun with $begun, and its results depend on it: $begun it is"
+	threads=$begun
+}
+
+keep_device() {	# a broken driver must not go on with days of work on the CPU
+	local begun now=cpu
+	((${#gpus[@]} == 0)) || now=cuda
+	begun=$(kept device "$now")
+	if [[ $begun == cuda && $now == cpu && -n ${SLURM_GPUS_ON_NODE:-${SLURM_JOB_GPUS:-}} ]]; then
+		fault "the run was begun on a GPU, Slurm gave one, and nvidia-smi shows none on $HOSTNAME: submit again with --exclude=$HOSTNAME, or remove $run_dir/decided/device to go on without"
+		exit 1
+	elif [[ $begun == cuda && $now == cpu ]]; then
+		say "warning: the run was begun on a GPU, and there is none here: it goes on on the CPU"
+	fi
+}
+
 # ---------------------------------------------------------------- what is here
 
-cores() {	# that this job may use, by affinity and by a container's quota
-	local count quota period
+cores() {	# that this job may use, by affinity, by a container's quota and by the allocation
+	local count quota period given=''
 	count=$(env -u OMP_NUM_THREADS nproc)
+	[[ -z ${SLURM_JOB_ID:-} ]] || given=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-}}
+	[[ ! $given =~ ^[1-9][0-9]*$ ]] || ((count = given < count ? given : count))
 	if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [[ $quota != max ]]; then
 		((quota = (quota + period - 1) / period, count = quota < count ? quota : count))
 	fi
@@ -38,46 +84,100 @@ cores() {	# that this job may use, by affinity and by a container's quota
 }
 
 find_gpus() {	# sets gpus=(0 1 ...), as CUDA_VISIBLE_DEVICES spells them
+	local device visible=()
 	gpus=()
 	command -v nvidia-smi >/dev/null || return 0
 	mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+$' || true)
-	if [[ -n ${CUDA_VISIBLE_DEVICES+set} && ${#gpus[@]} -gt 0 ]]; then
-		IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
-		[[ ${gpus[0]:-} != -1 ]] || gpus=()
+	[[ -n ${CUDA_VISIBLE_DEVICES+set} && ${#gpus[@]} -gt 0 ]] || return 0
+	IFS=', ' read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+	gpus=()
+	for device in "${visible[@]}"; do	# as CUDA: up to the first that is none (-1, NoDevFiles)
+		[[ $device =~ ^([0-9]+|(GPU|MIG)-.+)$ ]] || break
+		gpus+=("$device")
+	done
+}
+
+read_threads() {	# OMP_NUM_THREADS may be a list, by depth of nesting: the first counts
+	local first=${OMP_NUM_THREADS:-}
+	first=${first%%,*}
+	first=${first//[[:space:]]/}
+	if [[ $first =~ ^[1-9][0-9]{0,3}$ ]]; then
+		OMP_NUM_THREADS=$first
+	elif [[ -n ${OMP_NUM_THREADS:-} ]]; then
+		say "warning: OMP_NUM_THREADS is '$OMP_NUM_THREADS', no number: not used"
+		unset OMP_NUM_THREADS
 	fi
 }
 
+tasks_on_a_node() {	# the most tasks on any node of the allocation
+	local count most=0 counts=()
+	IFS=, read -ra counts <<<"${SLURM_TASKS_PER_NODE:-}"	# such as 2(x3),1
+	for count in "${counts[@]}"; do
+		count=${count%%(*}
+		[[ ! $count =~ ^[1-9][0-9]*$ ]] || ((most = count > most ? count : most))
+	done
+	((most > 0)) || most=$(((SLURM_NTASKS + ${SLURM_JOB_NUM_NODES:-1} - 1) / ${SLURM_JOB_NUM_NODES:-1}))
+	printf '%s\n' "$most"
+}
+
 # Divide the machine or the allocation among $1 processes at a time; empty: one per Slurm task, or
-# one per GPU, or else $2. Sets slots, threads (of each) and prefix (what starts one on its share).
+# one per GPU, or else $2. $3: threads of each, where more of them gain nothing (by the share). Sets
+# slots, share (cores of each), threads and prefix (what starts one on its share).
 share_out() {
-	local wanted=$1 per_node gpus_each memory
+	local wanted=$1 at_once gpus_each memory per_task=1 most
 	prefix=()
 	find_gpus
+	read_threads
 	if [[ -n ${SLURM_JOB_ID:-} && ${SLURM_NTASKS:-1} -gt 1 ]] && command -v srun >/dev/null; then
-		slots=${wanted:-$SLURM_NTASKS}
-		((slots <= SLURM_NTASKS)) || slots=$SLURM_NTASKS
-		threads=${SLURM_CPUS_PER_TASK:-1}
-		prefix=(srun --exact --nodes=1 --ntasks=1 "--cpus-per-task=$threads" --kill-on-bad-exit=0)
-		per_node=$(((SLURM_NTASKS + ${SLURM_JOB_NUM_NODES:-1} - 1) / ${SLURM_JOB_NUM_NODES:-1}))
+		share=${SLURM_CPUS_PER_TASK:-1}
+		if [[ -n ${3:-} ]] && ((share > $3)); then
+			per_task=$((share / $3))
+			share=$3
+		fi
+		most=$((SLURM_NTASKS * per_task))
+		slots=${wanted:-$most}
+		((slots <= most)) || slots=$most
+		prefix=(srun --exact --export=ALL --nodes=1 --ntasks=1 "--cpus-per-task=$share" --kill-on-bad-exit=0)
+		[[ -z ${SLURM_STEP_ID:-} ]] || prefix+=(--overlap)
+		at_once=$(($(tasks_on_a_node) * per_task))
+		if ((${SLURM_GPUS_ON_NODE:-0} > 0)); then
+			gpus_each=${SLURM_GPUS_PER_TASK:-$((SLURM_GPUS_ON_NODE / at_once))}
+			gpus_each=${gpus_each##*:}	# such as a100:1
+			if ((gpus_each == 0)); then
+				say "warning: fewer GPUs than tasks on a node: the tasks take turns"
+				gpus_each=1 at_once=$SLURM_GPUS_ON_NODE
+			fi
+		fi
 		if [[ -n ${SLURM_MEM_PER_NODE:-} ]]; then	# else a step takes it all, and the next one waits
-			memory=$((SLURM_MEM_PER_NODE / per_node))
+			memory=$((SLURM_MEM_PER_NODE / at_once))
 			((memory == 0)) || prefix+=("--mem=${memory}M")
 		fi
-		if ((${SLURM_GPUS_ON_NODE:-0} > 0)); then
-			gpus_each=$((SLURM_GPUS_ON_NODE / per_node))
-			((gpus_each > 0)) || say "warning: fewer GPUs than tasks on a node: the tasks take turns"
-			prefix+=("--gres=gpu:$((gpus_each > 0 ? gpus_each : 1))")
-		fi
+		[[ -z ${gpus_each:-} ]] || prefix+=("--gres=gpu:$gpus_each")
 	else
 		slots=$wanted
 		if [[ -z $slots ]]; then
 			slots=${#gpus[@]}
 			((slots > 0)) || slots=$2
 		fi
-		threads=$(($(cores) / slots))
-		((threads > 0)) || threads=1
+		share=$(($(cores) / slots))
+		((share > 0)) || share=1
 	fi
+	threads=${3:-$share}
 	threads=${OMP_NUM_THREADS:-$threads}
+}
+
+# Make the environment, so that a signal ends the making, and use it.
+set_up() {
+	local child status
+	setsid bash ./setup_env.sh </dev/null &
+	child=$!
+	while status=0; wait "$child" || status=$?; kill -0 "$child" 2>/dev/null; do
+		kill -s TERM -- "-$child" 2>/dev/null || true	# a signal came: it is what ended the waiting
+	done
+	[[ -z $stop_signal ]] || end_job 75
+	((status == 0)) || end_job "$status"
+	# shellcheck source=setup_env.sh
+	source ./setup_env.sh || end_job 1
 }
 
 # ---------------------------------------------------------------- running stages
@@ -103,6 +203,13 @@ run_stages() {
 				shift
 			fi
 		done
+		if [[ $stop_signal == USR2 ]] && is_batch && ((SECONDS - stop_at > STOP_SEC)); then
+			say "not stopped $STOP_SEC s after the warning: killed; what they saved before counts"
+			for k in "${!child_pids[@]}"; do
+				[[ -z ${child_pids[k]} ]] || kill -s KILL "${child_pids[k]}" 2>/dev/null || true
+			done
+			stop_at=$((SECONDS + 1000))
+		fi
 		all=${child_pids[*]}
 		[[ -n ${all// /} ]] || break
 		sleep 0.2
@@ -111,44 +218,63 @@ run_stages() {
 	return "$status"
 }
 
+own_file() {	# for what one stage of this job says; not where the run lies, whose disk may be full
+	mktemp "${TMPDIR:-/tmp}/lungkit.XXXXXX" 2>/dev/null || mktemp /tmp/lungkit.XXXXXX 2>/dev/null ||
+		mktemp "$log_dir/.said.XXXXXX"
+}
+
 start_stage() {	# start_stage SLOT NAME
-	local k=$1 name=$2 command=() stdout='' log=$log_dir/${2// /-}.log seen=0 share
+	local k=$1 name=$2 command=() stdout='' log=$log_dir/${2// /-}.log own settings
 	stage_command "$name"
-	child_names[k]=$name child_logs[k]=$log child_starts[k]=$(date +%s) child_echo[k]=''
+	child_names[k]=$name child_logs[k]=$log child_starts[k]=$(date +%s) child_echo[k]='' child_own[k]=''
 	if [[ -z $log ]]; then
 		"${command[@]}" &
 		child_pids[k]=$!
 		return
 	fi
-	: >>"$log"
-	seen=$(stat -c %s "$log")
-	share=("OMP_NUM_THREADS=$threads")
-	((${#prefix[@]} > 0 || ${#gpus[@]} == 0)) || share+=("CUDA_VISIBLE_DEVICES=${gpus[k % ${#gpus[@]}]}")
-	env "${share[@]}" "${prefix[@]}" "${command[@]}" >>"${stdout:-$log}" 2>>"$log" &
+	own=$(own_file)
+	child_own[k]=$own
+	settings=("OMP_NUM_THREADS=$threads")
+	((${#prefix[@]} > 0 || ${#gpus[@]} == 0)) || settings+=("CUDA_VISIBLE_DEVICES=${gpus[k % ${#gpus[@]}]}")
+	env "${settings[@]}" "${prefix[@]}" "${command[@]}" >>"${stdout:-$own}" 2>>"$own" &
 	child_pids[k]=$!
-	# Show the log as it grows. The stage itself writes to a file: a reader that a signal ends
-	# would take it along.
-	tail -c "+$((seen + 1))" -s 0.2 --pid="${child_pids[k]}" -f "$log" | while IFS= read -r line; do
-		printf '[%s] %s\n' "$name" "$line"
-	done >&2 &
+	# Show what it says, and add it to the log, which other jobs may write to as well. The stage
+	# itself writes to a file: a reader that a signal ends would take it along.
+	(
+		trap '' USR2 TERM INT
+		tail -c +1 -s 0.2 --pid="${child_pids[k]}" -f "$own" | while IFS= read -r line || [[ -n $line ]]; do
+			[[ $name == options\ * ]] || printf '[%s] %s\n' "$name" "$line" >&2
+			printf '%s\n' "$line" 2>/dev/null || true	# its disk may be full
+		done >>"$log"
+	) &
 	child_echo[k]=$!
 }
 
 end_stage() {	# end_stage SLOT: 0, 75 or the stage's failure, which is told in one line
-	local k=$1 status=0 name=${child_names[$1]} log=${child_logs[$1]} last=''
+	local k=$1 status=0 name=${child_names[$1]} log=${child_logs[$1]} own=${child_own[$1]} last='' how='' oom=''
 	wait "${child_pids[k]}" || status=$?
 	child_pids[k]=''
 	[[ -z ${child_echo[k]} ]] || wait "${child_echo[k]}" || true
 	# a signal that comes before Python is ready to note it ends it at once: it has begun nothing
 	[[ -z $stop_signal || $status -lt 128 ]] || status=75
 	[[ -n $log ]] || return "$status"	# it has told of itself
+	[[ $name != options\ * || $status -ne 1 ]] || status=0	# there is no data yet to be checked
 	[[ ! $name =~ ^(cnn\ .*)\ [0-9]+$ ]] || name=${BASH_REMATCH[1]}	# one line for all that share the work
-	printf '%s\t%s\t%s\t%s\t%s\n' "$job_id" "$name" "${child_starts[k]}" "$(date +%s)" "$status" \
-		>>"$log_dir/timings.tsv"
-	if ((status != 0 && status != 75)); then
-		[[ ! -s $log ]] || last=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1)
-		fault "stage $name failed (exit $status): ${last:-no message} (log: $log)"
+	{ printf '%s\t%s\t%s\t%s\t%s\n' "$job_id" "$name" "${child_starts[k]}" "$(date +%s)" "$status" \
+		>>"$log_dir/timings.tsv"; } 2>/dev/null || true
+	last=$(grep -v '^[[:space:]]*$' "$own" | tail -n 1 || true)
+	! grep -qiE 'oom[_-]kill' "$own" || oom=yes
+	rm -f "$own"
+	if ((status == 0 || status == 75)); then
+		return "$status"
+	elif [[ $status -eq 137 || -n $oom ]]; then	# its last line has nothing to do with it
+		how="was killed (exit $status), probably out of memory: ask for more --mem, or fewer at a time"
+	elif ((status > 128)) && kill -l "$((status - 128))" &>/dev/null; then
+		how="was ended by SIG$(kill -l "$((status - 128))") (exit $status): ${last:-no message}"
+	else
+		how="failed (exit $status): ${last:-no message}"
 	fi
+	fault "stage $name $how (log: $log)"
 	return "$status"
 }
 
@@ -179,6 +305,7 @@ note_signal() {	# note_signal NAME
 	local k
 	[[ -z $stop_signal ]] || return 0	# once: a stage that has saved no longer notes a second one
 	stop_signal=$1
+	stop_at=$SECONDS
 	say "$1: the running stages save and stop"
 	for k in "${!child_pids[@]}"; do
 		[[ -z ${child_pids[k]} ]] || pass_signal_on "$k"
@@ -192,42 +319,68 @@ pass_signal_on() {	# pass_signal_on SLOT
 	kill -s "$signal" "${child_pids[$1]}" 2>/dev/null || true
 }
 
-# What has been made so far under $run_dir, as one hash: of files, not of logs.
-progress_mark() {
-	find "$run_dir" -name logs -prune -o -type f ! -name '*.jsonl' ! -name '.*.lock' ! -name '.*.tmp*' \
-		! -name .options.json \
-		-printf '%P %s %T@\n' 2>/dev/null | sort | sha256sum
-}
-
 # begin_job: call once the options are checked; afterwards every way out is end_job.
 begin_job() {
 	mkdir -p "$log_dir" || { fault "cannot make $log_dir: set RUN to a place that can be written"; exit 1; }
-	mark_at_start=$(progress_mark)
 	trap 'note_signal USR2' USR2
 	trap 'note_signal TERM' TERM
 	trap 'note_signal INT' INT
+	[[ -z ${LUNGKIT_JOB:-} ]] || return 0
+	export LUNGKIT_SAVED=$log_dir/.saved.$job_id	# a stage that saves something new makes it
+	rm -f "$LUNGKIT_SAVED"
+	! is_batch || command -v scontrol >/dev/null ||
+		say "warning: no scontrol on the PATH: before the time limit this job stops, but it cannot requeue itself"
 }
 
 end_job() {	# end_job STATUS
-	local restarts=${SLURM_RESTART_COUNT:-0}
+	local restarts=${SLURM_RESTART_COUNT:-0} saved=''
 	trap '' USR2 TERM INT
 	[[ -z ${LUNGKIT_JOB:-} ]] || exit "$1"	# part of a larger job, which ends it
-	if [[ $1 -ne 75 ]]; then
-		exit "$1"
-	elif [[ ${ENVIRONMENT:-} != BATCH || -z ${SLURM_JOB_ID:-} ]]; then
+	[[ ! -e $LUNGKIT_SAVED ]] || saved=yes
+	rm -f "$LUNGKIT_SAVED"
+	[[ $1 -eq 75 ]] || exit "$1"
+	[[ -z $stop_signal ]] || say "all stopped $((SECONDS - (stop_at < SECONDS ? stop_at : SECONDS))) s after $stop_signal"
+	if ! is_batch; then
 		say "stopped; everything is saved: run the same command again to go on"
 	elif [[ $stop_signal == TERM || $stop_signal == INT ]]; then
-		say "stopped by $stop_signal; everything is saved: submit the same job again to go on"
+		say "stopped by $stop_signal; everything is saved: $(next_start)"
 	elif ((restarts >= MAX_RESTARTS)); then
 		fault "restarted $restarts times, MAX_RESTARTS is $MAX_RESTARTS: submit again with more --time"
 		exit 1
-	elif [[ $(progress_mark) == "$mark_at_start" ]]; then
+	elif [[ -z $saved ]]; then
 		fault "no progress since the last start: not requeued; give the job more --time"
 		exit 1
-	elif scontrol requeue "$SLURM_JOB_ID"; then
+	elif requeue; then
 		say "requeued (restart $((restarts + 1)) of at most $MAX_RESTARTS)"
-	else
-		fault "scontrol requeue $SLURM_JOB_ID failed: submit the same job again to go on"
 	fi
 	exit 75
+}
+
+next_start() {	# what Slurm does next with a job that it has told to end
+	local shown id=$SLURM_JOB_ID
+	shown=" $(scontrol show job "$id" --oneliner 2>/dev/null || true) "
+	if [[ $shown =~ \ Restarts=([0-9]+)\  ]] && ((BASH_REMATCH[1] > ${SLURM_RESTART_COUNT:-0})); then
+		echo "Slurm has queued this job again and will go on with it; do not submit it a second time"
+	elif [[ $shown =~ \ PreemptTime=[0-9] ]]; then
+		echo "preempted: where 'squeue -j $id' still shows it, Slurm will go on with it; do not submit it a second time"
+	elif [[ $shown == *' Restarts='* ]]; then
+		echo "submit the same job again to go on"
+	else
+		echo "where 'squeue -j $id' still shows it, Slurm will go on with it; else submit the same job again"
+	fi
+}
+
+requeue() {	# again and again for a minute: slurmctld may be away for a moment
+	local pause said
+	if ! command -v scontrol >/dev/null; then
+		fault "no scontrol on the PATH to requeue this job by: submit the same job again to go on"
+		return 1
+	fi
+	for pause in 5 10 15 30 0; do
+		! said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) || return 0
+		[[ $said =~ (contact|connect|timed\ out|communicat) ]] || break
+		sleep "$pause"
+	done
+	fault "scontrol requeue $SLURM_JOB_ID failed (${said//$'\n'/ }): submit the same job again to go on"
+	return 1
 }

@@ -46,11 +46,22 @@ printf '%s\n' "$line" >>"$CALLS"
 while [[ $1 == --* ]]; do shift; done
 exec "$@"
 """
+# AWAY: how often a requeue is not answered; SHOWN: what is shown of the job
 SCONTROL = r"""#!/bin/bash
+if [[ $1 == show ]]; then
+	echo "${SHOWN-}"
+	[[ -n ${SHOWN-} ]]
+	exit
+fi
 printf '\t\t\t%s\t%s\t%s\t\n' scontrol "$@" >>"$CALLS"
+if (($(grep -c scontrol "$CALLS") <= ${AWAY:-0})); then
+	echo "slurm_requeue error: Unable to contact slurm controller (connect failure)" >&2
+	exit 1
+fi
 exit "${SCONTROL_STATUS:-0}"
 """
 SETUP_ENV = r"""
+[[ ${BASH_SOURCE[0]} != "$0" ]] || exit "${SETUP_STATUS:-0}"
 printf -v line '%s\t' '' '' '' setup_env VENV "${VENV-}" PYTHON "${PYTHON-}" MODULES "${MODULES-}" \
 	TORCH_INDEX_URL "${TORCH_INDEX_URL-}"
 printf '%s\n' "$line" >>"$CALLS"
@@ -97,7 +108,8 @@ class Project:
         job = (ROOT / "lungkit/job.sh").read_text()
         self.quota_path = folder / "cpu.max"
         (self.path / "lungkit/job.sh").write_text(
-            job.replace("/sys/fs/cgroup/cpu.max", f"'{self.quota_path}'").replace(" 0.2", " 0.02"))
+            job.replace("/sys/fs/cgroup/cpu.max", f"'{self.quota_path}'").replace(" 0.2", " 0.02")
+            .replace("in 5 10 15 30 0", "in 0 0 0 0 0"))
         (self.path / "setup_env.sh").write_text(SETUP_ENV)
         for arm in ARMS:
             (self.path / f"{arm}_seg.py").touch()
