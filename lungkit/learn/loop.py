@@ -20,11 +20,12 @@ import torch
 
 from lungkit.run.faults import BadOptions, Fault, check_stop, stop_requested
 from lungkit.run.files import atomic_path
-from lungkit.run.progress import Progress, note_saved
+from lungkit.run.progress import Progress, note_saved, say
 from lungkit.run.seeds import generator_for
 
 SCHEMA = "lungkit.checkpoint/1"
 CHECKPOINT_INTERVAL_SEC = 60
+WARNING_SEC = 180  # the jobs' #SBATCH --signal
 SYNC_STEPS = 20  # the losses are read so often; in between a GPU is never waited for
 
 
@@ -105,15 +106,14 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
     progress = Progress(what, total, done=first, jsonl_path=jsonl_path)
 
     def steps() -> Iterator[int]:
-        saved_at, saving_sec = time.monotonic(), 0.0
+        saved_at, saving_sec, warned = time.monotonic(), 0.0, False
         for step in range(first, total):
             for optimizer, rate_at in rates:
                 for group in optimizer.param_groups:
                     group["lr"] = rate_at(step)
             yield step
             last = step + 1 == total
-            # saving takes a twentieth of the time at most, however large the model
-            due = time.monotonic() - saved_at >= max(CHECKPOINT_INTERVAL_SEC, 20 * saving_sec)
+            due = time.monotonic() - saved_at >= save_interval(saving_sec)
             if losses.num_waiting() < SYNC_STEPS and not (due or last or stop_requested()):
                 continue
             new = losses.fetch()
@@ -127,10 +127,29 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
                 save(checkpoint_path, state, identity, step + 1)
                 saved_at = time.monotonic()
                 saving_sec += saved_at
+                warned = warned or warn_of_slow_saving(what, saving_sec)
                 if not last:
                     check_stop()
 
     return steps()
+
+
+def save_interval(saving_sec: float) -> float:
+    """Seconds from one checkpoint to the next, of a model that takes `saving_sec` to save.
+
+    Saving takes a twentieth of the time, but what a killed stage loses is less than the warning.
+    """
+    return min(max(CHECKPOINT_INTERVAL_SEC, 20 * saving_sec), WARNING_SEC - 30)
+
+
+def warn_of_slow_saving(what: str, saving_sec: float) -> bool:
+    """Say it where saving takes a good part of a job's warning; return whether it does."""
+    slow = saving_sec > WARNING_SEC / 3
+    if slow:
+        say(f"warning: {what}: saving takes {saving_sec:.0f} s, and a job is warned "
+            f"{WARNING_SEC} s before its end: give it more, --signal=B:USR2@"
+            f"{max(600, round(5 * saving_sec))}")
+    return slow
 
 
 def save(path: Path | None, state: dict, identity: dict, step: int) -> None:

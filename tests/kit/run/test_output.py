@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from lungkit.run import cli
 from lungkit.run.journal import Journal
 from lungkit.run.output import Output
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def checkpoint(folder):
@@ -68,6 +71,31 @@ def test_what_saves_something_new_says_so(save, is_progress, tmp_path, monkeypat
 def test_a_job_whose_place_to_be_told_is_gone_is_no_obstacle(tmp_path, monkeypatch):
     monkeypatch.setenv("LUNGKIT_SAVED", str(tmp_path / "gone/said"))
     record(tmp_path)
+
+
+@pytest.mark.parametrize(("saving_sec", "interval_sec"), [
+    (0, 60), (3, 60), (4, 80), (7, 140), (10, 150), (100, 150)])
+def test_checkpoints_come_more_often_than_a_job_is_warned(saving_sec, interval_sec):
+    from lungkit.learn import loop
+
+    assert loop.save_interval(saving_sec) == interval_sec < loop.WARNING_SEC
+    for script in ("run_pipeline.slurm", "compare_models.sh"):
+        assert f"#SBATCH --signal=B:USR2@{loop.WARNING_SEC}\n" in (ROOT / script).read_text()
+
+
+def test_a_model_that_is_long_in_saving_is_said_with_its_seconds(monkeypatch, tmp_path, capsys):
+    import torch
+
+    from lungkit.learn import loop
+
+    clock = iter(range(0, 100000, 100))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    losses = loop.Losses()
+    for _ in loop.loop(3, what="a model", state={}, losses=losses, identity={},
+                       checkpoint_path=tmp_path / "x.ckpt"):
+        losses.add(loss=torch.zeros(()))
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(told) == 1 and "saving takes 100 s" in told[0] and "B:USR2@600" in told[0]
 
 
 # ------------------------------------------------------------------ a full disk
