@@ -205,7 +205,6 @@ def test_nothing_foreign_is_deleted(checkout, wheels, tmp_path):
     ({"PRESET": "fast"}, 2, ["PRESET", "demo or full"]),
     ({"SEED": "-1"}, 2, ["SEED"]),
     ({"ADAPTER": "full"}, 2, ["ADAPTER", "lora or dora"]),
-    ({"METRIC": "loss"}, 2, ["METRIC", "accuracy_own"]),
     ({"ARMS": "voronoi gan"}, 2, ["ARMS", "'gan'", "gan_seg.py"]),
     ({"ARMS": "voronoi", "GROUPS_CSV": "groups.csv"}, 2, ["GROUPS_CSV", "INPUT"]),
     ({"ARMS": "voronoi", "INPUT": "/not/there"}, 1, ["INPUT=/not/there", "one folder"]),
@@ -424,6 +423,61 @@ def test_a_job_shares_its_tasks_and_ends_with_their_status(slurm, tmp_path):
             trained = project.calls("cnn", dry=False)
             assert len(trained) == 2 * 2 and {call.threads for call in trained} == {"3"}
     assert job_field(slurm, job, "ExitCode") == "3:0" and "failed (exit 3)" in told
+
+
+ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "CANCELLED")
+
+
+def submit(project: Project, slurm: dict, *words: object) -> str:
+    """Submit from the project; its stages are stand-ins, srun and scontrol are Slurm's."""
+    for name in ("srun", "scontrol"):
+        (project.path.parent / "tools" / name).unlink(missing_ok=True)
+    submitted = subprocess.run(
+        ["sbatch", "--parsable", "--time=5", f"--output={project.path.parent}/job.out",
+         *map(str, words)], cwd=project.path, text=True, env={**project.env, **slurm},
+        capture_output=True, timeout=60)
+    assert submitted.returncode == 0, submitted.stderr
+    return submitted.stdout.strip()
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(("words", "told"), [
+    (["--ntasks=2", "--cpus-per-task=2", "--mem-per-cpu=100M", "compare_models.sh", "3"], ""),
+    (["--ntasks=1", "--cpus-per-task=1", "--mem=200M", "compare_models.sh", "3"], "1 at a time"),
+    (["--ntasks=2", "--cpus-per-task=1", "--mem=200M",
+      "--wrap=srun -n2 bash compare_models.sh 3"], "rank 1 has nothing to do"),
+    (["--ntasks=2", "--export=ALL", "--mem=200M", "compare_models.sh", "3"], "")])
+def test_a_job_is_what_was_asked_for(words, told, slurm, tmp_path):
+    """Memory by core, one core, within a step: done once, with the same threads everywhere."""
+    project = Project(tmp_path)
+    project.make_datasets("real", "diffusion")
+    job = submit(project, slurm, *words)
+    wait_for(lambda: job_field(slurm, job, "JobState") in ENDED, seconds=120)
+    out = (tmp_path / "job.out").read_text()
+    assert job_field(slurm, job, "JobState") == "COMPLETED", out
+    assert out.count("the verdict") == 1 and told in out
+    assert {call.threads for call in project.calls("cnn", dry=False)} == {"1"}
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(("order", "told"), [
+    ("scontrol requeue", "do not submit it a second time"),
+    ("scancel", "submit the same job again")])
+def test_a_job_that_is_ended_says_what_slurm_does_next(order, told, slurm, tmp_path):
+    project = Project(tmp_path)
+    project.make_datasets("real", "diffusion")
+    (tmp_path / "tools/python").write_text(
+        "#!/bin/bash\ntrap 'sleep 0.5; exit 75' TERM USR2\ntouch \"$RUN/begun\"\n"
+        "for ((k = 0; k < 600; k++)); do sleep 0.1; done\n")
+    job = submit(project, slurm, "--mem=200M", "compare_models.sh", "2")
+    wait_for((project.run_dir / "begun").exists, seconds=120)
+    command(*order.split(), job, **slurm)
+    out = tmp_path / "job.out"
+    try:
+        wait_for(lambda: "everything is saved" in out.read_text(), seconds=60)
+        assert told in out.read_text()
+    finally:
+        bash("-c", f"scancel {job}", **slurm)
 
 
 @pytest.mark.slow
