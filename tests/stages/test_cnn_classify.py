@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -480,6 +481,25 @@ def test_more_repeats_add_only_what_is_missing(real, tmp_path, capsys):
     assert read(tmp_path, "real", 1)["run"] == before
     assert classify(real, real, tmp_path, repeats="1") == 0
     assert "already complete" in capsys.readouterr().out
+
+
+def test_a_run_begun_under_version_1_resumes_and_is_compared(trainings, tmp_path, capsys):
+    import wilcoxon_test
+    kept = ROOT / "tests/fixtures/v1"
+    shutil.copytree(kept / "results", tmp_path / "results")
+    before = content(tmp_path / "results")
+    for repeats_asked, answer in (("2", "already complete"), ("3", "found 2, pending 1 of 3")):
+        for name in ("real", "voronoi"):
+            assert cnn_classify.main([
+                "--data", str(kept / "datasets" / name), "--real", str(kept / "datasets/real"),
+                "--results", str(tmp_path / "results"), "--repeats", repeats_asked, "--steps", "2",
+                "--batch-size", "4", "--device", "cpu", "--seed", "5"]) == 0
+            assert answer in "".join(capsys.readouterr())
+    assert len(trainings) == 2 and before.items() <= content(tmp_path / "results").items()
+    assert [read(tmp_path / "results", "real", repeat)["schema"] for repeat in range(3)] == [
+        "lungkit.result/1", "lungkit.result/1", "lungkit.result/2"]
+    assert wilcoxon_test.main([str(tmp_path / "results"), "--output", str(tmp_path / "comparison"),
+                               "--metric", "auroc", "--datasets", "real", "voronoi"]) == 0
 
 
 def test_complete_answers_without_torch(real, tmp_path, capsys, monkeypatch):
