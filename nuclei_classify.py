@@ -30,7 +30,6 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 
@@ -45,7 +44,7 @@ from lungkit.data.repeats import (
 )
 from lungkit.data.result import BASELINE
 from lungkit.nuclei.features import IMAGE_COLUMNS, IMAGES_FILE, read_image_features
-from lungkit.run import cli
+from lungkit.run import cli, seeds
 from lungkit.run.faults import BadOptions, Fault, check_stop
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
@@ -173,8 +172,7 @@ class Bench:
     def run_repeat(self, identity: dict, directory: Path) -> None:
         """Draw, choose, fit, test and record the repeat that `identity` describes."""
         start = time.monotonic()
-        stream = [crc32(NAME.encode()), identity["seed"], identity["replicate"]]
-        rng = np.random.default_rng(stream)
+        rng = seeds.repeat_draws(NAME, identity["seed"], identity["replicate"])
         values, labels = self.values["train"], self.labels["train"]
         times = draw_groups(self.groups, labels, rng)
         seed = int(rng.integers(2**31))

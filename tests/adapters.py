@@ -21,20 +21,22 @@ SIZE = 64
 LORA = "pytorch_lora_weights.safetensors"
 
 
-def write_real(path: Path) -> Path:
+def write_real(path: Path, *, channels: int = 3, symmetries: int = 8) -> Path:
     """A dataset "real" of unlike counts; the first pixel's red numbers the images from 1."""
     rng = np.random.default_rng(0)
     output = Output(path, "dataset.json", {"seed": 0})
-    with DatasetWriter(output, stage="tumor_seg", classes=list(COUNTS), image_size=SIZE) as writer:
+    with DatasetWriter(output, stage="tumor_seg", classes=list(COUNTS), image_size=SIZE,
+                       channels=channels) as writer:
         index = 0
         for place, split in enumerate(("train", "val", "test")):
             for label, numbers in COUNTS.items():
                 for _ in range(numbers[place]):
-                    image = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+                    image = rng.integers(0, 256, (SIZE, SIZE, channels), np.uint8)
                     image[0, 0, 0] = index + 1
                     writer.add(split, label, index, image, group=f"patient {index}")
                     index += 1
-        writer.publish(parents=[], seed=0, um_per_px=200 / SIZE, modality="he")
+        writer.publish(parents=[], seed=0, um_per_px=200 / SIZE, modality="he",
+                       symmetries=symmetries)
     return path
 
 
@@ -118,11 +120,12 @@ class FakeLatents:
         return len(self.numbers)
 
     def subset(self, indices: list[int]) -> FakeLatents:
-        part = FakeLatents(None, [])
+        part = FakeLatents(None, [], symmetries=self.symmetries)
         part.numbers = [self.numbers[i] for i in indices]
         return part
 
 
+# long: the stand-ins are closures over the record
 def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
             lose: str | None = None) -> Record:
     """Run `<arm>_seg.py` on stand-ins.
@@ -133,8 +136,8 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
     record = Record(root)
     name = f"{arm}_seg"
 
-    def detector(weights=None):
-        record.detector_of.append(weights)
+    def detector(weights=None, device="auto"):
+        record.detector_of.append((weights, device))
 
         def detect(image, **options):
             record.detected.append(SimpleNamespace(number=number_of(image), **options))
@@ -146,7 +149,8 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
         control = controlnet and SimpleNamespace(source=controlnet.source, frozen=controlnet.frozen,
                                                  training=controlnet.training)
         call = SimpleNamespace(numbers=latents.numbers, caption=caption, batch_size=batch_size,
-                               control=control, maps=maps, controlnet=controlnet)
+                               control=control, maps=maps, controlnet=controlnet,
+                               symmetries=latents.symmetries)
         record.losses.append(call)
         return call
 

@@ -86,15 +86,17 @@ def structure_map(layout: Layout, size: int) -> np.ndarray:
 NUM_LEVELS = 4  # words a measurement is put into
 
 
-def measure_layouts(data, path: Path, nuclei_weights: Path | None = None) -> list[Layout]:
+def measure_layouts(data, path: Path, nuclei_weights: Path | None = None,
+                    device: str = "auto") -> list[Layout]:
     """Detect the nuclei of every training image, in the order of `select`; keep them in `path`.
 
-    nuclei_weights: of an InstanSeg model; None: the rules of lungkit/nuclei/detect.py.
+    nuclei_weights: of an InstanSeg model, which runs on `device`; None: the rules of
+        lungkit/nuclei/detect.py.
     """
     from lungkit.nuclei.detect import FIELD_UM, METHODS
     from lungkit.nuclei.instanseg import load_detector
 
-    detect = partial(load_detector(nuclei_weights),
+    detect = partial(load_detector(nuclei_weights, device),
                      modality=data.modality if data.modality in METHODS else "auto",
                      field_um=side_um(data.manifest) or FIELD_UM)
     rows = data.select("train")

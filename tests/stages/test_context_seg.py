@@ -77,7 +77,7 @@ def test_the_weights_given_find_the_nuclei(real, tmp_path):
     weights = tmp_path / "instanseg.pt"
     weights.write_bytes(b"weights")
     record = run_arm("context", real, tmp_path, "--nuclei-weights", str(weights))
-    assert record.status == 0 and record.detector_of == [weights]
+    assert record.status == 0 and record.detector_of == [(weights, "cpu")]
 
 
 def test_context_words_that_would_be_cut_are_refused_before_training(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import diffusion_seg
+from adapters import write_real
 from arms import arguments, main_of
 from lungkit.data.dataset import open_dataset
 from lungkit.data.orientations import orient
@@ -64,17 +65,15 @@ class Scaler(torch.nn.Module):
 LABELS = np.array([1, 0, 2, 1])
 
 
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    """A UNet and an autoencoder after 60 steps on four images of three classes."""
-    images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)
+def fit(images, work_dir, *, steps: int, symmetries: int = 8) -> tuple:
+    """UNet and autoencoder after `steps`, and (image, orientation, class) of what was asked."""
     unet, autoencoder, schedule = Scaler(), Pixels(), training_schedule()
-    diffusion_seg.train_unet(unet, autoencoder, schedule, images, LABELS, num_classes=3, steps=60,
-                             batch_size=16, learning_rate=0.02, seed=0, device=CPU,
-                             work_dir=tmp_path_factory.mktemp("fitted"))
+    diffusion_seg.train_unet(unet, autoencoder, schedule, images, LABELS, num_classes=3,
+                             steps=steps, batch_size=16, learning_rate=0.02, seed=0, device=CPU,
+                             work_dir=work_dir, symmetries=symmetries)
     known = torch.stack([orient(to_model_range(images), which) for which in range(8)])
     known *= autoencoder.config.scaling_factor
-    seen = []  # (image, orientation, class) of what was asked at little noise
+    seen = []  # at little noise
     for noisy, times, classes in unet.asked:
         alphas = schedule.alphas_cumprod[times].reshape(-1, 1, 1, 1)
         clean = (noisy / alphas.sqrt()).flatten(1)
@@ -82,12 +81,36 @@ def fitted(tmp_path_factory):
         seen += [(place % 4, place // 4, label) for place, label, alpha in
                  zip(nearest.tolist(), classes.tolist(), alphas.flatten().tolist(), strict=True)
                  if alpha > 0.7]
+    return unet, autoencoder, seen
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A UNet and an autoencoder after 60 steps on four images of three classes."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)
+    unet, autoencoder, seen = fit(images, tmp_path_factory.mktemp("fitted"), steps=60)
     return SimpleNamespace(unet=unet, autoencoder=autoencoder, images=images, seen=seen)
 
 
 def test_every_image_is_trained_on_as_of_its_own_class_or_none(fitted):
     pairs = {(image, label) for image, _, label in fitted.seen}
     assert pairs == {(image, label) for image in range(4) for label in (LABELS[image], 3)}
+
+
+@pytest.mark.parametrize(("symmetries", "allowed"), [(2, {0, 4}), (1, {0})])
+def test_images_are_turned_as_their_dataset_allows(symmetries, allowed, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)
+    assert {which for _, which, _ in fit(images, tmp_path, steps=10, symmetries=symmetries)[2]} \
+        == allowed
+
+
+def test_the_dataset_says_how_autoencoder_and_unet_turn_images(tmp_path, monkeypatch):
+    asked = []
+    for name in ("train_autoencoder", "train_unet"):
+        monkeypatch.setattr(diffusion_seg, name, lambda *_, symmetries, **__: asked.append(
+            symmetries) or 0.5)
+    calls = watch(write_real(tmp_path / "real", symmetries=2), tmp_path, 0, "--autoencoder", "train")
+    assert calls.code == 0 and asked == [2, 2]
 
 
 def test_a_tenth_of_the_classes_is_dropped_for_guidance(fitted):

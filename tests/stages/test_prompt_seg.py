@@ -70,6 +70,22 @@ def test_the_options_reach_the_training(made):
 
 
 @pytest.mark.parametrize("arm", ["prompt", "context"])
+def test_images_are_turned_as_their_dataset_allows(arm, tmp_path):
+    record = run_arm(arm, write_real(tmp_path / "real", symmetries=2), tmp_path)
+    assert record.status == 0 and {call.symmetries for call in record.losses} == {2}
+    assert open_dataset(record.output).symmetries == 2
+
+
+def test_grey_images_are_drawn_for_a_grey_dataset(tmp_path):
+    record = run_arm("prompt", write_real(tmp_path / "real", channels=1), tmp_path)
+    made = open_dataset(record.output)
+    assert record.status == 0 and made.channels == 1
+    for row in made.rows:  # the stand-in draws in colour, from the item's index
+        drawn = np.random.default_rng(int(row.stem)).integers(0, 256, (64, 64, 3), np.uint8)
+        assert np.array_equal(made.image(row), drawn.mean(-1, keepdims=True).round())
+
+
+@pytest.mark.parametrize("arm", ["prompt", "context"])
 def test_nothing_of_the_real_val_and_test_images_is_read(arm, tmp_path):
     real = write_real(tmp_path / "real")
     seeing = run_arm(arm, real, tmp_path / "seeing")

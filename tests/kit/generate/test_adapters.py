@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +16,13 @@ from lungkit.generate.adapters import TARGET_MODULES, denoise_with, train_adapte
 from lungkit.generate.base_model import (
     BASE_MODEL_DIR,
     BaseModel,
+    check_base_model,
     check_image_size,
     resolve_base_model,
 )
 from lungkit.generate.drawing import draw_images, pipeline
 from lungkit.generate.items import require_files
+from lungkit.generate.prompts import Prompts
 from lungkit.run import faults
 
 SCALE = 0.5
@@ -68,10 +73,10 @@ class Identity(torch.nn.Module):
             mean=images, std=torch.full_like(images, self.std)))
 
 
-def latents_of(images: np.ndarray, std: float = 0.0):
+def latents_of(images: np.ndarray, std: float = 0.0, symmetries: int = 8):
     from lungkit.generate.latents import Latents
 
-    return Latents(Identity(std), images)
+    return Latents(Identity(std), images, symmetries=symmetries)
 
 
 def pictures(number: int = 3, size: int = 4) -> np.ndarray:
@@ -147,6 +152,35 @@ def test_every_image_comes_with_its_own_caption_state_and_control_in_its_orienta
     assert {caption for caption in captions} >= set("01234")
     seen = {one.numpy().round(2).tobytes() for one in asked.noisy}
     assert len(seen) > 20, "every image in several orientations"
+
+
+def test_images_and_maps_are_turned_as_their_dataset_allows():
+    images, base, maps = pictures(1), FakeBase(**CLEAN), []
+
+    def controlnet(noisy, timesteps, *, controlnet_cond, **more):
+        maps.append(controlnet_cond)
+        return "down", "middle"
+    training_loss(base, latents_of(images, symmetries=2), lambda i, draw: "x", batch_size=32, controlnet=controlnet,
+                  maps=images)(0, generator())
+    assert torch.allclose(base.asked[0].noisy / SCALE, maps[0] * 2 - 1, atol=2e-2)
+    plain = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    turned = {int(torch.equal(one, plain[0])) + 2 * int(torch.equal(one, plain[0].flip(-1)))
+              for one in maps[0]}
+    assert turned == {1, 2}
+
+
+@pytest.mark.parametrize("kind", ["sample", "epsilon", "flow_prediction"])
+def test_a_base_that_predicts_what_is_not_trained_here_is_refused_by_name(kind, tmp_path):
+    shutil.copytree(BASE_MODEL_DIR, tmp_path / "base")
+    config = tmp_path / "base" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "prediction_type": kind}))
+    check = partial(check_base_model, tmp_path / "base", {"image_size": 64, "classes": ["lung_n"]},
+                    Prompts())
+    if kind == "flow_prediction":
+        with pytest.raises(faults.BadOptions, match="flow_prediction.*v_prediction"):
+            check()
+    else:
+        check()
 
 
 def test_without_a_controlnet_nothing_is_added_to_the_unet():
