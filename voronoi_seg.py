@@ -255,7 +255,7 @@ def report(made: Dataset, nuclei: dict[str, dict], warnings: list[str]) -> None:
 
 
 def run(*, real: Path, output: Path, render: str, modality: str, solidity: float,
-        field_um: float | None, nuclei_weights: Path | None, workers: int, preset: str,
+        field_um: float | None, nuclei_weights: Path | None, device: str, workers: int, preset: str,
         overwrite: bool, dry_run: bool) -> None:
     check_apart(real, output)
     real_dir, output_dir = Path(real).resolve(), Path(output).resolve()
@@ -292,7 +292,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
                             jsonl_path=writer.work_dir / "progress.jsonl")
         if nuclei_weights:
             from lungkit.nuclei.instanseg import load_detector
-            how["detect"] = load_detector(nuclei_weights)
+            how["detect"] = load_detector(nuclei_weights, device)
         with mapper(workers) as mapped:
             drawn = mapped(partial(draw_row, real_dir=real_dir, **how), pending)
             for row, (picture, mask, lines, summary) in zip(pending, drawn):
@@ -339,6 +339,8 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--nuclei-weights", type=Path, metavar="FILE",
                        help="find nuclei by this InstanSeg model (TorchScript: loading it runs its "
                             "code) and not by the rules of lungkit/nuclei/detect.py")
+    group.add_argument("--device", default="auto", metavar="NAME",
+                       help="where that model runs: auto, cpu, cuda or cuda:N")
     group = parser.add_argument_group("Workers")
     group.add_argument("--workers", type=cli.positive_int, default=1, metavar="N",
                        help="processes; the result does not depend on it")

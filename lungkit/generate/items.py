@@ -206,7 +206,8 @@ def add_generator_options(group, hyperparameters) -> None:
                        help="training images to draw, as a multiple of REAL's")
     hyperparameters.add_argument("--sampler", choices=("dpm", "ddim"), default="dpm",
                                  help="DPM-Solver++ of second order, or DDIM")
-    hyperparameters.add_argument("--sampling-steps", type=cli.positive_int, metavar="INT")
+    hyperparameters.add_argument("--sampling-steps", type=cli.positive_int, metavar="INT",
+                                 help="steps from noise to an image")
     hyperparameters.add_argument("--guidance-scale", type=cli.positive_float, metavar="FLOAT",
                                  help="1: no guidance")
 

@@ -632,7 +632,9 @@ def test_nuclei_may_be_found_by_a_model(real_dataset, tmp_path, capsys):
     torch.jit.script(Threshold()).save(str(weights))
     command = ["--real", str(real_dataset), "--output", str(tmp_path / "out"),
                "--nuclei-weights", str(weights)]
-    assert voronoi_seg.main([*command, "--workers", "2"]) == 0
+    assert voronoi_seg.main([*command, "--device", "tpu"]) == 2
+    assert "--device 'tpu'" in capsys.readouterr().err
+    assert voronoi_seg.main([*command, "--device", "cpu", "--workers", "2"]) == 0
     found = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert len(found["parameters"]["nuclei_weights"]) == 64
     plain = tmp_path / "plain"
