@@ -13,11 +13,10 @@ Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 from __future__ import annotations
 
 import contextlib
-import html
 import io
 import logging
-import re
 from math import prod
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -219,17 +218,26 @@ def _tiff_values(plane: np.ndarray, photometric: int) -> np.ndarray:
 
 # ------------------------------------------------------------------ what a TIFF says of itself
 
-def _first_ome_image(file) -> str:
-    """The OME-XML of the first image; empty where there is none."""
-    return (file.ome_metadata or "").split("</Image>")[0] if file.is_ome else ""
+def _ome_pixels(file) -> ElementTree.Element:
+    """<Pixels> of the first image of OME-XML; an empty element where there is none.
+
+    Not by tifffile.xml2dict, which makes numbers and truth values of names that look like them.
+    """
+    nothing = ElementTree.Element("Pixels")
+    try:
+        root = ElementTree.fromstring(file.ome_metadata) if file.is_ome else nothing
+    except ElementTree.ParseError:
+        return nothing
+    pixels = root.find("{*}Image/{*}Pixels")
+    return nothing if pixels is None else pixels
 
 
 def _channel_names(file, count: int) -> list[str] | None:
     """The names OME or ImageJ give the channels; None unless every channel has one."""
-    names = re.findall(r'<Channel\b[^>]*?\bName="([^"]*)"', _first_ome_image(file))
-    if not names and file.is_imagej:
+    names = [channel.get("Name") for channel in _ome_pixels(file).findall("{*}Channel")]
+    if not any(names) and file.is_imagej:
         names = (file.imagej_metadata or {}).get("Labels") or []
-    return [html.unescape(str(name)) for name in names] if len(names) == count else None
+    return [str(name) for name in names] if len(names) == count and None not in names else None
 
 
 def tiff_pixel_size_um(file) -> float | None:
@@ -251,11 +259,9 @@ def plausible_um(x: float, y: float) -> float | None:
 
 def _ome_pixel_um(file) -> tuple[float, float] | None:
     """PhysicalSizeX and Y of OME-XML in um; the model's default unit is um."""
-    pixels = re.search(r"<Pixels\b[^>]*>", _first_ome_image(file))
-    said = dict(re.findall(r'\b(\w+)="([^"]*)"', pixels[0])) if pixels else {}
-    sizes = []
+    said, sizes = _ome_pixels(file).attrib, []
     for axis in "XY":
-        unit = html.unescape(said.get(f"PhysicalSize{axis}Unit", "um"))
+        unit = said.get(f"PhysicalSize{axis}Unit", "um")
         try:
             sizes.append(float(said[f"PhysicalSize{axis}"]) * _MICROMETRES[unit.strip().lower()])
         except (KeyError, ValueError):

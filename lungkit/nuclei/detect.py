@@ -81,19 +81,19 @@ def detect_nuclei(image: np.ndarray, *, modality: str = "auto", solidity: float 
     work = max(size, WORK_PX)
     if work != size:
         image = cv2.resize(image, (work, work), interpolation=cv2.INTER_CUBIC)
-    px_um = work / field_um
-    labels, height, stain, excess, floor = cut_fragments(image, modality, px_um)
-    labels = join_fragments(labels, height, stain, px_um)
+    px_per_um = work / field_um
+    labels, height, stain, excess, floor = cut_fragments(image, modality, px_per_um)
+    labels = join_fragments(labels, height, stain, px_per_um)
     faint = _peaks(excess, labels) < PROMINENCE * floor
-    return settle(np.where(faint[labels], 0, labels), px_um, solidity, size)
+    return settle(np.where(faint[labels], 0, labels), px_per_um, solidity, size)
 
 
-def settle(labels: np.ndarray, px_um: float, solidity: float, size: int) -> Nuclei:
+def settle(labels: np.ndarray, px_per_um: float, solidity: float, size: int) -> Nuclei:
     """Keep what has a nucleus's size and solidity, in a raster of `size` px a side.
 
-    labels: int32 [W, W], 0 background, at px_um px per um; W need not be `size`.
+    labels: int32 [W, W], 0 background, at px_per_um px per um; W need not be `size`.
     """
-    labels, centroids, areas = _select(labels, px_um, solidity)
+    labels, centroids, areas = _select(labels, px_per_um, solidity)
     work = len(labels)
     scale = size / work
     if work != size:
@@ -104,7 +104,7 @@ def settle(labels: np.ndarray, px_um: float, solidity: float, size: int) -> Nucl
 
 
 def cut_fragments(image: np.ndarray, modality: str,
-                  px_um: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+                  px_per_um: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
     """Mask the nuclei of a uint8 [H, W, 3] image and cut the mask at every slight neck.
 
     Returns fragments int32 [H, W], 0 background; the height that the watershed flooded, the stain,
@@ -113,12 +113,12 @@ def cut_fragments(image: np.ndarray, modality: str,
     import cv2
     from skimage.segmentation import watershed
 
-    raw, stain, threshold, floor = METHODS[modality](image, px_um)
-    sharp = cv2.GaussianBlur(raw, (0, 0), SHARP_UM * px_um)
-    mask = _smooth(sharp > threshold, px_um)
-    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) / px_um
-    height = cv2.GaussianBlur(depth + STAIN_WEIGHT_UM * stain * mask, (0, 0), SEED_UM * px_um)
-    labels = watershed(-height, _seeds(height, mask, MIN_DISTANCE_UM * px_um), mask=mask)
+    raw, stain, threshold, floor = METHODS[modality](image, px_per_um)
+    sharp = cv2.GaussianBlur(raw, (0, 0), SHARP_UM * px_per_um)
+    mask = _smooth(sharp > threshold, px_per_um)
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) / px_per_um
+    height = cv2.GaussianBlur(depth + STAIN_WEIGHT_UM * stain * mask, (0, 0), SEED_UM * px_per_um)
+    labels = watershed(-height, _seeds(height, mask, MIN_DISTANCE_UM * px_per_um), mask=mask)
     return labels.astype(np.int32), height, sharp, stain - threshold, floor
 
 
@@ -130,6 +130,9 @@ def guess_modality(image: np.ndarray) -> str:
 def haematoxylin(image: np.ndarray) -> np.ndarray:
     """Concentration of haematoxylin, float32 [H, W], in natural optical density, not below 0.
 
+    image: uint8 [H, W, 3], stained with haematoxylin and eosin. It lives here and not with the
+    stains of histology, which stand above the nuclei and take UNMIX from here.
+
     Where there is more eosin than haematoxylin the surplus is taken off: red cells, which stain
     normalisation turns purple, hold haematoxylin by colour alone.
     """
@@ -140,26 +143,26 @@ def haematoxylin(image: np.ndarray) -> np.ndarray:
     return np.maximum(haem - np.maximum(eosin - haem, 0), 0)
 
 
-def _he(image: np.ndarray, px_um: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _he(image: np.ndarray, px_per_um: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Haematoxylin, raw and smooth, the threshold of nuclei, float32 [H, W], and its floor."""
     import cv2
 
     raw = haematoxylin(image)
-    stain = cv2.GaussianBlur(raw, (0, 0), SMOOTH_UM * px_um)
-    around = cv2.blur(stain, (2 * round(CONTEXT_UM * px_um / 2) + 1,) * 2)
+    stain = cv2.GaussianBlur(raw, (0, 0), SMOOTH_UM * px_per_um)
+    around = cv2.blur(stain, (2 * round(CONTEXT_UM * px_per_um / 2) + 1,) * 2)
     threshold = np.maximum(max(OTSU * _otsu(stain), HE_FLOOR), around + HE_CONTRAST)
     return raw, stain, threshold, HE_FLOOR
 
 
 def _fluorescence(image: np.ndarray,
-                  px_um: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+                  px_per_um: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """As `_he`, for intensity above the background, 0..1."""
     import cv2
 
     raw = nuclear_channel(image)
-    raw -= _background(raw, px_um)
-    light = cv2.GaussianBlur(raw, (0, 0), SMOOTH_UM * px_um)
-    around = cv2.blur(light, (2 * round(CONTEXT_UM * px_um / 2) + 1,) * 2)
+    raw -= _background(raw, px_per_um)
+    light = cv2.GaussianBlur(raw, (0, 0), SMOOTH_UM * px_per_um)
+    around = cv2.blur(light, (2 * round(CONTEXT_UM * px_per_um / 2) + 1,) * 2)
     threshold = np.maximum(max(FLUORESCENCE_OTSU * _otsu(light), FLUORESCENCE_FLOOR), around)
     return raw, light, threshold, FLUORESCENCE_FLOOR
 
@@ -175,12 +178,12 @@ def nuclear_channel(image: np.ndarray) -> np.ndarray:
     return (image[..., 2] if composite else image.max(axis=2)).astype(np.float32) / 255
 
 
-def _background(light: np.ndarray, px_um: float) -> np.ndarray:
+def _background(light: np.ndarray, px_per_um: float) -> np.ndarray:
     """Light that varies over more than BACKGROUND_UM, float32 [H, W]: a smoothed opening."""
     import cv2
 
     height, width = light.shape
-    step = max(1, round(BACKGROUND_UM * px_um / 16))  # 16 px a structure is fine enough
+    step = max(1, round(BACKGROUND_UM * px_per_um / 16))  # 16 px a structure is fine enough
     small = cv2.resize(light, (-(-width // step), -(-height // step)), interpolation=cv2.INTER_AREA)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (17, 17))
     small = cv2.morphologyEx(small, cv2.MORPH_OPEN, disc, borderType=cv2.BORDER_REFLECT)
@@ -218,14 +221,14 @@ def _seeds(height: np.ndarray, mask: np.ndarray, distance_px: float) -> np.ndarr
     return cv2.connectedComponents(peaks.astype(np.uint8), connectivity=8)[1]
 
 
-def _smooth(mask: np.ndarray, px_um: float) -> np.ndarray:
+def _smooth(mask: np.ndarray, px_per_um: float) -> np.ndarray:
     """Fill holes up to MAX_HOLE_UM2 (pale chromatin, not a gland's lumen) and take off specks."""
     import cv2
 
     _, holes, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
-    small = stats[:, cv2.CC_STAT_AREA] <= MAX_HOLE_UM2 * px_um**2
+    small = stats[:, cv2.CC_STAT_AREA] <= MAX_HOLE_UM2 * px_per_um**2
     small[0] = False
-    side = 2 * round(OPEN_UM * px_um / 2) + 1
+    side = 2 * round(OPEN_UM * px_per_um / 2) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     return cv2.morphologyEx((mask | small[holes]).astype(np.uint8), cv2.MORPH_OPEN, disc) > 0
 
@@ -238,7 +241,7 @@ def _peaks(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return peaks
 
 
-def _select(labels: np.ndarray, px_um: float,
+def _select(labels: np.ndarray, px_per_um: float,
             solidity: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keep regions of a nucleus's size and solidity: labels 1..N by row, centroids, areas."""
     inside = np.flatnonzero(labels)
@@ -246,10 +249,10 @@ def _select(labels: np.ndarray, px_um: float,
     ys, xs = np.divmod(inside, labels.shape[1])
     count = int(labels.max()) + 1
     areas = np.bincount(ids, minlength=count).astype(float)
-    least = np.full(count, MIN_AREA_UM2 * px_um**2)
+    least = np.full(count, MIN_AREA_UM2 * px_per_um**2)
     for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        least[border] = BORDER_SHARE * MIN_AREA_UM2 * px_um**2
-    keep = (areas >= least) & (areas <= MAX_AREA_UM2 * px_um**2)
+        least[border] = BORDER_SHARE * MIN_AREA_UM2 * px_per_um**2
+    keep = (areas >= least) & (areas <= MAX_AREA_UM2 * px_per_um**2)
     keep &= areas >= solidity * hull_areas(hulls_of(labels))
     new = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
     sums = np.stack([np.bincount(ids, values, count) for values in (xs, ys)], axis=1)

@@ -185,6 +185,20 @@ def test_names_of_channels_are_those_of_the_image():
         decode_image(ome(STACK), -1)
 
 
+@pytest.mark.parametrize("name", ["01", "1.50", "ON", "a < b & \"c\"", "Hoechst, 405"])
+def test_a_name_is_taken_as_it_is_written(name):
+    content = ome(STACK, names=["x", name, "y", "z"])
+    np.testing.assert_array_equal(decode_image(content, name), decode_image(content, 1))
+
+
+def test_a_damaged_description_names_no_channel():
+    content = ome(STACK)
+    damaged = content.replace(b"</Pixels>", b"</Pixelz>")
+    assert damaged != content and pixel_size_um(damaged) is None
+    with pytest.raises(Unreadable, match="--channel"):
+        decode_image(damaged, None)
+
+
 def test_channel_of_a_colour_image():
     for channel in (1, "1", "green", "GREEN"):
         np.testing.assert_array_equal(decode_image(pillow(RGB, "PNG"), channel), RGB[..., 1])
