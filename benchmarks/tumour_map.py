@@ -53,8 +53,8 @@ def haematoxylin_only(image, nuclei):
     """Otsu's threshold of smoothed haematoxylin in the tissue of this tile."""
     image = balance_white(image, background_light(image))
     tissue = tissue_mask(image)
-    px_um = image.shape[0] / FIELD_UM
-    stain = tumour_map._blur(tumour_map._haematoxylin(image), tumour_map.CROWD_UM * px_um)
+    px_per_um = image.shape[0] / FIELD_UM
+    stain = tumour_map._blur(tumour_map._haematoxylin(image), tumour_map.CROWD_UM * px_per_um)
     if not tissue.any():
         return tissue
     top = stain[tissue].max()
@@ -67,11 +67,11 @@ def the_map(image, nuclei):
 
 def nuclei_only(image, nuclei):
     """The rule without the haematoxylin of the cytoplasm: its mean, 0.20, everywhere."""
-    measured, tissue, px_um = tumour_map.measure(image, nuclei, field_um=FIELD_UM)
+    measured, tissue, px_per_um = tumour_map.measure(image, nuclei, field_um=FIELD_UM)
     weights = tumour_map.WEIGHTS
     score = (weights["size"] * measured["size"] + weights["crowd"] * measured["crowd"]
              + weights["cytoplasm"] * 0.20 + tumour_map.OFFSET)
-    return tumour_map.tidy((score > 0) & tissue, tissue, px_um)
+    return tumour_map.tidy((score > 0) & tissue, tissue, px_per_um)
 
 
 METHODS = {"all tissue": all_tissue, "haematoxylin only": haematoxylin_only,

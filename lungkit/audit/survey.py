@@ -29,7 +29,7 @@ class Original:
     file_bytes: int
     look: tuple                  # width, height, suffix, grey or colour, before any change
     statistics: tuple            # mean red, green, blue, brightness, contrast, 0..255
-    um_px: float | None
+    um_per_px: float | None
     light: object                # background colour [3]; None for grey
     stains: object               # what the stain method measured, or None
     bright: bool                 # grey on a bright background

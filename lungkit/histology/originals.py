@@ -54,18 +54,18 @@ class Cut:
 
 
 class Picture:
-    """An image decoded whole. size: (height, width) px; um_px: um per pixel, None if unknown."""
+    """An image decoded whole. size: (height, width) px; um_per_px: None if unknown."""
 
     is_slide = False
 
-    def __init__(self, content: bytes, channel: int | str | None, um_px: float | None,
+    def __init__(self, content: bytes, channel: int | str | None, um_per_px: float | None,
                  pages_are: str) -> None:
         self.sha256, self.file_bytes = files.sha256(content), len(content)
         self._pixels = images.decode_image(content, channel, pages_are=pages_are)
         self.bright = False
         self.colour = self._pixels.ndim == 3
         self.size = self._pixels.shape[:2]
-        self.um_px = images.pixel_size_um(content) or um_px
+        self.um_per_px = images.pixel_size_um(content) or um_per_px
         if not self.colour:
             self._pixels, self.bright = background.enhance_grey(self._pixels)
 
@@ -77,14 +77,14 @@ class Picture:
         """(top, left, side) of its tiles in pixels: as large as fits, or as `cut` says."""
         side = cut.tile_size
         if cut.mpp:
-            if not self.um_px:
+            if not self.um_per_px:
                 raise channels.Unreadable("does not say how large its pixels are: give micrometres "
                                         "a pixel with --source-mpp, or leave out --mpp")
-            if cut.mpp < tissue_grid.FINER_THAN_SCAN * self.um_px:
+            if cut.mpp < tissue_grid.FINER_THAN_SCAN * self.um_per_px:
                 raise channels.Unreadable(
-                    f"has {self.um_px:.3g} um a pixel, too coarse for tiles of {cut.mpp:.3g}: ask "
-                    f"for at least {self.um_px:.3g} with --mpp")
-            side = max(1, round(cut.image_size * cut.mpp / self.um_px))
+                    f"has {self.um_per_px:.3g} um a pixel, too coarse for tiles of {cut.mpp:.3g}: "
+                    f"ask for at least {self.um_per_px:.3g} with --mpp")
+            side = max(1, round(cut.image_size * cut.mpp / self.um_per_px))
         return tile_boxes(*self.size, side)
 
     def read(self, box: tuple[int, int, int], most_px: int):
@@ -94,14 +94,14 @@ class Picture:
 
 
 class WholeSlide:
-    """A slide, read a square at a time. size: (height, width) px; um_px: um per pixel or None."""
+    """A slide, read a square at a time. size: (height, width) px; um_per_px: None if unknown."""
 
     is_slide, colour, bright = True, True, False
 
     def __init__(self, slide: slides.Slide, path: Path) -> None:
         self._slide, self._path = slide, path
         self.file_bytes = path.stat().st_size
-        self.size, self.um_px = (slide.height, slide.width), slide.mpp
+        self.size, self.um_per_px = (slide.height, slide.width), slide.mpp
 
     @property
     def sha256(self) -> str:
@@ -129,17 +129,17 @@ class WholeSlide:
 
 
 @contextlib.contextmanager
-def open_original(path: Path, *, channel: int | str | None = None, um_px: float | None = None,
+def open_original(path: Path, *, channel: int | str | None = None, um_per_px: float | None = None,
                   pages_are: str = "channels") -> Iterator[Picture | WholeSlide]:
     """Open a picture or a slide; its content decides. Raises Unreadable.
 
-    channel: of a multi-channel picture. um_px: micrometres per pixel of one that does not say.
+    channel: of a multi-channel picture. um_per_px: micrometres per pixel of one that does not say.
     """
     if not slides.is_slide(path):
-        yield Picture(path.read_bytes(), channel, um_px, pages_are)
+        yield Picture(path.read_bytes(), channel, um_per_px, pages_are)
         return
     if channel is not None:
         raise channels.Unreadable("is a colour slide: it has no --channel to choose")
     with slides.open_slide(path) as slide:
-        slide.mpp = slide.mpp or um_px
+        slide.mpp = slide.mpp or um_per_px
         yield WholeSlide(slide, path)

@@ -119,9 +119,10 @@ def warn(plan: Plan, report: dict, originals: list[Original], image_size: int) -
                      f"{image_size} pixels and were enlarged.")
     sides = sorted(s for s in fields_um(plan.originals))
     if len(sides) < sum(len(o.kept) for o in plan.originals):
-        found.append(f"resolution unknown: {sum(not o.um_px for o in plan.originals)} images do "
-                     f"not say their micrometres per pixel; their tiles are taken to be "
-                     f"{FIELD_UM:g} um a side wherever nuclei are measured; give --source-mpp.")
+        unknown = sum(not o.um_per_px for o in plan.originals)
+        found.append(f"resolution unknown: {unknown} images do not say their micrometres per "
+                     f"pixel; their tiles are taken to be {FIELD_UM:g} um a side wherever nuclei "
+                     "are measured; give --source-mpp.")
     if sides and sides[-1] > 1.1 * sides[0]:
         found.append(f"mixed magnification: tiles cover {sides[0]:.0f} to {sides[-1]:.0f} um a "
                      "side; give --mpp to cut them all alike.")
@@ -139,7 +140,7 @@ def shares_dropped(originals: list[Original]) -> dict[str, float]:
 
 def fields_um(originals: list[Original]) -> list[float]:
     """Sides of the kept tiles in micrometres, of the originals that say their resolution."""
-    return [t.box[2] * o.um_px for o in originals if o.um_px for t in o.kept]
+    return [t.box[2] * o.um_per_px for o in originals if o.um_per_px for t in o.kept]
 
 
 # ------------------------------------------------------------------ for the manifest

@@ -48,7 +48,7 @@ class Recipe:
     @property
     def reading(self) -> dict[str, object]:
         """Options of `open_original`."""
-        return {"channel": self.channel, "pages_are": self.pages_are, "um_px": self.source_mpp}
+        return {"channel": self.channel, "pages_are": self.pages_are, "um_per_px": self.source_mpp}
 
 
 def examine(source: sources.Source, recipe: Recipe) -> Original | str:
@@ -79,7 +79,7 @@ def examine(source: sources.Source, recipe: Recipe) -> Original | str:
             look = (width, height, source.path.suffix.lower(),
                     "colour" if picture.colour else "grey")
             return Original(source, picture.sha256, picture.file_bytes, look,
-                            statistics(overview), picture.um_px, light, stains, picture.bright,
+                            statistics(overview), picture.um_per_px, light, stains, picture.bright,
                             tuple(tiles), signature.describe(overview))
     except Unreadable as error:
         return f"{source.name} {error}"
@@ -91,14 +91,14 @@ def judge(pixels: np.ndarray, box: tuple[int, int, int], light: np.ndarray | Non
           picture: Picture | WholeSlide, label: str, recipe: Recipe) -> Tile:
     """Measure the quality of a tile as read, and say whether it is kept."""
     flat, mask = balanced(pixels, light, picture.bright)
-    um_px = picture.um_px and picture.um_px * box[2] / len(pixels)
-    measured = quality.measure(flat, mask, scale=um_px)
+    um_per_px = picture.um_per_px and picture.um_per_px * box[2] / len(pixels)
+    measured = quality.measure(flat, mask, scale=um_per_px)
     if recipe.quality_control:
         reason = quality.reason(measured, recipe.limits)
     else:
         reason = "too little tissue" if measured.tissue < recipe.limits.min_tissue else None
     if reason is None and recipe.region == "tumour":
-        share = tumour_share(flat, mask, um_px)
+        share = tumour_share(flat, mask, um_per_px)
         reason = reason_to_drop(recipe.region, share, label, recipe.benign)
     return Tile(box, measured, reason)
 
@@ -111,19 +111,19 @@ def balanced(pixels, light, bright: bool):
     return flat, background.tissue_mask(flat)
 
 
-def tumour_map(flat, um_px: float | None):
+def tumour_map(flat, um_per_px: float | None):
     """The tumour map of a white-balanced colour tile, bool [M, M], M at most MAP_PX."""
     small = shrink(flat, MAP_PX)
-    return tumour_mask(small, field_um=um_px * len(flat) if um_px else FIELD_UM)
+    return tumour_mask(small, field_um=um_per_px * len(flat) if um_per_px else FIELD_UM)
 
 
-def tumour_share(flat, mask, um_px: float | None) -> float:
+def tumour_share(flat, mask, um_per_px: float | None) -> float:
     """Share of a tile's tissue that is tumour; 0 without tissue, and of grey tiles."""
     import cv2
 
     if flat.ndim == 2:
         return 0.0
-    found = tumour_map(flat, um_px)
+    found = tumour_map(flat, um_per_px)
     tissue = cv2.resize(mask.astype(np.uint8), found.shape[::-1], interpolation=cv2.INTER_NEAREST)
     return share_of_tissue(found, tissue > 0)
 
@@ -187,8 +187,8 @@ def render(job: Job, recipe: Recipe, reference: object) -> list[tuple]:
             masks = {"tissue": tissue}
             image = pixels
             if pixels.ndim == 3:
-                um_px = original.um_px and original.um_px * tile.box[2] / len(pixels)
-                masks["tumour"] = tumour_map(flat, um_px)
+                um_per_px = original.um_per_px and original.um_per_px * tile.box[2] / len(pixels)
+                masks["tumour"] = tumour_map(flat, um_per_px)
                 if recipe.stain_normalisation != "none":
                     image = method.normalise(flat, original.stains, reference)
             rendered.append((number, encode_png(bring_to(image, size)),

@@ -48,9 +48,9 @@ def tumour_mask(image, nuclei=None, *, field_um: float):
     if nuclei is None:
         from lungkit.nuclei.detect import detect_nuclei
         nuclei = detect_nuclei(image, modality="he", field_um=field_um)
-    measured, tissue, px_um = measure(image, nuclei, field_um=field_um)
+    measured, tissue, px_per_um = measure(image, nuclei, field_um=field_um)
     score = sum(WEIGHTS[name] * values for name, values in measured.items()) + OFFSET
-    mask = tidy((score > 0) & tissue, tissue, px_um)
+    mask = tidy((score > 0) & tissue, tissue, px_per_um)
     size = (image.shape[1], image.shape[0])
     return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
 
@@ -64,7 +64,7 @@ def measure(image, nuclei, *, field_um: float):
 
     size = image.shape[0]
     work = min(size, round(PX_PER_UM * field_um))
-    px_um = work / field_um
+    px_per_um = work / field_um
     areas_um2 = np.maximum(nuclei.areas_px * (field_um / size) ** 2, 1)
     labels = nuclei.labels
     if work != size:
@@ -81,28 +81,28 @@ def measure(image, nuclei, *, field_um: float):
 
     place = np.clip(np.floor((nuclei.centroids + 0.5) * work / size).astype(int), 0, work - 1)
     number, log_area = np.zeros((2, work, work), np.float32)
-    np.add.at(number, (place[:, 1], place[:, 0]), px_um**2)
+    np.add.at(number, (place[:, 1], place[:, 0]), px_per_um**2)
     np.add.at(log_area, (place[:, 1], place[:, 0]),
-              px_um**2 * np.log2(areas_um2 / LYMPHOCYTE_UM2))
+              px_per_um**2 * np.log2(areas_um2 / LYMPHOCYTE_UM2))
     return {
-        "size": _blur(log_area, SIZE_UM * px_um)
-        / (_blur(number, SIZE_UM * px_um) + FEW_PER_UM2),
-        "crowd": _blur(large, CROWD_UM * px_um) / (_blur(tissue, CROWD_UM * px_um) + THIN),
-        "cytoplasm": _blur(stain * between, CYTOPLASM_UM * px_um)
-        / (_blur(between, CYTOPLASM_UM * px_um) + THIN) / dark}, tissue, px_um
+        "size": _blur(log_area, SIZE_UM * px_per_um)
+        / (_blur(number, SIZE_UM * px_per_um) + FEW_PER_UM2),
+        "crowd": _blur(large, CROWD_UM * px_per_um) / (_blur(tissue, CROWD_UM * px_per_um) + THIN),
+        "cytoplasm": _blur(stain * between, CYTOPLASM_UM * px_per_um)
+        / (_blur(between, CYTOPLASM_UM * px_per_um) + THIN) / dark}, tissue, px_per_um
 
 
-def tidy(mask, tissue, px_um: float):
+def tidy(mask, tissue, px_per_um: float):
     """Close and open a bool mask, drop small regions, fill the tissue of small holes."""
     import cv2
     import numpy as np
 
-    side = 2 * round(SMOOTH_UM * px_um / 2) + 1
+    side = 2 * round(SMOOTH_UM * px_per_um / 2) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, disc)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc) > 0
-    mask &= ~_small(mask, MIN_REGION_UM2 * px_um**2)
-    return (mask | _small(~mask, MAX_HOLE_UM2 * px_um**2)) & tissue
+    mask &= ~_small(mask, MIN_REGION_UM2 * px_per_um**2)
+    return (mask | _small(~mask, MAX_HOLE_UM2 * px_per_um**2)) & tissue
 
 
 def tumour_share(tumour, tissue) -> float:

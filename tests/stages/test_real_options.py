@@ -23,9 +23,9 @@ from lungkit.histology.originals import Cut
 from lungkit.histology.tumour_map import tumour_mask
 from lungkit.run.files import sha256
 
-SIZE, UM_PX = 64, 0.5
+SIZE, UM_PER_PX = 64, 0.5
 TINTS = ((0.97, 0.93, 0.88), (0.9, 0.95, 0.99))  # of the light of either class
-GIVEN = ("--image-size", SIZE, "--source-mpp", UM_PX, "--seed", 3)
+GIVEN = ("--image-size", SIZE, "--source-mpp", UM_PER_PX, "--seed", 3)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_masks_of_a_tile_are_of_its_own_square(made, tree):
         tissue_there = background.tissue_mask(flat)
         np.testing.assert_array_equal(dataset.mask("tissue", row), 255 * tissue_there)
         if row.split == "test":
-            tumour_there = tumour_mask(flat, field_um=SIZE * UM_PX)
+            tumour_there = tumour_mask(flat, field_um=SIZE * UM_PER_PX)
             np.testing.assert_array_equal(dataset.mask("tumour", row), 255 * tumour_there)
         assert row.extra["tissue_fraction"] == f"{float(said['tissue_fraction']):.4f}"
         assert abs(float(said["tissue_fraction"]) - tissue_there.mean()) < 0.05
@@ -138,7 +138,7 @@ def test_a_reason_reaches_the_table_with_its_tile_and_the_manifest_with_its_clas
 
 def test_scale_and_kind_of_image_are_recorded(made):
     manifest = made[0].manifest
-    assert manifest["um_per_px"] == UM_PX and manifest["modality"] == "he"
+    assert manifest["um_per_px"] == UM_PER_PX and manifest["modality"] == "he"
     assert manifest["confounding"]["groups_given"] == "auto"
     assert manifest["parents"] == [] and manifest["stain"]["images"] == 10
 

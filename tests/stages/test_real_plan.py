@@ -230,20 +230,20 @@ def test_statistics_are_mean_colour_and_the_mean_and_spread_of_grey():
 class FakePicture:
     """A picture of known scale; `judge` asks it for no pixels."""
 
-    bright, um_px = False, 0.25
+    bright, um_per_px = False, 0.25
 
 
 @pytest.fixture
 def judged(monkeypatch):
     """judge() of a tile of 100 px read at 50, whose quality and share of tumour are given."""
-    def judge(measured=FINE, share=0.3, label="a", um_px=0.25, **options):
+    def judge(measured=FINE, share=0.3, label="a", um_per_px=0.25, **options):
         asked = []
         monkeypatch.setattr(quality, "measure", lambda flat, mask, scale: asked.append(scale)
                             or measured)
-        monkeypatch.setattr(tiles, "tumour_share", lambda flat, mask, um_px: asked.append(um_px)
-                            or share)
+        monkeypatch.setattr(tiles, "tumour_share",
+                            lambda flat, mask, um_per_px: asked.append(um_per_px) or share)
         picture = FakePicture()
-        picture.um_px = um_px
+        picture.um_per_px = um_per_px
         tile = tiles.judge(tissue(1)[:50, :50], (3, 4, 100), np.full(3, 255.0), picture, label,
                                tiles.Recipe(Cut(64), **options))
         assert tile.measured == measured and tile.box == (3, 4, 100)
@@ -255,7 +255,7 @@ def judged(monkeypatch):
 def test_a_tile_is_measured_in_micrometres_a_pixel_as_read(judged):
     assert judged() == (None, [0.5])
     assert judged(region="tumour")[1] == [0.5, 0.5]
-    assert judged(um_px=None, region="tumour")[1] == [None, None]
+    assert judged(um_per_px=None, region="tumour")[1] == [None, None]
 
 
 def test_only_region_tumour_asks_for_tumour_and_benign_classes_are_spared(judged):
@@ -278,20 +278,21 @@ def test_quality_comes_before_the_region_and_may_be_left_to_the_share_of_tissue(
 def test_grey_tiles_hold_no_tumour_and_colour_ones_their_share_of_tissue(monkeypatch):
     found = np.zeros((20, 20), bool)
     found[:10] = True
-    monkeypatch.setattr(tiles, "tumour_map", lambda flat, um_px: found)
+    monkeypatch.setattr(tiles, "tumour_map", lambda flat, um_per_px: found)
     mask = np.zeros((40, 40), bool)
     mask[:, :20] = mask[:10, 20:] = True
     assert tiles.tumour_share(np.zeros((40, 40), np.uint8), mask, None) == 0
     assert tiles.tumour_share(np.zeros((40, 40, 3), np.uint8), mask, None) == 0.6
 
 
-@pytest.mark.parametrize("um_px, side, field_um", [(0.25, 300, 75), (None, 300, FIELD_UM),
+@pytest.mark.parametrize("um_per_px, side, field_um", [(0.25, 300, 75), (None, 300, FIELD_UM),
                                                    (1.0, 60, 60)])
-def test_the_tumour_map_is_of_the_tiles_field_at_224_px_at_most(monkeypatch, um_px, side, field_um):
+def test_the_tumour_map_is_of_the_tiles_field_at_224_px_at_most(monkeypatch, um_per_px, side,
+                                                                field_um):
     asked = []
     monkeypatch.setattr(tiles, "tumour_mask", lambda image, field_um: asked.append(
         (image.shape, field_um)))
-    tiles.tumour_map(np.zeros((side, side, 3), np.uint8), um_px)
+    tiles.tumour_map(np.zeros((side, side, 3), np.uint8), um_per_px)
     assert asked == [((min(side, 224),) * 2 + (3,), field_um)]
 
 

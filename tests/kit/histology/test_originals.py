@@ -27,11 +27,11 @@ def written(tmp_path, image) -> Path:
     return tmp_path / "x.png"
 
 
-def tiff(tmp_path, image, um_px: float) -> Path:
+def tiff(tmp_path, image, um_per_px: float) -> Path:
     import tifffile
 
     path = tmp_path / "x.tif"
-    tifffile.imwrite(path, image, photometric="rgb", resolution=(10_000 / um_px,) * 2,
+    tifffile.imwrite(path, image, photometric="rgb", resolution=(10_000 / um_per_px,) * 2,
                      resolutionunit="centimeter", metadata=None)
     return path
 
@@ -81,24 +81,24 @@ def test_the_overview_is_the_whole_picture_with_a_shorter_side_of_512(tmp_path):
 
 
 def test_a_resolution_given_is_for_originals_that_say_none(tmp_path):
-    with open_original(written(tmp_path, numbered(40, 90)), um_px=0.7) as picture:
-        assert picture.um_px == 0.7
+    with open_original(written(tmp_path, numbered(40, 90)), um_per_px=0.7) as picture:
+        assert picture.um_per_px == 0.7
     with open_original(written(tmp_path, numbered(40, 90))) as picture:
-        assert picture.um_px is None
-    with open_original(tiff(tmp_path, numbered(40, 90), 0.5), um_px=0.7) as picture:
-        assert picture.um_px == pytest.approx(0.5)
+        assert picture.um_per_px is None
+    with open_original(tiff(tmp_path, numbered(40, 90), 0.5), um_per_px=0.7) as picture:
+        assert picture.um_per_px == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("cut, sides", [
     (Cut(64), {40}), (Cut(64, tile_size=20), {20}), (Cut(10, mpp=2.0), {40}),
     (Cut(10, mpp=0.5), {10}), (Cut(20, mpp=0.45), {18})])
 def test_tiles_are_as_large_as_asked_in_micrometres_or_as_fits(tmp_path, cut, sides):
-    with open_original(written(tmp_path, numbered(40, 90)), um_px=0.5) as picture:
+    with open_original(written(tmp_path, numbered(40, 90)), um_per_px=0.5) as picture:
         assert {side for *_, side in picture.boxes(cut)} == sides
 
 
 def test_tiles_finer_than_the_original_are_refused_and_those_of_unknown_scale(tmp_path):
-    with open_original(written(tmp_path, numbered(40, 90)), um_px=0.5) as picture:
+    with open_original(written(tmp_path, numbered(40, 90)), um_per_px=0.5) as picture:
         with pytest.raises(Unreadable, match="0.5 um a pixel, too coarse for tiles of 0.44"):
             picture.boxes(Cut(10, mpp=0.44))
     with open_original(written(tmp_path, numbered(40, 90))) as picture:
@@ -190,9 +190,9 @@ def test_a_slide_is_cut_and_read_as_asked(monkeypatch, grids):
 
 
 def test_a_slides_own_resolution_stands(monkeypatch, grids):
-    for said, um_px in ((0.25, 0.25), (None, 0.7)):
-        with opened(monkeypatch, FakeSlide(said), um_px=0.7) as slide:
-            assert slide.um_px == um_px
+    for said, um_per_px in ((0.25, 0.25), (None, 0.7)):
+        with opened(monkeypatch, FakeSlide(said), um_per_px=0.7) as slide:
+            assert slide.um_per_px == um_per_px
 
 
 def test_a_slide_has_no_channel_to_choose(monkeypatch, grids):

@@ -22,10 +22,10 @@ def tile(reason=None, box=(0, 0, 64), **measured):
     return SimpleNamespace(box=box, measured=Quality(**values), reason=reason)
 
 
-def original(name: str, *tiles, um_px=0.8, light=(250, 250, 250), bright=False, stains=None):
+def original(name: str, *tiles, um_per_px=0.8, light=(250, 250, 250), bright=False, stains=None):
     return SimpleNamespace(source=SimpleNamespace(name=name, label=name.split("/")[0]),
                            tiles=tiles, kept=[t for t in tiles if t.reason is None],
-                           um_px=um_px, light=light, bright=bright, stains=stains)
+                           um_per_px=um_per_px, light=light, bright=bright, stains=stains)
 
 
 def plan(originals, *, joined=0, groups_given="csv+auto", crossed=(), reference=None):
@@ -159,23 +159,24 @@ def test_enlarged_tiles_are_warned_of():
 
 
 def test_unknown_and_mixed_resolution_is_warned_of():
-    unknown = [*CALM, original("a/x.png", tile(), um_px=None)]
+    unknown = [*CALM, original("a/x.png", tile(), um_per_px=None)]
     assert set(warned(unknown)) == {"resolution unknown"}
     assert warned(unknown)["resolution unknown"].startswith("1 images")
-    assert warned([*CALM, original("a/x.png", tile(), um_px=0.87)]) == {}
-    line = warned([*CALM, original("a/x.png", tile(), um_px=0.9)])["mixed magnification"]
+    assert warned([*CALM, original("a/x.png", tile(), um_per_px=0.87)]) == {}
+    line = warned([*CALM, original("a/x.png", tile(), um_per_px=0.9)])["mixed magnification"]
     assert line.startswith("tiles cover 51 to 58 um")
 
 
 # ------------------------------------------------------------------ for the manifest
 
 def test_the_resolution_is_of_the_median_tile_kept_and_none_where_one_is_unknown():
-    fields = [original(f"a/{i}.png", tile(box=(0, 0, side)), um_px=0.5)
+    fields = [original(f"a/{i}.png", tile(box=(0, 0, side)), um_per_px=0.5)
               for i, side in enumerate((100, 120, 400))]
     assert qc_report.describe_scale(fields, 50)["um_per_px"] == 60 / 50
-    many = original("a/9.png", *[tile(box=(0, 0, 400))] * 4, tile("blank", (0, 0, 1)), um_px=0.5)
+    many = original("a/9.png", *[tile(box=(0, 0, 400))] * 4, tile("blank", (0, 0, 1)),
+                    um_per_px=0.5)
     assert qc_report.describe_scale([*fields, many], 50)["um_per_px"] == 200 / 50
-    unknown = original("a/x.png", tile(), um_px=None)
+    unknown = original("a/x.png", tile(), um_per_px=None)
     assert qc_report.describe_scale([*fields, unknown], 50)["um_per_px"] is None
 
 

@@ -154,9 +154,9 @@ def test_tumour_is_where_the_weighed_measurements_exceed_the_offset(monkeypatch,
 
 
 def measured_at_centre(radius_um, field_um=FIELD_UM):
-    values, tissue, px_um = tumour_map.measure(*painted(radius_um), field_um=field_um)
+    values, tissue, px_per_um = tumour_map.measure(*painted(radius_um), field_um=field_um)
     middle = slice(len(tissue) // 2 - 20, len(tissue) // 2 + 20)
-    return {name: float(value[middle, middle].mean()) for name, value in values.items()}, px_um
+    return {name: float(value[middle, middle].mean()) for name, value in values.items()}, px_per_um
 
 
 @pytest.mark.parametrize("radius_um", [3.2, 4.6, 6.0])
@@ -165,8 +165,8 @@ def test_size_is_nuclear_area_over_a_lymphocytes_in_doublings(radius_um):
     image, nuclei = painted(radius_um)
     area_um2 = nuclei.areas_px.mean() * (FIELD_UM / 224) ** 2
     there = 1 / 18 ** 2
-    found, px_um = measured_at_centre(radius_um)
-    assert px_um == 224 / FIELD_UM
+    found, px_per_um = measured_at_centre(radius_um)
+    assert px_per_um == 224 / FIELD_UM
     assert found["size"] == pytest.approx(np.log2(area_um2 / 40) * there / (there + 1e-4), abs=0.04)
 
 
@@ -194,15 +194,15 @@ def test_areas_are_in_micrometres_of_the_field_given():
     assert far - near > 1.8  # twice the field: four times the area
 
 
-@pytest.mark.parametrize("px_um", [1.0, 2.0])
-def test_regions_and_holes_of_300_um2_are_the_smallest_that_stay(px_um):
+@pytest.mark.parametrize("px_per_um", [1.0, 2.0])
+def test_regions_and_holes_of_300_um2_are_the_smallest_that_stay(px_per_um):
     tissue = np.ones((200, 200), bool)
     for side_um, stays in ((15, False), (20, True)):
-        side = int(side_um * px_um)
+        side = int(side_um * px_per_um)
         mask = np.zeros_like(tissue)
         mask[80:80 + side, 80:80 + side] = True
-        assert tumour_map.tidy(mask, tissue, px_um).any() == stays
-        assert (~tumour_map.tidy(~mask, tissue, px_um)).any() == stays
+        assert tumour_map.tidy(mask, tissue, px_per_um).any() == stays
+        assert (~tumour_map.tidy(~mask, tissue, px_per_um)).any() == stays
 
 
 def test_the_share_is_of_tissue_and_not_of_the_tile():

@@ -271,7 +271,7 @@ def test_otsus_threshold_parts_two_kinds_of_values():
 
 # ------------------------------------------------------------------ which regions are nuclei
 
-PX_UM = 2.0  # of the regions below: 9 um2 are 36 px, 600 um2 are 2,400 px
+PX_PER_UM = 2.0  # of the regions below: 9 um2 are 36 px, 600 um2 are 2,400 px
 
 
 def block(top: int, left: int, height: int, width: int, size: int = 80) -> np.ndarray:
@@ -288,14 +288,14 @@ def block(top: int, left: int, height: int, width: int, size: int = 80) -> np.nd
     (block(10, 10, 48, 50), 1), (block(10, 10, 49, 49), 0),  # 2,400 and 2,401 px
     (block(0, 0, 48, 50), 1), (block(0, 0, 49, 49), 0)])
 def test_a_nucleus_has_9_to_600_um2_and_half_of_9_where_the_border_cuts_it(labels, kept):
-    assert len(settle(labels, PX_UM, 0.75, 80)) == kept
+    assert len(settle(labels, PX_PER_UM, 0.75, 80)) == kept
 
 
 @pytest.mark.parametrize(("solidity", "kept"), [(0.5, 1), (0.869, 1), (0.87, 0), (1, 0)])
 def test_a_nucleus_fills_at_least_the_asked_share_of_its_hull(solidity, kept):
     labels = block(20, 20, 20, 20)
     labels[20:30, 20:30] = 0  # an L of 300 px; its hull holds 9 + 8 + ... + 1 more, 0.8696
-    assert len(settle(labels, PX_UM, solidity, 80)) == kept
+    assert len(settle(labels, PX_PER_UM, solidity, 80)) == kept
 
 
 @pytest.mark.parametrize("size", [80, 40, 20])
@@ -303,7 +303,7 @@ def test_nuclei_are_numbered_and_placed_in_the_raster_of_the_image(size):
     labels = block(9, 41, 8, 16)
     labels[2, 2] = 2                    # too small: its number is given to the next
     labels[60:72, 20:28] = 3
-    nuclei, scale = settle(labels, PX_UM, 0.75, size), size / 80
+    nuclei, scale = settle(labels, PX_PER_UM, 0.75, size), size / 80
     assert nuclei.labels.shape == (size, size) and nuclei.labels.dtype == np.int32
     expected = np.array([[49, 13], [24, 66]]) * scale - 0.5  # (x, y), pixels' centres whole
     np.testing.assert_allclose(nuclei.centroids, expected, atol=1e-5)

@@ -24,7 +24,7 @@ from lungkit.nuclei.fragments import (
     rewire,
 )
 
-PX_UM = 2.0
+PX_PER_UM = 2.0
 
 
 def two_bars() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ def test_features_of_a_pair_are_those_that_their_names_say():
     assert pairs.tolist() == [[1, 2]]
     assert edges[0, [LENGTH, BORDER, SADDLE]].tolist() == [10, 7.5, 2.0]
     found = dict(zip(FEATURES, features(pairs, edges, *measure_regions(labels, height, stain),
-                                        PX_UM)[0]))
+                                        PX_PER_UM)[0]))
     mean = (200 * 1.0 + 100 * 0.5) / 300
     variance = (200 * 1.0 + 100 * 0.25) / 300 - mean**2
     expected = {
@@ -51,7 +51,7 @@ def test_features_of_a_pair_are_those_that_their_names_say():
         "union_log_area_um2": np.log(300 / 4), "smaller_log_area_um2": np.log(100 / 4),
         "log_area_ratio": np.log(2), "saddle": 2.0 / 3.0, "log_neck": 0, "stain_step": 0.5 / mean,
         "border_stain": 0.75 / 0.5 - 1, "stain_between": 2 / 9 * 0.25 / variance,
-        "solidity_loss": 0, "ellipticity_loss": 0, "distance_um": 15 / PX_UM,
+        "solidity_loss": 0, "ellipticity_loss": 0, "distance_um": 15 / PX_PER_UM,
         "stain_variation": np.sqrt(variance) / mean}
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
@@ -64,7 +64,7 @@ def test_losses_are_those_of_the_worse_of_the_two():
     sums, peaks, hulls = measure_regions(labels, even, even)
     solidity = sums[1:, 0] / hull_areas(hulls)[1:]
     pairs, edges = find_touching(labels, even, even)
-    found = dict(zip(FEATURES, features(pairs, edges, sums, peaks, hulls, PX_UM)[0]))
+    found = dict(zip(FEATURES, features(pairs, edges, sums, peaks, hulls, PX_PER_UM)[0]))
     assert solidity[1] < solidity[0] == 1
     assert found["solidity_loss"] == pytest.approx(solidity[1] - found["union_solidity"])
 
