@@ -10,6 +10,8 @@ below, blurred and re-stained copies above.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from lungkit.data.dataset import Dataset
@@ -21,8 +23,8 @@ LARGEST_SHARE = 0.02     # ours: above it the set carries a warning
 MOST_IMAGES = 2000       # looked at, evenly spaced: the share needs no more
 
 
-def thumbnails(images: np.ndarray) -> np.ndarray:
-    """uint8 [N, S, S, 3] -> float32 [N, D], each of mean 0 and length 1."""
+def thumbnails(images: Iterable[np.ndarray]) -> np.ndarray:
+    """N of uint8 [S, S, channels] -> float32 [N, D], each of mean 0 and length 1."""
     import cv2
 
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
@@ -32,14 +34,14 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
-def likeness(queries: np.ndarray, images: np.ndarray, apart: np.ndarray | None = None, *,
-             symmetries: int = 8) -> np.ndarray:
+def likeness(queries: Iterable[np.ndarray], images: np.ndarray,
+             apart: np.ndarray | None = None, *, symmetries: int = 8) -> np.ndarray:
     """Largest correlation of each query image with one of `images` in any orientation, float32 [N].
 
     apart: bool [N, M], pairs to leave out. symmetries: how many orientations are looked at.
     """
     asked = thumbnails(queries)
-    best = np.full(len(queries), -1, np.float32)
+    best = np.full(len(asked), -1, np.float32)
     for which in range(symmetries):
         found = asked @ thumbnails(orient(images, which, symmetries, axes=(1, 2))).T
         if apart is not None:
@@ -48,19 +50,19 @@ def likeness(queries: np.ndarray, images: np.ndarray, apart: np.ndarray | None =
     return best
 
 
-def audit(real: Dataset, generated: np.ndarray) -> dict:
-    """Audit uint8 [N, S, S, 3] against real/train.
+def audit(real: Dataset, generated: Iterable[np.ndarray]) -> dict:
+    """Audit images uint8 [S, S, channels] against real/train; none is kept but as a thumbnail.
 
     Returns {images, share_near_copies, likeness_median, real_likeness_median, threshold}.
     """
     images, _ = real.load("train")
     groups = np.array([row.group or row.file_name for row in real.select("train")])
     picks = np.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).astype(int)
-    between = likeness(images[picks], images, groups[picks, None] == groups[None],
-                       symmetries=real.symmetries)
+    apart = groups[picks, None] == groups[None]
+    between = likeness((images[pick] for pick in picks), images, apart, symmetries=real.symmetries)
     threshold = (float(np.percentile(between, PERCENTILE)) + 1) / 2
     found = likeness(generated, images, symmetries=real.symmetries)
-    return {"images": len(generated),
+    return {"images": len(found),
             "share_near_copies": round(float((found > threshold).mean()), 4),
             "likeness_median": round(float(np.median(found)), 4),
             "real_likeness_median": round(float(np.median(between)), 4),

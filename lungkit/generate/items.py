@@ -172,8 +172,8 @@ def publish(writer: DatasetWriter, real: Dataset) -> Dataset:
 
     drawn = sorted(writer.records)
     picks = np.linspace(0, len(drawn) - 1, min(len(drawn), memorised.MOST_IMAGES)).astype(int)
-    audited = memorised.audit(real, np.stack(
-        [decode_png((writer.work_dir / drawn[i]).read_bytes()) for i in picks]))
+    audited = memorised.audit(
+        real, (decode_png((writer.work_dir / drawn[i]).read_bytes()) for i in picks))
     name = writer.output.output_dir.name
     return writer.publish(parents=train_only_parent(real), copy_audit=audited, **inherited(real),
                           seed=writer.output.options["seed"],

@@ -153,13 +153,13 @@ def test_a_generated_set_records_its_seed_and_that_it_saw_the_train_split_alone(
 def test_of_many_images_evenly_spaced_ones_are_audited(real, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(memorised, "MOST_IMAGES", 4)
-    monkeypatch.setattr(memorised, "audit", lambda real, images: asked.append(images) or {
+    monkeypatch.setattr(memorised, "audit", lambda real, images: asked.append(list(images)) or {
         "share_near_copies": 0})
     made = published(real, tmp_path / "many", 100)
     names = sorted(row.file_name for row in made.rows)
     expected = [made.image(row) for name in (names[0], names[5], names[10], names[15])
                 for row in made.rows if row.file_name == name]
-    assert np.array_equal(asked[0], np.stack(expected))
+    assert np.array_equal(np.stack(asked[0]), np.stack(expected))
 
 
 # ------------------------------------------------------------------ models
