@@ -36,10 +36,10 @@ import numpy as np
 
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
+from lungkit.data.orientations import square_symmetries
 from lungkit.data.repeats import add_options, open_both, open_repeats, report
 from lungkit.learn.cnns import MODELS, build_model
 from lungkit.learn.device import autocast, device_name, use_device
-from lungkit.data.orientations import square_symmetries
 from lungkit.learn.pixels import bring, hold
 from lungkit.run import cli, faults, files, seeds
 from lungkit.run.progress import say
@@ -57,7 +57,7 @@ LABEL_SMOOTHING = 0.1    # Szegedy et al. 2016
 WARMUP = 0.2             # share of the steps in which the learning rate rises
 BRIGHTNESS = 0.1         # an image is made up to so much brighter or darker; ours
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which --weights expect
-EVAL_BATCH_SIZE = 128
+EVAL_BATCH_SIZE, EVAL_PIXELS = 128, 2**21  # whichever is less: testing must not need more memory
 
 
 # ------------------------------------------------------------------ the draw and the order
@@ -172,7 +172,8 @@ def predict(model, images, device=None) -> np.ndarray:
     scale, shift = pixel_scale(device)
     parts = []
     with torch.inference_mode():
-        for batch in images.split(EVAL_BATCH_SIZE):
+        most = EVAL_PIXELS // images[0, ..., 0].numel()
+        for batch in images.split(max(1, min(EVAL_BATCH_SIZE, most))):
             with autocast(device):
                 logits = model(normalise(bring(batch, device), scale, shift))
             parts.append(logits.float().softmax(1))

@@ -833,3 +833,20 @@ def test_help_is_quick_and_imports_nothing_heavy():
     code = ("import sys, cnn_classify; cnn_classify.main(['--help']); "
             "sys.exit(bool({'torch', 'torchvision', 'cv2', 'scipy'} & set(sys.modules)))")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(("most_pixels", "batches"), [
+    (10**9, [128, 2]), (16 * 16 * 50, [50, 50, 30]), (1, [1] * 130)])
+def test_large_images_are_tested_in_smaller_batches(most_pixels, batches, monkeypatch):
+    import torch
+
+    seen = []
+
+    class Sees(torch.nn.Module):
+        def forward(self, batch):
+            seen.append(len(batch))
+            return batch.flatten(1)[:, :2]
+
+    monkeypatch.setattr(cnn_classify, "EVAL_PIXELS", most_pixels)
+    cnn_classify.predict(Sees(), torch.zeros((130, 16, 16, 3), dtype=torch.uint8))
+    assert seen == batches
