@@ -27,8 +27,8 @@ TOOLS = ["lungkit.phantom.sample", "lungkit.compare.contact_sheet", "lungkit.too
 OURS = ("lungkit", "tests", "docs", "benchmarks", "assets", ".ci")  # other paths are of a run
 EXAMPLES = {"blur_seg.py", "--sigma"}  # what docs/adding.md builds
 # options of sbatch, hf, pytest and our bash scripts' tools
-OTHERS_OPTIONS = {"--gpus", "--gpus-per-task", "--mem", "--ntasks", "--exclude", "--only",
-                  "--check"}
+OTHERS_OPTIONS = {"--gpus", "--gpus-per-task", "--mem", "--mem-per-cpu", "--ntasks", "--exclude",
+                  "--only", "--check"}
 
 
 def code_of(text: str) -> str:
