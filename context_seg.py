@@ -163,7 +163,7 @@ def train_controlnet(arm: Arm, base: BaseModel, start: str | None, loss_with, *,
 
 def drawings(arm: Arm, base: BaseModel, words: Prompts, *, mode: str, sampler: str, steps: int,
              guidance_scale: float):
-    """draw_for(label): draw(items), each over a layout of its own with its class's adapter alone."""
+    """draw_for(label): draw(items), each over its own layout with its class's adapter alone."""
     size, seed, folder = arm.data.image_size, arm.draws, arm.weights.output_dir
     layouts = load_layouts(folder / "layouts.npz")
     levels = Levels(layouts, size)

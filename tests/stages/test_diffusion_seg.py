@@ -109,7 +109,8 @@ def test_the_dataset_says_how_autoencoder_and_unet_turn_images(tmp_path, monkeyp
     for name in ("train_autoencoder", "train_unet"):
         monkeypatch.setattr(diffusion_seg, name, lambda *_, symmetries, **__: asked.append(
             symmetries) or 0.5)
-    calls = watch(write_real(tmp_path / "real", symmetries=2), tmp_path, 0, "--autoencoder", "train")
+    real = write_real(tmp_path / "real", symmetries=2)
+    calls = watch(real, tmp_path, 0, "--autoencoder", "train")
     assert calls.code == 0 and asked == [2, 2]
 
 

@@ -160,8 +160,8 @@ def test_images_and_maps_are_turned_as_their_dataset_allows():
     def controlnet(noisy, timesteps, *, controlnet_cond, **more):
         maps.append(controlnet_cond)
         return "down", "middle"
-    training_loss(base, latents_of(images, symmetries=2), lambda i, draw: "x", batch_size=32, controlnet=controlnet,
-                  maps=images)(0, generator())
+    training_loss(base, latents_of(images, symmetries=2), lambda i, draw: "x", batch_size=32,
+                  controlnet=controlnet, maps=images)(0, generator())
     assert torch.allclose(base.asked[0].noisy / SCALE, maps[0] * 2 - 1, atol=2e-2)
     plain = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     turned = {int(torch.equal(one, plain[0])) + 2 * int(torch.equal(one, plain[0].flip(-1)))
