@@ -8,7 +8,8 @@ from lungkit.tools.tokenizer import build_tokenizer
 def test_frequent_words_of_the_prompts_are_whole_and_any_other_is_spelt(tmp_path):
     tokenizer = build_tokenizer(tmp_path / "tokenizer")
     begin, end = tokenizer("").input_ids
-    assert {len(tokenizer(word).input_ids) for word in ("lung", "benign", "nuclei", "glands")} == {3}
+    for word in ("lung", "benign", "nuclei", "glands"):
+        assert len(tokenizer(word).input_ids) == 3
     assert tokenizer("Nuclei").input_ids == tokenizer("nuclei").input_ids
     for other in ("qxz", "j", "0.5"):
         assert not {begin, end} & set(tokenizer(other).input_ids[1:-1])
