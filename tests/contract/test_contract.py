@@ -286,6 +286,6 @@ def test_an_unknown_option_is_exit_2(stage, capfd):
 
 def test_a_generated_manifest_names_its_model_and_options(real_dataset, made, arm):
     manifest = json.loads((made / "dataset.json").read_text())
-    assert manifest["stage"] == f"{arm}_seg" and manifest["schema"] == "lungkit.dataset/1"
+    assert manifest["stage"] == f"{arm}_seg" and manifest["schema"] == "lungkit.dataset/2"
     assert manifest["parameters"]["real" if arm != "voronoi" else "render"]
     assert manifest["versions"]["torch"] if arm != "voronoi" else True
