@@ -57,7 +57,7 @@ LABEL_SMOOTHING = 0.1    # Szegedy et al. 2016
 WARMUP = 0.2             # share of the steps in which the learning rate rises
 BRIGHTNESS = 0.1         # an image is made up to so much brighter or darker; ours
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which --weights expect
-EVAL_BATCH_SIZE, EVAL_PIXELS = 128, 2**21  # whichever is less: testing must not need more memory
+EVAL_BATCH_SIZE, EVAL_PIXELS = 128, 2**20  # whichever is less: testing must not need more memory
 
 
 # ------------------------------------------------------------------ the draw and the order

@@ -32,7 +32,7 @@ from lungkit.run.output import Output
 
 SIZE = 256
 IMAGE_BYTES = SIZE * SIZE * 3
-POLL_SEC = 0.02
+POLL_SEC = 0.005
 IN_MEMORY = "from lungkit.data import cache; cache.IN_MEMORY_BYTES = 1 << 62; "
 
 
