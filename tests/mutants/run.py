@@ -4,6 +4,7 @@
   python tests/mutants/run.py                        every table, two at a time
   python tests/mutants/run.py --table cnn generators only these
   python tests/mutants/run.py --only "label smooth"  only rules or files that hold these words
+  python tests/mutants/run.py --every 5              every fifth of each table
   python tests/mutants/run.py --check                only say what is stale, in a second
 
 Reads tests/mutants/*.toml, a table [[mutant]] a fault: `rule` (the sentence that is broken),
@@ -226,13 +227,15 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", nargs="+", metavar="NAME", help="tables to run (default: all)")
     parser.add_argument("--only", metavar="WORDS", help="only mutants whose rule or file holds it")
+    parser.add_argument("--every", type=int, default=1, metavar="N",
+                        help="only every N-th mutant (default: 1, all)")
     parser.add_argument("--check", action="store_true",
                         help="apply and run nothing: name the mutants whose text is not there")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at once (default: 2)")
     parser.add_argument("--no-baseline", action="store_true",
                         help="trust that the tests pass on the code as it is")
     args = parser.parse_args()
-    mutants = load(args.table, args.only)
+    mutants = load(args.table, args.only)[::args.every]
     if not mutants:
         sys.exit("no such mutant")
     if args.check:
