@@ -92,8 +92,10 @@ stage_command() {	# sets what run_stages starts
 		nuclei) command=(python nuclei_classify.py --features "$run_dir/datasets/voronoi" --real "$run_dir/datasets/real"
 				--results "$run_dir/results" --repeats "$repeats" --seed "$SEED") ;;
 		test) stdout=$verdict
-			command=(python wilcoxon_test.py "$run_dir/results" --output "$run_dir/comparison" --metric "$METRIC")
-			[[ -n $dry_run ]] ||	# what a run has no results of yet is no bad option
+			# what a run has no results of yet is no bad option: the dry run sees none of them
+			command=(python wilcoxon_test.py "$run_dir/results${dry_run:+/.none}"
+				--output "$run_dir/comparison" --metric "$METRIC")
+			[[ -n $dry_run ]] ||
 				command+=(--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats" --sheets "$run_dir/sheets")
 			command+=("${test_options[@]}") ;;
 	esac

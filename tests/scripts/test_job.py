@@ -336,6 +336,18 @@ def test_a_misspelt_score_ends_the_job_before_any_training(project, status, goes
         assert "check test failed (exit 2): its last words" in line
 
 
+def test_results_that_are_half_made_are_not_held_against_the_options(project):
+    """--datasets of what is not trained yet is no bad option: a requeued job goes on."""
+    project.make_datasets("real", "voronoi")
+    result = project.compare(2, TEST_OPTIONS="--datasets real voronoi",
+                             FAULTS="wilcoxon_test.py*/results?--output*--dry-run*=2")
+    assert result.returncode == 0, result.stderr
+    check, = project.calls("test", dry=True)
+    assert check.words[-4:] == ["--datasets", "real", "voronoi", "--dry-run"]
+    test, = project.calls("test", dry=False)
+    assert test.words[2] == str(project.run_dir / "results")
+
+
 def test_sheets_and_checks_are_of_what_is_new(project):
     project.make_datasets("real", "voronoi")
     (project.run_dir / "sheets").mkdir()
