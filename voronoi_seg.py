@@ -43,7 +43,7 @@ from lungkit.data.dataset import (
     read_manifest,
 )
 from lungkit.data.manifest import side_um
-from lungkit.data.png import decode_png, encode_png
+from lungkit.data.png import decode_png, encode_png, three_channels
 from lungkit.data.writer import DatasetWriter
 from lungkit.nuclei.detect import (
     FIELD_UM,
@@ -209,7 +209,7 @@ def draw_row(row: Row, *, real_dir: Path, **how: object) -> tuple[bytes, bytes, 
     Returns picture and mask as PNG, the lines of its nuclei, and its summary.
     """
     image = decode_png((real_dir / row.file_name).read_bytes())
-    drawing = draw(image if image.ndim == 3 else np.stack([image] * 3, axis=-1), **how)
+    drawing = draw(three_channels(image), **how)
     return (encode_png(drawing.picture), encode_png(drawing.mask),
             nucleus_lines(drawing.features), drawing.summary)
 

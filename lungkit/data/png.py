@@ -30,6 +30,11 @@ def decode_png(content: bytes) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
 
 
+def three_channels(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] of an RGB image, as it is, or of a grey one of [H, W] or [H, W, 1]."""
+    return image if image.shape[2:] == (3,) else np.stack([image.reshape(image.shape[:2])] * 3, -1)
+
+
 def read_header(content: bytes) -> tuple[int, int, int, int] | None:
     """Width, height, bit depth and colour type (2: RGB) of a PNG, or None."""
     if len(content) < 33 or content[:8] != b"\x89PNG\r\n\x1a\n" or content[-8:-4] != b"IEND":

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.data.manifest import side_um
+from lungkit.data.png import three_channels
 from lungkit.run.files import atomic_path
 from lungkit.run.progress import Progress
 
@@ -104,7 +105,7 @@ def measure_layouts(data, path: Path, nuclei_weights: Path | None = None,
         progress = Progress("nuclei of training images", len(rows))
         found = []
         for row in rows:
-            nuclei = detect(data.image(row))
+            nuclei = detect(three_channels(data.image(row)))
             found.append(Layout(nuclei.centroids, nuclei.areas_px))
             progress.update(len(found))
         with atomic_path(path) as hidden:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lungkit.nuclei.layouts import REACH, Layout, Levels, measurements, structure_map
+from lungkit.data.dataset import SPLITS
+from lungkit.data.writer import DatasetWriter
+from lungkit.nuclei.layouts import (
+    REACH,
+    Layout,
+    Levels,
+    measure_layouts,
+    measurements,
+    structure_map,
+)
+from lungkit.run.output import Output
 
 SIZE = 64
 
@@ -74,6 +84,32 @@ def test_crowded_and_sparse_layouts_are_called_so():
         return ", ".join(caption.split(", ")[-2:])
     assert ending(layouts[0]) == "very few tiny nuclei, far apart"
     assert ending(layouts[-1]) == "very many large nuclei, packed"
+
+
+# ------------------------------------------------------------------ measuring a dataset
+
+def write(path, image: np.ndarray, modality: str):
+    """A dataset of `image` in every split."""
+    side, channels = image.shape[1:]
+    with DatasetWriter(Output(path, "dataset.json", {}), stage="test", classes=["a"],
+                       image_size=side, channels=channels) as writer:
+        for index, split in enumerate(SPLITS):
+            writer.add(split, "a", index, image)
+        return writer.publish(parents=[], seed=0, modality=modality, um_per_px=0.5)
+
+
+@pytest.mark.parametrize("modality", ["fluorescence", "he"])
+def test_a_grey_image_has_the_nuclei_that_it_has_in_three_equal_channels(modality, tmp_path):
+    rows, columns = np.indices((SIZE, SIZE))
+    near = np.hypot(rows - 30, columns - 20) < 7
+    grey = np.where(near, 220, 20) if modality == "fluorescence" else np.where(near, 60, 230)
+    grey = grey.astype(np.uint8)[..., None]
+    [one], [three] = (measure_layouts(write(tmp_path / name, image, modality),
+                                      tmp_path / f"{name}.npz")
+                      for name, image in (("one", grey), ("three", grey.repeat(3, axis=2))))
+    assert len(one.areas_px) == 1
+    assert np.array_equal(one.centroids, three.centroids)
+    assert np.array_equal(one.areas_px, three.areas_px)
 
 
 # ------------------------------------------------------------------ structure map
