@@ -39,22 +39,26 @@ only_rank_0() {
 }
 
 # What the first start of a run decided holds for the later ones, wherever they come to run.
+# An empty file is none: a full disk or a power cut left it. A disk that takes nothing ends nothing here.
 kept() {	# kept NAME [VALUE]: print it; VALUE is kept where nothing is yet
-	local place=$run_dir/decided/$1
+	local place=$run_dir/decided/$1 own=$run_dir/decided/$1.$job_id
 	if [[ ! -s $place && -n ${2:-} ]]; then
-		mkdir -p "$run_dir/decided"
-		printf '%s\n' "$2" >"$place.$job_id"
-		mv -n "$place.$job_id" "$place"
-		rm -f "$place.$job_id"
+		{
+			mkdir -p "$run_dir/decided" && printf '%s\n' "$2" >"$own" &&
+				{ [[ -s $place ]] || rm -f "$place"; } &&
+				{ ln "$own" "$place" || mv -n "$own" "$place"; }	# neither replaces another's
+			rm -f "$own"
+		} 2>/dev/null || true
 	fi
-	[[ ! -s $place ]] || cat "$place"
+	[[ -s $place ]] && cat "$place" || printf '%s\n' "${2:-}"
 }
 
 keep_threads() {	# keep_threads NAME: another number of threads rounds otherwise
 	local begun
 	begun=$(kept "$1" "$threads")
+	[[ $begun =~ ^[1-9][0-9]*$ ]] || begun=$threads
 	((begun == threads)) ||
-		say "$threads thread(s) a stage here, but the run was begun with $begun, and its results depend on it: $begun it is"
+		say "$threads thread(s) a stage here, but the run was begun with $begun, and its results depend on it: $begun it is (by $run_dir/decided/$1: for another number remove it, and what was made)"
 	threads=$begun
 }
 

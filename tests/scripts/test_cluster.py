@@ -361,6 +361,39 @@ def test_a_node_with_a_broken_driver_does_not_train_on_its_cpu(slurm, status, pr
     assert bool(project.calls("cnn", dry=False)) == (status == 0)
 
 
+@pytest.mark.parametrize("left", [None, "", "2\n", "/dev/full", "a file"])
+@pytest.mark.parametrize("tool", ["", "mv", "ln"])
+def test_what_is_kept_survives_a_full_disk_and_every_coreutils(left, tool, project, tmp_path):
+    """mv -n of coreutils 9.2 to 9.4 fails where the target is there; some disks have no links."""
+    decided = project.run_dir / "decided"
+    project.run_dir.mkdir()
+    if left == "a file":
+        decided.write_text("")
+    else:
+        decided.mkdir()
+        if left == "/dev/full":
+            (decided / "x.job").symlink_to(left)
+        elif left is not None:
+            (decided / "x").write_text(left)
+    if tool:
+        (tmp_path / "tools" / tool).write_text("#!/bin/bash\nexit 1\n")
+        (tmp_path / "tools" / tool).chmod(0o755)
+    begun = 2 if left == "2\n" else 4
+    result = project.job("threads=4; keep_threads x; echo $threads; kept x", LUNGKIT_JOB="job")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(begun)] * (2 if (decided / "x").is_file() else 1)
+    assert (decided / "x").is_file() == (left in (None, "", "2\n"))
+    assert not (decided / "x.job").exists() and not (decided / "x.job").is_symlink()
+    assert (f"by {decided}/x: for another number remove it" in result.stderr) == (begun == 2)
+
+
+def test_who_was_slower_keeps_what_is_there(project, tmp_path):
+    (tmp_path / "tools/rm").write_text('#!/bin/bash\n[[ -s decided/x ]] || echo first >decided/x\n')
+    (tmp_path / "tools/rm").chmod(0o755)
+    result = project.job("kept x second")
+    assert (result.stdout, result.stderr) == ("first\n", "")
+
+
 # ------------------------------------------------------------------ threads decide bytes
 
 def allocation(tasks: int, cores: int) -> dict:
