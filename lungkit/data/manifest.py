@@ -5,6 +5,7 @@ A manifest of version 1 is read as one of version 2; only version 2 is written.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lungkit.run.faults import Fault
@@ -27,7 +28,7 @@ TARGET_KINDS = ("class", "ordinal", "number")
 def read_manifest(path: Path) -> dict:
     """The manifest of a complete dataset, every key of version 2 filled in.
 
-    Raises Fault if there is none, or if it is not one of a dataset of this name.
+    Raises Fault if there is none, or if it is one of version 2 of a dataset of another name.
     """
     path = Path(path)
     if not path.is_dir():
@@ -52,8 +53,8 @@ def read_manifest(path: Path) -> dict:
                or not isinstance(target.get("values"), list)]
     if faults:
         raise Fault(f"{path / MANIFEST} has what this version cannot read: {'; '.join(faults)}")
-    folder = path.resolve().name
-    if manifest["name"] != folder:
+    names = {Path(os.path.abspath(path)).name, path.resolve().name}  # of a link, and its target
+    if manifest["schema"] == SCHEMA and manifest["name"] not in names:
         raise Fault(f"{path} was renamed after it was made: its {MANIFEST} says "
                     f"{manifest['name']!r}, by which its results and the datasets made from it "
                     f"know it: rename the folder to {manifest['name']}")

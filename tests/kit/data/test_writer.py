@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,17 @@ def test_a_folder_that_was_renamed_is_refused_by_both_names_and_a_link_to_it_is_
     assert "renamed after it was made" in message and "rename the folder to real" in message
 
 
+def test_a_dataset_moved_away_and_linked_back_under_its_name_is_read(tmp_path, monkeypatch):
+    write(tmp_path / "real")
+    (tmp_path / "real").rename(tmp_path / "scratch_17")
+    (tmp_path / "real").symlink_to("scratch_17")
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "real", Path("real")):
+        assert open_dataset(path).name == "real"
+    (tmp_path / "other").symlink_to("real")
+    assert "renamed after it was made" in faults_of(tmp_path / "other")
+
+
 # ------------------------------------------------------------------ version 1
 
 V1 = Path(__file__).parents[2] / "fixtures" / "v1" / "datasets"
@@ -184,6 +196,11 @@ def test_a_dataset_of_version_1_opens_as_one_of_version_2(name, masks):
     assert opened.um_per_px == 90 / 16 and opened.masks == masks
     assert "field_um" not in opened.manifest
     assert opened.load("train")[0].shape == (6, 16, 16, 3)
+
+
+def test_a_dataset_of_version_1_may_have_been_renamed(tmp_path):
+    shutil.copytree(V1 / "real", tmp_path / "real_old")
+    assert open_dataset(tmp_path / "real_old").name == "real"
 
 
 def test_a_dataset_made_from_one_of_version_1_is_of_version_2(tmp_path):
