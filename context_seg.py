@@ -188,7 +188,8 @@ def drawings(arm: Arm, base: BaseModel, words: Prompts, *, mode: str, sampler: s
             return images, [{"seed": f"{seed}:{item.index}", "prompt": caption,
                              "source": f"context, {mode} layout",
                              "num_nuclei": len(layout.areas_px),
-                             "masks": {"nuclei": np.ascontiguousarray(nuclei[..., 0])}}
+                             "masks": {"nuclei": np.where(nuclei[..., 0] >= 128, 255, 0)
+                                       .astype(np.uint8)}}
                             for item, caption, layout, nuclei in
                             zip(items, captions, drawn, maps, strict=True)]
         return draw

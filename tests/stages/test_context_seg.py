@@ -196,8 +196,15 @@ def test_the_mask_is_the_layout_that_the_image_was_drawn_from(made, layouts):
     images, dataset = made.images_drawn(), open_dataset(made.output)
     for row in dataset.rows:
         mask = dataset.mask("nuclei", row)
-        assert np.array_equal(mask, images[int(row.stem)].map[..., 0])
+        assert np.array_equal(mask == 255, images[int(row.stem)].map[..., 0] >= 128)
         assert int(row.extra["num_nuclei"]) == len(layout_drawn(made, row, layouts).areas_px)
+
+
+def test_masks_are_binary_as_the_manifest_says(made):
+    dataset = open_dataset(made.output)
+    assert dataset.masks == {"nuclei": "binary"}
+    masks = np.stack([dataset.mask("nuclei", row) for row in dataset.rows])
+    assert np.unique(masks).tolist() == [0, 255]
 
 
 def test_a_row_tells_the_words_of_the_layout_that_its_image_was_drawn_from(made, prompts, layouts):
