@@ -75,7 +75,7 @@ def page(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: f
         "verdict_in_short": verdict_in_short, "metric_words": scores.metric_words,
         "parts": scores.parts,
         "base64": lambda content: base64.b64encode(content).decode("ascii")}
-    environment.tests["accuracy"] = scores.is_accuracy
+    environment.tests |= {"accuracy": scores.is_accuracy, "on_grid": scores.on_grid}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     score, split = scores.parts(metric)
     return template.render(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lungkit.compare import scores
+from lungkit.compare.rank_sum import TIE_TOLERANCE
 from lungkit.data.result import BASELINE, CNN, SPLITS, check_fraction, check_record, read_record
 from lungkit.run.faults import BadOptions, Fault, several
 
@@ -51,19 +52,32 @@ class Results:
     def step(self, metric: str) -> float:
         """The grid the values lie on: one test image, or its share in a mean over repeats.
 
-        Only accuracies are shares of test images: of other scores it is 0. A CSV does not say its
-        number of images: the smallest gap between its values, which is a whole number of steps.
-        1 where all values are equal.
+        A balanced accuracy is a mean of one share a class: its step is that of their common
+        denominator, one test image where the classes are equal. Of other scores it is 0, and of a
+        grid finer than ties. A CSV does not say its number of images: the smallest gap between
+        its values, which is a whole number of steps. 1 where all values are equal.
         """
         if metric == "accuracy":
             values = sorted(value for name in self.datasets for value in self.values(name, metric))
             gaps = [high - low for low, high in zip(values, values[1:]) if high - low > 1e-9]
             return min(gaps, default=1.0)
-        if not scores.is_accuracy(metric):
+        if not scores.on_grid(metric):
             return 0.0
         split = scores.parts(metric)[1]
-        images = math.lcm(*{row[split]["num_images"] for row in self.rows})
-        return 1 / images / (1 if len(self.replicates) == 1 else len(self.repeats))
+        grid_of = _images if scores.is_accuracy(metric) else _images_if_balanced
+        images = math.lcm(*{grid_of(row[split]) for row in self.rows})
+        images *= 1 if len(self.replicates) == 1 else len(self.repeats)
+        return 1 / images if images * TIE_TOLERANCE < 1 else 0.0
+
+
+def _images(split: dict) -> int:
+    return split["num_images"]
+
+
+def _images_if_balanced(split: dict) -> int:
+    """The common denominator of the mean recall over the classes there."""
+    there = [sum(line) for line in split["confusion_matrix"] if any(line)]
+    return len(there) * math.lcm(*there)
 
 
 def is_baseline(row: dict) -> bool:

@@ -21,8 +21,13 @@ def parts(metric: str) -> tuple[str, str | None]:
 
 
 def is_accuracy(metric: str) -> bool:
-    """Whether the values are shares of test images: they lie on a grid and have a chance level."""
+    """Whether the values are shares of test images: they have a chance level and an interval."""
     return parts(metric)[0] == "accuracy"
+
+
+def on_grid(metric: str) -> bool:
+    """Whether the values are shares of test images, or means of one share a class."""
+    return parts(metric)[0] in ("accuracy", "balanced_accuracy")
 
 
 def metric_words(metric: str) -> str:

@@ -779,9 +779,10 @@ def test_any_score_that_every_record_has_can_be_compared(tmp_path, no_pictures, 
     greater, less, _ = enumerate_p(real, voronoi)
     assert float(pairs[1]["p"]) == pytest.approx(min(1, 2 * min(greater, less)))
     assert json.loads((out / "comparison.json").read_text())["metric"] == metric
-    # only an accuracy is a share of test images: of other scores the margin is tested as it is
+    # accuracies lie on a grid: of other scores the margin is tested as it is
     assert float(pairs[0]["margin_tested"]) == pytest.approx(
-        1 / 60 if metric.startswith("accuracy") else 0.02)
+        1 / 60 if "accuracy" in metric else 0.02)
+    assert ("in whole steps of the score" in page_of(out)) == metric.startswith("balanced")
     assert ("in whole test images" in page_of(out)) == metric.startswith("accuracy")
     told = json.loads((out / "comparison.json").read_text())["warnings"]
     assert any(text.startswith("chance level") for text in told) == (metric == "accuracy_real")

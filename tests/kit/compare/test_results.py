@@ -104,6 +104,36 @@ def test_the_grid_is_one_test_image_shared_among_the_repeats_of_a_replicate(
     assert read_results(tmp_path).step("auroc_real") == 0  # no share of test images
 
 
+def unequal(*images: int) -> dict:
+    """A test split of three classes with so many images, all of them right."""
+    return split_of([[count if i == j else 0 for j in range(3)] for i, count in enumerate(images)])
+
+
+@pytest.mark.parametrize(("own", "replicates", "metric", "step"), [
+    (split_of(right(9, 60)), 1, "balanced_accuracy_own", 1 / 60),  # equal: that of the accuracy
+    (split_of(right(9, 60)), 2, "balanced_accuracy_own", 1 / 180),  # a mean of three repeats
+    (unequal(4, 6, 10), 1, "balanced_accuracy_own", 1 / 180),
+    (unequal(4, 6, 0), 1, "balanced_accuracy_own", 1 / 24),        # a class that is not there
+    (unequal(4, 6, 10), 1, "balanced_accuracy_real", 1 / 30),
+    (unequal(4, 6, 10), 1, "accuracy_own", 1 / 20),
+    (unequal(1009, 1013, 1019), 1, "balanced_accuracy_own", 0),    # finer than ties
+    (unequal(4, 6, 10), 1, "macro_f1_own", 0)])
+def test_the_grid_of_a_balanced_accuracy_is_the_common_denominator_of_the_classes(
+        tmp_path, own, replicates, metric, step):
+    for replicate in range(replicates):
+        for name in ("real", "gan"):
+            for repeat in range(3):
+                write(tmp_path, record(name, repeat, own, split_of(right(9, 30)),
+                                       replicate=replicate))
+    assert read_results(tmp_path).step(metric) == pytest.approx(step)
+
+
+def test_the_grid_of_a_balanced_accuracy_fits_the_classes_of_every_arm(tmp_path):
+    for name, own in (("real", unequal(2, 2, 2)), ("gan", unequal(5, 5, 5))):
+        tree(tmp_path, *(record(name, repeat, own, SPLIT) for repeat in (0, 1)))
+    assert read_results(tmp_path).step("balanced_accuracy_own") == pytest.approx(1 / 30)
+
+
 # ------------------------------------------------------------------ one result that is none
 
 @pytest.mark.parametrize("value", ["missing", True, 1.5, [], None])
