@@ -36,7 +36,7 @@ import numpy as np
 
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
-from lungkit.data.orientations import square_symmetries
+from lungkit.data.orientations import as_setting, square_symmetries
 from lungkit.data.repeats import add_options, open_both, open_repeats, report
 from lungkit.learn.cnns import MODELS, build_model
 from lungkit.learn.device import autocast, device_name, use_device
@@ -315,7 +315,8 @@ def identify(data: dict, real: dict, repeats: range, *, replicate: int, seed: in
     return [{"dataset": data["name"], "dataset_fingerprint": data["fingerprint"],
              "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
              "seed": seed + repeat, "model": model,
-             "settings": {**settings, "image_size": data["image_size"]}} for repeat in repeats]
+             "settings": {**settings, "image_size": data["image_size"],
+                          **as_setting(data["symmetries"])}} for repeat in repeats]
 
 
 def build_parser():

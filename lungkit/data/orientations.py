@@ -31,6 +31,14 @@ def orient(images, which: int, symmetries: int = 8, *, axes: tuple[int, int] = (
     return flip(images, axes[1:]) if number >= 4 else images
 
 
+def as_setting(symmetries: int) -> dict[str, int]:
+    """The orientations among what decides a training: said where they are not the usual 8.
+
+    What was trained before datasets said theirs still matches.
+    """
+    return {} if symmetries == 8 else {"symmetries": symmetries}
+
+
 def square_symmetries(size: int, symmetries: int = 8):
     """The orientations of a square as orders of its pixels: int64 [symmetries, size * size]."""
     import torch

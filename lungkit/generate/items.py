@@ -18,6 +18,7 @@ from lungkit.data.dataset import (
     parent_of,
     read_manifest,
 )
+from lungkit.data.orientations import as_setting
 from lungkit.data.png import decode_png
 from lungkit.data.writer import DatasetWriter
 from lungkit.learn.device import use_device
@@ -70,7 +71,8 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
     check(manifest of real): raises BadOptions or Fault where the arm cannot draw such images.
     """
     manifest = read_manifest(real)
-    training = {**training, "seed": seed, "real": manifest["fingerprint"]}
+    training = {**training, "seed": seed, "real": manifest["fingerprint"],
+                **as_setting(manifest["symmetries"])}
     target = Output(output, MANIFEST, {**training, **sampling}, overwrite=overwrite)
     if target.is_complete():
         say(f"{stage}: {output} is already complete")

@@ -28,7 +28,7 @@ ROOT = Path(cnn_classify.__file__).parent
 
 
 def make_dataset(path, *, num_train=8, classes=CLASSES, size=SIZE, parents=(), seed=0,
-                 warnings=()):
+                 warnings=(), symmetries=8):
     """A dataset whose classes differ by their colour, under noise.
 
     num_train: training images of a class, or {class: images}.
@@ -44,7 +44,8 @@ def make_dataset(path, *, num_train=8, classes=CLASSES, size=SIZE, parents=(), s
                     image[..., k % 3] += 60
                     writer.add(split, label, index, image.astype(np.uint8), group=f"g{index}")
                     index += 1
-        return writer.publish(parents=list(parents), seed=seed, warnings=list(warnings))
+        return writer.publish(parents=list(parents), seed=seed, warnings=list(warnings),
+                              symmetries=symmetries)
 
 
 @pytest.fixture(autouse=True)
@@ -540,6 +541,20 @@ def test_results_of_another_version_of_a_dataset_are_not_complete(
     version = other if changed == "dataset_fingerprint" else new_real
     assert read(tmp_path / "results", "pool")[changed] == version.fingerprint
     assert len(content(tmp_path / "results")) == 2 and len(trainings) == 3
+
+
+def test_the_same_pixels_with_other_orientations_are_another_training(
+        real, trainings, tmp_path, capsys):
+    turned = make_dataset(tmp_path / "real", symmetries=2)
+    assert turned.fingerprint == real.fingerprint
+    assert classify(real, real, tmp_path / "results", repeats="1") == 0
+    assert "symmetries" not in {*read(tmp_path / "results", "real")["settings"],
+                                *trainings[0]["identity"]}  # as before there were others
+    assert classify(turned, turned, tmp_path / "results", repeats="1") == 2
+    assert "symmetries: None there, 2 now" in capsys.readouterr().err
+    assert classify(turned, turned, tmp_path / "results", "--overwrite", repeats="1") == 0
+    assert read(tmp_path / "results", "real")["settings"]["symmetries"] == 2
+    assert trainings[1]["identity"]["symmetries"] == 2  # of its checkpoint
 
 
 @pytest.mark.parametrize("preset, more, wanted", [

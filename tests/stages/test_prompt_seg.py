@@ -76,6 +76,20 @@ def test_images_are_turned_as_their_dataset_allows(arm, tmp_path):
     assert open_dataset(record.output).symmetries == 2
 
 
+@pytest.mark.parametrize("arm", ["prompt", "context"])
+def test_the_same_pixels_with_other_orientations_are_another_training(arm, tmp_path, capsys):
+    usual, turned = (write_real(tmp_path / str(number) / "real", symmetries=number)
+                     for number in (8, 2))
+    made = run_arm(arm, usual, tmp_path)
+    assert made.status == 0
+    assert "symmetries" not in open_dataset(made.output).manifest["parameters"]  # as before
+    assert run_arm(arm, turned, tmp_path).status == 2
+    assert "symmetries: None there, 2 now" in capsys.readouterr().err
+    assert run_arm(arm, turned, tmp_path, "--overwrite").status == 0
+    for path in (made.output / "dataset.json", made.model / "model.json"):
+        assert json.loads(path.read_text())["parameters"]["symmetries"] == 2
+
+
 def test_grey_images_are_drawn_for_a_grey_dataset(tmp_path):
     record = run_arm("prompt", write_real(tmp_path / "real", channels=1), tmp_path)
     made = open_dataset(record.output)
