@@ -147,11 +147,11 @@ fi
 begin_job
 [[ -n ${LUNGKIT_JOB:-} ]] || set_up
 find_gpus
-keep_device
+go_by_device
 each=''
-[[ $(kept device) == cuda ]] || each=1	# on a CPU the fastest, and the same bytes for any WORKERS
+[[ $device == cuda ]] || each=1	# on a CPU the fastest, and the same bytes for any WORKERS
 share_out "$WORKERS" "$(cores)" "$each"
-keep_threads threads_cnn
+go_by_threads threads_cnn
 ((slots <= repeats)) || slots=$repeats
 dry_run=yes check_stages 'check test'	# METRIC and TEST_OPTIONS are used after all trainings
 
@@ -167,6 +167,8 @@ for name in "${names[@]}"; do
 done
 run_stages "$slots" "${stages[@]}" || end_job $?
 
+kept device "$device" >/dev/null
+keep_threads threads_cnn
 say "$repeats trainings on each of ${#names[@]} datasets (${names[*]}), $slots at a time with $threads thread(s) each"
 stages=()
 for name in "${names[@]}"; do

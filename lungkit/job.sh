@@ -53,23 +53,29 @@ kept() {	# kept NAME [VALUE]: print it; VALUE is kept where nothing is yet
 	[[ -s $place ]] && cat "$place" || printf '%s\n' "${2:-}"
 }
 
-keep_threads() {	# keep_threads NAME: another number of threads rounds otherwise
+keep_threads() {	# keep_threads NAME: from here on results depend on them
+	kept "$1" "$threads" >/dev/null
+	go_by_threads "$1"
+}
+
+go_by_threads() {	# go_by_threads NAME: another number of threads rounds otherwise
 	local begun
-	begun=$(kept "$1" "$threads")
+	begun=$(kept "$1")
 	[[ $begun =~ ^[1-9][0-9]*$ ]] || begun=$threads
 	((begun == threads)) ||
 		say "$threads thread(s) a stage here, but the run was begun with $begun, and its results depend on it: $begun it is (by $run_dir/decided/$1: for another number remove it, and what was made)"
 	threads=$begun
 }
 
-keep_device() {	# a broken driver must not go on with days of work on the CPU
-	local begun now=cpu
+go_by_device() {	# sets device; a broken driver must not go on with days of work on the CPU
+	local now=cpu
 	((${#gpus[@]} == 0)) || now=cuda
-	begun=$(kept device "$now")
-	if [[ $begun == cuda && $now == cpu && -n ${SLURM_GPUS_ON_NODE:-${SLURM_JOB_GPUS:-}} ]]; then
+	device=$(kept device)
+	device=${device:-$now}
+	if [[ $device == cuda && $now == cpu && -n ${SLURM_GPUS_ON_NODE:-${SLURM_JOB_GPUS:-}} ]]; then
 		fault "the run was begun on a GPU, Slurm gave one, and nvidia-smi shows none on $HOSTNAME: submit again with --exclude=$HOSTNAME, or remove $run_dir/decided/device to go on without"
 		exit 1
-	elif [[ $begun == cuda && $now == cpu ]]; then
+	elif [[ $device == cuda && $now == cpu ]]; then
 		say "warning: the run was begun on a GPU, and there is none here: it goes on on the CPU"
 	fi
 }

@@ -341,6 +341,62 @@ def test_a_run_goes_on_with_its_preset_whatever_the_node_shows(first, later, pre
         assert tumor.option("--output").endswith(f"runs/images-{preset}/datasets/real")
 
 
+def make_real(folder, side: int) -> None:
+    (folder / "datasets/real").mkdir(parents=True)
+    (folder / "datasets/real/dataset.json").write_text(f'{{\n "image_size": {side}\n}}')
+
+
+@pytest.mark.parametrize(("begun", "gpus", "preset"), [
+    ({"demo": "real"}, "0", "demo"), ({"full": "real"}, "", "full"),
+    ({"full": "tried"}, "", "full"), ({"full": "tried", "demo": "real"}, "0", "demo"),
+    ({"full": "tried", "demo": "tried"}, "", "full"),
+    ({"full": "real", "demo": "tried"}, "", "full"),
+    ({"full": "real", "demo": "both"}, "0", "demo"), ({}, "0", "full"), ({}, "", "demo")])
+def test_images_that_were_made_tell_the_preset_before_the_node_does(begun, gpus, preset, project):
+    (project.path / "images").mkdir()
+    for name, what in begun.items():
+        folder = project.path / f"runs/images-{name}"
+        if what != "tried":
+            make_real(folder, 1)
+        if what != "real":
+            (folder / "decided").mkdir(parents=True)
+            (folder / "decided/preset_by_node").write_text(f"{name}\n")
+    project.pipeline(INPUT="images", RUN="", GPUS=gpus, ARMS="voronoi", FAULTS="tumor*=1")
+    tumor, *_ = project.calls("tumor")
+    assert tumor.option("--preset") == preset
+    assert tumor.option("--output").endswith(f"runs/images-{preset}/datasets/real")
+
+
+@pytest.mark.parametrize(("side", "gpus", "preset"), [
+    (64, "0", "demo"), (256, "", "full"), (640, "0", "full"), (25, "", "demo")])
+def test_the_images_of_a_named_run_tell_its_preset(side, gpus, preset, project):
+    (project.path / "images").mkdir()
+    make_real(project.run_dir, side)
+    project.pipeline(INPUT="images", GPUS=gpus, ARMS="voronoi", FAULTS="tumor*=1")
+    tumor, *_ = project.calls("tumor")
+    assert tumor.option("--preset") == preset
+
+
+@pytest.mark.parametrize(("is_made", "preset"), [(False, "full"), (True, "demo")])
+def test_a_preset_asked_for_replaces_one_by_which_nothing_was_made(is_made, preset, project):
+    if is_made:
+        make_real(project.run_dir, 1)
+    for asked in ("demo", "full"):
+        project.pipeline(PRESET=asked, ARMS="voronoi", FAULTS="tumor*--input*=1")
+    assert (project.run_dir / "decided/preset").read_text() == f"{preset}\n"
+
+
+@pytest.mark.parametrize(("fault", "kept"), [
+    ("voronoi_seg.py*--dry-run*=2", set()), ("tumor_seg.py*=1", set()),
+    ("voronoi_seg.py*--workers?8?=1", {"device", "threads"}),
+    ("*contact_sheet*=1", {"device", "threads"}),
+    ("cnn_classify.py*--seed?0?=1", {"device", "threads", "threads_cnn"})])
+def test_what_the_node_offers_is_kept_once_bytes_depend_on_it(fault, kept, project):
+    assert project.pipeline(ARMS="voronoi", GPUS="0", FAULTS=fault).returncode in (1, 2)
+    found = {path.name for path in (project.run_dir / "decided").iterdir()}
+    assert found == {"preset", "preset_by_node"} | kept
+
+
 def test_a_comparison_has_the_preset_of_its_run(project):
     assert project.pipeline(PRESET="full", ARMS="voronoi", FAULTS="*phantom*=1").returncode == 1
     project.forget()
