@@ -68,11 +68,14 @@ def _take_away(path: Path) -> bool:
     aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         seen = path.stat()
-        if not _is_gone(path, seen.st_mtime):
+        named = path.read_text(errors="replace")
+        if not _is_gone(path, named, seen.st_mtime):
             return False
         os.rename(path, aside)
-        if aside.stat().st_ino != seen.st_ino:  # another was quicker, and this is its lock
-            os.rename(aside, path)
+        taken = aside.stat()
+        if (taken.st_ino, taken.st_mtime_ns) != (seen.st_ino, seen.st_mtime_ns) or (
+                aside.read_text(errors="replace") != named):
+            _put_back(aside, path)  # of another, that was quicker, or lives after all
             return False
         aside.unlink()
     except FileNotFoundError:
@@ -80,9 +83,20 @@ def _take_away(path: Path) -> bool:
     return True
 
 
-def _is_gone(path: Path, touched: float) -> bool:
-    """Whether who holds `path` is dead, on this host, or long silent by the file system's clock."""
-    words = path.read_text(errors="replace").split()
+def _put_back(aside: Path, path: Path) -> None:
+    """Give a lock that was not ours to take its name again, unless a third has made it anew."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    except OSError:  # no links here
+        os.rename(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+def _is_gone(path: Path, named: str, touched: float) -> bool:
+    """Whether `named`, its holder, is dead, on this host, or long silent by the file system's clock."""
+    words = named.split()
     if len(words) == 6 and words[1] == socket.gethostname() and words[3].isdigit():
         try:
             os.kill(int(words[3]), 0)

@@ -216,23 +216,46 @@ def test_a_holder_shows_that_it_lives(tmp_path, monkeypatch):
     assert path.read_text() == "another, that took it over"
 
 
-def test_a_lock_that_another_took_over_just_before_is_left_to_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("text", "time_sec"), [("the quicker one", 1), ("dead", 2)])
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_lock_that_another_took_over_just_before_is_left_to_it(
+        text, time_sec, has_links, tmp_path, monkeypatch):
+    """A new file may have the number of the one just removed: so here, where it is the same."""
     path, rename = tmp_path / "x.held", os.rename
     path.write_text("dead")
     os.utime(path, (1, 1))
 
     def quicker(source, target):
         monkeypatch.setattr(os, "rename", rename)
-        path.unlink()
-        (tmp_path / "other").write_text("the quicker one")  # not the freed inode
-        rename(tmp_path / "other", path)
+        path.write_text(text)
+        os.utime(path, (time_sec, time_sec))
         rename(source, target)
 
-    keep = open(path)
+    def no_link(source, target):
+        raise PermissionError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "rename", quicker)
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_link)
+    assert heartbeat.hold(path, "me", why=OSError(37, "none")) is None
+    assert path.read_text() == text and names(tmp_path) == ["x.held"]
+
+
+def test_a_lock_put_back_does_not_replace_a_third(tmp_path, monkeypatch):
+    path, rename = tmp_path / "x.held", os.rename
+    path.write_text("dead")
+    os.utime(path, (1, 1))
+
+    def quicker(source, target):
+        monkeypatch.setattr(os, "rename", rename)
+        (tmp_path / "other").write_text("the quicker one")
+        rename(tmp_path / "other", path)
+        rename(source, target)
+        path.write_text("a third")
+
     monkeypatch.setattr(os, "rename", quicker)
     assert heartbeat.hold(path, "me", why=OSError(37, "none")) is None
-    assert path.read_text() == "the quicker one" and names(tmp_path) == ["x.held"]
-    keep.close()
+    assert path.read_text() == "a third" and names(tmp_path) == ["x.held"]
 
 
 # ------------------------------------------------------------------ an output directory
