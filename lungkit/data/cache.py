@@ -1,9 +1,10 @@
 """Splits too large for memory: decoded once into a file, and mapped from there.
 
 The file lies beside the dataset, in `.<name>.cache/<fingerprint>/<split>.npy`; where nothing may be
-written there, below XDG_CACHE_HOME, if it is set, or else TMPDIR. Its pages are the kernel's to
-keep or drop: they are no part of what a process must hold. It may be deleted at any time that
-nobody reads it; it is built again. Whoever comes while another builds waits.
+written there, below XDG_CACHE_HOME, if it is set, or else TMPDIR; of what lies in these, only that
+is believed which nobody but its user could write. Its pages are the kernel's to keep or drop: they
+are no part of what a process must hold. It may be deleted at any time that nobody reads it; it is
+built again. Whoever comes while another builds waits.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ def map_split(dataset: Path, fingerprint: str, split: str, shape: tuple[int, ...
             return mapped
     for path in places:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(path.parents[:3]):
+                folder.mkdir(0o777 if is_beside(path) else 0o700, parents=True, exist_ok=True)
         except OSError:
             continue
-        if os.access(path.parent, os.W_OK):
+        if os.access(path.parent, os.W_OK) and (is_beside(path) or is_private(*path.parents[:2])):
             return build(path, shape, images)
     raise Fault(f"the {split} split of {dataset} is too large for memory and its cache cannot be "
-                f"written to any of {', '.join(str(path.parent) for path in places)}: set TMPDIR "
-                "to a folder with room for it")
+                f"written, or others could write it too, in all of "
+                f"{', '.join(str(path.parent) for path in places)}: set TMPDIR to a folder with "
+                "room for it")
 
 
 def folders(dataset: Path, fingerprint: str) -> Iterator[Path]:
@@ -58,9 +61,22 @@ def folders(dataset: Path, fingerprint: str) -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"lungkit-{os.getuid()}" / fingerprint
 
 
+def is_beside(path: Path) -> bool:
+    """Whether a cache file lies beside its dataset: who may write it may write the dataset."""
+    return path.parent.parent.name.startswith(".")
+
+
+def is_private(*paths: Path) -> bool:
+    """Whether nobody else may write `paths`, nor owns a link among them. Raises OSError."""
+    return all(path.lstat().st_uid == path.stat().st_uid == os.getuid()
+               and not path.stat().st_mode & 0o022 for path in paths)
+
+
 def map_file(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array of a cache file, or None if there is no whole one of this shape."""
+    """The array of a cache file, or None if there is no whole one of this shape to be believed."""
     try:
+        if not (is_beside(path) or is_private(path, *path.parents[:2])):
+            return None
         mapped = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
@@ -83,6 +99,8 @@ def build(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> n
         say(f"decoding {shape[0]} images, {np.prod(shape) / 1e9:.1f} GB, once into {path}")
         progress = Progress(f"decoding {path.stem}", shape[0])
         with atomic_path(path) as hidden, open(hidden, "wb") as file:
+            if not is_beside(path):
+                os.fchmod(file.fileno(), 0o600)
             np.lib.format.write_array_header_1_0(
                 file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for number, image in enumerate(images, start=1):  # writing, not mapping: a full disk
@@ -105,7 +123,7 @@ def forget_others(path: Path) -> None:
     """Delete what killed builds left of this file, and caches of older makings of the dataset."""
     for left in path.parent.glob(f".{path.stem}.*.tmp*"):
         left.unlink(missing_ok=True)
-    if path.parent.parent.name.startswith("."):  # beside the dataset: of no other one
+    if is_beside(path):  # of no other dataset
         for folder in path.parent.parent.iterdir():
             if folder != path.parent:
                 shutil.rmtree(folder, ignore_errors=True)

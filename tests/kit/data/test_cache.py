@@ -145,6 +145,57 @@ def test_where_nothing_may_be_written_beside_it_lies_elsewhere(data, tmp_path, m
         data.load("train")
 
 
+@pytest.fixture
+def planted(data, tmp_path, monkeypatch) -> Path:
+    """A cache file below XDG_CACHE_HOME that holds black images, and is private."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    path = tmp_path / "xdg" / "lungkit" / data.fingerprint / "train.npy"
+    path.parent.mkdir(parents=True)
+    np.save(path, np.zeros((8, 8, 8, 3), np.uint8))
+    for own in (path, *path.parents[:2]):
+        own.chmod(0o700)
+    return path
+
+
+def test_a_private_file_is_believed_elsewhere(planted, data):
+    assert not data.load("train")[0].any() and not file_of(data).exists()
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+@pytest.mark.parametrize("what", [0, 1, 2], ids=["file", "folder", "folder_above"])
+def test_what_others_may_write_is_not_believed_elsewhere(what, mode, planted, data):
+    (planted, *planted.parents)[what].chmod(mode)
+    assert data.load("train")[0].any() and file_of(data).exists()
+
+
+def test_what_another_owns_is_not_believed_elsewhere(planted, data, monkeypatch):
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    assert data.load("train")[0].any() and file_of(data).exists()
+
+
+def test_nothing_is_built_where_others_may_write_but_the_next_place_is_taken(
+        planted, data, tmp_path, monkeypatch):
+    (tmp_path / ".real.cache").write_text("in the way")
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    planted.parents[1].chmod(0o770)
+    assert data.load("train")[0].any()
+    assert list((tmp_path / "tmp").glob("lungkit-*/*/train.npy"))
+
+
+def test_what_is_built_elsewhere_is_private_whatever_the_umask(data, tmp_path, monkeypatch):
+    (tmp_path / ".real.cache").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    before = os.umask(0)
+    try:
+        assert is_mapped(data.load("train")[0])
+    finally:
+        os.umask(before)
+    path = tmp_path / "xdg" / "lungkit" / data.fingerprint / "train.npy"
+    assert [at.stat().st_mode & 0o777 for at in (path, *path.parents[:3])] \
+        == [0o600, 0o700, 0o700, 0o700]
+
+
 def test_a_full_disk_is_a_fault_in_words(data, monkeypatch):
     def full(self, row):
         raise OSError(28, "No space left on device")
