@@ -7,7 +7,7 @@ share, or auroc_own: on the test split of the dataset itself. A CSV has one scor
 from __future__ import annotations
 
 from lungkit.data.result import SCORES
-from lungkit.run.faults import BadOptions
+from lungkit.run.faults import BadOptions, Fault
 
 WORDS = {"macro_f1": "macro F1", "auroc": "AUROC", "auprc_weighted": "weighted AUPRC",
          "auprc_baseline": "AUPRC by prevalence", "ap50": "AP50", "dice": "Dice"}
@@ -51,7 +51,12 @@ def known(names: set[str] | None = None) -> list[str]:
 
 
 def choose(asked: str | None, offered: list[str]) -> str:
-    """The score that --metric means: of no split, that on the real test images. None: the first."""
+    """The score that --metric means: of no split, that on the real test images. None: the first.
+
+    Raises BadOptions for one that is not offered, Fault where none is.
+    """
+    if not offered:
+        raise Fault("the results share no score on both test splits: nothing can be compared")
     if asked is None:
         return offered[0]
     for metric in (asked, f"{asked}_real"):

@@ -64,6 +64,8 @@ def read_record(path: Path) -> dict:
             scores = {name: there.pop(name) for name in SCORES["classify"] if name in there}
             record["scores"][split] = {name: value for name, value in scores.items()
                                        if value is not None}
+            if f"accuracy_{split}" in record:  # the oldest have it as a column alone
+                record["scores"][split].setdefault("accuracy", record[f"accuracy_{split}"])
     return record
 
 
@@ -125,6 +127,8 @@ def check_record(record: dict, place: Path) -> None:
         scores = record["scores"].get(split)
         if not isinstance(scores, dict) or not scores:
             raise Fault(f"{place}: scores.{split} holds no scores")
+        if record["task"] == "classify" and "accuracy" not in scores:
+            raise Fault(f"{place}: scores.{split} holds no accuracy")
         for name, value in scores.items():
             check_fraction(value, f"{place}: scores.{split}.{name}")
             if record.get(f"{name}_{split}", value) != value:

@@ -805,6 +805,16 @@ def test_a_score_that_some_record_lacks_is_refused_with_those_there(tmp_path, ca
     assert compared_by(tree, "--output", out, "--metric", asked) == 2 and not out.exists()
 
 
+def test_results_that_share_no_score_on_both_splits_are_refused_in_one_line(tmp_path, capsys):
+    def edit(row):
+        row |= {"task": "segment", "scores": {"own": {"dice": 0.5}, "real": {"ap50": 0.5}}}
+
+    tree = make_results(tmp_path / "r", edit=edit)
+    assert compared_by(tree, "--output", tmp_path / "c") == 1
+    error = capsys.readouterr().err
+    assert "share no score on both test splits" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(("asked", "status"), [("auroc_own", 1), ("aurok", 2)])
 def test_a_misspelt_score_ends_a_plan_before_there_are_results(tmp_path, capsys, asked, status):
     assert compared_by(tmp_path / "r", "--output", tmp_path / "c", "--metric", asked,

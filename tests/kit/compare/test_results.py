@@ -203,6 +203,14 @@ def test_a_result_without_scores_on_one_split_is_refused(tmp_path, lacks):
     assert "scores.own holds no scores" in fault(tree(tmp_path, *two_arms(), row))
 
 
+@pytest.mark.parametrize("split", ["own", "real"])
+def test_a_classification_without_its_accuracy_among_the_scores_is_refused(tmp_path, split):
+    row = record("gan", 1, SPLIT, SPLIT)
+    del row["scores"][split]["accuracy"]
+    assert f"repeat_0001.json: scores.{split} holds no accuracy" in fault(
+        tree(tmp_path, *two_arms(), row))
+
+
 def older(row: dict) -> dict:
     """The same result as it was written under lungkit.result/1."""
     scores, task = row.pop("scores"), row.pop("task")
@@ -216,6 +224,20 @@ def test_a_tree_of_old_and_new_results_is_read_as_one(tmp_path):
         older(row) if name == "mixed" and (row["dataset"] == "gan" or row["repeat"]) else row
         for row in two_arms()))) for name in ("new", "mixed"))
     assert new.metrics == old.metrics and new.rows == old.rows
+
+
+@pytest.mark.parametrize("kept", [("auroc",), ()])
+def test_of_an_old_result_the_column_is_the_accuracy(tmp_path, kept):
+    rows = [older(row) for row in two_arms()]
+    for row in rows:
+        for split in ("own", "real"):
+            for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc_weighted"):
+                if name not in kept:
+                    del row[split][name]
+    found = read_results(tree(tmp_path, *rows))
+    assert found.metrics == [f"{name}_{split}" for name in ("accuracy", *kept)
+                             for split in ("real", "own")]
+    assert found.values("gan", "accuracy_own") == [0.9, 0.9]
 
 
 def test_the_tree_kept_from_the_code_before_is_compared(tmp_path):

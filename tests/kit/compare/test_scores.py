@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lungkit.compare import scores
+from lungkit.run.faults import Fault
 
 
 @pytest.mark.parametrize(("metric", "words"), [
@@ -25,3 +26,9 @@ def test_only_accuracies_are_shares_of_test_images():
     assert [name for name in ("accuracy", "accuracy_real", "accuracy_own", "balanced_accuracy_real",
                               "auroc_real") if scores.is_accuracy(name)] == [
         "accuracy", "accuracy_real", "accuracy_own"]
+
+
+@pytest.mark.parametrize("asked", [None, "accuracy"])
+def test_where_no_score_is_shared_none_is_chosen(asked):
+    with pytest.raises(Fault, match="share no score on both test splits"):
+        scores.choose(asked, [])
