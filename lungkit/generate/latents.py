@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from lungkit.data.orientations import orient
+from lungkit.learn.pixels import as_tensor
 
 
 def to_model_range(images: np.ndarray) -> torch.Tensor:
     """uint8 [N, S, S, 3], or grey [N, S, S, 1], 0-255 -> float32 [N, 3, S, S], -1..1."""
-    ranged = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    ranged = as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return ranged.expand(-1, 3, -1, -1)  # autoencoders see three channels
 
 

@@ -12,6 +12,15 @@ import numpy as np
 FREE_SHARE = 0.5  # ours: of a GPU's free memory; model, optimiser and batches need the rest
 
 
+def as_tensor(images: np.ndarray):
+    """`images` as a tensor on the same memory, which is not to be written to if it is mapped."""
+    import torch
+
+    with warnings.catch_warnings():  # of writing to what must not be written to: nobody does
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(images)
+
+
 def hold(images: np.ndarray, device):
     """uint8 [N, S, S, C] as a tensor: on `device` if it fits, else where it is.
 
@@ -19,9 +28,7 @@ def hold(images: np.ndarray, device):
     """
     import torch
 
-    with warnings.catch_warnings():  # of writing to what must not be written to: nobody does
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        held = torch.from_numpy(images)
+    held = as_tensor(images)
     if device.type == "cuda" and held.nbytes > FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return held
     return held.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,6 +134,18 @@ def test_latents_are_of_the_orientations_that_the_dataset_allows(symmetries):
     plain = to_model_range(images)
     expected = [plain, plain.flip(-1)][:symmetries]
     assert torch.allclose(latents.mean.float(), torch.stack(expected), atol=1e-3)
+
+
+def test_nothing_is_said_of_images_that_may_not_be_written_to():
+    images = pictures(2)
+    images.flags.writeable = False
+    torch.set_warn_always(True)  # else once a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(to_model_range(images), to_model_range(pictures(2)))
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_grey_images_are_seen_in_three_channels():
