@@ -82,7 +82,7 @@ class DatasetWriter:
         """Write uint8 [S, S, channels] as item `index` with its masks {kind: uint8 [S, S]}.
 
         Either may be a PNG already, encoded by a worker. columns: group, source, prompt, seed, and
-        any further column of metadata.csv.
+        any further column of metadata.csv; None: an empty cell.
         """
         name = item_name(split, label, index)
         for kind, mask in (masks or {}).items():
@@ -91,7 +91,8 @@ class DatasetWriter:
         content = self._png(image, GREY if self.channels == 1 else RGB)
         write_bytes(self.work_dir / name, content, flush=False)
         record = {"file_name": name, "label": label, "split": split, MASKS: sorted(masks or ()),
-                  **{key: str(value) for key, value in columns.items()}, "sha256": sha256(content)}
+                  **{key: "" if value is None else str(value) for key, value in columns.items()},
+                  "sha256": sha256(content)}
         self.records[name] = record
         self._journal.add(name, record)
 

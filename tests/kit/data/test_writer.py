@@ -116,6 +116,12 @@ def test_a_value_that_its_target_does_not_have_is_a_fault(cell, words, tmp_path)
         assert words in faults_of(tmp_path / "x")
 
 
+def test_none_is_an_empty_cell(tmp_path):
+    write_graded(tmp_path / "x", grade=None, size_mm=0, group=None)
+    for row in open_dataset(tmp_path / "x").rows:
+        assert (row.group, row.extra) == ("", {"grade": "", "size_mm": "0"})
+
+
 def test_a_target_without_its_column_is_a_fault(tmp_path):
     write(tmp_path / "x", targets=GRADES, columns=lambda index: {"grade": 1})
     assert "no column 'size_mm', which is a target" in faults_of(tmp_path / "x")
