@@ -202,10 +202,11 @@ add_extra() {
 
 # For file systems without flock: touched while it is held, and free after ten silent minutes.
 lock_by_directory() {
-	local place=$VENV.lock.held told=''
-	until mkdir "$place" 2>/dev/null; do
-		if [[ -n $(find "$place" -maxdepth 0 -mmin +10 2>/dev/null) ]]; then
-			rmdir "$place" || true
+	local place=$VENV.lock.held told='' reason
+	until reason=$(LC_ALL=C mkdir "$place" 2>&1); do
+		if [[ ! -d $place && ($reason != *'File exists' || -e $place || -L $place) ]]; then
+			die "cannot make $place (${reason##*: }): set VENV to a place that can be written"
+		elif [[ -n $(find "$place" -maxdepth 0 -mmin +10 2>/dev/null) ]] && rmdir "$place" 2>/dev/null; then
 			continue
 		fi
 		[[ -n $told ]] || say "another set-up is at work on $VENV; waiting for it (or remove $place)"

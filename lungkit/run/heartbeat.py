@@ -95,7 +95,7 @@ def _put_back(aside: Path, path: Path) -> None:
 
 
 def _is_gone(path: Path, named: str, touched: float) -> bool:
-    """Whether `named`, its holder, is dead, on this host, or long silent by the file system's clock."""
+    """Whether its holder, `named`, is dead, on this host, or long silent by the disk's clock."""
     words = named.split()
     if len(words) == 6 and words[1] == socket.gethostname() and words[3].isdigit():
         try:

@@ -104,22 +104,43 @@ def test_python_begins_as_we_mean_it(tmp_path):
     assert (result.stdout, result.stderr) == ("", "")
 
 
-@pytest.mark.parametrize(("age_sec", "waits"), [(None, False), (3600, False), (0, True)])
-def test_one_sets_up_where_there_is_no_flock(age_sec, waits, tmp_path):
-    tools, held = tmp_path / "tools", tmp_path / "venv.lock.held"
-    tools.mkdir()
-    for name, text in {"flock": "exit 71", "sleep": f"rmdir '{held}' 2>/dev/null"}.items():
-        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tools / name).chmod(0o755)
+def set_up_without_flock(tmp_path, **tools: str):
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name, text in {"flock": "exit 71", **tools}.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return subprocess.run(
+        ["bash", ROOT / "setup_env.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=20,
+        env={"PATH": f"{folder}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv"),
+             "PYTHON": "/not/there"})
+
+
+@pytest.mark.parametrize(("age_sec", "is_full", "waits"), [
+    (None, False, False), (3600, False, False), (0, False, True), (3600, True, True)])
+def test_one_sets_up_where_there_is_no_flock(age_sec, is_full, waits, tmp_path):
+    """Also where the directory of one that is gone cannot be removed: a look each second."""
+    held = tmp_path / "venv.lock.held"
     if age_sec is not None:
         held.mkdir()
+        if is_full:
+            (held / ".nfs0001").touch()
         os.utime(held, (held.stat().st_mtime - age_sec,) * 2)
-    result = subprocess.run(
-        ["bash", ROOT / "setup_env.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
-        env={"PATH": f"{tools}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv"),
-             "PYTHON": "/not/there"})
+    result = set_up_without_flock(tmp_path, sleep=f"rm -rf '{held}'")
     assert result.returncode == 1 and "PYTHON=/not/there does not run" in result.stderr
     assert ("another set-up is at work" in result.stderr) == waits
+
+
+@pytest.mark.parametrize(("is_file", "reason"), [(False, "No space left"), (True, "File exists")])
+def test_a_lock_that_cannot_be_made_ends_the_set_up(is_file, reason, tmp_path):
+    tools = {} if is_file else {"mkdir": f"""
+        [[ $* == *.held ]] || exec /bin/mkdir "$@"
+        echo "mkdir: cannot create directory 'x': {reason}" >&2; exit 1"""}
+    if is_file:
+        (tmp_path / "venv.lock.held").touch()
+    result = set_up_without_flock(tmp_path, sleep="exec /bin/sleep 0.2", **tools)
+    line, = result.stderr.splitlines()
+    assert result.returncode == 1 and f"cannot make {tmp_path}/venv.lock.held ({reason})" in line
 
 
 # ------------------------------------------------------------------ progress, and what comes next
