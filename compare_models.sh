@@ -176,7 +176,12 @@ for name in "${names[@]}"; do
 done
 run_stages "$slots" "${baseline[@]}" "${stages[@]}" || end_job $?
 
-run_stages 1 test || end_job $?
+status=0
+run_stages 1 test || status=$?
+if ((status != 0)); then
+	rm -f "$verdict" "$log_dir/verdict.txt"	# half of one, and that of other results
+	end_job "$status"
+fi
 print_timings
 cat "$verdict"
 mv -f "$verdict" "$log_dir/verdict.txt"

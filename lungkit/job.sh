@@ -15,8 +15,8 @@ slots=1 threads=1 share=1 gpus=() prefix=()	# set by share_out
 child_pids=()		# the stages running now, by slot; '' is a free one
 stop_signal=''		# the signal that asked for an end, if any
 stop_at=0		# ... and when it came
-STOP_SEC=150		# a stage that has not stopped so long after the warning is killed: Slurm
-			# gives 180 at least, of which asking for the requeue needs some
+STOP_SEC=110		# a stage that has not stopped so long after the warning is killed: Slurm
+			# gives 180 at least, of which asking for the requeue may need 60
 job_id=${LUNGKIT_JOB:-$(date +%s).${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}.$$}	# of the outermost script
 job_start=${job_id%%.*}
 
@@ -68,11 +68,11 @@ go_by_threads() {	# go_by_threads NAME: another number of threads rounds otherwi
 }
 
 go_by_device() {	# sets device; a broken driver must not go on with days of work on the CPU
-	local now=cpu
+	local now=cpu given=${SLURM_GPUS_ON_NODE:-${SLURM_JOB_GPUS:+1}}
 	((${#gpus[@]} == 0)) || now=cuda
 	device=$(kept device)
 	device=${device:-$now}
-	if [[ $device == cuda && $now == cpu && -n ${SLURM_GPUS_ON_NODE:-${SLURM_JOB_GPUS:-}} ]]; then
+	if [[ $device == cuda && $now == cpu && $given =~ [1-9] ]]; then
 		fault "the run was begun on a GPU, Slurm gave one, and nvidia-smi shows none on $HOSTNAME: submit again with --exclude=$HOSTNAME, or remove $run_dir/decided/device to go on without"
 		exit 1
 	elif [[ $device == cuda && $now == cpu ]]; then
@@ -97,7 +97,8 @@ find_gpus() {	# sets gpus=(0 1 ...), as CUDA_VISIBLE_DEVICES spells them
 	local device visible=()
 	gpus=()
 	command -v nvidia-smi >/dev/null || return 0
-	mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+$' || true)
+	mapfile -t gpus < <(timeout -k 5 30 nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null |
+		grep -E '^[0-9]+$' || true)
 	[[ -n ${CUDA_VISIBLE_DEVICES+set} && ${#gpus[@]} -gt 0 ]] || return 0
 	IFS=', ' read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
 	gpus=()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -221,6 +222,22 @@ def test_a_stage_that_does_not_stop_in_time_is_ended_and_the_job_goes_on(project
     assert "not stopped" in result.stderr and "what they saved before counts" in result.stderr
 
 
+def test_what_stops_late_leaves_time_to_requeue(project):
+    pauses = re.search(r"for pause in ([\d ]+);", (ROOT / "lungkit/job.sh").read_text())[1]
+    stop_sec = int(project.job("echo $STOP_SEC").stdout)
+    for script in ("run_pipeline.slurm", "compare_models.sh"):
+        warned = re.search(r"--signal=B:USR2@(\d+)", (ROOT / script).read_text())[1]
+        assert stop_sec + sum(map(int, pauses.split())) < int(warned)
+
+
+def test_a_driver_that_hangs_is_none(project, tmp_path):
+    """The stand-in of timeout ends at once what would have ended after its seconds."""
+    (tmp_path / "tools/timeout").write_text('#!/bin/bash\n[[ $* != *nvidia-smi* ]] || exit 124\n')
+    (tmp_path / "tools/timeout").chmod(0o755)
+    result = project.job("find_gpus; echo ${#gpus[@]}", GPUS="0 1")
+    assert (result.returncode, result.stdout) == (0, "0\n")
+
+
 # ------------------------------------------------------------------ how a stage failed
 
 @pytest.mark.parametrize(("stage", "status", "words", "not_words"), [
@@ -254,6 +271,14 @@ def test_a_job_shows_its_own_verdict(project):
     result = project.compare(2)
     assert (result.returncode, result.stdout) == (0, "the verdict\n"), result.stderr
     assert [path.name for path in (project.run_dir / "logs").glob("*verdict*")] == ["verdict.txt"]
+
+
+@pytest.mark.parametrize("status", [1, 75])
+def test_without_a_verdict_none_is_left(status, project):
+    project.make_datasets("real", "diffusion")
+    assert project.compare(2).returncode == 0
+    assert project.compare(2, FAULTS=f"wilcoxon_test.py*--sheets*={status}").returncode == status
+    assert not list((project.run_dir / "logs").glob("verdict*"))
 
 
 # ------------------------------------------------------------------ steps and typos
@@ -426,7 +451,9 @@ def test_a_comparison_has_the_preset_of_its_run(project):
     assert {call.option("--preset") for call in project.calls("cnn")} == {"full"}
 
 
-@pytest.mark.parametrize(("slurm", "status"), [({"SLURM_GPUS_ON_NODE": 1}, 1), ({}, 0)])
+@pytest.mark.parametrize(("slurm", "status"), [
+    ({"SLURM_GPUS_ON_NODE": 1}, 1), ({"SLURM_JOB_GPUS": "0"}, 1), ({"SLURM_GPUS_ON_NODE": 0}, 0),
+    ({"SLURM_GPUS_ON_NODE": 0, "SLURM_JOB_GPUS": "0"}, 0), ({}, 0)])
 def test_a_node_with_a_broken_driver_does_not_train_on_its_cpu(slurm, status, project):
     project.make_datasets("real", "diffusion")
     assert project.compare(2, GPUS="0").returncode == 0
