@@ -238,15 +238,18 @@ def test_stopped_in_training_and_run_again_gives_the_same_weights(
     assert content(whole.parent.parent) == content(resumed.parent.parent)
 
 
-def test_a_second_writer_is_refused_by_name(arm, real_dataset, tmp_path, capfd):
+def test_a_second_writer_waits_names_the_first_and_stops_at_a_signal(arm, real_dataset, tmp_path,
+                                                                     capfd):
     from lungkit.run.output import lock
 
-    output = tmp_path / "datasets" / arm
+    output, said = tmp_path / "datasets" / arm, []
     models = tmp_path / "models" / arm
     with lock(models if arm != "voronoi" else output):
-        assert fork_and_wait(lambda: main_of(arm)(arguments(arm, real_dataset, output))) == 1
-    error = capfd.readouterr().err
-    assert "being written by another process" in error and f"pid {os.getpid()}" in error
+        pid = fork(lambda: main_of(arm)(arguments(arm, real_dataset, output)))
+        assert signal_when(pid, lambda: said.append(capfd.readouterr().err)
+                           or "being written by another process" in "".join(said),
+                           signal.SIGTERM) == 75
+    assert f"pid {os.getpid()}" in "".join(said) and not output.exists()
 
 
 def fork_and_wait(call) -> int:
