@@ -451,7 +451,7 @@ def test_killed_and_rerun_gives_the_same_bytes(tree, monkeypatch):
 
     assert run(tree, output="whole") == 0
     program = ("import sys, os, signal, tumor_seg\n"
-               "from lungkit.data.dataset import DatasetWriter\n"
+               "from lungkit.data.writer import DatasetWriter\n"
                "add = DatasetWriter.add\n"
                "def dying(self, *a, **k):\n"
                "    add(self, *a, **k)\n"
