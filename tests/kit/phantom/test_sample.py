@@ -233,8 +233,8 @@ def test_help_does_not_wait_for_heavy_imports():
 def test_the_documented_parameters_are_those_drawn_from():
     text = (ROOT / "docs/simulated_tissue.md").read_text(encoding="utf-8")
     table = morphology.markdown_table()
-    assert table in text, ("make docs/simulated_tissue.md again: python -c 'from lungkit.phantom import "
-                           "morphology; print(morphology.markdown_table())'")
+    assert table in text, ("make docs/simulated_tissue.md again: python -c 'from lungkit.phantom "
+                           "import morphology; print(morphology.markdown_table())'")
     for key, source in morphology.SOURCES.items():
         assert f"| {key} | {source} |" in text, key
 
