@@ -30,6 +30,7 @@ from lungkit.nuclei.voronoi import cell_areas_px, count_neighbours, touches_bord
 from lungkit.run.faults import Fault
 from lungkit.run.files import atomic_path, sha256_file
 from lungkit.run.journal import Journal
+from lungkit.run.tables import read_table
 
 NUCLEI_FILE, IMAGES_FILE = "features.csv", "image_features.csv"
 # feature: the flag of the nuclei it is not summarised over, or None
@@ -265,10 +266,9 @@ def read_image_features(directory: Path, manifest: dict) -> dict[str, list[float
     if sha256_file(path) != known["sha256"]:
         raise Fault(f"{path} was altered since the dataset was made: restore it or make the "
                     "dataset again with --overwrite")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != ["file_name", *IMAGE_COLUMNS]:
-            raise Fault(f"{path} has other columns than this version measures: make the dataset "
-                        "again with --overwrite")
-        return {row["file_name"]: [float(row[name] or "nan") for name in IMAGE_COLUMNS]
-                for row in reader}
+    columns, rows = read_table(path, ["file_name"])
+    if columns != ["file_name", *IMAGE_COLUMNS]:
+        raise Fault(f"{path} has other columns than this version measures: make the dataset "
+                    "again with --overwrite")
+    return {row["file_name"]: [float(row[name] or "nan") for name in IMAGE_COLUMNS]
+            for _, row in rows}
