@@ -50,6 +50,7 @@ from lungkit.run.files import sha256_file, write_bytes, write_text
 from lungkit.run.journal import ResultJournal
 from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
+from lungkit.run.system_files import in_words as names_in_words
 from lungkit.run.workers import mapper
 
 RECIPE = 2          # raise it when tiles come out otherwise: a dataset of another is not complete
@@ -194,14 +195,15 @@ def check_paths(input_dir: Path, output_dir: Path) -> None:
 
 def make_recipe(how: dict, preset: str, labels: list[str]) -> Recipe:
     """What the options ask of a tile. Raises BadOptions of a class that is not there."""
-    unknown = sorted(set(how["benign"] or ()) - set(labels))
+    benign = {sources.spelt(label) for label in how["benign"] or ()}
+    unknown = sorted(benign - set(labels))
     if unknown:
         raise BadOptions(f"--benign {' '.join(unknown)}: the classes are {', '.join(labels)}")
     everything = how["region"] == "all"
     cut = Cut(how["image_size"] or PRESETS[preset]["image_size"], how["tile_size"], how["mpp"],
               0 if everything else tissue_grid.MIN_TISSUE, how["tiles_per_slide"], how["seed"])
     return Recipe(cut, how["channel"], how["pages_are"], how["source_mpp"], how["region"],
-                  tuple(sorted(how["benign"] or ())), how["stain_normalisation"],
+                  tuple(sorted(benign)), how["stain_normalisation"],
                   quality.Limits(min_tissue=0 if everything else how["min_tissue"]),
                   how["quality_control"])
 
@@ -244,7 +246,7 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
     check_options(how)
     check_paths(input, output)
     root = sources.find_root(input)
-    found, others = sources.find_sources(root)
+    found, others, skipped = sources.find_sources(root)
     labels = sorted({source.label for source in found})
     recipe = make_recipe(how, preset, labels)
     options = identity(how, recipe, found)
@@ -254,6 +256,9 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
         return
     say(f"tumor_seg: {len(found)} images of {len(labels)} classes ({', '.join(labels)}) in {root}; "
         + ", ".join(f"{name} {value}" for name, value in options.items() if value is not None))
+    if skipped:
+        say(f"tumor_seg: skipped {len(skipped)} files and folders of the system, or hidden: "
+            f"{names_in_words(skipped)}")
     group_of, given = sources.group_ids(found, how["groups"], how["group_regex"])
 
     # beside the output: other groups or folds, or a repaired image, need no new survey of the rest

@@ -42,6 +42,7 @@ from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p, wilso
 from lungkit.data import result
 from lungkit.run import cli, faults, files
 from lungkit.run.output import lock
+from lungkit.run.system_files import listed
 
 SCHEMA = "lungkit.comparison/1"
 ALPHA = 0.05
@@ -53,7 +54,7 @@ MARGIN = 0.02       # ours: two points of accuracy; state your own before seeing
 def input_hash(results_path: Path, sheets_dir: Path | None, options: dict) -> str:
     """SHA-256 over every input file's name and content, the options, and the code of this view."""
     paths = results.result_paths(results_path)
-    paths += sorted(sheets_dir.glob("*.png")) if sheets_dir else []
+    paths += listed(sheets_dir, "*.png") if sheets_dir else []
     paths += [report.TEMPLATE, *(Path(module.__file__) for module in (
         sys.modules[__name__], result, results, scores, rank_sum, pairs, report, figures))]
     lines = [f"{path}\0{files.sha256_file(path)}" for path in paths]

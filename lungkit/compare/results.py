@@ -7,7 +7,6 @@ raised once.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from lungkit.compare import scores
 from lungkit.compare.rank_sum import TIE_TOLERANCE
 from lungkit.data.result import BASELINE, CNN, SPLITS, check_fraction, check_record, read_record
 from lungkit.run.faults import BadOptions, Fault, several
+from lungkit.run.system_files import listed
+from lungkit.run.tables import read_table
 
 REAL = "real"
 # what must be one and the same in all results of a comparison, or the arms were not treated alike
@@ -160,7 +161,7 @@ def _raise(faults: list[str]) -> None:
 
 def _tree_datasets(source: Path) -> dict[str, list[Path]]:
     """Every dataset directory with its result files, which may be none."""
-    by_dataset = {path.name: [] for path in source.iterdir()
+    by_dataset = {path.name: [] for path in listed(source)
                   if path.is_dir() and not path.name.startswith(".")}
     for path in result_paths(source):
         by_dataset[path.parts[-3]].append(path)
@@ -194,21 +195,12 @@ def _common_scores(rows: list[dict]) -> list[str]:
 
 def _csv_datasets(source: Path) -> dict[str, list[tuple[int, dict]]]:
     """Every dataset named in the CSV with its numbered lines."""
-    try:
-        with open(source, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            lines, columns = [(reader.line_num, line) for line in reader], reader.fieldnames or []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise Fault(f"{source} is not a CSV text file ({error})") from None
-    missing = [name for name in ("dataset", "repeat", "accuracy") if name not in columns]
-    if missing:
-        raise Fault(f"{source} lacks the column {', '.join(missing)}: "
-                    "expected dataset,repeat,accuracy[,replicate]")
+    lines = read_table(source, ("dataset", "repeat", "accuracy")).rows
     if not lines:
         raise Fault(f"{source} has a header and no lines")
     by_dataset = defaultdict(list)
     for number, line in lines:
-        name = (line["dataset"] or "").strip()
+        name = line["dataset"].strip()
         if not name:
             raise Fault(f"{source} line {number}: the dataset is empty")
         by_dataset[name].append((number, line))
@@ -223,7 +215,7 @@ def _read_csv(source: Path, lines: list[tuple[int, dict]], faults: list[str]) ->
             row = {"dataset": line["dataset"].strip(),
                    "replicate": _whole(line.get("replicate", "0"), f"{where}: replicate"),
                    "repeat": _whole(line["repeat"], f"{where}: repeat"),
-                   "accuracy": _number(line["accuracy"], f"{where}: accuracy")}
+                   "accuracy": _number(line["accuracy"].replace(",", "."), f"{where}: accuracy")}
             check_fraction(row["accuracy"], f"{where}: accuracy")
             rows.append(row)
         except Fault as fault:

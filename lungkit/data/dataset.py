@@ -13,10 +13,10 @@ Images are RGB or grey on disk, and uint8 [S, S, channels] in memory, channels 3
 
 from __future__ import annotations
 
-import csv
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from lungkit.data.manifest import COLUMNS, MANIFEST, SPLITS, read_manifest
 from lungkit.data.png import GREY, RGB, decode_png, describe_header, read_header
 from lungkit.run.faults import Fault, several
 from lungkit.run.files import sha256
+from lungkit.run.system_files import listed
+from lungkit.run.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -157,43 +159,55 @@ def inherited(real: Dataset) -> dict:
 def open_dataset(path: Path) -> Dataset:
     """Open a dataset after checking all of it; raise Fault once, with every fault found.
 
-    Masks are checked for their form, images for their content too.
+    Masks are checked for their form, images for their content too. What an operating system or a
+    file server left in the folder (lungkit/run/system_files.py) is no fault.
     """
     path = Path(path)
     manifest = read_manifest(path)
     rows = read_rows(path)
     dataset = Dataset(path, manifest, rows)
     faults = [*image_faults(dataset), *mask_faults(dataset), *target_faults(dataset)]
-    listed = {row.file_name for row in rows}
-    for split in SPLITS:
-        for file in sorted((path / split).glob("*/*")):
-            name = file.relative_to(path).as_posix()
-            if name not in listed:
-                faults.append(f"{name}: not in metadata.csv")
-        for folder in sorted(p.name for p in (path / split).glob("*") if p.is_dir()):
-            if folder not in dataset.classes:
-                faults.append(f"{split}/{folder}: not a class of this dataset")
+    strays = list(stray_files(dataset))
     if not faults and dataset.counts != manifest["counts"]:
         faults.append(f"counts differ from {MANIFEST}")
     if not faults and fingerprint(rows) != manifest["fingerprint"]:
         faults.append(f"the fingerprint differs from {MANIFEST}")
-    if faults:
-        raise Fault(f"dataset {path} has {len(faults)} fault{'s'[:len(faults) > 1]}: "
-                    f"{several(faults)}: "
-                    "restore the files or make the dataset again with --overwrite")
+    if faults or strays:
+        number = len(faults) + len(strays)
+        raise Fault(f"dataset {path} has {number} fault{'s'[:number > 1]}: "
+                    f"{several([*faults, *strays])}: "
+                    + ("restore the files or make the dataset again with --overwrite" if faults
+                       else f"remove {'them' if number > 1 else 'it'}, the rest is whole"))
     return dataset
+
+
+def stray_files(dataset: Dataset) -> Iterator[str]:
+    """What lies among the images and masks and is not of the dataset."""
+    composed = partial(unicodedata.normalize, "NFC")  # some file systems exchange the spellings
+    known = {composed(row.file_name) for row in dataset.rows}
+    classes = set(map(composed, dataset.classes))
+    for split in SPLITS:
+        for file in listed(dataset.path / split, "*/*"):
+            name = file.relative_to(dataset.path).as_posix()
+            if composed(name) not in known:
+                yield f"{name}: not in metadata.csv"
+        for folder in listed(dataset.path / split):
+            if folder.is_dir() and composed(folder.name) not in classes:
+                yield f"{split}/{folder.name}: not a class of this dataset"
+    for folder in listed(dataset.path / "masks"):
+        if folder.name not in dataset.masks:
+            yield f"masks/{folder.name}: a kind that the manifest does not declare"
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of metadata.csv, by file name. Raises Fault if it cannot be read."""
     rows: list[Row] = []
     try:
-        with open(path / "metadata.csv", newline="", encoding="utf-8") as file:
-            for record in csv.DictReader(file):
-                known = {name: record.pop(name) for name in COLUMNS if name in record}
-                rows.append(Row(**known, extra=record))
-    except (FileNotFoundError, TypeError, csv.Error) as error:
-        raise Fault(f"{path / 'metadata.csv'} cannot be read ({error}): "
+        for _, record in read_table(path / "metadata.csv", ["file_name", "label", "split"]).rows:
+            known = {name: record.pop(name) for name in COLUMNS if name in record}
+            rows.append(Row(**known, extra=record))
+    except OSError as error:
+        raise Fault(f"{path / 'metadata.csv'} cannot be read ({error.strerror}): restore it or "
                     "make the dataset again") from None
     return sorted(rows, key=lambda row: row.file_name)
 
@@ -221,10 +235,7 @@ def image_faults(dataset: Dataset) -> Iterator[str]:
 
 def mask_faults(dataset: Dataset) -> Iterator[str]:
     """What is wrong with the masks; a kind is of every image, or of as many as were written."""
-    size, root = dataset.image_size, dataset.path / "masks"
-    for folder in sorted(root.glob("*")):
-        if folder.name not in dataset.masks:
-            yield f"masks/{folder.name}: a kind that the manifest does not declare"
+    size = dataset.image_size
     written = dataset.manifest["mask_counts"]
     for kind in dataset.masks:
         missing = []

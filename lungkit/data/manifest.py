@@ -6,10 +6,13 @@ A manifest of version 1 is read as one of version 2; only version 2 is written.
 from __future__ import annotations
 
 import os
+import unicodedata
+from functools import partial
 from pathlib import Path
 
 from lungkit.run.faults import Fault
 from lungkit.run.files import read_json
+from lungkit.run.system_files import listed
 
 SCHEMA, SCHEMA_1 = "lungkit.dataset/2", "lungkit.dataset/1"
 MANIFEST = "dataset.json"
@@ -53,8 +56,9 @@ def read_manifest(path: Path) -> dict:
                or not isinstance(target.get("values"), list)]
     if faults:
         raise Fault(f"{path / MANIFEST} has what this version cannot read: {'; '.join(faults)}")
-    names = {Path(os.path.abspath(path)).name, path.resolve().name}  # of a link, and its target
-    if manifest["schema"] == SCHEMA and manifest["name"] not in names:
+    composed = partial(unicodedata.normalize, "NFC")  # some file systems exchange the spellings
+    names = set(map(composed, (Path(os.path.abspath(path)).name, path.resolve().name)))  # of a link
+    if manifest["schema"] == SCHEMA and composed(manifest["name"]) not in names:
         raise Fault(f"{path} was renamed after it was made: its {MANIFEST} says "
                     f"{manifest['name']!r}, by which its results and the datasets made from it "
                     f"know it: rename the folder to {manifest['name']}")
@@ -70,6 +74,7 @@ def side_um(manifest: dict) -> float | None:
 def from_version_1(manifest: dict, path: Path) -> dict:
     """A version 1 manifest with the keys of version 2; its masks are those that are found."""
     um_per_px, side = manifest.get("um_per_px"), manifest.pop("field_um", None)
-    found = {kind.name: len(list(kind.glob("*/*.png"))) for kind in (path / "masks").glob("*")}
+    found = {kind.name: len(listed(kind, "*/*.png")) for kind in listed(path / "masks")
+             if kind.is_dir()}
     return manifest | {"um_per_px": um_per_px or (side and side / manifest["image_size"]),
                        "masks": dict.fromkeys(sorted(found), "binary"), "mask_counts": found}

@@ -9,16 +9,26 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from lungkit.data.splits import SPLITS
 from lungkit.formats.images import SUFFIXES
 from lungkit.formats.slides import SLIDE_SUFFIXES
 from lungkit.run.faults import BadOptions, Fault, several
 from lungkit.run.files import quick_fingerprint
+from lungkit.run.system_files import is_system, listed
+
+# "Training", "test_set", "images-val", "fold 1": folders of a split and of no class
+SPLIT_NAME = re.compile(
+    r"((x|y|data|images?|tiles|patches)[ _-])?"
+    r"(train(ing)?|test(ing)?|val(id(ation)?)?|dev(elopment)?|eval(uation)?|hold[ _-]?out"
+    r"|(fold|split|cv|partition)[ _-]?\d+)"
+    r"([ _-]?(set|split|data|dataset|images?|tiles|patches))?([ _-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One original image: `name` is relative to the folder of the class folders."""
+    """One original image: `name` is relative to the folder of the class folders.
+
+    label: the class folder's name in composed letters (NFC), without blanks at its ends.
+    """
 
     path: Path
     name: str
@@ -29,6 +39,14 @@ def shown(names: list[str]) -> str:
     """Up to five names, quoted, and how many more."""
     rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(repr(name) for name in names[:5]) + rest
+
+
+def spelt(name: str) -> str:
+    """The one spelling of a name: composed letters (NFC), no blanks at its ends.
+
+    File systems exchange composed and decomposed letters at will, and no eye tells them apart.
+    """
+    return unicodedata.normalize("NFC", name).strip()
 
 
 # ------------------------------------------------------------------ class folders
@@ -47,38 +65,47 @@ def find_root(input_dir: Path) -> Path:
 
 def _folders(path: Path) -> list[str]:
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if e.is_dir() and not _is_skipped(e.name))
+
+
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or is_system(name)
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES + SLIDE_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES + SLIDE_SUFFIXES) and not _is_skipped(name)
 
 
-def find_sources(root: Path) -> tuple[list[Source], list[str]]:
-    """The images of every class folder, sorted by name, and the names of other files there.
+def find_sources(root: Path) -> tuple[list[Source], list[str], list[str]]:
+    """The images of every class folder, sorted by name, the names of other files there, and of
+    files and folders of the system, or hidden, that were skipped.
 
-    Raises Fault: no class folders, one only, an empty one, a split's name, unreadable, line breaks.
+    Two spellings of one folder name are one class. Raises Fault: no class folders, one only, an
+    empty one, folders of splits or of more class folders, unreadable, line breaks.
     """
-    labels = _folders(root)
+    folders = _folders(root)
+    labels = sorted({spelt(folder) for folder in folders})
     if not labels:
         raise Fault(f"{root} holds no class folders: expected one sub-folder of images per class")
     if len(labels) == 1:
         raise Fault(f"{root} holds one class only ({labels[0]!r}): at least two are needed")
-    reserved = [label for label in labels if label.lower() in SPLITS]
+    reserved = [folder for folder in folders if SPLIT_NAME.fullmatch(spelt(folder))]
     if reserved:
         raise Fault(f"{root} holds {shown(reserved)}: class folders must not be named like a "
-                    "split; give the folder of the class folders, the splits are made here")
+                    "split, for the splits are made here: give a folder of class folders, such as "
+                    f"{root / reserved[0]} if it holds them, or join the splits' class folders")
     sources: list[Source] = []
     others: list[str] = []
     faults: list[str] = []
-    for label in labels:
-        found = _walk(root / label, faults)
+    skipped = [name for name in os.listdir(root) if _is_skipped(name)]
+    for folder in folders:
+        found = _walk(root / folder, faults, skipped)
         names = [path.relative_to(root).as_posix() for path in found]
         images = [(path, name) for path, name in zip(found, names) if _is_image(path.name)]
         others += [name for name in names if not _is_image(Path(name).name)]
-        sources += [Source(path, name, label) for path, name in images]
+        sources += [Source(path, name, spelt(folder)) for path, name in images]
         if not images and not faults:
-            faults.append(f"class folder {label!r} holds no PNG, JPEG, TIFF or slide")
+            faults.append(f"class folder {folder!r} holds no PNG, JPEG, TIFF or slide")
     broken = [s.name for s in sources if any(c in s.name for c in "\n\r\0")]
     if broken:
         faults.append(f"names hold a line break: {shown(broken)}: rename them")
@@ -89,11 +116,48 @@ def find_sources(root: Path) -> tuple[list[Source], list[str]]:
         faults.append(f"names hold unprintable characters: {shown(odd)}: rename them")
     if faults:
         raise Fault(f"{root}: {several(faults)}")
-    return sorted(sources, key=lambda s: (s.label, s.name)), sorted(others)
+    _refuse_nested_classes(root, [source.name for source in sources])
+    return sorted(sources, key=lambda s: (s.label, s.name)), sorted(others), sorted(skipped)
 
 
-def _walk(top: Path, faults: list[str]) -> list[Path]:
-    """Every visible file below `top`; links are followed, each folder is entered once."""
+def _refuse_nested_classes(root: Path, names: list[str]) -> None:
+    """Raise Fault where the folders taken for classes hold the class folders.
+
+    That is so where no image lies in a class folder itself and all of them hold the same
+    sub-folders, or several each (families of classes), whose names do not number patients.
+    """
+    inner: dict[str, set[str]] = {}
+    for name in names:
+        folder, first, *deeper = name.split("/")
+        inner.setdefault(folder, set()).add(spelt(first) if deeper else "")
+    if any("" in folders for folders in inner.values()):
+        return
+    outer, most = sorted(inner), max(map(len, inner.values()))
+    shared, every = set.intersection(*inner.values()), set.union(*inner.values())
+    by_patient = _are_numbered(set(outer)) and len(outer) > len(every)  # each with all classes
+    if len(shared) > 1 and 2 * len(shared) >= most and (by_patient or not _are_numbered(shared)):
+        what = f"every folder of {root} holds the same sub-folders ({shown(sorted(shared))})"
+    elif min(map(len, inner.values())) > 1 and not _are_numbered(every):
+        what = f"the folders of {root} hold folders of images themselves ({shown(sorted(every))})"
+    else:
+        return
+    raise Fault(f"{what}, so that {shown(outer)} are no classes: give the folder whose sub-folders "
+                f"are the classes, such as {root / outer[0]}; where they are classes, of patients "
+                "or sites, put the images into the class folders and give the groups in a CSV")
+
+
+def _are_numbered(names: set[str]) -> bool:
+    """Whether names number patients, slides or scales: by digits, or a last letter (case A)."""
+    stems = {name[:-1] for name in names}
+    return all(any(c.isdigit() for c in name) for name in names) or (
+        len(stems) == 1 and len(*stems) > 2)
+
+
+def _walk(top: Path, faults: list[str], skipped: list[str]) -> list[Path]:
+    """Every file below `top` but those of the system or hidden, whose names go to `skipped`.
+
+    Links are followed, each folder is entered once.
+    """
     files, seen = [], set()
 
     def unreadable(error: OSError) -> None:
@@ -101,13 +165,14 @@ def _walk(top: Path, faults: list[str]) -> list[Path]:
 
     for folder, inner, names in os.walk(top, onerror=unreadable, followlinks=True):
         parts = {name[:-5] for name in names if name.lower().endswith(".mrxs")}  # of those slides
-        inner[:] = sorted(name for name in inner if not name.startswith(".") and name not in parts)
         real = os.path.realpath(folder)
         if real in seen:
             inner[:] = []
             continue
         seen.add(real)
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
+        skipped += [name for name in inner + names if _is_skipped(name)]
+        inner[:] = sorted(name for name in inner if not _is_skipped(name) and name not in parts)
+        files += [Path(folder, name) for name in names if not _is_skipped(name)]
     return sorted(files)
 
 
@@ -116,7 +181,7 @@ def fingerprint(sources: list[Source]) -> str:
     def beside(path: Path) -> list[Path]:
         parts = path.with_suffix("")
         mirax = path.suffix.lower() == ".mrxs" and parts.is_dir()
-        return sorted(parts.iterdir()) if mirax else []
+        return listed(parts) if mirax else []
 
     return quick_fingerprint(((source.name, source.path, *beside(source.path))
                               for source in sources), sample_bytes=4096, whole_bytes=16384)
@@ -149,21 +214,22 @@ def read_groups(path: Path, sources: list[Source]) -> dict[str, str]:
             records = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise Fault(f"{path} is not a CSV in UTF-8 ({error})") from None
-    # one spelling for composed and decomposed letters, which file systems exchange at will
-    known = {unicodedata.normalize("NFC", s.name): s for s in sources}
+    known: dict[str, list[Source]] = {}  # two where a class folder is there in two spellings
+    for source in sources:
+        known.setdefault(_spelt_path(source.name), []).append(source)
     groups: dict[str, str] = {}
     unknown, wrong, empty, twice = [], [], [], []
     for record in records:
         name = record["file_name"] or ""
-        source = known.get(unicodedata.normalize("NFC", name.replace("\\", "/").removeprefix("./")))
-        group = (record["group"] or "").strip()
-        if source is None:
+        found = known.get(_spelt_path(name), [])
+        group = spelt(record["group"] or "")
+        if not found:
             unknown.append(name)
-        elif record["label"] != source.label:
+        elif spelt(record["label"] or "") != found[0].label:
             wrong.append(name)
         elif not group:
             empty.append(name)
-        elif groups.setdefault(source.name, group) != group:
+        elif {groups.setdefault(source.name, group) for source in found} != {group}:
             twice.append(name)
     missing = [s.name for s in sources if s.name not in groups] if not (wrong or empty) else []
     faults = [f"{len(names)} {what}: {shown(names)}" for names, what in (
@@ -174,6 +240,11 @@ def read_groups(path: Path, sources: list[Source]) -> dict[str, str]:
         raise Fault(f"{path}: {'; '.join(faults)}: file_name is relative to the folder of the "
                     "class folders, and every image needs one line")
     return groups
+
+
+def _spelt_path(name: str) -> str:
+    """A path of a table or of a disk, its parts spelt one way and joined by slashes."""
+    return "/".join(map(spelt, name.replace("\\", "/").removeprefix("./").split("/")))
 
 
 def groups_by_pattern(pattern: str, sources: list[Source]) -> dict[str, str]:

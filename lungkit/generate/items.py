@@ -28,6 +28,7 @@ from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
 from lungkit.run.seeds import stream
+from lungkit.run.system_files import listed
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def check_divisible(image_size: int, divisor: int) -> None:
 
 def folder_fingerprint(directory: Path) -> str:
     """`quick_fingerprint` of the weights and settings of a model folder."""
-    paths = [path for path in sorted(directory.rglob("*"))
+    paths = [path for path in listed(directory, "**/*")
              if path.suffix in (".json", ".txt", ".safetensors") and path.is_file()]
     return quick_fingerprint(((path.relative_to(directory).as_posix(), path) for path in paths),
                              sample_bytes=65536)

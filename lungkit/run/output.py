@@ -19,6 +19,7 @@ from lungkit.run import heartbeat
 from lungkit.run.faults import BadOptions, Fault, Overtaken, check_stop
 from lungkit.run.files import read_json, write_json
 from lungkit.run.progress import note_saved, say
+from lungkit.run.system_files import listed
 
 POLL_SEC = 0.5
 
@@ -123,7 +124,7 @@ class Output:
         """
         manifest = self.manifest()
         in_the_way = self.output_dir.exists() and (
-            not self.output_dir.is_dir() or any(self.output_dir.iterdir()))
+            not self.output_dir.is_dir() or listed(self.output_dir))
         if manifest is None and in_the_way:  # also with `overwrite`: it was never ours to replace
             raise Fault(f"{self.output_dir} exists and holds no {self.manifest_name}: "
                         "it was not made here; choose another --output or move it away")

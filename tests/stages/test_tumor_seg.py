@@ -581,7 +581,7 @@ def test_groups_csv_faults(tree, capsys):
 def test_groups_csv_spellings_that_are_not_faults(tree):
     (tree / "a" / "0.png").rename(tree / "a" / "Gro\u0308ße.png")  # decomposed on disk
     names = ["a/Gr\u00f6ße.png"] + [f"{label}/{i}.png" for label in "ab" for i in range(6)][1:]
-    found, _ = sources.find_sources(tree)
+    found = sources.find_sources(tree)[0]
     path = tree.parent / "groups.csv"
     path.write_text("\ufefffile_name,label,group\r\n" + "".join(
         f".\\{name},{name[0]},{name}\r\n".replace("/", "\\") if i else f"{name},{name[0]},first\r\n"

@@ -139,6 +139,67 @@ def test_datasets_of_two_runs_or_sizes_cannot_be_compared(dataset, tmp_path):
         check_same_task(make(tmp_path / "z", size=16), real)
 
 
+# ------------------------------------------------------------------ after it was looked at
+
+LEFT_BEHIND = ("@eaDir/a.jpg", "#recycle/1.png", "$RECYCLE.BIN/x", "lost+found/x", ".Trashes/x",
+               "__MACOSX/x.png", "Thumbs.db", "desktop.ini", ".DS_Store", "._000000.png",
+               ".ipynb_checkpoints/x.png")
+
+
+def put(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+
+
+@pytest.mark.parametrize("place", [".", "train", "train/a", "masks", "masks/tissue",
+                                   "masks/tissue/a"])
+def test_what_a_system_leaves_in_a_finished_dataset_is_ignored(dataset, place):
+    before = open_dataset(dataset)
+    for name in LEFT_BEHIND:
+        put(dataset / place / name)
+    after = open_dataset(dataset)
+    assert after.rows == before.rows and after.masks == before.masks
+    assert Output(dataset, "dataset.json", {"size": 8}).is_complete()
+
+
+def test_what_a_system_leaves_is_no_mask_of_version_1_either(dataset):
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    write_json(dataset / "dataset.json", {**manifest, "schema": "lungkit.dataset/1"})
+    for name in LEFT_BEHIND:
+        put(dataset / "masks" / name)
+        put(dataset / "masks/tissue/a" / name)
+    assert open_dataset(dataset).masks == {"tissue": "binary"}
+    assert open_dataset(dataset).manifest["mask_counts"] == {"tissue": 12}
+
+
+@pytest.mark.parametrize(("names", "words"), [
+    (["train/a/notes.txt"], ["train/a/notes.txt", "remove it"]),
+    (["train/a/.hidden.png"], ["train/a/.hidden.png", "remove it"]),
+    (["val/extra/1.png"], ["val/extra", "remove them"]),
+    (["masks/mine/1.png"], ["masks/mine", "remove it"]),
+    (["train/a/copy.png", "masks/mine/1.png"], ["train/a/copy.png", "masks/mine", "remove them"])])
+def test_of_what_others_added_it_says_what_to_remove(dataset, names, words):
+    for name in names:
+        put(dataset / name)
+    message = faults_of(dataset)
+    assert all(word in message for word in words) and "--overwrite" not in message
+    (dataset / "test/a/000002.png").unlink()
+    assert "restore the files" in faults_of(dataset)
+
+
+def test_a_folder_that_holds_only_what_a_system_left_is_free(tmp_path):
+    for name in LEFT_BEHIND:
+        put(tmp_path / "real" / name)
+    assert not Output(tmp_path / "real", "dataset.json", {}).is_complete()
+    assert open_dataset(make(tmp_path / "real").path).name == "real"
+
+
+def test_a_dataset_whose_name_a_file_system_spelt_anew_is_the_same(tmp_path):
+    make(tmp_path / "Dr\u00fcse")
+    (tmp_path / "Dr\u00fcse").rename(tmp_path / "Dru\u0308se")
+    assert open_dataset(tmp_path / "Dru\u0308se").name == "Dr\u00fcse"
+
+
 # ------------------------------------------------------------------ outputs and files
 
 def test_other_options_are_refused_also_when_only_begun(tmp_path):

@@ -37,7 +37,8 @@ def test_the_root_is_the_folder_whose_folders_are_the_classes(tmp_path, names, r
 def test_images_come_by_class_and_name_and_other_files_apart(tmp_path):
     make(tmp_path, "b/2.tif", "b/10.JPG", "a/z.png", "a/deep/y.svs", "a/notes.txt", ".x/1.png",
          "a/.hidden.png", "top.png")
-    found, others = sources.find_sources(tmp_path)
+    found, others, skipped = sources.find_sources(tmp_path)
+    assert skipped == [".hidden.png", ".x"]
     assert [(s.label, s.name) for s in found] == [
         ("a", "a/deep/y.svs"), ("a", "a/z.png"), ("b", "b/10.JPG"), ("b", "b/2.tif")]
     assert others == ["a/notes.txt"] and found[0].path == tmp_path / "a/deep/y.svs"
@@ -45,7 +46,7 @@ def test_images_come_by_class_and_name_and_other_files_apart(tmp_path):
 
 def test_the_parts_of_a_mirax_slide_are_no_images_of_their_own(tmp_path):
     make(tmp_path, "a/s.mrxs", "a/s/Data0000.dat", "a/s/overview.png", "a/other/1.png", "b/1.png")
-    found, others = sources.find_sources(tmp_path)
+    found, others, _ = sources.find_sources(tmp_path)
     assert [s.name for s in found] == ["a/other/1.png", "a/s.mrxs", "b/1.png"] and others == []
 
 
@@ -56,6 +57,98 @@ def test_the_parts_of_a_mirax_slide_are_no_images_of_their_own(tmp_path):
 def test_a_tree_that_is_no_input_is_refused(tmp_path, names, message):
     with pytest.raises(Fault, match=message):
         sources.find_sources(make(tmp_path, *names))
+
+
+# what is in the way is named, and what to give instead
+@pytest.mark.parametrize("folders", [
+    "Training Testing", "train test", "valid x", "eval x", "fold1 fold2", "fold_1 fold_2",
+    "Train Validation", "train_set test_set", "trainset testset", "images_train images_test",
+    "Test Data,x", "dev x", "holdout x", "split-0 split-1", "VALIDATION x", "evaluation x"])
+def test_folders_of_splits_are_no_classes(tmp_path, folders):
+    first, second = folders.split("," if "," in folders else " ")
+    make(tmp_path, *(f"{folder}/{label}/1.png" for folder in (first, second) for label in "xy"))
+    with pytest.raises(Fault, match="like a split.*give a folder of class folders, such as "
+                       f"{tmp_path / min(first, second)}"):
+        sources.find_sources(tmp_path)
+
+
+@pytest.mark.parametrize("tree", [
+    "site_x/adeno site_x/benign site_y/adeno site_y/benign",
+    "scanner1/adeno scanner1/benign scanner2/adeno scanner2/benign",
+    "siteA/adeno siteA/benign siteB/adeno siteB/benign siteB/squamous",
+    "lung_n/train lung_n/test lung_aca/train lung_aca/test",
+    "COVID/images COVID/masks normal/images normal/masks",
+    "lung_image_sets/lung_aca lung_image_sets/lung_n colon_image_sets/colon_aca "
+    "colon_image_sets/colon_n",
+    "lung/lung_aca lung/lung_n lung/lung_scc colon/colon_aca colon/colon_n",
+    "8863/0 8863/1 9001/0 9001/1 9002/0 9002/1"])
+def test_folders_of_class_folders_are_no_classes(tmp_path, tree):
+    names = [f"{folder}/{number}.png" for folder in tree.split() for number in range(2)]
+    first = min(name.split("/")[0] for name in names)
+    with pytest.raises(Fault, match=f"are no classes: give.*such as {tmp_path / first};"):
+        sources.find_sources(make(tmp_path, *names))
+
+
+@pytest.mark.parametrize("tree", [
+    "lung_n/TCGA-05 lung_n/TCGA-17 lung_aca/TCGA-33 lung_aca/TCGA-44",
+    "tumour/patient1 tumour/patient2 normal/patient1 normal/patient2",
+    "grade1/p1 grade1/p2 grade1/p3 grade2/p1 grade2/p2 grade2/p3",
+    "benign/40X benign/100X malignant/40X malignant/100X",
+    "tumour/caseA tumour/caseB normal/caseA normal/caseB",
+    "COVID/images normal/images", "lung_n/smith lung_aca/jones lung_aca/miller",
+    "lung_n/. lung_aca/smith lung_aca/jones", "tester/1 testis/1", "valve/x training_wheels/x"])
+def test_layouts_of_classes_are_left_as_they_are(tmp_path, tree):
+    names = [f"{folder}/{number}.png" for folder in tree.split() for number in range(2)]
+    found = sources.find_sources(make(tmp_path, *names))[0]
+    assert {s.label for s in found} == {name.split("/")[0] for name in names}
+
+
+SYSTEM = ("@eaDir", "@eadir", "#recycle", "$RECYCLE.BIN", "lost+found", ".Trashes", ".Trash-1000",
+          "__MACOSX", "System Volume Information", ".ipynb_checkpoints", "@Recycle", ".snapshot")
+SYSTEM_FILES = ("Thumbs.db", "desktop.ini", ".DS_Store", "._1.png", "1.png:Zone.Identifier",
+                "1.png@SynoEAStream", ".nfs0001.png")
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+@pytest.mark.parametrize("place", ["", "a", "a/deep"])
+def test_folders_of_the_system_are_skipped_and_counted_at_any_depth(tmp_path, name, place):
+    make(tmp_path, *CLASSES, "a/deep/2.png")
+    make(tmp_path / place / name, "1.png/SYNOPHOTO_THUMB_M.jpg", "inner/9.png")
+    found, others, skipped = sources.find_sources(sources.find_root(tmp_path))
+    assert [s.name for s in found] == ["a/1.png", "a/deep/2.png", "b/1.png"]
+    assert others == [] and skipped == [name]
+
+
+@pytest.mark.parametrize("name", SYSTEM_FILES)
+def test_files_of_the_system_are_skipped_and_counted(tmp_path, name):
+    make(tmp_path, *CLASSES, name, f"a/{name}", f"b/deep/{name}")
+    found, others, skipped = sources.find_sources(tmp_path)
+    assert [s.name for s in found] == list(CLASSES)
+    assert others == [] and skipped == [name] * 3
+
+
+def test_a_folder_of_the_system_does_not_hide_the_only_folder(tmp_path):
+    make(tmp_path, *(f"only/{name}" for name in CLASSES), "__MACOSX/only/a/1.png")
+    assert sources.find_root(tmp_path) == tmp_path / "only"
+
+
+# ------------------------------------------------------------------ spellings
+
+COMPOSED, DECOMPOSED = "Dr\u00fcse", "Dru\u0308se"
+
+
+@pytest.mark.parametrize("one, other", [(COMPOSED, DECOMPOSED), ("a", "a "), ("a", " a"),
+                                        (COMPOSED, DECOMPOSED + "\u00a0")])
+def test_two_spellings_of_a_folder_name_are_one_class(tmp_path, one, other):
+    make(tmp_path / "in", f"{one}/1.png", f"{other}/1.png", f"{other}/2.png", "z/1.png")
+    found = sources.find_sources(tmp_path / "in")[0]
+    assert [s.label for s in found] == [one] * 3 + ["z"] and len({s.name for s in found}) == 4
+    table = tmp_path / "groups.csv"
+    for label in (one, other):
+        table.write_text("file_name,label,group\n" + "".join(
+            f"{label}/{number}.png,{label},{DECOMPOSED}\n" for number in (1, 2))
+            + f"z/1.png,z,{COMPOSED} \n", "utf-8")
+        assert sources.read_groups(table, found) == {s.name: COMPOSED for s in found}
 
 
 # ------------------------------------------------------------------ the fingerprint
@@ -105,6 +198,14 @@ def test_an_edit_at_the_start_middle_or_end_of_a_large_image_is_noticed(tree, pl
     assert fingerprint(tree) != before
 
 
+@pytest.mark.parametrize("name", [*(f"b/s/{name}" for name in SYSTEM_FILES), "@eaDir/a/1.png",
+                                  "b/@eaDir/s.mrxs/x.jpg", "b/s/@eaDir/Data.dat/x.jpg"])
+def test_a_look_at_the_folder_leaves_the_input_the_same(tree, name):
+    before = fingerprint(tree)
+    make(tree, name)
+    assert fingerprint(tree) == before
+
+
 @pytest.mark.parametrize("change", [
     lambda tree: (tree / "a/1.png").rename(tree / "a/2.png"),
     lambda tree: (tree / "a/1.png").rename(tree / "b/2.png"),
@@ -121,7 +222,7 @@ def test_another_name_content_or_size_is_another_input(tree, change):
 # ------------------------------------------------------------------ groups
 
 def test_a_csv_names_the_group_of_every_image_across_classes(tree):
-    found, _ = sources.find_sources(tree)
+    found = sources.find_sources(tree)[0]
     path = tree.parent / "groups.csv"
     path.write_text("group,file_name,note,label\n p1 ,a/1.png,x,a\np1,./b/1.png,,b\n"
                     "p2,a/big.png,,a\np2,b\\s.mrxs,,b\np2,b\\s.mrxs,,b\n")
