@@ -1,0 +1,177 @@
+"""Turn a laid-out chest into attenuation on any grid, with partial volume, slice by slice.
+
+Distances to organs are evaluated on planes of COARSE_MM cells, whatever the image's pixels, and
+enlarged; a voxel's share of an organ is 0.5 - d / width, clipped, which is exact at a flat wall.
+What is finer than that grid - vessels, airways, nodules - is painted on the image's own grid. A
+slice is the mean of planes at most PLANE_MM apart through its thickness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from lungkit.phantom.thorax import anatomy, nodules, vessels
+from lungkit.phantom.thorax.anatomy import Chest
+
+COARSE_MM = 2.0
+PLANE_MM = 1.25
+AIR_HU, FAT_HU, MUSCLE_HU, SKIN_HU, LIVER_HU = -1000.0, -105.0, 52.0, 20.0, 62.0
+CORTEX_HU, CARTILAGE_HU, WALL_HU, VESSEL_HU = 820.0, 105.0, 10.0, 42.0
+FOAM_HU = -940.0  # within the table
+CORTEX_MM = 1.3
+TEXTURE_HU = 14.0  # deviation of the parenchyma's own unevenness
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Voxels of a scan: axial, square pixels, x and y rising with the column and the row."""
+
+    size: int  # pixels along x and along y
+    spacing_mm: float
+    num_slices: int
+    step_mm: float  # from slice to slice
+    thickness_mm: float  # that a slice is the mean over
+    origin_mm: tuple[float, float, float]  # centre of the first voxel (x, y, z): the lowest slice
+
+    def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Centres of columns, rows and slices in mm, float32."""
+        x, y, z = self.origin_mm
+        along = np.arange(self.size) * self.spacing_mm
+        return ((x + along).astype(np.float32), (y + along).astype(np.float32),
+                (z + np.arange(self.num_slices) * self.step_mm).astype(np.float32))
+
+    def index_of(self, point_mm) -> np.ndarray:
+        """Column, row and slice of a point, float [3]: voxel centres are whole numbers."""
+        steps = (self.spacing_mm, self.spacing_mm, self.step_mm)
+        return (np.asarray(point_mm, float) - self.origin_mm) / steps
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that is in one patient's chest."""
+
+    chest: Chest
+    blood: np.ndarray  # vessels.BRANCH
+    airways: np.ndarray
+    nodules: tuple  # of nodules.Nodule
+    texture: np.ndarray  # float32 [64, 64, 64] of unit deviation, repeated every 128 mm
+
+
+def draw_texture(rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise that repeats itself: lobules of about 6 mm and finer, unit deviation."""
+    white = np.fft.rfftn(rng.standard_normal((64, 64, 64), np.float32))
+    steps = np.fft.fftfreq(64), np.fft.fftfreq(64), np.fft.rfftfreq(64)
+    freq = np.sqrt(sum(np.square(each) for each in np.meshgrid(*steps, indexing="ij")))
+    smooth = np.fft.irfftn(white / (1 + (freq / 0.1) ** 2), (64, 64, 64)).astype(np.float32)
+    return smooth / smooth.std()
+
+
+def slices(scene: Scene, grid: Grid) -> Iterator[np.ndarray]:
+    """Attenuation of the slices from the lowest up, HU float32 [size, size], before the scanner."""
+    xs, ys, heights = grid.axes()
+    count = max(1, int(np.ceil(grid.thickness_mm / PLANE_MM - 1e-6)))
+    within = ((np.arange(count) + 0.5) / count - 0.5) * grid.thickness_mm
+    for height in heights:
+        zs = (height + within).astype(np.float32)
+        planes = np.stack([_plane(scene, grid, float(z)) for z in zs])
+        _paint_trees(scene, planes, xs, ys, zs, grid.spacing_mm)
+        for nodule in scene.nodules:
+            nodules.paint(planes, nodule, xs, ys, zs, grid.spacing_mm)
+        yield planes.mean(0)
+
+
+def _share(distance: np.ndarray, width_mm: float) -> np.ndarray:
+    return np.clip(0.5 - distance / width_mm, 0, 1)
+
+
+def _plane(scene: Scene, grid: Grid, z: float) -> np.ndarray:
+    """HU float32 [size, size] of everything but trees and nodules at one height."""
+    chest, size, width = scene.chest, grid.size, grid.spacing_mm
+    span = size * width
+    count = max(8, int(np.ceil(span / COARSE_MM)))
+    cells = ((np.arange(count, dtype=np.float32) + 0.5) * np.float32(span / count)
+             - np.float32(width / 2))
+    x, y = cells[None, :] + np.float32(grid.origin_mm[0]), cells[:, None] + np.float32(
+        grid.origin_mm[1])
+
+    def fill(hu, distance, value):
+        """Put `value`, a number or a plane, where `distance` is negative."""
+        distance = np.broadcast_to(distance, (count, count)).astype(np.float32)
+        near = distance < width / 2 + 2 * COARSE_MM
+        rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
+        if not len(rows):
+            return
+        y0, y1 = rows[0] * size // count, -(-(rows[-1] + 1) * size // count)
+        x0, x1 = columns[0] * size // count, -(-(columns[-1] + 1) * size // count)
+        fine = cv2.resize(distance, (size, size), interpolation=cv2.INTER_LINEAR)[y0:y1, x0:x1]
+        part = hu[y0:y1, x0:x1]
+        part += _share(fine, width) * ((value[y0:y1, x0:x1] if np.ndim(value) else value) - part)
+
+    hu = np.full((size, size), AIR_HU, np.float32)
+    board = anatomy.table(chest, x, y)
+    fill(hu, board, 0.0)
+    fill(hu, board + 1.6, FOAM_HU)
+    skin = anatomy.body(chest, x, y, z)
+    wall = anatomy.cavity(chest, x, y, z)
+    fill(hu, skin, SKIN_HU)
+    fill(hu, skin + 1.8, FAT_HU)
+    fill(hu, np.maximum(anatomy.muscles(chest, x, y, z, wall), skin + 4), MUSCLE_HU)
+    above = anatomy.diaphragm(chest, x, y, z)
+    fill(hu, wall + 1.5, FAT_HU)  # of the mediastinum; the lungs take most of it below
+    fill(hu, np.maximum(wall + 2, above + 1), LIVER_HU + 0.35 * (chest.blood_hu - 42))
+    great = anatomy.great_vessels(chest, x, y, z)
+    fill(hu, great, chest.blood_hu)
+    fill(hu, anatomy.gullet(x, y, z), 40.0)
+    fill(hu, np.hypot(x - 5, y - 30) - 1.4, -350.0 if np.sin(z / 17) > 0.4 else 40.0)
+    bone, spongy, cartilage = anatomy.bones(chest, x, y, z, wall)
+    grain = _textured(scene, grid, z, 2.4)
+    fill(hu, cartilage, CARTILAGE_HU)
+    fill(hu, bone, CORTEX_HU)
+    fill(hu, np.maximum(spongy + CORTEX_MM, bone), chest.marrow_hu + 60 * grain)
+    lung = anatomy.lungs(chest, x, y, z)
+    tissue = _parenchyma(scene, grid, z)
+    fill(hu, lung, tissue)
+    seam = np.maximum(np.abs(anatomy.fissures(x, y, z)) - 0.3, lung + 2)
+    if seam.min() < 2:
+        fine = cv2.resize(np.broadcast_to(seam, (count, count)).astype(np.float32), (size, size))
+        hu += np.clip(1 - fine / 1.5, 0, 1) * 70 / max(width, 1)
+    return hu
+
+
+def _textured(scene: Scene, grid: Grid, z: float, scale: float) -> np.ndarray:
+    """A plane of the scene's texture at `scale` times its 2 mm cells, float32 [size, size]."""
+    cells = scene.texture.shape[0]
+    height = z / (2 * scale) % cells
+    low, share = int(height), height % 1
+    plane = ((1 - share) * scene.texture[low] + share * scene.texture[(low + 1) % cells])
+    xs, ys, _ = grid.axes()
+    column, row = np.meshgrid(xs / (2 * scale), ys / (2 * scale))
+    return cv2.remap(plane.astype(np.float32), column, row, cv2.INTER_LINEAR,
+                     borderMode=cv2.BORDER_WRAP)
+
+
+def _parenchyma(scene: Scene, grid: Grid, z: float) -> np.ndarray:
+    """HU of lung tissue: heavier to the back, uneven, with holes where there is emphysema."""
+    ys = grid.axes()[1][:, None]
+    chest = scene.chest
+    hu = chest.lung_hu + chest.gravity / 10 * ys + TEXTURE_HU * _textured(scene, grid, z, 1)
+    if chest.emphysema:
+        upper = 1 / (1 + np.exp(-z / 25))
+        holes = _textured(scene, grid, z, 1.6) - 1.9 + 1.6 * chest.emphysema * upper
+        hu += np.clip(holes * 2, 0, 1) * (-985 - hu)
+    return hu
+
+
+def _paint_trees(scene: Scene, slab: np.ndarray, xs, ys, zs, width_mm: float) -> None:
+    """Paint vessels, then the walls of airways and the air in them, into HU [Z, Y, X]."""
+    cover = np.zeros_like(slab)
+    vessels.paint(cover, scene.blood, xs, ys, zs, width_mm)
+    slab += cover * np.maximum(scene.chest.blood_hu - slab, 0)
+    for grow_mm, value in ((vessels.WALL_MM, WALL_HU), (0.0, AIR_HU + 15)):
+        cover[:] = 0
+        vessels.paint(cover, scene.airways, xs, ys, zs, width_mm, grow_mm=grow_mm)
+        slab += cover * ((value - slab) if grow_mm == 0 else np.maximum(value - slab, 0))
