@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from lungkit.data.splits import SPLITS, partition
@@ -37,8 +37,9 @@ class Specimen:
     """One original image: its class and group, and what could give its class away.
 
     mean_rgb, brightness (mean) and contrast (standard deviation of grey) are 0..255 and measured
-    on the image as it came; after: (red, green, blue, brightness, contrast) after stain
-    normalisation, None where it was not measured.
+    on the image as it came; mean_rgb None: it has no colour. after: (red, green, blue, brightness,
+    contrast) after stain normalisation, None where it was not measured. traits: further families of
+    numbers {name: values, as many for every image}; named: further sources {kind: name}.
     """
 
     label: str
@@ -47,11 +48,13 @@ class Specimen:
     sha256: str
     look: tuple  # width, height, file suffix, colour mode
     file_bytes: int
-    mean_rgb: tuple[float, float, float]
+    mean_rgb: tuple[float, float, float] | None
     brightness: float
     contrast: float
     after: tuple[float, float, float, float, float] | None = None
     tiles: int = 1  # that it gives to the dataset: what groups and sources are counted by
+    traits: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------ groups and sources
@@ -108,7 +111,9 @@ def _sources(specimens: list[Specimen]) -> dict:
     """Per kind of source and class: the commonest one, its share of the class and of the others."""
     found = {}
     labels = sorted({s.label for s in specimens})
-    for kind, source_of in SOURCES.items():
+    named = {kind: (lambda s, kind=kind: s.named.get(kind, ""))
+             for kind in sorted({kind for s in specimens for kind in s.named})}
+    for kind, source_of in (SOURCES | named).items():
         sources, totals = Counter(), Counter()
         for s in specimens:
             sources[s.label, source_of(s)] += s.tiles
@@ -141,7 +146,8 @@ def families(specimens: list[Specimen]) -> dict[str, list[list[float]]]:
     looks = [s.look for s in specimens]
     kinds = sorted({look[2:] for look in looks}, key=str)
     found = {
-        "mean colour": [list(s.mean_rgb) for s in specimens],
+        **({"mean colour": [list(s.mean_rgb) for s in specimens]}
+           if all(s.mean_rgb is not None for s in specimens) else {}),
         "brightness and contrast": [[s.brightness, s.contrast] for s in specimens],
         "file size": [[_log(s.file_bytes)] for s in specimens],
         "image size": [[_log(width), _log(height)] for width, height, *_ in looks],
@@ -152,7 +158,7 @@ def families(specimens: list[Specimen]) -> dict[str, list[list[float]]]:
         found["mean colour after normalisation"] = [list(s.after[:3]) for s in specimens]
         found["brightness and contrast after normalisation"] = [list(s.after[3:])
                                                                 for s in specimens]
-    return found
+    return found | {name: [list(s.traits[name]) for s in specimens] for name in specimens[0].traits}
 
 
 def _log(value: float) -> float:

@@ -5,6 +5,8 @@ Initiative (IDRI)", Med Phys 38:915. A contour lies on the first voxels outside 
 with inclusion FALSE are holes. A reader's nodule numbers mean nothing to the other readers: marks
 belong together by where they are (`clusters`), as in pylidc (Hancock & Magnan 2016, J Med Imaging
 3:044504).
+
+Feeds ct_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 Slices are ordered by their position along the normal of their plane, never by file name or
 instance number. Slope and intercept are each file's own.
+
+Feeds ct_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,17 +91,6 @@ class Series:
 
 
 # ------------------------------------------------------------------ headers
-
-def find_files(root: Path) -> list[Path]:
-    """Files below `root` that may be DICOM, by name; links are followed."""
-    found = []
-    for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        found += [Path(folder, name) for name in sorted(names)
-                  if not name.startswith(".") and not name.lower().endswith(OTHERS)
-                  and name != "DICOMDIR"]
-    return found
-
 
 def read_slice(path: Path) -> Slice | str | None:
     """The header of a file: None if it is not DICOM, a sentence if it is a damaged one."""
@@ -277,39 +267,45 @@ def _check_steps(place: np.ndarray) -> float:
 
 # ------------------------------------------------------------------ pixels
 
-def read_series(series: Series, check_stop: Callable[[], None] | None = None) -> Volume:
+def read_series(series: Series) -> Volume:
     """int16 HU of a series that is whole. Raises Fault, which names the file."""
-    count, (rows, columns) = len(series.slices), series.first.size
-    hu = np.empty((count, rows, columns), np.int16)
-    for number, each in enumerate(series.slices):
-        hu[number] = _pixels(each)
-        if check_stop and number % 64 == 0:
-            check_stop()
+    return read_files([each.path for each in series.slices], series.geometry, series.turn)
+
+
+def read_files(paths: Sequence[Path], geometry: Geometry, turn: Turn) -> Volume:
+    """int16 HU of the files of one series in the order of their places, as `examine` gives them.
+
+    Raises Fault, which names the file.
+    """
+    hu = None
+    for number, path in enumerate(paths):
+        pixels = _pixels(path)
+        if hu is None:
+            hu = np.empty((len(paths), *pixels.shape), np.int16)
+        hu[number] = pixels
     try:
         check_hu(float(hu.min()), float(hu.max()))
     except Fault as fault:
-        raise Fault(f"{series.first.path.parent}: {fault}") from None
-    return Volume(series.turn(hu), series.geometry)
+        raise Fault(f"{paths[0].parent}: {fault}") from None
+    return Volume(turn(hu), geometry)
 
 
-def _pixels(each: Slice) -> np.ndarray:
+def _pixels(path: Path) -> np.ndarray:
+    """int16 HU [rows, columns] of one file, by its own slope and intercept."""
     import pydicom
 
     try:
-        data = pydicom.dcmread(each.path)
+        data = pydicom.dcmread(path)
         syntax = data.file_meta.TransferSyntaxUID
-        stored = data.pixel_array
+        stored, header = data.pixel_array, _slice(path, data)
     except RuntimeError as error:  # pydicom's, where no decoder is installed
         packages = DECODERS.get(str(syntax), "a decoder that pydicom names")
-        raise Fault(f"{each.path} is compressed ({syntax.name}): install {packages}, or decompress "
-                    f"it ({str(error).splitlines()[0]})") from None
+        raise Fault(f"{path} is compressed ({syntax.name}): install {packages}, or decompress it "
+                    f"({str(error).splitlines()[0]})") from None
     except Exception as error:  # a damaged file may raise anything at all
-        raise Fault(f"{each.path}: its pixels are cut short or damaged "
-                    f"({str(error).splitlines()[0]}): get the file again") from None
-    if stored.shape != each.size:
-        raise Fault(f"{each.path}: pixels {' x '.join(map(str, stored.shape))}, its header says "
-                    f"{' x '.join(map(str, each.size))}")
+        raise Fault(f"{path}: its pixels are cut short or damaged ({str(error).splitlines()[0]}): "
+                    "get the file again") from None
     try:
-        return to_hu(stored, each.slope, each.intercept)
+        return to_hu(stored, header.slope, header.intercept)
     except Fault as fault:
-        raise Fault(f"{each.path}: {fault}") from None
+        raise Fault(f"{path}: {fault}") from None

@@ -1,4 +1,7 @@
-"""NIfTI volumes, by nibabel: RAS millimetres become LPS, axes x y z become z, y, x."""
+"""NIfTI volumes, by nibabel: RAS millimetres become LPS, axes x y z become z, y, x.
+
+Feeds ct_seg.RECIPE: raise it when this gives other bytes.
+"""
 
 from __future__ import annotations
 

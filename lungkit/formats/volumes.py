@@ -4,6 +4,8 @@ Millimetres are LPS, as in DICOM: x to the patient's left, y to the back, z to t
 store its axes in any order and direction; `canonical` permutes and flips them so that the array
 runs z, y, x upwards, and says where its voxels lie. What remains of a rotation is kept, not
 resampled away.
+
+Feeds ct_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations

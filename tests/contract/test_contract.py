@@ -28,8 +28,8 @@ from lungkit.data.dataset import SPLITS, open_dataset, parent_of
 from lungkit.run.seeds import stream
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ["tumor_seg", "voronoi_seg", "diffusion_seg", "prompt_seg", "context_seg", "cnn_classify",
-          "nuclei_classify", "wilcoxon_test"]
+STAGES = ["tumor_seg", "ct_seg", "voronoi_seg", "diffusion_seg", "prompt_seg", "context_seg",
+          "cnn_classify", "nuclei_classify", "wilcoxon_test"]
 
 
 @pytest.fixture(scope="module", params=list(ARMS))
@@ -272,7 +272,7 @@ def test_help_is_quick_and_imports_nothing_heavy(stage):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - user_sec < 0.5
 
 
-REQUIRED = {"tumor_seg": "--input x --output y",
+REQUIRED = {"tumor_seg": "--input x --output y", "ct_seg": "--input x --output y",
             "cnn_classify": "--data x --real x --results y --repeats 2",
             "nuclei_classify": "--features x --real x --results y",
             "wilcoxon_test": "x --output y"}

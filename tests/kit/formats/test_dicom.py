@@ -16,7 +16,7 @@ DATA = Path(os.environ.get("CT_DATA", ""))  # scans of real patients, not ours t
 
 
 def series_of(root) -> list[dicom.Series]:
-    read = [dicom.read_slice(path) for path in dicom.find_files(root)]
+    read = [dicom.read_slice(path) for path in sorted(root.rglob("*.dcm"))]
     assert not [each for each in read if isinstance(each, str)]
     return dicom.gather(each for each in read if each is not None)
 

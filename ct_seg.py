@@ -1,0 +1,344 @@
+#!/usr/bin/env python
+"""Make the dataset "real" from chest CT: scans, annotations, images of a fixed field, by patient.
+
+Reads   INPUT/**, DICOM series, MetaImage or NIfTI, with what is written about them: LIDC-IDRI's
+        XML, LUNA16's tables, labels (labelsTr/), PASCAL VOC boxes, or --nodules CSV.
+Writes  OUTPUT/{train,val,test}/<class>/000000.png    square grey images of one field and window
+        OUTPUT/masks/{nodule,lung,layout}/<class>/000000.png
+        OUTPUT/studies.csv   every series: kept, or why not     OUTPUT/nodules.csv   every nodule
+        OUTPUT/split.csv     every patient's split              OUTPUT/qc.png        examples
+        OUTPUT/metadata.csv, OUTPUT/dataset.json     the latter last: present means complete
+
+Series: of several of one scan one is kept, by a stated rule (lungkit.ct.studies). A series that is
+broken ends the run, unless --skip-broken; what is no chest CT is left out. Nodules: those of enough
+readers and large enough count; LIDC's are the consensus of its readers (lungkit.ct.lidc).
+
+Images: --view crop, a field of --field-mm around each nodule; slice, whole slices. The window in HU
+and the field are the same for all images, never an image's own (lungkit.ct.crops). Classes:
+--labels binary, benign or malignant by the readers' median grade; grade, 1 to 5; presence, nodule
+or healthy lung; histology, as the source names it.
+
+Splits are by patient, near 60/20/20, of all patients whatever the task: several tasks with one
+input and seed have one split. What besides the nodule could tell the classes apart is measured:
+scanner, kernel, thickness, spacing, and size alone (lungkit.audit.confounding).
+
+Running the same command again resumes, or finds the dataset complete.
+Exit statuses: 0 complete, 1 bad data, 2 bad options, 75 stopped, run it again to resume.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from lungkit.run import cli
+from lungkit.run.faults import BadOptions, Fault, check_stop
+from lungkit.run.progress import Progress, say
+
+RECIPE = 1          # raise it when images come out otherwise: a dataset of another is not complete
+PRESETS = {"demo": {"crop": (64, 64.0), "slice": (128, 384.0)},     # pixels, field in mm
+           "full": {"crop": (128, 64.0), "slice": (384, 384.0)}}
+WINDOW = (-1000.0, 400.0)
+SYMMETRIES = {"crop": 8, "slice": 1}  # the table, gravity and the heart have their sides
+
+
+# ------------------------------------------------------------------ the survey
+
+def survey(input_dir: Path, annotations, mapped: Callable) -> list:
+    """Every series below the input, annotated, or why it is left out."""
+    from lungkit.ct.folders import walk
+    from lungkit.ct.studies import survey_folder
+
+    folders = [each for each in walk(input_dir) if each[1]]
+    progress = Progress("looking at series", len(folders))
+    found = []
+    for number, each in enumerate(mapped(partial(survey_folder, root=input_dir,
+                                                 annotations=annotations), folders), 1):
+        found += each
+        progress.update(number)
+        check_stop()
+    return found
+
+
+def say_what_is_left(left: list, others: list, scans: list) -> None:
+    reasons = Counter(each.reason.split(": ")[0] for each in left)
+    reasons += Counter(why for _, why in others)
+    for reason, count in sorted(reasons.items()):
+        say(f"ct_seg: left out {count}: {reason}")
+    for scan in scans:
+        for note in scan.notes:
+            say(f"ct_seg: {scan.name}: {note}")
+
+
+# ------------------------------------------------------------------ images
+
+def write_images(writer, plan, recipe, mapped: Callable) -> list:
+    """Make and write the images of scans that lack one; return (job, made) of all that there are.
+
+    A scan that lacks one is done whole again, for the places of healthy lung depend on each other.
+    """
+    from lungkit.ct.images import make_images
+
+    progress = Progress("making images", sum(len(job.items) for job in plan.jobs),
+                        jsonl_path=writer.work_dir / "progress.jsonl")
+    made, done = [], 0
+    for job, images in zip(plan.jobs, mapped(partial(make_images, recipe=recipe), plan.jobs,
+                                             chunk=1, ahead=1)):
+        for each in images:
+            if each.reason is None and not writer.has(job.split, each.item.label,
+                                                      each.item.number):
+                writer.add(job.split, each.item.label, each.item.number, each.image,
+                           masks=each.masks, group=job.scan.patient, source=job.scan.name,
+                           seed=recipe.seed, **each.columns)
+            made.append((job, replace(each, masks=None)))
+        done += len(job.items)
+        progress.update(done)
+        check_stop()
+    return made
+
+
+def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how: dict,
+                 mapped: Callable) -> None:
+    """Write the images, say what they may not prove, and publish."""
+    from lungkit.audit.warnings import describe_confounding
+    from lungkit.ct import report
+    from lungkit.ct.studies import RULE
+    from lungkit.data.writer import DatasetWriter
+    from lungkit.run.files import write_bytes, write_text
+
+    with DatasetWriter(target, stage="ct_seg", image_size=recipe.field.image_size, channels=1,
+                       classes=plan.classes, mask_forms={"layout": "labels"},
+                       targets=targets_of(rule), plan=plan.digest()) as writer:
+        made = write_images(writer, plan, recipe, mapped)
+        whole = [(job, each) for job, each in made if each.reason is None]
+        missed = Counter(each.reason for _, each in made if each.reason is not None)
+        confounded = report.confounding_report(whole, plan, patients_known(scans), mapped)
+        warnings = report.warn(confounded, plan, scans, rule)
+        write_text(writer.work_dir / "studies.csv", studies_csv)
+        write_text(writer.work_dir / "nodules.csv", report.nodule_table(scans, plan, rule))
+        write_text(writer.work_dir / "split.csv", report.split_table(plan))
+        write_bytes(writer.work_dir / "qc.png", qc_sheet(writer, plan.classes))
+        field = recipe.field
+        writer.publish(
+            parents=[], seed=recipe.seed, warnings=warnings, modality="ct",
+            um_per_px=field.mm_per_px * 1000, symmetries=how["symmetries"],
+            intensity={"unit": "HU", "window": list(field.window)}, truth=rule.describe(),
+            series_rule=RULE, dropped=[{"reason": why, "count": n} for why, n in
+                                       sorted((plan.dropped + missed).items())],
+            layout=list(report_layout()), confounding=confounded)
+    for line in describe_confounding(confounded).splitlines():
+        if not line.startswith("warning: "):
+            say(f"ct_seg: {line}")
+    for warning in warnings:
+        say(f"ct_seg: warning: {warning}")
+
+
+def report_layout() -> tuple[str, ...]:
+    from lungkit.ct.crops import LAYOUT
+
+    return LAYOUT
+
+
+def targets_of(rule) -> dict[str, dict]:
+    """Further labels than the class; those of healthy images are empty."""
+    number = {"kind": "number", "values": []}
+    return {"diameter_mm": number, "grade_median": {"kind": "number", "values": [1, 5]}} \
+        if rule.labels != "presence" else {"diameter_mm": number}
+
+
+def qc_sheet(writer, classes: list[str]) -> bytes:
+    """Examples of every class with outlines of lung and nodule, evenly over the dataset."""
+    import numpy as np
+
+    from lungkit.ct import report
+    from lungkit.data.png import decode_png
+
+    rows = {}
+    for label in classes:
+        found = sorted(name for name, record in writer.records.items() if record["label"] == label)
+        picked = np.linspace(0, len(found) - 1, min(report.SHEET_COLUMNS, len(found)))
+        images = []
+        for name in (found[int(round(at))] for at in picked):
+            layout, nodule = (decode_png((writer.work_dir / "masks" / kind / label
+                                          / Path(name).name).read_bytes())
+                              for kind in ("layout", "nodule"))
+            grey = decode_png((writer.work_dir / name).read_bytes())
+            images.append(report.example(grey.reshape(layout.shape), layout, nodule))
+        if images:
+            rows[f"{label} ({len(found)})"] = images
+    return report.sheet(rows)
+
+
+def patients_known(scans: list) -> str:
+    """How groups came about, for the confounding report: named by headers or tables, or not."""
+    return "csv" if all(scan.patient != scan.name or scan.annotated.source == "labels"
+                        for scan in scans) else "none"
+
+
+# ------------------------------------------------------------------ the stage
+
+def check_options(how: dict) -> None:
+    """Raise BadOptions where options contradict each other."""
+    low, high = how["window"]
+    if low >= high:
+        raise BadOptions(f"--window {low:g} {high:g}: the first must be below the second")
+    if how["benign_max"] >= how["malignant_min"]:
+        raise BadOptions(f"--benign-max {how['benign_max']:g} is not below --malignant-min "
+                         f"{how['malignant_min']:g}")
+    if how["symmetries"] == 8 and how["view"] == "slice":
+        raise BadOptions("--symmetries 8 with --view slice: a chest has sides; give 1 or 2")
+    if how["all_test_slices"] and how["view"] != "slice":
+        raise BadOptions("--all-test-slices is of --view slice")
+    if how["split_from"] and how["fold"]:
+        raise BadOptions("--split-from and --fold both say what is in test: give one")
+
+
+def check_paths(input_dir: Path, output_dir: Path) -> None:
+    """Refuse an output that could overwrite the input, or that would be read as input."""
+    if not input_dir.is_dir():
+        raise Fault(f"--input {input_dir} is not a directory: give the folder of the scans")
+    inner, outer = input_dir.resolve(), output_dir.resolve()
+    if inner == outer or outer.is_relative_to(inner) or inner.is_relative_to(outer):
+        raise BadOptions(f"--output {output_dir} and --input {input_dir} lie one inside the other: "
+                         "choose an --output beside the input")
+
+
+def settle(how: dict, preset: str) -> dict:
+    """The options with those of the view filled in."""
+    size, field_mm = PRESETS[preset][how["view"]]
+    return {**how, "image_size": how["image_size"] or size,
+            "field_mm": how["field_mm"] or field_mm,
+            "symmetries": how["symmetries"] or SYMMETRIES[how["view"]]}
+
+
+def identity(how: dict, input_dir: Path) -> dict:
+    """What decides the dataset: every option but those that say how fast it is made."""
+    from lungkit.ct.folders import walk
+    from lungkit.run.files import quick_fingerprint
+
+    files = [folder / name for folder, names in walk(input_dir) for name in names]
+    return dict(sorted({
+        **{name: value for name, value in how.items() if name != "fold"},
+        **{name: cli.file_sha256(how[name], "--" + name.replace("_", "-"))
+           for name in ("nodules", "patients", "split_from")},
+        "fold": how["fold"] and "{}/{}".format(*how["fold"]), "recipe": RECIPE,
+        "input": quick_fingerprint(((path.relative_to(input_dir).as_posix(), path)
+                                    for path in files), sample_bytes=1024)}.items()))
+
+
+def in_words(plan) -> str:
+    counts = {split: sum(row.values()) for split, row in plan.counts().items()}
+    patients = len({job.scan.patient for job in plan.jobs})
+    return (f"{sum(counts.values())} images of {patients} patients ("
+            + ", ".join(f"{split} {n}" for split, n in counts.items())
+            + f"), classes {', '.join(plan.classes)}, {sum(plan.dropped.values())} nodules dropped")
+
+
+def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool, dry_run: bool,
+        seed: int, **how: object) -> None:
+    """Look at the series, choose, plan by patient, write the images, publish the dataset."""
+    how = settle(how, preset)
+    check_options(how)
+    check_paths(input, output)
+    from lungkit.ct import plan as planning, studies
+    from lungkit.ct.annotations import find_annotations
+    from lungkit.ct.crops import Field
+    from lungkit.ct.images import Recipe
+    from lungkit.ct.truth import Rule
+    from lungkit.run.output import Output
+    from lungkit.run.workers import mapper
+
+    target = Output(output, "dataset.json", {**identity(how, input), "seed": seed},
+                    overwrite=overwrite)
+    if target.is_complete():
+        print(f"{output}: already complete")
+        return
+    rule = Rule(how["labels"], how["benign_max"], how["malignant_min"], how["min_readers"],
+                how["min_diameter_mm"], how["max_thickness_mm"])
+    recipe = Recipe(how["view"], Field(how["field_mm"], how["image_size"], tuple(how["window"])),
+                    seed)
+    annotations = find_annotations(input, how["nodules"], how["patients"])
+    with mapper(workers) as mapped:
+        scans, left = studies.choose(survey(input, annotations, mapped),
+                                     skip_broken=how["skip_broken"])
+        scans = studies.check_patients(scans)
+        say_what_is_left(left, annotations.others, scans)
+        split_of, stratum_of = planning.draw_splits(scans, seed, how["fold"]) \
+            if how["split_from"] is None else (planning.read_splits(
+                how["split_from"], {scan.patient for scan in scans}), {})
+        plan = planning.make_plan(scans, rule, how["view"], split_of, stratum_of,
+                                  slices_per_nodule=how["slices_per_nodule"],
+                                  all_test_slices=how["all_test_slices"])
+        say(f"ct_seg: {len(scans)} scans, {sum(len(s.annotated.nodules) for s in scans)} nodules; "
+            f"{in_words(plan)}")
+        if dry_run:
+            print(f"{output}: would write {in_words(plan)}")
+            return
+        make_dataset(target, scans, studies.table(scans, left, annotations.others), plan, recipe,
+                     rule, how, mapped)
+    print(f"{output}: {in_words(plan)}")
+
+
+def build_parser():
+    parser = cli.stage_parser("ct_seg.py", __doc__)
+    group = parser.add_argument_group("Main")
+    group.add_argument("--input", type=cli.directory, required=True, metavar="DIR",
+                       help="folder of the scans and of what is written about them")
+    group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
+                       help="dataset to make")
+    group.add_argument("--view", choices=("crop", "slice"), default="crop",
+                       help="a field around each nodule, or whole slices")
+    group.add_argument("--labels", choices=("binary", "grade", "presence", "histology"),
+                       default="binary", help="what the classes are")
+    group = parser.add_argument_group("Truth")
+    group.add_argument("--nodules", type=Path, metavar="CSV",
+                       help="series,x,y,z,diameter_mm (LPS mm) of every nodule, and grade or label")
+    group.add_argument("--benign-max", type=cli.positive_float, default=2.0, metavar="GRADE",
+                       help="median grade up to which a nodule is benign")
+    group.add_argument("--malignant-min", type=cli.positive_float, default=4.0, metavar="GRADE",
+                       help="median grade from which it is malignant; between: dropped")
+    group.add_argument("--min-readers", type=cli.positive_int, default=3, metavar="N",
+                       help="readers who marked a nodule, where that is known")
+    group.add_argument("--min-diameter-mm", type=cli.non_negative_float, default=3.0, metavar="MM",
+                       help="smaller nodules do not count")
+    group.add_argument("--max-thickness-mm", type=cli.positive_float, metavar="MM",
+                       help="scans of thicker slices are not used (LUNA16: 2.5; default: any)")
+    group = parser.add_argument_group("Patients and splits")
+    group.add_argument("--patients", type=Path, metavar="CSV",
+                       help="series,patient, where the files do not say whose scans are")
+    group.add_argument("--split-from", type=Path, metavar="CSV",
+                       help="patient,split: the split.csv of another task of this run")
+    group.add_argument("--fold", type=cli.fold, metavar="k/K",
+                       help="cross-validation: test on fold k of K (default: one split, 60/20/20)")
+    group.add_argument("--skip-broken", action="store_true",
+                       help="leave out series that cannot be read, instead of ending the run")
+    group = parser.add_argument_group("Images")
+    group.add_argument("--image-size", type=cli.positive_int, metavar="PX",
+                       help="side in pixels (default: demo 64, slices 128; full 128, slices 384)")
+    group.add_argument("--field-mm", type=cli.positive_float, metavar="MM",
+                       help="side in millimetres (default: crops 64, slices 384)")
+    group.add_argument("--window", type=float, nargs=2, default=list(WINDOW),
+                       metavar=("HU", "HU"), help="shown black, shown white (default: -1000 400)")
+    group.add_argument("--slices-per-nodule", type=cli.positive_int, default=1, metavar="N",
+                       help="images of each nodule: its largest section and others")
+    group.add_argument("--all-test-slices", action="store_true",
+                       help="write every slice of the scans in test, for figures by volume")
+    group.add_argument("--symmetries", type=int, choices=(1, 2, 8),
+                       help="turns and flips that an image stays valid by (default: crops 8, "
+                            "slices 1)")
+    group = parser.add_argument_group("Performance")
+    group.add_argument("--workers", type=cli.positive_int, default=1, metavar="N",
+                       help="processes; the result does not depend on it")
+    cli.add_common(parser, presets=PRESETS, device=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,152 @@
+"""Make the images of one scan: read it, find its lungs, cut, window, encode.
+
+Feeds ct_seg.RECIPE: raise it when this gives other bytes.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from lungkit.ct.crops import Field, Picture, picture
+from lungkit.ct.lung_mask import Lungs, find_lungs
+from lungkit.ct.nodules import Nodule
+from lungkit.ct.plan import Item, Job
+from lungkit.data.png import encode_png
+from lungkit.formats.volumes import Volume
+
+FAR_MM = 10.0           # ours: healthy lung keeps so far from the edge of every finding
+TRIES = 200             # ours: places tried for a healthy image
+LEAST_LUNG = 0.02       # ours: share of a slice's body that must be lung for it to be one of lung
+LEAST_LUNG_CROP = 0.25  # ours: share of a healthy crop that must be lung
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is asked of an image. view: crop or slice."""
+
+    view: str
+    field: Field
+    seed: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image, encoded, or why there is none."""
+
+    item: Item
+    image: bytes = b""
+    masks: dict | None = None
+    columns: dict | None = None
+    brightness: float = 0.0
+    contrast: float = 0.0
+    reason: str | None = None
+
+
+def make_images(job: Job, recipe: Recipe) -> list[Made]:
+    """The images of one scan. Raises Fault where it cannot be read."""
+    volume = job.scan.load()
+    lungs = find_lungs(volume)
+    taken: set[int] = {item.slice_index for item in job.items if item.slice_index is not None}
+    return [_make(job, item, volume, lungs, recipe, taken) for item in job.items]
+
+
+def _make(job: Job, item: Item, volume: Volume, lungs: Lungs, recipe: Recipe,
+          taken: set[int]) -> Made:
+    index, centre = item.slice_index, lungs.centre()
+    if item.nodule is None and index is None:
+        rng = random.Random(f"{recipe.seed}/{job.scan.name}/{item.number}")
+        place = (healthy_place(job, volume, lungs, rng) if recipe.view == "crop" else
+                 healthy_slice(job, lungs, rng, taken))
+        if place is None:
+            return Made(item, reason="no healthy lung found")
+        index, centre = (place[0], place[1:]) if recipe.view == "crop" else (place, centre)
+    elif recipe.view == "crop":
+        centre = section_centre(job.counted[item.nodule], index)
+    elif not has_lung(lungs, index) and item.nodule is None:
+        return Made(item, reason="a slice without lung")
+    made = picture(volume, lungs, index, centre, list(job.counted), recipe.field)
+    return _encoded(job, item, volume, index, made)
+
+
+def section_centre(nodule: Nodule, index: int) -> tuple[float, float]:
+    """Row and column, in voxels, of the middle of a nodule's section."""
+    rows, columns = np.nonzero(nodule.mask[index - nodule.start[0]])
+    return (float(rows.mean() + nodule.start[1]), float(columns.mean() + nodule.start[2]))
+
+
+def has_lung(lungs: Lungs, index: int) -> bool:
+    """Whether a slice shows lung enough."""
+    body, lung = lungs.plane(index)
+    return bool(lung.sum() >= LEAST_LUNG * max(1, body.sum()) and lung.any())
+
+
+def findings(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Every finding of a scan, nodules and what is to be ignored: z y x [N, 3] and radii in mm."""
+    found = [(n.centre, n.diameter_mm) for n in job.scan.annotated.nodules]
+    found += [(p.voxel, p.diameter_mm) for p in job.scan.annotated.ignored]
+    return (np.array([at for at, _ in found], float).reshape(-1, 3),
+            np.array([mm / 2 for _, mm in found], float))
+
+
+def healthy_place(job: Job, volume: Volume, lungs: Lungs, rng: random.Random
+                  ) -> tuple[int, float, float] | None:
+    """z, row, column in voxels of a place in the lung far from every finding; None: none found."""
+    inside = np.flatnonzero(lungs.lung)
+    if not len(inside):
+        return None
+    spacing, factor = np.array(volume.geometry.spacing_mm), np.array(lungs.factor)
+    at, radius = findings(job)
+    for _ in range(TRIES):
+        cell = np.array(np.unravel_index(inside[rng.randrange(len(inside))], lungs.lung.shape))
+        voxel = (cell + 0.5) * factor - 0.5
+        voxel[0] = min(round(voxel[0]), volume.hu.shape[0] - 1)
+        far = np.linalg.norm((at - voxel) * spacing, axis=1) - radius
+        around = lungs.lung[cell[0], max(0, cell[1] - 8):cell[1] + 9, max(0, cell[2] - 8):
+                            cell[2] + 9]
+        if (far >= FAR_MM).all() and around.mean() >= LEAST_LUNG_CROP:
+            return int(voxel[0]), float(voxel[1]), float(voxel[2])
+    return None
+
+
+def healthy_slice(job: Job, lungs: Lungs, rng: random.Random, taken: set[int]) -> int | None:
+    """A slice with lung and without a finding that no image has yet; None: there is none."""
+    at, radius = findings(job)
+    step = job.scan.geometry.spacing_mm[0]
+    free = [z for z in range(job.scan.geometry.shape[0]) if z not in taken and has_lung(lungs, z)
+            and (np.abs(at[:, 0] - z) * step > radius + step).all()]
+    if not free:
+        return None
+    taken.add(chosen := rng.choice(free))
+    return chosen
+
+
+def _encoded(job: Job, item: Item, volume: Volume, index: int, made: Picture) -> Made:
+    scan, geometry = job.scan, volume.geometry
+    boxes = "; ".join(" ".join(f"{value:.2f}" for value in box) for box in made.boxes)
+    columns = {
+        "patient": scan.patient, "study": scan.study, "series": scan.name, "slice_index": index,
+        "z_mm": f"{geometry.to_world((index, 0, 0))[2]:.3f}",
+        "spacing_mm": f"{geometry.spacing_mm[1]:.4g}",
+        "thickness_mm": f"{scan.thickness_mm or geometry.spacing_mm[0]:.4g}",
+        "kernel": scan.kernel, "manufacturer": scan.manufacturer, "boxes": boxes}
+    if item.nodule is not None:
+        columns |= describe(job.counted[item.nodule])
+    grey = made.grey.astype(np.float64)
+    return Made(item, encode_png(made.grey),
+                {kind: encode_png(mask) for kind, mask in made.masks.items()}, columns,
+                float(grey.mean()), float(grey.std()))
+
+
+def describe(nodule: Nodule) -> dict[str, object]:
+    """Columns of metadata.csv and nodules.csv about a nodule; None: unknown."""
+    grades = nodule.grades
+    return {"nodule_id": nodule.name, "diameter_mm": f"{nodule.diameter_mm:.3f}",
+            "grade_median": None if nodule.grade is None else f"{nodule.grade:g}",
+            "grade_min": f"{min(grades):g}" if grades else None,
+            "grade_max": f"{max(grades):g}" if grades else None,
+            "num_readers": nodule.readers,
+            "texture": None if nodule.texture is None else f"{nodule.texture:.3g}",
+            "pathology": nodule.pathology or None}
