@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train a CNN on a dataset, again and again, and test every training on real images.
 
-Reads   DATA, a dataset (train, val, test splits), and REAL, the real dataset it competes with
-        (`--data REAL --real REAL` is the real arm itself).
+Reads   DATA, a dataset (train, val, test splits) or several, and REAL, the real dataset they
+        compete with (`--data REAL --real REAL` is the real arm itself).
 Writes  RESULTS/<dataset>/replicate_000/repeat_0000.json   accuracy on DATA's own test split and
                                                            on REAL's, metrics, provenance
         RESULTS/<dataset>/replicate_000/repeat_0000.npz    probabilities of every test image
@@ -34,10 +34,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lungkit.audit import leaks
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.orientations import as_setting, square_symmetries
-from lungkit.data.repeats import add_options, open_both, open_repeats, report
+from lungkit.data.repeats import Repeats, add_options, open_both, open_repeats, report
 from lungkit.learn.cnns import MODELS, build_model
 from lungkit.learn.device import autocast, device_name, use_device
 from lungkit.learn.pixels import bring, hold
@@ -204,8 +205,11 @@ class Bench:
         return hold(images, self.device), torch.from_numpy(labels).to(self.device)
 
     def run_repeat(self, identity: dict, directory: Path, *, weights_path: Path | None,
-                   compile_model: bool, overwrite: bool) -> None:
-        """Train, test and record the repeat that `identity` describes."""
+                   compile_model: bool, overwrite: bool, checked: dict) -> None:
+        """Train, test and record the repeat that `identity` describes.
+
+        checked: what leaks.require said of the two datasets.
+        """
         import torch
 
         start = time.monotonic()
@@ -231,7 +235,8 @@ class Bench:
         record = {**identity, **scores, "train_loss": train_loss,
                   "num_train_images": len(drawn), "num_pool_images": len(train_labels),
                   "warnings": warnings_of(self.data, self.real),
-                  "trained_on": self.data.trained_on(), "device": device_name(self.device),
+                  "trained_on": self.data.trained_on(), "leaks": checked,
+                  "device": device_name(self.device),
                   "versions": provenance()["versions"]}
         result.write_record(directory, record, arrays, {
             "elapsed_sec": round(time.monotonic() - start, 3),
@@ -267,7 +272,7 @@ def warnings_of(data: Dataset, real: Dataset) -> list[str]:
 
 # ------------------------------------------------------------------ the stage
 
-def run(*, data: Path, real: Path, results: Path, repeats: range, replicate: int,
+def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicate: int,
         model: str | None, weights: Path | None, steps: int | None, batch_size: int | None,
         learning_rate: float | None, preset: str, seed: int, device: str, compile_model: bool,
         overwrite: bool, dry_run: bool) -> None:
@@ -278,27 +283,44 @@ def run(*, data: Path, real: Path, results: Path, repeats: range, replicate: int
                 "recipe": RECIPE, "weights_sha256": weights_hash(weights)}
     if settings["batch_size"] < 2:
         raise faults.BadOptions("--batch-size 1: batch normalisation needs two images or more")
-    identities = identify(read_manifest(data), read_manifest(real), repeats, replicate=replicate,
-                          seed=seed, model=chosen["model"], settings=settings)
-    asked = open_repeats(results, identities, overwrite=overwrite)
-    if asked.are_complete:
-        return report(asked, "already complete")
-    datasets = open_both(data, real, results)
-    torch_device = use_device(device, needed=not dry_run)
-    build_model(chosen["model"], len(datasets[0].classes), weights)  # bad weights end here
-    shown = "  ".join(f"{name} {value}" for name, value in settings.items())
-    say(f"{identities[0]['dataset']}: model {chosen['model']}  {shown}  device {torch_device}")
-    asked.say_plan()
-    if dry_run:
-        return None
-    if torch_device.type == "cuda":
+    asked = {path: open_repeats(results, identify(
+        read_manifest(path), read_manifest(real), repeats, replicate=replicate, seed=seed,
+        model=chosen["model"], settings=settings), overwrite=overwrite) for path in data}
+    pending = [path for path in asked if not asked[path].are_complete]
+    datasets = {path: open_both(path, real, results) for path in pending}
+    checked = dict(zip(pending, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
+    if pending:
+        torch_device = use_device(device, needed=not dry_run)
+        build_model(chosen["model"], len(datasets[pending[0]][0].classes), weights)  # bad weights
+        shown = "  ".join(f"{name} {value}" for name, value in settings.items())
+        say(f"model {chosen['model']}  {shown}  device {torch_device}")
+        for path in pending:
+            asked[path].say_plan()
+    if not dry_run and pending:
+        for waits in (False, True):  # first what no other process holds, of every dataset
+            for path in pending:
+                train_all(asked[path], datasets[path], torch_device, waits=waits,
+                          weights_path=weights, compile_model=compile_model, overwrite=overwrite,
+                          checked=checked[path])
+    for path in asked:
+        if path not in pending or not dry_run:
+            report(asked[path], "complete" if path in pending else "already complete")
+
+
+def train_all(asked: Repeats, datasets: tuple[Dataset, Dataset], device, *, waits: bool,
+              **options) -> None:
+    """Make the repeats of one dataset that are missing; decode it for the first of them."""
+    if device.type == "cuda":
         import torch
         torch.backends.cudnn.benchmark = True
-    bench = Bench(*datasets, torch_device)
-    asked.make(lambda identity: bench.run_repeat(
-        identity, asked.directory, weights_path=weights, compile_model=compile_model,
-        overwrite=overwrite))
-    return report(asked, "complete")
+    bench = None
+
+    def work(identity: dict) -> None:
+        nonlocal bench
+        bench = bench or Bench(*datasets, device)
+        bench.run_repeat(identity, asked.directory, **options)
+
+    asked.make(work, waits=waits)
 
 
 def weights_hash(path: Path | None) -> str | None:
@@ -322,8 +344,8 @@ def identify(data: dict, real: dict, repeats: range, *, replicate: int, seed: in
 def build_parser():
     parser = cli.stage_parser("cnn_classify.py", __doc__)
     main_group = parser.add_argument_group("Main")
-    main_group.add_argument("--data", type=cli.directory, required=True, metavar="DIR",
-                            help="the dataset to train on")
+    main_group.add_argument("--data", type=cli.directory, required=True, nargs="+", metavar="DIR",
+                            help="the dataset to train on, or several, one after the other")
     add_options(main_group)
     group = parser.add_argument_group("Hyperparameters (no default shown: the preset decides)")
     group.add_argument("--model", choices=list(MODELS), help="architecture")

@@ -83,10 +83,9 @@ stage_command() {	# sets what run_stages starts
 	case $1 in
 		sheet*) command=(python -m lungkit.compare.contact_sheet --dataset "$run_dir/datasets/$name"
 			--output "$run_dir/sheets/$name.png") ;;
-		'check cnn '*) stage_command "$name 0"; command+=(--dry-run) ;;
 		check*) stage_command "$name"; command+=(--dry-run) ;;
-		cnn*) name=${name% *}	# identical processes share the repeats between them
-			command=(python cnn_classify.py --data "$run_dir/datasets/$name" --real "$run_dir/datasets/real"
+		cnn*)	# identical processes share the trainings between them
+			command=(python cnn_classify.py --data "${names[@]/#/$run_dir/datasets/}" --real "$run_dir/datasets/real"
 				--results "$run_dir/results" --repeats "$repeats" --preset "$PRESET" --seed "$SEED"
 				${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
 		nuclei) command=(python nuclei_classify.py --features "$run_dir/datasets/voronoi" --real "$run_dir/datasets/real"
@@ -109,7 +108,7 @@ check_stages() {	# check_stages NAME...
 		stage_command "$name"
 		status=0
 		said=$("${command[@]}" 2>&1 >/dev/null) || status=$?
-		if ((status == 2)) || { ((status != 0)) && [[ $name == *real && -f $run_dir/datasets/real/dataset.json ]]; }; then
+		if ((status == 2)) || { ((status != 0)) && [[ $name == *cnn && -f $run_dir/datasets/real/dataset.json ]]; }; then
 			fault "$name failed (exit $status): $(tail -n 1 <<<"$said")"
 			exit "$status"
 		fi
@@ -119,7 +118,7 @@ check_stages() {	# check_stages NAME...
 if [[ -n $dry_run ]]; then
 	# shellcheck source=setup_env.sh
 	[[ -n ${LUNGKIT_JOB:-} ]] || source ./setup_env.sh
-	check_stages 'check cnn real' 'check nuclei' 'check test'
+	check_stages 'check cnn' 'check nuclei' 'check test'
 	exit 0
 fi
 
@@ -152,7 +151,7 @@ each=''
 [[ $device == cuda ]] || each=1	# on a CPU the fastest, and the same bytes for any WORKERS
 share_out "$WORKERS" "$(cores)" "$each"
 go_by_threads threads_cnn
-((slots <= repeats)) || slots=$repeats
+((slots <= repeats * ${#names[@]})) || slots=$((repeats * ${#names[@]}))
 dry_run=yes check_stages 'check test'	# METRIC and TEST_OPTIONS are used after all trainings
 
 # ---------------------------------------------------------------- N trainings of each
@@ -163,7 +162,7 @@ for name in "${names[@]}"; do
 done
 last=$(printf 'replicate_000/repeat_%04d.json' "$((repeats - 1))")
 for name in "${names[@]}"; do
-	[[ -f $run_dir/results/$name/$last ]] || stages+=("check cnn $name")
+	[[ -f $run_dir/results/$name/$last ]] || { stages+=('check cnn'); break; }
 done
 run_stages "$slots" "${stages[@]}" || end_job $?
 
@@ -171,9 +170,7 @@ kept device "$device" >/dev/null
 keep_threads threads_cnn
 say "$repeats trainings on each of ${#names[@]} datasets (${names[*]}), $slots at a time with $threads thread(s) each"
 stages=()
-for name in "${names[@]}"; do
-	for ((k = 1; k <= slots; k++)); do stages+=("cnn $name $k"); done
-done
+for ((k = 1; k <= slots; k++)); do stages+=("cnn $k"); done
 run_stages "$slots" "${baseline[@]}" "${stages[@]}" || end_job $?
 
 status=0

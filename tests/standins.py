@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -93,6 +94,11 @@ class Call:
     def option(self, name: str) -> str | None:
         """The word after `name`, or None where it is not given."""
         return self.words[self.words.index(name) + 1] if name in self.words else None
+
+    def options(self, name: str) -> list[str]:
+        """The words from `name` to the next option."""
+        rest = self.words[self.words.index(name) + 1:]
+        return list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
 
 
 class Project:

@@ -56,11 +56,14 @@ class Repeats:
             f"{self.directory}"
             + (f", discarding {len(self.stale)} of other options" if self.stale else ""))
 
-    def make(self, work: Callable) -> None:
-        """Discard what is stale, then call work(identity) for all that is missing, once each."""
+    def make(self, work: Callable, *, waits: bool = True) -> None:
+        """Discard what is stale, then call work(identity) for all that is missing, once each.
+
+        waits: for what other processes do as well; without, return once they hold all the rest.
+        """
         if self.stale:
             discard(self.directory, self.identities)
-        share(self.directory, self.identities, work)
+        share(self.directory, self.identities, work, waits=waits)
 
 
 def open_repeats(results: Path, identities: list[dict], *, kind: str = CNN,
@@ -137,8 +140,11 @@ def discard(directory: Path, identities: list[dict]) -> None:
             release(held, path)
 
 
-def share(directory: Path, identities: list[dict], work: Callable) -> None:
-    """Do every repeat that is neither complete nor with another process; then wait for those."""
+def share(directory: Path, identities: list[dict], work: Callable, *, waits: bool = True) -> None:
+    """Do every repeat that is neither complete nor with another process; then wait for those.
+
+    waits: False returns where nothing is left but what others do.
+    """
     waiting = False
     while True:
         stale, pending = survey(directory, identities)
@@ -149,6 +155,8 @@ def share(directory: Path, identities: list[dict], work: Callable) -> None:
             return
         check_stop()
         if not any(take(directory, identity, work) for identity in pending):
+            if not waits:
+                return
             if not waiting:
                 holders = {holder(repeat_path(directory, each["repeat"])) for each in pending}
                 say(f"{len(pending)} repeats are with other processes "

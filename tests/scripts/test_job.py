@@ -113,7 +113,7 @@ def test_a_variable_reaches_every_stage_it_concerns(script, name, request):
 
 
 def test_workers_are_trainings_at_a_time_of_the_pipeline_too(pipeline):
-    assert len(pipeline.calls("cnn", dry=False)) == 2 * (1 + len(ARMS))
+    assert len(pipeline.calls("cnn", dry=False)) == 2
 
 
 def test_paths_are_meant_from_where_the_user_is(project, tmp_path):
@@ -265,17 +265,17 @@ def test_the_first_failure_is_the_jobs_status_and_its_end(
 # ------------------------------------------------------------------ compare_models.sh
 
 def test_trainings_at_a_time(project):
-    """Each dataset is trained by that many identical processes, never by more than repeats."""
+    """By that many identical processes, each for all datasets, never by more than trainings."""
     project.make_datasets("real", "diffusion")
-    for settings, processes, threads in [({"WORKERS": 3}, 3, "1"), ({}, 4, "1"),
-                                         ({"WORKERS": 9}, 4, "1"),
+    for settings, processes, threads in [({"WORKERS": 3}, 3, "1"), ({}, 8, "1"),
+                                         ({"WORKERS": 9}, 8, "1"),
                                          ({"GPUS": "0 1"}, 2, "4"),
-                                         ({"OMP_NUM_THREADS": 5}, 4, "5")]:
+                                         ({"OMP_NUM_THREADS": 5}, 8, "5")]:
         project.forget()
         shutil.rmtree(project.run_dir / "decided", ignore_errors=True)
         assert project.compare(4, **settings).returncode == 0
         calls = project.calls("cnn", dry=False)
-        assert len(calls) == 2 * processes and {call.threads for call in calls} == {threads}
+        assert len(calls) == processes and {call.threads for call in calls} == {threads}
         assert {call.gpu for call in calls} == set(settings.get("GPUS", "").split() or [""])
         assert {call.option("--repeats") for call in calls} == {"4"}
         assert not project.calls("nuclei")  # no features of nuclei without voronoi
@@ -292,8 +292,9 @@ def test_the_datasets_compared(settings, names, project):
     test, = project.calls("test", dry=False)
     first = test.words.index("--datasets") + 1
     assert test.words[first:test.words.index("--repeats")] == names
-    trained = {Path(call.option("--data")).name for call in project.calls("cnn")}
-    assert trained == set(names) - {"nuclei"}
+    trained = {tuple(Path(path).name for path in call.options("--data"))
+               for call in project.calls("cnn", dry=False)}
+    assert trained == {tuple(name for name in names if name != "nuclei")}
     assert bool(project.calls("nuclei")) == ("nuclei" in names)
     assert test.words[2] == str(project.run_dir / "results")
 
@@ -361,11 +362,12 @@ def test_sheets_and_checks_are_of_what_is_new(project):
     assert project.compare(2).returncode == 0
     sheet, = project.calls("contact_sheet")
     assert sheet.option("--dataset") == str(project.run_dir / "datasets/real")
-    check, = project.calls("cnn", dry=True)
-    assert check.option("--data") == str(project.run_dir / "datasets/real")
+    assert len(project.calls("cnn", dry=True)) == 1
+    (project.run_dir / "results/real/replicate_000").mkdir(parents=True)
+    (project.run_dir / "results/real/replicate_000/repeat_0001.json").touch()
     project.forget()
-    assert project.compare(3).returncode == 0  # the third repeat is new to both
-    assert len(project.calls("cnn", dry=True)) == 2
+    assert project.compare(2).returncode == 0  # both have all that is asked for
+    assert not project.calls("cnn", dry=True)
 
 
 @pytest.mark.parametrize(("arguments", "preset", "repeats"), [
@@ -383,7 +385,7 @@ def test_an_allocation_is_shared_out_by_srun(project):
     slurm = {"SLURM_JOB_ID": 9, "SLURM_NTASKS": 4, "SLURM_JOB_NUM_NODES": 2,
              "SLURM_CPUS_PER_TASK": 3, "SLURM_MEM_PER_NODE": 9000, "SLURM_GPUS_ON_NODE": 2}
     assert project.compare(8, **slurm, GPUS="0 1").returncode == 0
-    assert len(project.calls("cnn", dry=False)) == 2 * 4
+    assert len(project.calls("cnn", dry=False)) == 4
     assert {call.threads for call in project.calls("cnn")} == {"3"}
     assert {tuple(call.words[1:call.words.index("python")]) for call in project.calls("srun")} == {
         ("--exact", "--export=ALL", "--nodes=1", "--ntasks=1", "--cpus-per-task=3",
@@ -516,6 +518,6 @@ def test_a_stages_output_goes_to_its_log_and_is_shown(project):
 def test_seconds_are_summed_by_stage_over_runs(project):
     (project.run_dir / "logs").mkdir(parents=True)
     (project.run_dir / "logs/timings.tsv").write_text(
-        "5.1\tcnn real\t100\t130\t0\n5.1\tcnn real\t110\t150\t0\n9.9\tcnn real\t200\t207\t0\n")
+        "5.1\tcnn\t100\t130\t0\n5.1\tcnn\t110\t150\t0\n9.9\tcnn\t200\t207\t0\n")
     result = project.job("print_timings", LUNGKIT_JOB="9.9")
-    assert re.search(r"cnn real +7 / +57$", result.stderr, re.MULTILINE), result.stderr
+    assert re.search(r"cnn +7 / +57$", result.stderr, re.MULTILINE), result.stderr

@@ -571,7 +571,7 @@ def test_a_preset_fills_what_is_not_given(
     assert cnn_classify.main(["--data", str(real.path), "--real", str(real.path), "--device", "cpu",
                               "--results", str(tmp_path), "--dry-run", "--preset", preset,
                               *more]) == 0
-    assert f"real: {wanted}  " in capsys.readouterr().err
+    assert f"{wanted}  " in capsys.readouterr().err
 
 
 def test_a_dry_run_plans_for_a_gpu_that_is_on_another_machine(real, tmp_path, capsys, monkeypatch):
@@ -704,6 +704,34 @@ def test_waits_for_the_repeat_another_process_holds(real, tmp_path, monkeypatch,
     assert classify(real, real, tmp_path) == 0
     assert "1 repeats are with other processes" in capsys.readouterr().err
     assert path.exists()
+
+
+def test_several_datasets_are_trained_as_each_alone(real, pool, tmp_path, trainings, capsys):
+    each = ["--real", real.path, "--repeats", "2", "--steps", "6", "--device", "cpu"]
+    for name, data in (("both", [real, pool]), ("real", [real]), ("pool", [pool])):
+        assert cnn_classify.main(list(map(str, [
+            "--data", *(dataset.path for dataset in data), *each, "--results",
+            tmp_path / ("both" if name == "both" else "alone")]))) == 0
+    assert content(tmp_path / "both") == content(tmp_path / "alone")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "real", "pool", "real", "pool"]
+
+
+def test_who_finds_a_dataset_taken_goes_on_with_the_next(real, pool, tmp_path, trainings,
+                                                         monkeypatch):
+    """It waits for another process only when nothing else is left to do."""
+    path = tmp_path / "real/replicate_000/repeat_0000.json"
+    held = output.try_lock(path)
+
+    def say(text: str) -> None:
+        if "waiting" in text:
+            assert len(list(tmp_path.glob("pool/replicate_000/*.json"))) == 2
+            output.release(held, path)
+    monkeypatch.setattr(repeats, "say", say)
+    assert cnn_classify.main(list(map(str, [
+        "--data", real.path, pool.path, "--real", real.path, "--results", tmp_path,
+        "--repeats", "2", "--steps", "6", "--device", "cpu"]))) == 0
+    assert len(list(tmp_path.glob("*/replicate_000/*.json"))) == 4
 
 
 def test_waiting_ends_at_a_signal(real, tmp_path, monkeypatch):
