@@ -65,7 +65,7 @@ def draw_nodule(rng: np.random.Generator, grade: int, law: Law, attached: str, c
                 diameter_mm: float) -> Nodule:
     """Draw the looks of a nodule whose place and size are known."""
     shown = (grade - 1) / 4 if law.looks else rng.choice(5) / 4
-    degree = np.clip(shown + rng.normal(0, 0.17, 3), 0, 1)  # spiculation, lobulation, margin
+    degree = np.clip(shown + rng.normal(0, 0.3, 3), 0, 1)  # spiculation, lobulation, margin
     kind = rng.random()
     glass, part = 0.05 + 0.09 * shown, 0.04 + 0.2 * shown
     texture = GROUND_GLASS if kind < glass else PART_SOLID if kind < glass + part else SOLID
@@ -118,7 +118,7 @@ def _relative(ways: np.ndarray, axes, degrees, weights) -> np.ndarray:
     """Surface over radius in unit directions [..., 3]."""
     total = np.zeros(ways.shape[:-1], np.float32)
     for axis, degree, weight in zip(axes, degrees, weights):
-        at = ways @ axis
+        at = ways[..., 0] * axis[0] + ways[..., 1] * axis[1] + ways[..., 2] * axis[2]
         below, here = np.ones_like(at), at
         for order in range(2, int(degree) + 1):  # Bonnet's recursion of the Legendre polynomials
             below, here = here, ((2 * order - 1) * at * here - (order - 1) * below) / order
@@ -210,8 +210,8 @@ def place(rng: np.random.Generator, chest: Chest, branches: np.ndarray, taken: l
         ends = branches["stop"][(branches["radius"][:, 1] > 0.7) & (branches["radius"][:, 1] < 2.2)]
         ends = ends[((ends > low_mm) & (ends < high_mm)).all(1)]
         if len(ends):
-            points = ends[rng.permutation(len(ends))] + rng.normal(0, 0.3 * radius_mm,
-                                                                   (len(ends), 3))
+            points = np.clip(ends[rng.permutation(len(ends))]
+                             + rng.normal(0, 0.3 * radius_mm, (len(ends), 3)), low_mm, high_mm)
     wall = lungs(chest, *points.T.astype(np.float32))
     if attached == "pleura":
         points = points[(wall < -0.5 * radius_mm) & (wall > -0.75 * radius_mm)]

@@ -75,12 +75,12 @@ def _filters(size: int, spacing_mm: float, own_mm: float, blur_mm: float, edges:
     return mtf.astype(np.float32), noise.astype(np.float32)
 
 
-def expose(hu: np.ndarray, scanner: Scanner, spacing_mm: float, rng: np.random.Generator
-           ) -> np.ndarray:
+def expose(hu: np.ndarray, scanner: Scanner, spacing_mm: float, rng: np.random.Generator,
+           *, whole: bool = True) -> np.ndarray:
     """The scanner's image int16 [N, N] of one slice's attenuation float32 [N, N], in HU.
 
-    rng decides the noise alone. Values end at 3071, as 12 bits do; the least is -1024 but for what
-    lies outside a round field.
+    rng decides the noise alone. whole: the image is the scanner's whole field, not a part of it.
+    Values end at 3071, as 12 bits do; the least is -1024 but outside a round field.
     """
     from scipy import fft
 
@@ -91,7 +91,7 @@ def expose(hu: np.ndarray, scanner: Scanner, spacing_mm: float, rng: np.random.G
     both = fft.rfft2(hu) * mtf + fft.rfft2(white) * (noise * np.float32(scanner.noise_hu))
     image = fft.irfft2(both, (size, size))
     image = np.clip(np.rint(image), OUTSIDE_HU, 3071).astype(np.int16)
-    if scanner.circle_hu is not None:
+    if whole and scanner.circle_hu is not None:
         away = np.arange(size) - (size - 1) / 2
         image[np.hypot(away[:, None], away[None]) > size / 2] = scanner.circle_hu
     return image

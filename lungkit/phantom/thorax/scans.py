@@ -168,12 +168,13 @@ def make_scan(plan: Plan, patient: int, number: int, *, with_twin: bool = False)
     twin = replace(device, kernel=kernel, blur_mm=blur_mm, edges=edges,
                    noise_hu=device.noise_hu * 0.6)
     noise = [plan.draws(patient, NOISE, number, which) for which in (0, 1)]
+    whole = plan.field_mm is None
     shape = (grid.num_slices, grid.size, grid.size)
     hu, twin_hu = np.empty(shape, np.int16), np.empty(shape, np.int16) if with_twin else None
     for index, plane in enumerate(scene.slices(laid_out, grid)):
-        hu[index] = scanner.expose(plane, device, grid.spacing_mm, noise[0])
+        hu[index] = scanner.expose(plane, device, grid.spacing_mm, noise[0], whole=whole)
         if with_twin:
-            twin_hu[index] = scanner.expose(plane, twin, grid.spacing_mm, noise[1])
+            twin_hu[index] = scanner.expose(plane, twin, grid.spacing_mm, noise[1], whole=whole)
     marks = readers.read(plan.draws(patient, READING, number), laid_out.chest, laid_out.nodules,
                          grid)
     key = (plan.seed, patient, number, *vars(plan.law).values(), plan.confounded, plan.image_size,

@@ -19,6 +19,7 @@ from lungkit.phantom.thorax.anatomy import Chest
 
 COARSE_MM = 2.0
 PLANE_MM = 1.25
+SLICES = 8  # painted at a time: a vessel meets several
 AIR_HU, FAT_HU, MUSCLE_HU, SKIN_HU, LIVER_HU = -1000.0, -105.0, 52.0, 20.0, 62.0
 CORTEX_HU, CARTILAGE_HU, WALL_HU, VESSEL_HU = 820.0, 105.0, 10.0, 42.0
 FOAM_HU = -940.0  # within the table
@@ -66,7 +67,8 @@ def draw_texture(rng: np.random.Generator) -> np.ndarray:
     white = np.fft.rfftn(rng.standard_normal((64, 64, 64), np.float32))
     steps = np.fft.fftfreq(64), np.fft.fftfreq(64), np.fft.rfftfreq(64)
     freq = np.sqrt(sum(np.square(each) for each in np.meshgrid(*steps, indexing="ij")))
-    smooth = np.fft.irfftn(white / (1 + (freq / 0.1) ** 2), (64, 64, 64)).astype(np.float32)
+    white /= 1 + (freq / 0.1) ** 2
+    smooth = np.fft.irfftn(white, (64, 64, 64), (0, 1, 2)).astype(np.float32)
     return smooth / smooth.std()
 
 
@@ -75,22 +77,24 @@ def slices(scene: Scene, grid: Grid) -> Iterator[np.ndarray]:
     xs, ys, heights = grid.axes()
     count = max(1, int(np.ceil(grid.thickness_mm / PLANE_MM - 1e-6)))
     within = ((np.arange(count) + 0.5) / count - 0.5) * grid.thickness_mm
-    for height in heights:
-        zs = (height + within).astype(np.float32)
+    at_once = SLICES if abs(grid.step_mm - grid.thickness_mm) < 1e-6 else 1  # evenly spaced planes
+    for first in range(0, len(heights), at_once):
+        zs = (heights[first:first + at_once, None] + within).reshape(-1).astype(np.float32)
         planes = np.stack([_plane(scene, grid, float(z)) for z in zs])
         _paint_trees(scene, planes, xs, ys, zs, grid.spacing_mm)
         for nodule in scene.nodules:
             nodules.paint(planes, nodule, xs, ys, zs, grid.spacing_mm)
-        yield planes.mean(0)
+        yield from planes.reshape(-1, count, grid.size, grid.size).mean(1)
 
 
 def _share(distance: np.ndarray, width_mm: float) -> np.ndarray:
     return np.clip(0.5 - distance / width_mm, 0, 1)
 
 
-def _plane(scene: Scene, grid: Grid, z: float) -> np.ndarray:
+def _plane(scene: Scene, grid: Grid, height: float) -> np.ndarray:
     """HU float32 [size, size] of everything but trees and nodules at one height."""
     chest, size, width = scene.chest, grid.size, grid.spacing_mm
+    z = np.full((1, 1), height, np.float32)
     span = size * width
     count = max(8, int(np.ceil(span / COARSE_MM)))
     cells = ((np.arange(count, dtype=np.float32) + 0.5) * np.float32(span / count)
@@ -126,15 +130,14 @@ def _plane(scene: Scene, grid: Grid, z: float) -> np.ndarray:
     great = anatomy.great_vessels(chest, x, y, z)
     fill(hu, great, chest.blood_hu)
     fill(hu, anatomy.gullet(x, y, z), 40.0)
-    fill(hu, np.hypot(x - 5, y - 30) - 1.4, -350.0 if np.sin(z / 17) > 0.4 else 40.0)
+    fill(hu, np.hypot(x - 5, y - 30) - 1.4, -350.0 if np.sin(height / 17) > 0.4 else 40.0)
     bone, spongy, cartilage = anatomy.bones(chest, x, y, z, wall)
-    grain = _textured(scene, grid, z, 2.4)
+    texture = _textured(scene, grid, height, 1)
     fill(hu, cartilage, CARTILAGE_HU)
     fill(hu, bone, CORTEX_HU)
-    fill(hu, np.maximum(spongy + CORTEX_MM, bone), chest.marrow_hu + 60 * grain)
+    fill(hu, np.maximum(spongy + CORTEX_MM, bone), chest.marrow_hu + 60 * texture)
     lung = anatomy.lungs(chest, x, y, z)
-    tissue = _parenchyma(scene, grid, z)
-    fill(hu, lung, tissue)
+    fill(hu, lung, _parenchyma(scene, grid, height, texture))
     seam = np.maximum(np.abs(anatomy.fissures(x, y, z)) - 0.3, lung + 2)
     if seam.min() < 2:
         fine = cv2.resize(np.broadcast_to(seam, (count, count)).astype(np.float32), (size, size))
@@ -154,11 +157,11 @@ def _textured(scene: Scene, grid: Grid, z: float, scale: float) -> np.ndarray:
                      borderMode=cv2.BORDER_WRAP)
 
 
-def _parenchyma(scene: Scene, grid: Grid, z: float) -> np.ndarray:
+def _parenchyma(scene: Scene, grid: Grid, z: float, texture: np.ndarray) -> np.ndarray:
     """HU of lung tissue: heavier to the back, uneven, with holes where there is emphysema."""
     ys = grid.axes()[1][:, None]
     chest = scene.chest
-    hu = chest.lung_hu + chest.gravity / 10 * ys + TEXTURE_HU * _textured(scene, grid, z, 1)
+    hu = chest.lung_hu + chest.gravity / 10 * ys + TEXTURE_HU * texture
     if chest.emphysema:
         upper = 1 / (1 + np.exp(-z / 25))
         holes = _textured(scene, grid, z, 1.6) - 1.9 + 1.6 * chest.emphysema * upper

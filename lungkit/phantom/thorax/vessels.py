@@ -6,7 +6,8 @@ of its half, until one point is left (Tawhai, Pullan and Hunter 2000, Ann Biomed
 Wang et al. 1992). Radii follow Murray's law, r^3 = r1^3 + r2^3 (1926, PNAS 12:207): the cube of a
 radius is proportional to the number of points served.
 
-A branch is a row of BRANCH: a capsule whose radius goes evenly from one end to the other.
+A branch is a row of BRANCH: a capsule whose radius goes evenly from one end to the other. Sums are
+einsum's and not a BLAS's, whose last bit depends on its threads, and so on --workers.
 """
 
 from __future__ import annotations
@@ -58,8 +59,11 @@ def _grow(rng: np.random.Generator, points: np.ndarray, root, ahead, radius_mm: 
         if len(served) == 1:
             continue
         centred = served - served.mean(0)
-        axis = np.linalg.eigh(centred.T @ centred)[1][:, 2]
-        side = centred @ axis > rng.normal(0, 3)
+        if len(served) > 12:
+            axis = np.linalg.eigh(np.einsum("ni,nj->ij", centred, centred))[1][:, 2]
+            side = np.einsum("ni,i->n", centred, axis) > rng.normal(0, 3)
+        else:  # the longest axis of a few is as good among x, y and z
+            side = centred[:, np.square(centred).sum(0).argmax()] > 0
         if side.all() or not side.any():
             side = np.arange(len(served)) % 2 == 0
         for half in (served[side], served[~side]):
