@@ -40,6 +40,7 @@ from lungkit.data.splits import SPLITS, merge_groups, split_groups
 from lungkit.data.writer import DatasetWriter
 from lungkit.formats import sources
 from lungkit.formats.channels import MIN_SIDE_PX
+from lungkit.formats.groups import UNKNOWN_GROUPS, group_ids
 from lungkit.formats.images import PAGES_ARE
 from lungkit.histology import qc_report, quality, stain, tissue_grid
 from lungkit.histology.originals import FIELD_UM, Cut
@@ -142,10 +143,11 @@ def write_tiles(writer: DatasetWriter, plan: Plan, recipe: Recipe, seed: int,
 
 
 def make_dataset(target: Output, plan: Plan, originals: list[Original], dropped: list[dict],
-                 recipe: Recipe, seed: int, mapped: Callable) -> None:
+                 recipe: Recipe, seed: int, notes: list[str], mapped: Callable) -> None:
     """Write the tiles, look at what was written, say what it may not prove, and publish.
 
-    originals: those of the plan and what was dropped whole; dropped: `qc_report.count_dropped`.
+    originals: those of the plan and what was dropped whole; dropped: `qc_report.count_dropped`;
+    notes: warnings of the groups given.
     """
     with DatasetWriter(target, stage="tumor_seg", image_size=recipe.cut.image_size,
                        classes=sorted({original.source.label for original in originals}),
@@ -153,7 +155,7 @@ def make_dataset(target: Output, plan: Plan, originals: list[Original], dropped:
         write_tiles(writer, plan, recipe, seed, mapped)
         after = measure_tiles(writer, plan, mapped)
         report = confounding.report(plan.specimens(after), plan.split_of, plan.groups_given, mapped)
-        warnings = qc_report.warn(plan, report, originals, recipe.cut.image_size)
+        warnings = notes + qc_report.warn(plan, report, originals, recipe.cut.image_size)
         write_text(writer.work_dir / "qc.csv", qc_report.table(originals))
         write_bytes(writer.work_dir / "qc.png",
                     qc_report.sheet(originals, partial(look_at, recipe=recipe)))
@@ -228,10 +230,10 @@ def in_words(plan: Plan, dropped: list[dict], image_size: int) -> str:
 
 
 def preview(target: Output, plan: Plan, originals: list[Original], image_size: int,
-            mapped: Callable) -> str:
+            notes: list[str], mapped: Callable) -> str:
     """Say what the dataset would warn of; return how much of it is made."""
     report = confounding.report(plan.specimens(), plan.split_of, plan.groups_given, mapped)
-    for warning in qc_report.warn(plan, report, originals, image_size):
+    for warning in notes + qc_report.warn(plan, report, originals, image_size):
         say(f"tumor_seg: warning: {warning}")
     done = 0 if target.overwrite else len(list(target.work_dir.glob("[tv]*/*/[0-9]*.png")))
     return f"{done} done, {sum(plan.count_tiles().values()) - done} pending"
@@ -259,7 +261,8 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
     if skipped:
         say(f"tumor_seg: skipped {len(skipped)} files and folders of the system, or hidden: "
             f"{names_in_words(skipped)}")
-    group_of, given = sources.group_ids(found, how["groups"], how["group_regex"])
+    group_of, given, notes = group_ids(found, how["groups"], how["group_regex"],
+                                       how["unknown_groups"])
 
     # beside the output: other groups or folds, or a repaired image, need no new survey of the rest
     journal = ResultJournal(target.output_dir.parent / f".{target.output_dir.name}.survey",
@@ -274,10 +277,10 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
                          mapped=mapped)
         counts = in_words(plan, dropped, recipe.cut.image_size)
         if dry_run:
-            made = preview(target, plan, originals, recipe.cut.image_size, mapped)
+            made = preview(target, plan, originals, recipe.cut.image_size, notes, mapped)
             print(f"{output}: would write {counts}; {made}")
             return
-        make_dataset(target, plan, originals, dropped, recipe, how["seed"], mapped)
+        make_dataset(target, plan, originals, dropped, recipe, how["seed"], notes, mapped)
         journal.discard()
     print(f"{output}: {counts}")
 
@@ -296,6 +299,9 @@ def build_parser():
     group.add_argument("--group-regex", metavar="REGEX",
                        help="what it finds in a file's path, or its capture group, is the group: "
                             "'TCGA-..-....' is a patient")
+    group.add_argument("--unknown-groups", choices=UNKNOWN_GROUPS, default="refuse",
+                       help="images whose group is empty, 'nan', '-', 'unknown' or the like are "
+                            "refused, or each is a group of its own (default: refuse)")
     group.add_argument("--trust-groups", action="store_true",
                        help="do not join groups that hold rotated, flipped, rescaled or "
                             "re-compressed copies of one image; identical files always are")

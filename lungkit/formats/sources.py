@@ -1,8 +1,7 @@
-"""Where original images lie and which of them belong together: class folders, groups.csv, names."""
+"""Where original images lie: class folders, the images in them, what they are fingerprinted by."""
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import unicodedata
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from lungkit.formats.images import SUFFIXES
 from lungkit.formats.slides import SLIDE_SUFFIXES
-from lungkit.run.faults import BadOptions, Fault, several
+from lungkit.run.faults import Fault, several
 from lungkit.run.files import quick_fingerprint
 from lungkit.run.system_files import is_system, listed
 
@@ -185,93 +184,3 @@ def fingerprint(sources: list[Source]) -> str:
 
     return quick_fingerprint(((source.name, source.path, *beside(source.path))
                               for source in sources), sample_bytes=4096, whole_bytes=16384)
-
-
-# ------------------------------------------------------------------ groups
-
-def group_ids(sources: list[Source], groups: str | None, pattern: str | None
-              ) -> tuple[dict[str, str], str]:
-    """{source name: group} as the user gives it, and how: csv, regex or auto (each its own).
-
-    groups: path of a CSV, "auto" or None; pattern: a regular expression, None: none.
-    """
-    if pattern is not None:
-        return groups_by_pattern(pattern, sources), "regex"
-    if groups not in (None, "auto"):
-        return read_groups(Path(groups), sources), "csv"
-    return {source.name: source.name for source in sources}, "auto"
-
-
-def read_groups(path: Path, sources: list[Source]) -> dict[str, str]:
-    """{source name: group} from a CSV with columns file_name, label, group. Raises Fault."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if not {"file_name", "label", "group"} <= set(columns):
-                raise Fault(f"{path} has columns {', '.join(map(str, columns)) or 'none'}: "
-                            "expected file_name,label,group")
-            records = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise Fault(f"{path} is not a CSV in UTF-8 ({error})") from None
-    known: dict[str, list[Source]] = {}  # two where a class folder is there in two spellings
-    for source in sources:
-        known.setdefault(_spelt_path(source.name), []).append(source)
-    groups: dict[str, str] = {}
-    unknown, wrong, empty, twice = [], [], [], []
-    for record in records:
-        name = record["file_name"] or ""
-        found = known.get(_spelt_path(name), [])
-        group = spelt(record["group"] or "")
-        if not found:
-            unknown.append(name)
-        elif spelt(record["label"] or "") != found[0].label:
-            wrong.append(name)
-        elif not group:
-            empty.append(name)
-        elif {groups.setdefault(source.name, group) for source in found} != {group}:
-            twice.append(name)
-    missing = [s.name for s in sources if s.name not in groups] if not (wrong or empty) else []
-    faults = [f"{len(names)} {what}: {shown(names)}" for names, what in (
-        (unknown, "files listed that are not among the images"),
-        (missing, "images not listed"), (wrong, "labels that are not the image's class folder"),
-        (empty, "files without a group"), (twice, "files listed in two groups")) if names]
-    if faults:
-        raise Fault(f"{path}: {'; '.join(faults)}: file_name is relative to the folder of the "
-                    "class folders, and every image needs one line")
-    return groups
-
-
-def _spelt_path(name: str) -> str:
-    """A path of a table or of a disk, its parts spelt one way and joined by slashes."""
-    return "/".join(map(spelt, name.replace("\\", "/").removeprefix("./").split("/")))
-
-
-def groups_by_pattern(pattern: str, sources: list[Source]) -> dict[str, str]:
-    """{source name: group}, the group being what a regular expression finds in the name.
-
-    The name is the path relative to the folder of the class folders, with forward slashes. The
-    group is the expression's first capture group, where it has one, else the whole first match:
-    'TCGA-..-....' is a TCGA patient. As in a CSV, a group spans classes: a patient has one disease
-    and gives tiles without it, too. Raises BadOptions (no regular expression), Fault (no match).
-    """
-    try:
-        expression = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise BadOptions(f"--group-regex {pattern!r} is not a regular expression ({error})"
-                         ) from None
-    first = min(1, expression.groups)
-    groups, lost = {}, []
-    for source in sources:
-        match = expression.search(unicodedata.normalize("NFC", source.name))
-        group = (match[first] or "").strip() if match else ""
-        if group:
-            groups[source.name] = group
-        else:
-            lost.append(source.name)
-    if lost:
-        what = "its capture group" if first else "it"
-        raise Fault(f"--group-regex {pattern!r}: {what} matches nothing in {len(lost)} of "
-                    f"{len(sources)} names: {shown(lost)}: names are paths relative to the folder "
-                    "of the class folders; change the expression or name the groups in a CSV")
-    return groups

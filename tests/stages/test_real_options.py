@@ -143,6 +143,23 @@ def test_scale_and_kind_of_image_are_recorded(made):
     assert manifest["parents"] == [] and manifest["stain"]["images"] == 10
 
 
+def test_unknown_groups_are_refused_or_said_of_every_result(tree, capsys):
+    text = (tree.parent / "groups.csv").read_text()
+    table = tree.parent / "unknown.csv"
+    table.write_text(text.replace("a,a0", "a,nan").replace("b,b3", "b,nan"))
+    options = ("--groups", table, "--trust-groups", "--region", "all", "--no-quality-control",
+               "--stain-normalisation", "none", "--image-size", 16)
+    assert run(tree, "unknown", *options) == 1
+    assert "2 of 10 images have no group" in capsys.readouterr().err
+    assert not (tree.parent / "unknown").exists()
+    assert run(tree, "unknown", *options, "--unknown-groups", "own") == 0
+    assert "warning: unknown groups: 2 of 10 images" in capsys.readouterr().err
+    dataset = open_dataset(tree.parent / "unknown")
+    assert dataset.warnings[0].startswith("unknown groups: 2 of 10 images")
+    assert {row.group for row in dataset.rows if row.source in ("a/0.png", "b/3.png")} == {
+        "a/0.png", "b/3.png"}
+
+
 def test_warnings_of_the_confounding_report_reach_the_dataset(made):
     dataset, _ = made
     found = [line.split(":")[0] for line in confounding_warnings(dataset.manifest["confounding"])]

@@ -21,6 +21,7 @@ from lungkit.data import splits
 from lungkit.data.dataset import open_dataset
 from lungkit.data.png import decode_png, encode_png
 from lungkit.formats import sources
+from lungkit.formats.groups import read_groups
 from lungkit.histology import background, density, originals, stain, tiles
 
 LC25000 = Path(os.environ.get("LC25000") or "no-lc25000")  # its folder: the tests on it run
@@ -567,14 +568,14 @@ def test_groups_csv_faults(tree, capsys):
             (f"c/{i}.png", "a", "x") for i in range(6)],
         "1 labels that are not the image's class folder: 'a/0.png'": [
             ("a/0.png", "b", "g")] + rows[1:],
-        "1 files without a group: 'a/0.png'": [("a/0.png", "a", " ")] + rows[1:],
+        "groups.csv (1 ''): 'a/0.png'": [("a/0.png", "a", " ")] + rows[1:],
         "1 files listed in two groups: 'a/0.png'": rows + [("a/0.png", "a", "other")],
     }
     for message, table in cases.items():
         assert message in refused(capsys, tree, "--groups", write_groups(tree, table))
     write_groups(tree, []).write_text("name;group\n")
     line = refused(capsys, tree, "--groups", tree.parent / "groups.csv")
-    assert "expected file_name,label,group" in line
+    assert "lacks the column file_name, label: it has name, group" in line
     refused(capsys, tree, "--groups", tree.parent / "none.csv")
 
 
@@ -586,7 +587,7 @@ def test_groups_csv_spellings_that_are_not_faults(tree):
     path.write_text("\ufefffile_name,label,group\r\n" + "".join(
         f".\\{name},{name[0]},{name}\r\n".replace("/", "\\") if i else f"{name},{name[0]},first\r\n"
         for i, name in enumerate(names)), "utf-8")
-    groups = sources.read_groups(path, found)
+    groups = read_groups(path, found)
     assert len(groups) == 12 and groups["a/Gro\u0308ße.png"] == "first"
 
 

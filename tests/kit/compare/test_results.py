@@ -468,7 +468,7 @@ def test_the_grid_of_a_csv_is_its_smallest_gap(tmp_path):
     ("b,,0,0.8", "replicate is '', not a number"),
     ("b,0,inf,0.8", "repeat is 'inf', not a whole number from 0"),
     ("b,0,0.5,0.8", "repeat is '0.5', not a whole number from 0"),
-    ("b,0", "repeat is None, not a number"),
+    ("b,0,,0.8", "repeat is '', not a number"),
     ("b,0,0,inf", "accuracy is inf, not a fraction between 0 and 1"),
 ])
 def test_a_line_of_a_csv_that_holds_no_result_is_named(tmp_path, line, words):

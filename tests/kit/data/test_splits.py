@@ -10,6 +10,7 @@ from hypothesis import event, given, settings, strategies as st
 
 from lungkit.data import splits
 from lungkit.formats import sources
+from lungkit.formats.groups import groups_by_pattern
 from lungkit.run import cli
 from lungkit.run.faults import BadOptions, Fault
 
@@ -23,28 +24,28 @@ def make_sources(*names: str) -> list[sources.Source]:
 def test_a_pattern_names_the_patient_across_classes():
     found = make_sources("aca/TCGA-05-4249-01A.png", "n/TCGA-05-4249-11A.png",
                          "aca/deep/TCGA-44-2655-01A.png")
-    groups = sources.groups_by_pattern("TCGA-..-....", found)
+    groups = groups_by_pattern("TCGA-..-....", found)
     assert list(groups.values()) == ["TCGA-05-4249", "TCGA-05-4249", "TCGA-44-2655"]
-    groups = sources.groups_by_pattern("TCGA-(..)-(....)", found)
+    groups = groups_by_pattern("TCGA-(..)-(....)", found)
     assert list(groups.values()) == ["05", "05", "44"]
-    groups = sources.groups_by_pattern("^[^/]+/(?:deep/)?([^/]{12})", found)  # the whole path
-    assert groups == sources.groups_by_pattern("TCGA-..-....", found)
+    groups = groups_by_pattern("^[^/]+/(?:deep/)?([^/]{12})", found)  # the whole path
+    assert groups == groups_by_pattern("TCGA-..-....", found)
 
 
 def test_names_the_pattern_does_not_match_are_named():
     found = make_sources("aca/p1_0.png", "aca/scan.png", "n/p2_0.png")
     with pytest.raises(Fault, match=r"matches nothing in 1 of 3 names: 'aca/scan\.png'"):
-        sources.groups_by_pattern(r"p\d", found)
+        groups_by_pattern(r"p\d", found)
     with pytest.raises(Fault, match="its capture group matches nothing in 1 of 3"):
-        sources.groups_by_pattern(r"(p\d)|scan", found)
+        groups_by_pattern(r"(p\d)|scan", found)
     with pytest.raises(Fault, match="in 3 of 3"):
-        sources.groups_by_pattern("q*", found)  # an empty match is no group
+        groups_by_pattern("q*", found)  # an empty match is no group
 
 
 @pytest.mark.parametrize("pattern", ["p(", "[", "(?P<n", "*", "a{9999999999999}"])
 def test_a_pattern_that_does_not_compile_is_a_bad_option(pattern):
     with pytest.raises(BadOptions, match="is not a regular expression"):
-        sources.groups_by_pattern(pattern, make_sources("aca/p1_0.png"))
+        groups_by_pattern(pattern, make_sources("aca/p1_0.png"))
 
 
 # ------------------------------------------------------------------ merged groups

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lungkit.formats import sources
+from lungkit.formats.groups import read_groups
 from lungkit.generate.items import folder_fingerprint
 from lungkit.run.faults import Fault
 
@@ -148,7 +149,7 @@ def test_two_spellings_of_a_folder_name_are_one_class(tmp_path, one, other):
         table.write_text("file_name,label,group\n" + "".join(
             f"{label}/{number}.png,{label},{DECOMPOSED}\n" for number in (1, 2))
             + f"z/1.png,z,{COMPOSED} \n", "utf-8")
-        assert sources.read_groups(table, found) == {s.name: COMPOSED for s in found}
+        assert read_groups(table, found) == {s.name: COMPOSED for s in found}
 
 
 # ------------------------------------------------------------------ the fingerprint
@@ -226,5 +227,5 @@ def test_a_csv_names_the_group_of_every_image_across_classes(tree):
     path = tree.parent / "groups.csv"
     path.write_text("group,file_name,note,label\n p1 ,a/1.png,x,a\np1,./b/1.png,,b\n"
                     "p2,a/big.png,,a\np2,b\\s.mrxs,,b\np2,b\\s.mrxs,,b\n")
-    assert sources.read_groups(path, found) == {"a/1.png": "p1", "b/1.png": "p1",
+    assert read_groups(path, found) == {"a/1.png": "p1", "b/1.png": "p1",
                                                 "a/big.png": "p2", "b/s.mrxs": "p2"}
