@@ -63,6 +63,19 @@ def survey(input_dir: Path, annotations, mapped: Callable) -> list:
     return found
 
 
+def find_scans(input_dir: Path, how: dict, mapped: Callable) -> tuple[list, str]:
+    """The scans that are used, and studies.csv."""
+    from lungkit.ct import studies
+    from lungkit.ct.annotations import find_annotations
+
+    annotations = find_annotations(input_dir, how["nodules"], how["patients"])
+    scans, left = studies.choose(survey(input_dir, annotations, mapped),
+                                 skip_broken=how["skip_broken"])
+    scans = studies.check_patients(scans)
+    say_what_is_left(left, annotations.others, scans)
+    return scans, studies.table(scans, left, annotations.others)
+
+
 def say_what_is_left(left: list, others: list, scans: list) -> None:
     reasons = Counter(each.reason.split(": ")[0] for each in left)
     reasons += Counter(why for _, why in others)
@@ -105,6 +118,7 @@ def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how:
     """Write the images, say what they may not prove, and publish."""
     from lungkit.audit.warnings import describe_confounding
     from lungkit.ct import report
+    from lungkit.ct.crops import LAYOUT
     from lungkit.ct.studies import RULE
     from lungkit.data.writer import DatasetWriter
     from lungkit.run.files import write_bytes, write_text
@@ -115,20 +129,23 @@ def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how:
         made = write_images(writer, plan, recipe, mapped)
         whole = [(job, each) for job, each in made if each.reason is None]
         missed = Counter(each.reason for _, each in made if each.reason is not None)
-        confounded = report.confounding_report(whole, plan, patients_known(scans), mapped)
-        warnings = report.warn(confounded, plan, scans, rule)
+        confounded = report.confounding_report(whole, plan, report.patients_known(scans),
+                                               mapped)
+        warnings = report.warn(confounded, plan, scans, rule, in_hu=in_hu(how))
         write_text(writer.work_dir / "studies.csv", studies_csv)
-        write_text(writer.work_dir / "nodules.csv", report.nodule_table(scans, plan, rule))
+        write_text(writer.work_dir / "nodules.csv", report.nodule_table(scans, plan))
         write_text(writer.work_dir / "split.csv", report.split_table(plan))
-        write_bytes(writer.work_dir / "qc.png", qc_sheet(writer, plan.classes))
+        write_bytes(writer.work_dir / "qc.png", report.sheet(writer, plan.classes))
         field = recipe.field
         writer.publish(
             parents=[], seed=recipe.seed, warnings=warnings, modality="ct",
-            um_per_px=field.mm_per_px * 1000, symmetries=how["symmetries"],
-            intensity={"unit": "HU", "window": list(field.window)}, truth=rule.describe(),
+            um_per_px=field.mm_per_px * 1000 if all(s.spacing_known for s in scans) else None,
+            symmetries=how["symmetries"],
+            intensity={"unit": "HU", "window": list(field.window)} if in_hu(how) else None,
+            truth=rule.describe(),
             series_rule=RULE, dropped=[{"reason": why, "count": n} for why, n in
                                        sorted((plan.dropped + missed).items())],
-            layout=list(report_layout()), confounding=confounded)
+            layout=list(LAYOUT), confounding=confounded)
     for line in describe_confounding(confounded).splitlines():
         if not line.startswith("warning: "):
             say(f"ct_seg: {line}")
@@ -136,10 +153,9 @@ def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how:
         say(f"ct_seg: warning: {warning}")
 
 
-def report_layout() -> tuple[str, ...]:
-    from lungkit.ct.crops import LAYOUT
-
-    return LAYOUT
+def in_hu(how: dict) -> bool:
+    """Whether the grey of the images is known in HU."""
+    return how["images"] is None or how["input_window"] is not None
 
 
 def targets_of(rule) -> dict[str, dict]:
@@ -147,35 +163,6 @@ def targets_of(rule) -> dict[str, dict]:
     number = {"kind": "number", "values": []}
     return {"diameter_mm": number, "grade_median": {"kind": "number", "values": [1, 5]}} \
         if rule.labels != "presence" else {"diameter_mm": number}
-
-
-def qc_sheet(writer, classes: list[str]) -> bytes:
-    """Examples of every class with outlines of lung and nodule, evenly over the dataset."""
-    import numpy as np
-
-    from lungkit.ct import report
-    from lungkit.data.png import decode_png
-
-    rows = {}
-    for label in classes:
-        found = sorted(name for name, record in writer.records.items() if record["label"] == label)
-        picked = np.linspace(0, len(found) - 1, min(report.SHEET_COLUMNS, len(found)))
-        images = []
-        for name in (found[int(round(at))] for at in picked):
-            layout, nodule = (decode_png((writer.work_dir / "masks" / kind / label
-                                          / Path(name).name).read_bytes())
-                              for kind in ("layout", "nodule"))
-            grey = decode_png((writer.work_dir / name).read_bytes())
-            images.append(report.example(grey.reshape(layout.shape), layout, nodule))
-        if images:
-            rows[f"{label} ({len(found)})"] = images
-    return report.sheet(rows)
-
-
-def patients_known(scans: list) -> str:
-    """How groups came about, for the confounding report: named by headers or tables, or not."""
-    return "csv" if all(scan.patient != scan.name or scan.annotated.source == "labels"
-                        for scan in scans) else "none"
 
 
 # ------------------------------------------------------------------ the stage
@@ -192,6 +179,10 @@ def check_options(how: dict) -> None:
         raise BadOptions("--symmetries 8 with --view slice: a chest has sides; give 1 or 2")
     if how["all_test_slices"] and how["view"] != "slice":
         raise BadOptions("--all-test-slices is of --view slice")
+    if how["images"] and how["view"] == "slice":
+        raise BadOptions("--images with --view slice: pictures are cut already; leave out --view")
+    if how["images"] and not how["input_window"] and tuple(how["window"]) != WINDOW:
+        raise BadOptions("--window of pictures whose own is unknown: give --input-window")
     if how["split_from"] and how["fold"]:
         raise BadOptions("--split-from and --fold both say what is in test: give one")
 
@@ -223,7 +214,7 @@ def identity(how: dict, input_dir: Path) -> dict:
     return dict(sorted({
         **{name: value for name, value in how.items() if name != "fold"},
         **{name: cli.file_sha256(how[name], "--" + name.replace("_", "-"))
-           for name in ("nodules", "patients", "split_from")},
+           for name in ("images", "nodules", "patients", "split_from")},
         "fold": how["fold"] and "{}/{}".format(*how["fold"]), "recipe": RECIPE,
         "input": quick_fingerprint(((path.relative_to(input_dir).as_posix(), path)
                                     for path in files), sample_bytes=1024)}.items()))
@@ -243,8 +234,7 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
     how = settle(how, preset)
     check_options(how)
     check_paths(input, output)
-    from lungkit.ct import plan as planning, studies
-    from lungkit.ct.annotations import find_annotations
+    from lungkit.ct import pictures, plan as planning, studies
     from lungkit.ct.crops import Field
     from lungkit.ct.images import Recipe
     from lungkit.ct.truth import Rule
@@ -260,25 +250,29 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
                 how["min_diameter_mm"], how["max_thickness_mm"])
     recipe = Recipe(how["view"], Field(how["field_mm"], how["image_size"], tuple(how["window"])),
                     seed)
-    annotations = find_annotations(input, how["nodules"], how["patients"])
     with mapper(workers) as mapped:
-        scans, left = studies.choose(survey(input, annotations, mapped),
-                                     skip_broken=how["skip_broken"])
-        scans = studies.check_patients(scans)
-        say_what_is_left(left, annotations.others, scans)
+        if how["images"] is None:
+            scans, studies_csv = find_scans(input, how, mapped)
+        else:
+            window = how["input_window"] or how["window"]
+            scans = pictures.group(*pictures.read_pictures(how["images"], input, tuple(window),
+                                                           mapped))
+            studies_csv = studies.table(scans, [], [])
         split_of, stratum_of = planning.draw_splits(scans, seed, how["fold"]) \
             if how["split_from"] is None else (planning.read_splits(
                 how["split_from"], {scan.patient for scan in scans}), {})
-        plan = planning.make_plan(scans, rule, how["view"], split_of, stratum_of,
-                                  slices_per_nodule=how["slices_per_nodule"],
-                                  all_test_slices=how["all_test_slices"])
+        if how["images"] is None:
+            plan = planning.make_plan(scans, rule, how["view"], split_of, stratum_of,
+                                      slices_per_nodule=how["slices_per_nodule"],
+                                      all_test_slices=how["all_test_slices"])
+        else:
+            plan = pictures.plan_pictures(scans, rule, split_of, stratum_of)
         say(f"ct_seg: {len(scans)} scans, {sum(len(s.annotated.nodules) for s in scans)} nodules; "
             f"{in_words(plan)}")
         if dry_run:
             print(f"{output}: would write {in_words(plan)}")
             return
-        make_dataset(target, scans, studies.table(scans, left, annotations.others), plan, recipe,
-                     rule, how, mapped)
+        make_dataset(target, scans, studies_csv, plan, recipe, rule, how, mapped)
     print(f"{output}: {in_words(plan)}")
 
 
@@ -306,6 +300,11 @@ def build_parser():
                        help="smaller nodules do not count")
     group.add_argument("--max-thickness-mm", type=cli.positive_float, metavar="MM",
                        help="scans of thicker slices are not used (LUNA16: 2.5; default: any)")
+    group.add_argument("--images", type=Path, metavar="CSV",
+                       help="INPUT holds pictures cut from scans: file, label or grade, and "
+                            "patient, parent, spacing_mm, diameter_mm where known")
+    group.add_argument("--input-window", type=float, nargs=2, metavar=("HU", "HU"),
+                       help="what grey 0 and 255 of those pictures are")
     group = parser.add_argument_group("Patients and splits")
     group.add_argument("--patients", type=Path, metavar="CSV",
                        help="series,patient, where the files do not say whose scans are")

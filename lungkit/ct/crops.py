@@ -84,19 +84,18 @@ class Picture:
     boxes: list[tuple]           # x0 y0 x1 y1 in pixels, of each nodule in it
 
 
-def picture(volume: Volume, lungs: Lungs, index: int, centre: tuple[float, float],
+def picture(volume: Volume, lungs: Lungs | None, index: int, centre: tuple[float, float],
             nodules: list[Nodule], field: Field) -> Picture:
-    """The image of slice `index` around `centre` (row, column in voxels), with its masks."""
+    """The image of slice `index` around `centre` (row, column in voxels), with its masks.
+
+    lungs None: no mask but the nodules', where there is one.
+    """
     spacing = volume.geometry.spacing_mm[1:]
 
     def shown(plane: np.ndarray, outside: float = 0.0) -> np.ndarray:
         return sample(plane, field, centre, spacing, outside)
 
     hu = shown(np.clip(volume.hu[index], OUTSIDE_HU, 3071), OUTSIDE_HU)
-    coarse_centre = tuple((c + 0.5) / f - 0.5 for c, f in zip(centre, lungs.factor[1:]))
-    coarse_mm = tuple(mm * f for mm, f in zip(spacing, lungs.factor[1:]))
-    body, lung = (sample(plane, field, coarse_centre, coarse_mm, 0.0) >= 0.5
-                  for plane in lungs.plane(index))
     nodule, boxes = np.zeros(hu.shape, bool), []
     for each in nodules:
         edges = each.box(index)
@@ -114,11 +113,16 @@ def picture(volume: Volume, lungs: Lungs, index: int, centre: tuple[float, float
         box = np.clip((left, top, right, bottom), 0, field.image_size)
         if box[0] < box[2] and box[1] < box[3]:
             boxes.append(tuple(float(v) for v in box))
+    grey, marked = to_grey(hu, field.window), nodule * np.uint8(255)
+    if lungs is None:
+        return Picture(grey, {"nodule": marked} if nodules else {}, boxes)
+    coarse_centre = tuple((c + 0.5) / f - 0.5 for c, f in zip(centre, lungs.factor[1:]))
+    coarse_mm = tuple(mm * f for mm, f in zip(spacing, lungs.factor[1:]))
+    body, lung = (sample(plane, field, coarse_centre, coarse_mm, 0.0) >= 0.5
+                  for plane in lungs.plane(index))
     layout = body.astype(np.uint8)
     layout[lung] = 2
     layout[body & ~lung & (hu > BONE_HU)] = 3
     layout[lung & (hu > VESSEL_HU)] = 4
     layout[nodule] = 5
-    return Picture(to_grey(hu, field.window),
-                   {"nodule": nodule * np.uint8(255), "lung": lung * np.uint8(255),
-                    "layout": layout}, boxes)
+    return Picture(grey, {"nodule": marked, "lung": lung * np.uint8(255), "layout": layout}, boxes)

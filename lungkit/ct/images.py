@@ -6,7 +6,7 @@ Feeds ct_seg.RECIPE: raise it when this gives other bytes.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,6 +48,8 @@ class Made:
 def make_images(job: Job, recipe: Recipe) -> list[Made]:
     """The images of one scan. Raises Fault where it cannot be read."""
     volume = job.scan.load()
+    if job.scan.kind == "picture":
+        return [_picture(job, job.items[0], volume, recipe)]
     lungs = find_lungs(volume)
     taken: set[int] = {item.slice_index for item in job.items if item.slice_index is not None}
     return [_make(job, item, volume, lungs, recipe, taken) for item in job.items]
@@ -69,6 +71,16 @@ def _make(job: Job, item: Item, volume: Volume, lungs: Lungs, recipe: Recipe,
         return Made(item, reason="a slice without lung")
     made = picture(volume, lungs, index, centre, list(job.counted), recipe.field)
     return _encoded(job, item, volume, index, made)
+
+
+def _picture(job: Job, item: Item, volume: Volume, recipe: Recipe) -> Made:
+    """A picture already cut: all of it where its spacing is unknown, else the recipe's field."""
+    _, rows, columns = volume.hu.shape
+    field = recipe.field if job.scan.spacing_known else replace(recipe.field,
+                                                                side_mm=max(rows, columns))
+    masked = [nodule for nodule in job.counted if nodule.truth == "mask"]
+    made = picture(volume, None, 0, ((rows - 1) / 2, (columns - 1) / 2), masked, field)
+    return _encoded(job, item, volume, 0, made)
 
 
 def section_centre(nodule: Nodule, index: int) -> tuple[float, float]:
@@ -143,7 +155,8 @@ def _encoded(job: Job, item: Item, volume: Volume, index: int, made: Picture) ->
 def describe(nodule: Nodule) -> dict[str, object]:
     """Columns of metadata.csv and nodules.csv about a nodule; None: unknown."""
     grades = nodule.grades
-    return {"nodule_id": nodule.name, "diameter_mm": f"{nodule.diameter_mm:.3f}",
+    return {"nodule_id": nodule.name,
+            "diameter_mm": f"{nodule.diameter_mm:.3f}" if nodule.diameter_mm else None,
             "grade_median": None if nodule.grade is None else f"{nodule.grade:g}",
             "grade_min": f"{min(grades):g}" if grades else None,
             "grade_max": f"{max(grades):g}" if grades else None,

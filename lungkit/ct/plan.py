@@ -67,6 +67,11 @@ class Plan:
         found = Counter((job.split, item.label) for job, item in self.items())
         return {split: {label: found[split, label] for label in self.classes} for split in SPLITS}
 
+    def drop(self, scan: Scan, nodule: Nodule, why: str) -> None:
+        """Note why a nodule has no image."""
+        self.dropped[why] += 1
+        self.reasons[scan.name, nodule.name] = why
+
     def digest(self) -> str:
         """SHA-256 of all that decides the images besides the options."""
         return sha256(repr([(job.scan.name, job.split, job.items,
@@ -126,7 +131,7 @@ def make_plan(scans: list[Scan], rule: Rule, view: str, split_of: dict[str, str]
             if why is None:
                 counted.append(nodule)
             else:
-                _drop(plan, scan, nodule, why)
+                plan.drop(scan, nodule, why)
         if thick or not scan.annotated.source:
             continue
         split = split_of[scan.patient]
@@ -136,11 +141,11 @@ def make_plan(scans: list[Scan], rule: Rule, view: str, split_of: dict[str, str]
         number += len(items)
         if items:
             plan.jobs.append(Job(scan, split, tuple(counted), items))
-    plan.classes = _classes(plan, rule)
+    plan.classes = classes_of(plan, rule)
     return plan
 
 
-def _classes(plan: Plan, rule: Rule) -> list[str]:
+def classes_of(plan: Plan, rule: Rule) -> list[str]:
     """The classes there are, in the order of what they mean. Raises Fault of one or none."""
     order = [truth.BENIGN, truth.MALIGNANT, *truth.GRADES, HEALTHY, NODULE]
     found = {item.label for _, item in plan.items()}
@@ -152,11 +157,6 @@ def _classes(plan: Plan, rule: Rule) -> list[str]:
     return sorted(found, key=lambda name: (order.index(name) if name in order else -1, name))
 
 
-def _drop(plan: Plan, scan: Scan, nodule: Nodule, why: str) -> None:
-    plan.dropped[why] += 1
-    plan.reasons[scan.name, nodule.name] = why
-
-
 def _images_of(plan: Plan, scan: Scan, counted: list[Nodule], rule: Rule, view: str,
                per_nodule: int, every_slice: bool) -> Iterator[tuple[str, int | None, int | None]]:
     """(label, slice, nodule) of the images of one scan."""
@@ -164,7 +164,7 @@ def _images_of(plan: Plan, scan: Scan, counted: list[Nodule], rule: Rule, view: 
     for index, nodule in enumerate(counted):
         label, why = truth.class_of(nodule, rule)
         if label is None:
-            _drop(plan, scan, nodule, why)
+            plan.drop(scan, nodule, why)
         else:
             graded.append((index, nodule, label))
     if view == "crop":

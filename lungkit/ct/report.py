@@ -7,6 +7,8 @@ import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,32 +17,39 @@ from lungkit.audit.warnings import RULER, confounding_warnings
 from lungkit.ct.images import Made, describe
 from lungkit.ct.plan import Job, Plan
 from lungkit.ct.studies import Scan
-from lungkit.ct.truth import HEALTHY, Rule, class_of
+from lungkit.ct.truth import HEALTHY, Rule
 from lungkit.run.files import sha256
+
+if TYPE_CHECKING:
+    from lungkit.data.writer import DatasetWriter
 
 SHEET_COLUMNS, SHEET_PX = 12, 96
 NODULE_COLUMNS = ("series", "patient", "split", "nodule_id", "label", "reason", "truth",
                   "diameter_mm", "z", "row", "column", "x_mm", "y_mm", "z_mm", "voxels",
                   "grade_median", "grade_min", "grade_max", "num_readers", "texture", "agreement",
                   "histology", "pathology")
-TABLE_READERS = 3       # ours: fewer than so many patients a class and split say little
 
 
 # ------------------------------------------------------------------ tables
 
-def nodule_table(scans: list[Scan], plan: Plan, rule: Rule) -> str:
+def nodule_table(scans: list[Scan], plan: Plan) -> str:
     """nodules.csv: a line of every nodule of the scans kept, with its class or why it has none."""
     text = io.StringIO()
     lines = csv.DictWriter(text, NODULE_COLUMNS, lineterminator="\n")
     lines.writeheader()
+    named: dict[str, dict[str, str]] = {}
+    for job, item in plan.items():
+        if item.nodule is not None:
+            named.setdefault(job.scan.name, {})[job.counted[item.nodule].name] = item.label
     for scan in scans:
         for nodule in scan.annotated.nodules:
             reason = plan.reasons.get((scan.name, nodule.name), "")
             at = scan.geometry.to_world(nodule.centre)
             lines.writerow({
                 "series": scan.name, "patient": scan.patient,
-                "split": plan.split_of[scan.patient],
-                "label": "" if reason else class_of(nodule, rule)[0], "reason": reason,
+                "split": plan.split_of.get(scan.patient, ""),
+                "label": "" if reason else named.get(scan.name, {}).get(nodule.name, ""),
+                "reason": reason,
                 "truth": nodule.truth, **describe(nodule),
                 **{name: f"{value:.2f}" for name, value in
                    zip(("z", "row", "column"), nodule.centre)},
@@ -62,22 +71,39 @@ def split_table(plan: Plan) -> str:
     return text.getvalue()
 
 
-def sheet(rows: dict[str, list[np.ndarray]]) -> bytes:
-    """A PNG of examples uint8 [S, S, 3] by class."""
+def sheet(writer: DatasetWriter, classes: list[str]) -> bytes:
+    """qc.png: evenly spaced examples of every class, with outlines of lung and nodule."""
     from lungkit.compare.contact_sheet import labelled_grid
-    from lungkit.data.png import encode_png
+    from lungkit.data.png import decode_png, encode_png
 
+    rows = {}
+    for label in classes:
+        found = sorted(name for name, each in writer.records.items() if each["label"] == label)
+        picked = np.linspace(0, len(found) - 1, min(SHEET_COLUMNS, len(found))).round()
+        examples = []
+        for name in (found[int(at)] for at in picked):
+            masks = {kind: writer.work_dir / "masks" / kind / label / Path(name).name
+                     for kind in ("layout", "nodule")}
+            grey = decode_png((writer.work_dir / name).read_bytes())
+            examples.append(example(grey.reshape(grey.shape[:2]), {
+                kind: decode_png(path.read_bytes()) for kind, path in masks.items()
+                if path.exists()}))
+        if examples:
+            rows[f"{label} ({len(found)})"] = examples
     return encode_png(labelled_grid(rows))
 
 
-def example(grey: np.ndarray, layout: np.ndarray, nodule: np.ndarray) -> np.ndarray:
+def example(grey: np.ndarray, masks: dict[str, np.ndarray]) -> np.ndarray:
     """uint8 [SHEET_PX, SHEET_PX, 3]: the image with outlines of lung (blue) and nodule (red)."""
     import cv2
+
+    found = [(np.isin(masks["layout"], (2, 4, 5)), (70, 130, 255))] if "layout" in masks else []
+    found += [(masks["nodule"] > 0, (255, 40, 40))] if "nodule" in masks else []
 
     side = (SHEET_PX, SHEET_PX)
     shown = cv2.cvtColor(cv2.resize(grey, side, interpolation=cv2.INTER_LINEAR),
                          cv2.COLOR_GRAY2RGB)
-    for mask, colour in ((np.isin(layout, (2, 4, 5)), (70, 130, 255)), (nodule > 0, (255, 40, 40))):
+    for mask, colour in found:
         large = cv2.resize(mask.astype(np.uint8), side, interpolation=cv2.INTER_NEAREST)
         outlines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(shown, outlines, -1, colour, 1)
@@ -97,7 +123,7 @@ def specimen(job: Job, made: Made, makers: list[str], kernels: list[str]
         "kernel": [float(scan.kernel == name) for name in kernels],
         "slice thickness": (scan.thickness_mm or step, step), "pixel spacing": (spacing,),
         "contrast agent": (float(scan.contrast),), "length of the scan": (depth * step,)}
-    if made.item.nodule is not None:
+    if made.item.nodule is not None and job.counted[made.item.nodule].diameter_mm:
         nodule = job.counted[made.item.nodule]
         area = nodule.mask[made.item.slice_index - nodule.start[0]].sum() * spacing ** 2
         traits[RULER] = (float(np.log(nodule.diameter_mm)), float(np.log(max(area, 0.1))))
@@ -121,14 +147,30 @@ def confounding_report(jobs: list[tuple[Job, Made]], plan: Plan, groups_given: s
     return confounding.report(found, plan.split_of, groups_given, mapped)
 
 
-def warn(report: dict, plan: Plan, scans: list[Scan], rule: Rule) -> list[str]:
+def is_own_patient(scan: Scan) -> bool:
+    """Whether nothing says whose a scan is: it counts as a patient."""
+    return (scan.patient == scan.name and scan.kind != "dicom"
+            and scan.annotated.source != "labels")
+
+
+def patients_known(scans: list[Scan]) -> str:
+    """How groups came about, for the confounding report: named by headers or tables, or not."""
+    return "none" if any(map(is_own_patient, scans)) else "csv"
+
+
+def warn(report: dict, plan: Plan, scans: list[Scan], rule: Rule, *, in_hu: bool) -> list[str]:
     """What the reader of every later result must know, as 'name: sentence'."""
     found = confounding_warnings(report)
-    own = sum(scan.patient == scan.name and scan.kind != "dicom"
-              and scan.annotated.source != "labels" for scan in scans)
+    own = sum(is_own_patient(scan) for scan in scans)
     if own:
         found.append(f"patients unknown: {own} of {len(scans)} scans do not say whose they are and "
                      "count as a patient each; name them with --patients.")
+    if any(not scan.spacing_known for scan in scans):
+        found.append("field unknown: pictures without a pixel spacing show as many millimetres as "
+                     "they happen to; size may be lost, or come in with the picture's own size.")
+    if not in_hu:
+        found.append("HU unknown: the window of these pictures was not given, and may be another "
+                     "for each: brightness means nothing across them.")
     labels: dict[str, set] = {}
     for job, item in plan.items():
         labels.setdefault(job.scan.patient, set()).add(item.label)

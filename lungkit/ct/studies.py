@@ -48,6 +48,7 @@ class Scan:
     file_bytes: int
     annotated: Annotated
     notes: tuple[str, ...] = ()
+    spacing_known: bool = True
 
     def load(self) -> Volume:
         """Its int16 HU. Raises Fault."""
