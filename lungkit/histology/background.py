@@ -23,6 +23,24 @@ def otsu(values) -> float:
 
 def background_light(image):
     """Colour of unstained background in uint8 [H, W, 3], float64 [3]; 255 where there is none."""
+    import numpy as np
+
+    pixels, light, found = _ground(image)
+    if len(found) < LIGHT_MIN_SHARE * len(pixels):
+        return np.full(3, 255.0)
+    light = light[found]
+    brightest = found[light >= percentiles(light, 70)]
+    return np.median(pixels[brightest], axis=0).astype(np.float64)
+
+
+def has_bright_ground(image) -> bool:
+    """Whether uint8 [H, W, 3] shows enough unstained background to measure its light."""
+    pixels, _, found = _ground(image)
+    return len(found) >= LIGHT_MIN_SHARE * len(pixels)
+
+
+def _ground(image):
+    """Pixels [N, 3] at half size, their sums of channels [N], which look like background [M]."""
     import cv2
     import numpy as np
 
@@ -36,11 +54,7 @@ def background_light(image):
     lack = cv2.subtract(np.minimum(red, blue), green).ravel()  # 0 where green is not the weakest
     found = np.flatnonzero((light > 3 * LIGHT_MEAN) & (low > LIGHT_MIN)
                            & (high - low < LIGHT_RANGE) & (lack < LIGHT_GREEN_LACK))
-    if len(found) < LIGHT_MIN_SHARE * len(pixels):
-        return np.full(3, 255.0)
-    light = light[found]
-    brightest = found[light >= percentiles(light, 70)]
-    return np.median(pixels[brightest], axis=0).astype(np.float64)
+    return pixels, light, found
 
 
 def balance_white(image, light):
@@ -84,10 +98,8 @@ def enhance_grey(values):
     import cv2
     import numpy as np
 
-    around = np.uint8([[1, 1, 1], [1, 0, 1], [1, 1, 1]])
-    smooth = np.clip(values, cv2.erode(values, around), cv2.dilate(values, around))
-    smooth = smooth.astype(np.float32)
-    low, high = np.percentile(smooth[::2, ::2], [0.5, 99.8])
+    smooth = without_hot_pixels(values).astype(np.float32)
+    low, high = ends(smooth)
     bright = bool(np.median(smooth) > (low + high) / 2)
     if not bright:
         side = 96
@@ -95,12 +107,35 @@ def enhance_grey(values):
         ball = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side // 3, side // 3))
         ground = cv2.GaussianBlur(cv2.morphologyEx(small, cv2.MORPH_OPEN, ball), (0, 0), side / 12)
         smooth -= cv2.resize(ground, smooth.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        low, high = np.percentile(smooth[::2, ::2], [0.5, 99.8])
+        low, high = ends(smooth)
     if high <= low:  # even: white stays white
         top = np.iinfo(values.dtype).max if values.dtype.kind == "u" else max(float(high), 1.0)
         bright = float(np.median(values)) > top / 2
         return np.full(values.shape, 255 * bright, np.uint8), bright
-    return (np.clip((smooth - low) / (high - low), 0, 1) * 255 + 0.5).astype(np.uint8), bright
+    return stretched(smooth, low, high), bright
+
+
+def without_hot_pixels(values):
+    """Bring pixels of [H, W] beyond all of their neighbours back to these."""
+    import cv2
+    import numpy as np
+
+    around = np.uint8([[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+    return np.clip(values, cv2.erode(values, around), cv2.dilate(values, around))
+
+
+def ends(values):
+    """The values of [H, W] that become black and white."""
+    import numpy as np
+
+    return np.percentile(values[::2, ::2], [0.5, 99.8])
+
+
+def stretched(values, low: float, high: float):
+    """Stretch [H, W] from low to high over uint8."""
+    import numpy as np
+
+    return (np.clip((values - low) / (high - low), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def percentiles(values, *percents: float):

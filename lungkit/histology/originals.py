@@ -2,6 +2,7 @@
 
 A picture is decoded whole; a whole slide is read a square at a time, so that its size does not
 matter. Colour is as scanned; grey images are denoised and stretched (`background.enhance_grey`).
+Fluorescence saved as colour (`dark_field`) is taken for what it is: its one channel, in grey.
 
 Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
@@ -9,16 +10,20 @@ Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lungkit.formats import channels, images, slides
-from lungkit.histology import background, tissue_grid
+from lungkit.histology import background, dark_field, tissue_grid
 from lungkit.run import files
 
 OVERVIEW_PX = 512  # ours: shorter side of a picture's overview
 SLIDE_PX = 2048    # ours: longer side of a slide's overview; tissue is looked for at 8 um a pixel
+LOOK_PX = 1024     # ours: longer side of what tells fluorescence; read whenever a slide is opened
+SURVEY_UM, SURVEY_PX = 4.0, 4096  # ours: um a pixel that shows nuclei; longer side of a slide so
+DARK_TISSUE = 0.02  # ours: on a dark ground nuclei alone shine, and cover little of a tile
 FIELD_UM = 180.0   # a slide's tile covers what an LC25000 tile does, unless --mpp says otherwise
 
 
@@ -62,6 +67,9 @@ class Picture:
                  pages_are: str) -> None:
         self.sha256, self.file_bytes = files.sha256(content), len(content)
         self._pixels = images.decode_image(content, channel, pages_are=pages_are)
+        if self._pixels.ndim == 3 and dark_field.is_dark_field(look := self.overview()):
+            lit = dark_field.choose_channel(look, None)
+            self._pixels = self._pixels[..., lit].copy()
         self.bright = False
         self.colour = self._pixels.ndim == 3
         self.size = self._pixels.shape[:2]
@@ -119,13 +127,63 @@ class WholeSlide:
         else:
             mpp = cut.mpp or FIELD_UM / cut.image_size
         return [(box.top, box.left, box.side) for box in tissue_grid.tile_grid(
-            self._slide, mpp=mpp, tile_px=cut.image_size, min_tissue=cut.min_tissue,
-            max_tiles=cut.tiles_per_slide, seed=cut.seed)]
+            self._slide, mpp=mpp, tile_px=cut.image_size, min_tissue=self.least_tissue(cut),
+            max_tiles=cut.tiles_per_slide, seed=cut.seed, tissue=self.tissue())]
+
+    def least_tissue(self, cut: Cut) -> float:
+        """The share of tissue, as `tissue` sees it, below which a tile is not read."""
+        return cut.min_tissue
+
+    def tissue(self):
+        """(mask, step) for `tissue_grid.tile_grid`; None: as it sees H&E."""
 
     def read(self, box: tuple[int, int, int], most_px: int):
         """A tile, uint8 [S, S, 3], area-averaged to at most most_px a side."""
         top, left, side = box
         return self._slide.read(left, top, side, min(side, most_px))
+
+
+class FluorescenceSlide(WholeSlide):
+    """One channel of a slide on a dark ground, in grey, stretched alike all over the slide."""
+
+    colour = False
+
+    def __init__(self, slide: slides.Slide, path: Path, channel: int) -> None:
+        super().__init__(slide, path)
+        self._channel = channel
+
+    @functools.cached_property
+    def _survey(self):
+        """The whole slide where nuclei can still be seen, uint8 [h, w]."""
+        longest = max(self.size) * (self.um_per_px or SURVEY_UM) / SURVEY_UM
+        return self._grey(self._slide.thumbnail(max(1, min(SURVEY_PX, round(longest)))))
+
+    @functools.cached_property
+    def _ends(self):
+        return background.ends(self._survey)
+
+    def _grey(self, pixels):
+        return background.without_hot_pixels(pixels[..., self._channel].copy())
+
+    def _stretched(self, grey):
+        low, high = self._ends
+        return background.stretched(grey, low, max(high, low + 1))
+
+    def overview(self):
+        """The whole slide, uint8 [h, w], its longer side at most SLIDE_PX."""
+        return self._stretched(self._grey(super().overview()))
+
+    def least_tissue(self, cut: Cut) -> float:
+        return min(cut.min_tissue, DARK_TISSUE)
+
+    def tissue(self):
+        """(mask, step) for `tissue_grid.tile_grid`: what shines."""
+        survey = self._stretched(self._survey)
+        return survey > max(background.otsu(survey), 1), self.size[0] / len(survey)
+
+    def read(self, box: tuple[int, int, int], most_px: int):
+        """A tile, uint8 [S, S], area-averaged to at most most_px a side."""
+        return self._stretched(self._grey(super().read(box, most_px)))
 
 
 @contextlib.contextmanager
@@ -138,8 +196,12 @@ def open_original(path: Path, *, channel: int | str | None = None, um_per_px: fl
     if not slides.is_slide(path):
         yield Picture(path.read_bytes(), channel, um_per_px, pages_are)
         return
-    if channel is not None:
-        raise channels.Unreadable("is a colour slide: it has no --channel to choose")
     with slides.open_slide(path) as slide:
         slide.mpp = slide.mpp or um_per_px
-        yield WholeSlide(slide, path)
+        look = slide.thumbnail(LOOK_PX)
+        if dark_field.is_dark_field(look):
+            yield FluorescenceSlide(slide, path, dark_field.choose_channel(look, channel))
+        elif channel is not None:
+            raise channels.Unreadable("is a colour slide: it has no --channel to choose")
+        else:
+            yield WholeSlide(slide, path)

@@ -56,13 +56,14 @@ def tissue_map(slide: Slide):
 
 
 def tile_grid(slide: Slide, *, mpp: float, tile_px: int, min_tissue: float = MIN_TISSUE,
-              max_tiles: int | None = None, seed: int = 0) -> list[Box]:
+              max_tiles: int | None = None, seed: int = 0, tissue=None) -> list[Box]:
     """Squares of tile_px pixels of mpp um that hold tissue, without overlap.
 
     They come in an order in which neighbours are near (NEAR), so that what one needed of the file
     is still there for the next.
     min_tissue: share of a square that must be tissue, measured at SURVEY_MPP: nothing is read at
     full resolution. max_tiles: so many of them, drawn by seed; None: all.
+    tissue: as `tissue_map` returns it, which looks for it in H&E; None: it is asked.
     slide.read(box.left, box.top, box.side, tile_px) is the tile. The grid is centred.
     Raises Unreadable: unknown resolution, or one coarser than mpp.
     """
@@ -75,7 +76,7 @@ def tile_grid(slide: Slide, *, mpp: float, tile_px: int, min_tissue: float = MIN
     down, across = slide.height // side, slide.width // side
     if not down or not across:
         return []
-    mask, step = tissue_map(slide)
+    mask, step = tissue or tissue_map(slide)
     tops = (slide.height - down * side) // 2 + side * np.arange(down + 1)
     lefts = (slide.width - across * side) // 2 + side * np.arange(across + 1)
     share = _shares(mask, tops / step, lefts / step)
