@@ -133,7 +133,8 @@ def make(size: Size, arms: list[str], of: Deviations, *, metric: str, margin: fl
             "groups": size.groups, "deviations": asdict(of), "outlook": shown,
             "needs": {level: text for level, text in needs.items() if level not in shown},
             "table_p": power.table_p(size), "sign_flip_p": power.sign_flip_p(size),
-            "seconds_per_repeat": seconds, "results_there": there, "trainings": size.repeats * size.replicates * len(arms),
+            "seconds_per_repeat": seconds, "results_there": there,
+            "trainings": size.repeats * size.replicates * len(arms),
             "out_of_reach": why_not(size, of, **asked),
             "made_at": _now(), "made_by": origin()["command"], "looks": []}
 
