@@ -1,28 +1,36 @@
 #!/usr/bin/env python
-"""Compare the datasets' CNNs pairwise by a score: exact rank-sum tests, verdicts, a report.
+"""Compare the datasets' CNNs by a score: what may be said of real patients, and of methods.
 
-Reads   RESULTS, a results tree <dataset>/replicate_000/repeat_0000.json made by
+Reads   RESULTS, a results tree <dataset>/replicate_000/repeat_0000.json and .npz made by
         cnn_classify.py, or a CSV with columns dataset,repeat,accuracy[,replicate].
         Compared is the accuracy on the real test images, or any score that all results have.
-Writes  OUTPUT/accuracies.csv       tidy, one line per repeat
-        OUTPUT/wilcoxon.csv         one line per pair of datasets
+Writes  OUTPUT/noninferiority.csv   each synthetic arm against real: margin, interval, Holm
+        OUTPUT/levels.csv           every pair at every level that the data reach
+        OUTPUT/classes.csv, components.csv  recall and precision; where the variance is from
+        OUTPUT/wilcoxon.csv         one line per pair of datasets, rank-sum tests
+        OUTPUT/accuracies.csv       tidy, one line per repeat
         OUTPUT/accuracy_boxplot.png, accuracy_differences.png
         OUTPUT/report.html          one self-contained page
         OUTPUT/comparison.json      last: present means complete
-Prints  the verdict table, then the path of the report.
+Prints  the answer, the table of all pairs, then the path of the report.
 
-For every pair: the two-sided Wilcoxon rank-sum (Mann-Whitney U) test with the exact
-permutation distribution of the midrank sum, right under ties; the Hodges-Lehmann shift with
-the interval that inverts the same test; Vargha and Delaney's A12; and two one-sided rank
-tests against a margin, because "no significant difference" is not "equivalent". Adjusted
-over the pairs by Holm's method.
+An answer says at which level it holds:
 
-The unit of replication is the repeat where there is one replicate, and the replicate (its
-mean over repeats) where there are several. With one replicate, a p-value speaks about the one
-split and the one trained generator at hand, not about the method that made them.
+  A  these trainings on these test images: only the CNNs' seeds vary
+  B  this generated set, for new patients: test groups and trainings are both samples
+     (crossed variance components; 10 test groups a class or more)
+  C  this method, for new patients and new trainings: replicates are blocks, with splits and
+     generator trainings of their own (3 or more)
 
-Mann and Whitney 1947; Streitberg and Roehmel 1986 (the shift algorithm); Hodges and Lehmann
-1963; Vargha and Delaney 2000; Schuirmann 1987 (two one-sided tests); Holm 1979.
+Means decide: each synthetic arm is asked whether it is worse than real by the margin or more
+(one-sided at alpha / 2, Holm over these arms), all other pairs are a second family, baselines and
+--controls stand outside both. Beside them for every pair, always: the two-sided Wilcoxon rank-sum
+(Mann-Whitney U) test with the exact permutation distribution of the midrank sum, right under ties;
+the Hodges-Lehmann shift with the interval that inverts the same test; Vargha and Delaney's A12.
+
+Mann and Whitney 1947; Streitberg and Roehmel 1986; Hodges and Lehmann 1963; Vargha and Delaney
+2000; Schuirmann 1987 (two one-sided tests); Holm 1979; Gallas 2006, Hillis 2014 (crossed readers
+and cases); Owen 2007 (crossed bootstrap); Nadeau and Bengio 2003 (overlapping training sets).
 
 Running the same command again with the same results changes nothing and ends at once; with
 other results or options the comparison is made anew, for it is a view of the results.
@@ -36,16 +44,18 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import figures, pairs, rank_sum, report, results, scores
-from lungkit.compare.pairs import compare, find_warnings
-from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p, wilson_interval
+from lungkit.compare import csv_tables, report, results, scores
+from lungkit.compare.answer import Comparison, plain
+from lungkit.compare.pairs import compare, rank_cautions
+from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p
 from lungkit.data import result
 from lungkit.run import cli, faults, files
 from lungkit.run.output import lock
 from lungkit.run.system_files import listed
 
-SCHEMA = "lungkit.comparison/1"
+SCHEMA = "lungkit.comparison/2"
 ALPHA = 0.05
+CODE = sorted(Path(report.__file__).parent.glob("*.py"))  # another view of the same results
 MARGIN = 0.02       # ours: two points of accuracy; state your own before seeing the results
 
 
@@ -55,8 +65,9 @@ def input_hash(results_path: Path, sheets_dir: Path | None, options: dict) -> st
     """SHA-256 over every input file's name and content, the options, and the code of this view."""
     paths = results.result_paths(results_path)
     paths += listed(sheets_dir, "*.png") if sheets_dir else []
-    paths += [report.TEMPLATE, *(Path(module.__file__) for module in (
-        sys.modules[__name__], result, results, scores, rank_sum, pairs, report, figures))]
+    if results_path.is_dir():
+        paths += [path.with_suffix(".npz") for path in paths if path.with_suffix(".npz").is_file()]
+    paths += [report.TEMPLATE, Path(__file__), Path(result.__file__), *CODE]
     lines = [f"{path}\0{files.sha256_file(path)}" for path in paths]
     return files.sha256("\n".join([SCHEMA, repr(sorted(options.items())), *lines]).encode())
 
@@ -86,40 +97,66 @@ def publish(output: Path, contents: dict[str, bytes], manifest: dict) -> None:
 # ------------------------------------------------------------------ the stage
 
 def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | None, alpha: float,
-        margin: float, datasets: list[str] | None, sheets: Path | None, dry_run: bool) -> None:
-    """Read, test, draw, publish, print."""
+        margin: float, datasets: list[str] | None, controls: list[str], benign: str | None,
+        sheets: Path | None, dry_run: bool) -> None:
+    """Read, test, decide, draw, publish, print."""
     check_options(results_path, output, metric, alpha, margin, sheets)
     options = {"metric": metric, "repeats": repeats, "alpha": alpha, "margin": margin,
-               "datasets": datasets}
+               "datasets": datasets, "controls": controls, "benign": benign}
     inputs = input_hash(results_path, sheets, options)
     done = complete_manifest(output, inputs)
     if done and not dry_run:
-        print(f"{done['verdict_table']}\nalready complete: {output / 'report.html'}")
+        print(f"{done['printed']}\nalready complete: {output / 'report.html'}")
         return
 
     found = results.read_results(results_path, datasets=datasets, num_repeats=repeats)
+    benign = benign or found.benign
+    if benign:
+        found.add_tumour_scores(benign)
     metric = scores.choose(metric, found.metrics)
-    unit, step = "repeat" if len(found.replicates) == 1 else "replicate", found.step(metric)
     values = {name: found.values(name, metric) for name in found.datasets}
     if dry_run:
-        print_plan(values, unit, metric, alpha, output)
+        print_plan(values, found.unit, metric, alpha, output)
         return
 
-    pairs = compare(values, metric=metric, unit=unit, alpha=alpha, margin=margin,
+    tests, step = [], found.step(metric)
+    tests = compare(values, metric=metric, unit=found.unit, alpha=alpha, margin=margin,
                     margin_tested=margin_on_grid(margin, step),
                     grid=0 if results_path.is_file() else step)
-    arms = report.summarise(found, metric, wilson_interval)
-    warnings = find_warnings(found, arms, pairs, metric=metric, alpha=alpha, margin=margin)
-    table = report.verdict_table(pairs)
-    publish(output, report.contents(found, metric, arms, pairs, alpha=alpha, margin=margin,
-                                    warnings=warnings, sheets_dir=sheets),
-            {"inputs": inputs, "options": options, "metric": metric, "unit": unit,
-             "warnings": warnings, "arms": arms, "verdict_table": table,
-             "pairs": [{name: None if isinstance(value, float) and math.isinf(value) else value
-                        for name, value in asdict(pair).items()} for pair in pairs]})
-    for warning in warnings:
+    comparison = conclude(results_path, found, tests, metric, benign=benign, alpha=alpha,
+                          margin=margin, controls=controls)
+    printed = "\n".join([*comparison.answer, "", report.verdict_table(comparison.pairs)])
+    also = [str(each) for each in comparison.warnings if not each.limits]
+    arms = report.summarise(found, metric, {arm.dataset: (arm.low, arm.high)
+                                            for arm in comparison.arms})
+    contents = {name: text.encode() for name, text in csv_tables.csv_files(comparison).items()}
+    contents |= report.contents(found, metric, arms, tests, alpha=alpha, margin=margin,
+                                warnings=also, sheets_dir=sheets, answer=comparison.answer)
+    publish(output, contents, {
+        **comparison.to_json(), "inputs": inputs, "options": options, "unit": found.unit,
+        "printed": printed, "tests": [plain(asdict(test)) for test in tests]})
+    for warning in also:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"{table}\nreport: {output / 'report.html'}")
+    print(f"{printed}\nreport: {output / 'report.html'}")
+
+
+def conclude(results_path: Path, found: results.Results, tests: list, metric: str, *,
+             benign: str | None, alpha: float, margin: float, controls: list[str]) -> Comparison:
+    """Decide every pair, by test group where the results say what was answered of which."""
+    from lungkit.compare import conclude as conclusion, evidence as answers
+
+    evidence, missing = None, None
+    try:
+        evidence = answers.read_evidence(results_path, found, metric, benign)
+    except answers.NoEvidence as reason:
+        missing = str(reason)
+    comparison = conclusion.conclude(found, tests, metric, evidence, missing, alpha=alpha,
+                                     margin=margin, outside=controls)
+    comparison.warnings += rank_cautions(tests, alpha)
+    sentences = {frozenset((pair.arm, pair.against)): pair.sentence for pair in comparison.pairs}
+    for test in tests:
+        test.verdict = sentences[frozenset((test.dataset_a, test.dataset_b))] or "no verdict"
+    return comparison
 
 
 def check_options(results_path: Path, output: Path, metric: str | None, alpha: float,
@@ -166,6 +203,11 @@ def build_parser():
                                  "(default: accuracy_real; a CSV has one accuracy)")
     main_group.add_argument("--datasets", nargs="+", metavar="NAME",
                             help="datasets to compare (default: all in RESULTS)")
+    main_group.add_argument("--controls", nargs="+", default=[], metavar="NAME",
+                            help="datasets that stand outside both families, as baselines do")
+    main_group.add_argument("--benign", metavar="CLASS",
+                            help="the class that is no tumour, for --metric sensitivity and "
+                                 "specificity (default: as nuclei_classify.py was told)")
     main_group.add_argument("--repeats", type=cli.positive_int, metavar="N",
                             help="use the first N repeats (default: all)")
     test_group = parser.add_argument_group("Tests")

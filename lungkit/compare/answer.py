@@ -31,7 +31,7 @@ class Estimate:
     level: str
     difference: float
     se: float                    # standard error; 0 where nothing varies
-    df: float | None             # degrees of freedom of the t interval; None: of a bootstrap
+    df: float                    # degrees of freedom of the t interval
     low: float                   # 1 - alpha interval, 95 %
     high: float
     low_equivalence: float       # 1 - 2 alpha interval, 90 %: inside the margin is equivalence
@@ -43,10 +43,12 @@ class Estimate:
     p_equivalent: float          # the larger of two one-sided
     p_equivalent_holm: float
     p_sign_flip: float | None    # level C, exact, from six replicates on
-    smallest_margin: float       # that equal arms could just be shown not worse by, at this n
+    smallest_margin: float       # within which arms of equal means could be shown equivalent
     n_arm: int                   # repeats; at level C replicates
     n_against: int
     num_groups: int | None       # test groups, level B
+    drawn_low: float | None      # level B: the percentile interval of the crossed draws, beside
+    drawn_high: float | None
     decision: str = ""           # one of DECISIONS
 
 
@@ -57,8 +59,8 @@ class PairAnswer:
     arm: str
     against: str
     family: str
-    estimates: dict[str, Estimate]  # by level; "A" is always there
-    level: str                      # the highest of them: its word is the pair's
+    estimates: dict[str, Estimate]  # by level; empty: one training a split, nothing varies
+    level: str | None               # the highest of them: its word is the pair's
     decision: str
     sentence: str                   # names the level and holds the interval
     rank_sum: dict                  # p, p_holm, shift, shift_low, shift_high, a12: level A, against
@@ -85,12 +87,14 @@ class ArmAnswer:
     """One arm: its scores over repeats, and what they hide."""
 
     dataset: str
+    metric: str
     kind: str                        # "cnn" or "baseline"
     n: int                           # values compared at level A
     num_repeats: int                 # trainings in all
     mean: float
     median: float
     sd: float | None
+    training_sd: float | None        # between trainings within a replicate
     low: float | None                # 1 - alpha interval of the mean, over groups and repeats
     high: float | None
     own: float | None                # mean of the same score on the arm's own test images
@@ -100,7 +104,8 @@ class ArmAnswer:
     brier: float | None = None       # mean squared error of the probabilities, 0..2
     calibration_error: float | None = None  # expected, ten bins of equal counts
     worst_group: dict | None = None  # {group, label, accuracy, num_images}
-    outlying: list[dict] = field(default_factory=list)  # {replicate, repeat, value, collapsed}
+    # {replicate, repeat, value, median of its split's, collapsed}
+    outlying: list[dict] = field(default_factory=list)
 
 
 @dataclass
@@ -117,7 +122,7 @@ class Component:
 
 
 @dataclass
-class Warning:
+class Caution:
     """A named limit; `limits`: it belongs above the answer."""
 
     name: str
@@ -137,7 +142,7 @@ class Comparison:
     alpha: float
     level: str | None            # highest that the answer's pairs reach; None: no answer is given
     answer: list[str]            # the answer block, line by line, warnings first
-    warnings: list[Warning]
+    warnings: list[Caution]
     pairs: list[PairAnswer]      # the primary family first
     arms: list[ArmAnswer]        # real first
     components: list[Component]
@@ -149,14 +154,15 @@ class Comparison:
 
     def to_json(self) -> dict:
         """As JSON holds it: infinite ends are None."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
 
-def _plain(value):
+def plain(value):
+    """As JSON holds it: infinite numbers are None."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         return None
     return value

@@ -1,11 +1,11 @@
-"""All pairs of datasets: tests, adjusted p-values, verdicts and warnings in words."""
+"""All pairs of datasets by rank-sum tests: the table that stands beside every answer."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from lungkit.compare import report, results, scores
+from lungkit.compare.answer import Caution
 from lungkit.compare.rank_sum import (
     EXACT_LIMIT,
     holm,
@@ -14,7 +14,6 @@ from lungkit.compare.rank_sum import (
     rank_sum_test,
     shift_with_interval,
     smallest_p,
-    wilson_interval,
 )
 from lungkit.run import faults
 
@@ -53,7 +52,7 @@ class Pair:
     p_equivalent: float          # the larger of the two
     p_equivalent_holm: float
     p_b_not_worse_holm: float | None  # over the pairs with the reference; None for other pairs
-    verdict: str = ""
+    verdict: str = ""    # the sentence of the pair at the highest level, by its means
 
 
 def compare(values: dict[str, list[float]], *, metric: str, unit: str, alpha: float,
@@ -89,68 +88,25 @@ def compare(values: dict[str, list[float]], *, metric: str, unit: str, alpha: fl
     against_reference = [pair for pair in pairs if pair.dataset_a == REFERENCE]
     for pair, p in zip(against_reference, holm([q.p_b_not_worse for q in against_reference])):
         pair.p_b_not_worse_holm = p
-    for pair in pairs:
-        pair.verdict = verdict(pair, alpha)
     return pairs
 
 
-def verdict(pair: Pair, alpha: float) -> str:
-    """What the pair shows, in one sentence."""
-    a, b, margin = pair.dataset_a, pair.dataset_b, f"{100 * pair.margin:g}"
-    interval = report.interval_in_words(pair)
-    equivalent = pair.p_equivalent_holm <= alpha
-    if pair.p_holm <= alpha:
-        higher, lower = (a, b) if pair.a12 > 0.5 else (b, a)
-        text = f"{higher} scores higher than {lower} ({interval})"
-        return text + (f", by less than {margin} points" if equivalent else "")
-    if equivalent:
-        return f"equivalent within ±{margin} points ({interval})"
-    # alpha / 2: one-sided, so that it never contradicts the two-sided interval (ICH E9, 1998)
-    if pair.p_b_not_worse_holm is not None and pair.p_b_not_worse_holm <= alpha / 2:
-        return f"{b} is not worse than {a} by {margin} points or more ({interval})"
-    n = f"n = {pair.n_a}" if pair.n_a == pair.n_b else f"n = {pair.n_a} and {pair.n_b}"
-    if not pair.can_reach_alpha:
-        if max(pair.n_a, pair.n_b) < pair.n_needed:
-            return f"cannot reach significance at this n ({n}, needs {pair.n_needed}; {interval})"
-        return f"cannot reach significance: too many tied values ({n}; {interval})"
-    return f"no difference shown; the data cannot tell ({n}, {interval})"
-
-
-def find_warnings(found: results.Results, arms: list[dict], pairs: list[Pair], *, metric: str,
-                  alpha: float, margin: float) -> list[str]:
-    """What a reader must know before the verdicts, each named; the results' own warnings last."""
-    warnings = []
-    if len(found.replicates) == 1:
-        warnings.append(
-            "one replicate: every p-value speaks about this one split of the real images and this "
-            "one training of each generator, not about the methods; more repeats do not cure it, "
-            "whole-pipeline replicates (another split, another generator seed) do")
-    name, split = scores.parts(metric)
-    if split == "own":
-        warnings.append("own test images: each CNN is tested on its own kind of image; nothing "
-                        f"here says how it does on real patients (that is {name}_real)")
+def rank_cautions(pairs: list[Pair], alpha: float) -> list[Caution]:
+    """What weakens the rank-sum tests, which stand beside the answer and do not decide it."""
+    lines = []
     out_of_reach = [pair for pair in pairs if not pair.can_reach_alpha]
-    few = [pair for pair in out_of_reach if pair.n_a < pair.n_needed]
+    few = [pair for pair in out_of_reach if max(pair.n_a, pair.n_b) < pair.n_needed]
     if few:
-        warnings.append(
-            f"n too small: {len(few)} of {len(pairs)} pairs cannot be significant at {alpha:g} "
-            f"after Holm with n = {few[0].n_a}; n >= {few[0].n_needed} "
-            f"{few[0].unit}s make it possible, not likely")
+        lines.append(Caution(
+            "rank-sum test", f"{len(few)} of {len(pairs)} pairs cannot be significant at {alpha:g} "
+            f"after Holm with n = {few[0].n_a}; n >= {few[0].n_needed} {few[0].unit}s make it "
+            "possible, not likely", limits=False))
     if len(out_of_reach) > len(few):
-        warnings.append(
-            f"too many ties: {len(out_of_reach) - len(few)} of {len(pairs)} pairs cannot be "
-            "significant because most values are equal; a larger test set tells them apart")
+        lines.append(Caution(
+            "rank-sum test", f"{len(out_of_reach) - len(few)} of {len(pairs)} pairs cannot be "
+            "significant because most values are equal", limits=False))
     if any(pair.method == "normal" for pair in pairs):
-        warnings.append(f"normal approximation: with more than {EXACT_LIMIT} values a pair, p "
-                        "comes from the normal distribution with tie correction")
-    at_chance = [arm["dataset"] for arm in arms if "majority_share" in arm
-                 and wilson_interval(arm["mean"], arm["num_images"])[0] <= arm["majority_share"]]
-    if at_chance:
-        warnings.append(
-            f"chance level: {', '.join(at_chance)} cannot be told from always answering the "
-            "largest class; a comparison with an arm that learned nothing says nothing")
-    if pairs[0].margin_tested == 0:
-        warnings.append(
-            f"coarse test set: one test image is {100 * found.step(metric):.1f} points, more than "
-            f"the margin of {100 * margin:g}; nothing can be shown equivalent")
-    return warnings + found.warnings
+        lines.append(Caution(
+            "rank-sum test", f"with more than {EXACT_LIMIT} values a pair, p comes from the normal "
+            "distribution with tie correction", limits=False))
+    return lines

@@ -180,8 +180,11 @@ def n_needed(num_pairs: int, alpha: float) -> int:
     return n
 
 
-def wilson_interval(share: float, num_images: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (1927)."""
+def wilson_interval(share: float, num_images: float, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a proportion (1927), of 95 % unless z says otherwise.
+
+    num_images: of a simple random sample; that with the same variance for another one.
+    """
     middle = (share + z * z / (2 * num_images)) / (1 + z * z / num_images)
     half = z / (1 + z * z / num_images) * math.sqrt(
         share * (1 - share) / num_images + z * z / (4 * num_images**2))

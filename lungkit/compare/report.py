@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,10 +22,10 @@ MEASURES = (*dict.fromkeys(name for of_task in SCORES.values() for name in of_ta
 
 # ------------------------------------------------------------------ one line per dataset
 
-def summarise(found: Results, metric: str, interval) -> list[dict]:
+def summarise(found: Results, metric: str, intervals: dict[str, tuple] | None = None) -> list[dict]:
     """Per dataset: means and spread over repeats, and the test set's own limits.
 
-    interval: (share, num_images) -> (low, high), the binomial interval of one accuracy.
+    intervals: (low, high) of each mean over test groups and trainings; None: not known.
     """
     arms, named = [], [f"{name}_{split}" for split in SPLITS for name in MEASURES]
     for name in found.datasets:
@@ -42,7 +43,8 @@ def summarise(found: Results, metric: str, interval) -> list[dict]:
             lines = rows[0][split]["confusion_matrix"]  # one per true class, in any repeat the same
             arm["num_images"] = sum(map(sum, lines))
             arm["majority_share"] = max(map(sum, lines)) / arm["num_images"]
-            arm["test_low"], arm["test_high"] = interval(arm["mean"], arm["num_images"])
+        if intervals:
+            arm["test_low"], arm["test_high"] = intervals[name]
         arms.append(arm)
     return arms
 
@@ -50,12 +52,14 @@ def summarise(found: Results, metric: str, interval) -> list[dict]:
 # ------------------------------------------------------------------ the page
 
 def contents(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: float,
-             margin: float, warnings: list[str], sheets_dir: Path | None) -> dict[str, bytes]:
+             margin: float, warnings: list[str], sheets_dir: Path | None,
+             answer: Sequence[str]) -> dict[str, bytes]:
     """The files of a comparison, all but its manifest."""
     pictures = {"accuracy_boxplot.png": figures.boxplot_png(found, metric, arms),
                 "accuracy_differences.png": figures.differences_png(pairs, margin)}
     html = page(found, metric, arms, pairs, alpha=alpha, margin=margin, warnings=warnings,
-                pictures=pictures, sheets=read_sheets(sheets_dir, found.datasets))
+                pictures=pictures, sheets=read_sheets(sheets_dir, found.datasets),
+                answer=answer)
     return {"accuracies.csv": table_csv([tidy(row) for row in found.rows]).encode(),
             "wilcoxon.csv": table_csv([asdict(pair) for pair in pairs]).encode(),
             **pictures, "report.html": html.encode()}
@@ -63,7 +67,7 @@ def contents(found: Results, metric: str, arms: list[dict], pairs: list, *, alph
 
 def page(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: float,
          margin: float, warnings: list[str], pictures: dict[str, bytes],
-         sheets: dict[str, bytes]) -> str:
+         sheets: dict[str, bytes], answer: Sequence[str] = ()) -> str:
     """The whole report as one HTML page that needs no other file."""
     import jinja2
 
@@ -72,7 +76,7 @@ def page(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: f
                                      keep_trailing_newline=True)
     environment.filters |= {
         "points": points, "p_words": p_words, "percent": percent, "capital": scores.capital,
-        "verdict_in_short": verdict_in_short, "metric_words": scores.metric_words,
+        "metric_words": scores.metric_words,
         "parts": scores.parts,
         "base64": lambda content: base64.b64encode(content).decode("ascii")}
     environment.tests |= {"accuracy": scores.is_accuracy, "on_grid": scores.on_grid}
@@ -80,7 +84,7 @@ def page(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: f
     score, split = scores.parts(metric)
     return template.render(
         found=found, metric=metric, score=score, split=split, arms=arms, pairs=pairs, alpha=alpha,
-        margin=margin, warnings=warnings, pictures=pictures, sheets=sheets,
+        margin=margin, warnings=warnings, pictures=pictures, sheets=sheets, answer=answer,
         columns=known_columns(arms, metric), malignancy=malignancy(found),
         sizes=sorted({arm["num_images"] for arm in arms if "num_images" in arm}),
         fingerprints={(row["dataset"], row["replicate"]): row["dataset_fingerprint"]
@@ -107,17 +111,6 @@ def malignancy(found: Results) -> list[dict]:
                 key: statistics.fmean(each[key] for each in told)
                 for key in ("balanced_accuracy", "sensitivity", "specificity", "auroc")}})
     return lines
-
-
-def interval_in_words(pair) -> str:
-    return (f"{pair.dataset_a} - {pair.dataset_b} from {points(pair.shift_low)} to "
-            f"{points(pair.shift_high)} points")
-
-
-def verdict_in_short(pair) -> str:
-    """The verdict without its brackets, whose numbers have columns; names may hold brackets too."""
-    before, _, after = pair.verdict.partition(interval_in_words(pair) + ")")
-    return before[:before.rindex(" (")] + after
 
 
 def points(shift: float) -> str:
@@ -164,12 +157,13 @@ def tidy(row: dict) -> dict:
         if isinstance(value, (str, int, float)) and name != "schema"}}
 
 
-def verdict_table(pairs: list) -> str:
-    """The verdicts as aligned plain text."""
-    lines = [("a", "b", "a - b", "p (Holm)", "verdict")]
-    lines += [(pair.dataset_a, pair.dataset_b, points(pair.shift), p_words(pair.p_holm),
-               pair.verdict) for pair in pairs]
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), line[1].ljust(widths[1]),
-                                line[2].rjust(widths[2]), line[3].rjust(widths[3]), line[4]])
-                     for line in lines)
+def verdict_table(pairs: Sequence) -> str:
+    """Every pair at its highest level as aligned plain text."""
+    lines = [("arm", "against", "level", "difference", "decision", "rank-sum p (Holm)")]
+    lines += [(pair.arm, pair.against, pair.level or "-",
+               points(pair.estimates[pair.level].difference) if pair.level else "",
+               pair.decision or "no verdict", p_words(pair.rank_sum["p_holm"])) for pair in pairs]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(
+        cell.rjust(width) if place in (3, 5) else cell.ljust(width)
+        for place, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)

@@ -8,20 +8,25 @@ raised once.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lungkit.compare import scores
+from lungkit.compare import refusals, scores
 from lungkit.compare.rank_sum import TIE_TOLERANCE
-from lungkit.data.result import BASELINE, CNN, SPLITS, check_fraction, check_record, read_record
+from lungkit.compare.refusals import REAL
+from lungkit.data.result import (
+    SPLITS,
+    TUMOUR_SCORES,
+    check_fraction,
+    check_record,
+    is_baseline,
+    read_record,
+)
 from lungkit.run.faults import BadOptions, Fault, several
 from lungkit.run.system_files import listed
 from lungkit.run.tables import read_table
 
-REAL = "real"
-# what must be one and the same in all results of a comparison, or the arms were not treated alike
-SETTINGS = ("model", "steps", "settings")
 SHOWN_FAULTS = 4
 
 
@@ -33,7 +38,7 @@ class Results:
     datasets: list[str]     # in the order they are shown: real first
     metrics: list[str]      # what all rows have: accuracy_real first; accuracy for a CSV
     replicates: list[int]
-    repeats: list[int]
+    repeats: list[int]      # the numbers that any of them has
     settings: dict = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -42,13 +47,65 @@ class Results:
         """The datasets whose results are a classical baseline's, not a CNN's."""
         return list(dict.fromkeys(row["dataset"] for row in self.rows if is_baseline(row)))
 
+    @property
+    def splits(self) -> list[list[int]]:
+        """The replicates by the split of real that they test on.
+
+        Two that test on one split are not whole-pipeline replicates: their trainings are repeats.
+        A CSV does not say: every replicate of it is taken to have a split of its own.
+        """
+        tested_on = {row["replicate"]: row.get("real_fingerprint", row["replicate"])
+                     for row in self.rows}
+        return [[replicate for replicate in self.replicates if tested_on[replicate] == split]
+                for split in dict.fromkeys(tested_on[replicate] for replicate in self.replicates)]
+
+    @property
+    def unit(self) -> str:
+        """What one value is: repeat, or replicate, its mean over repeats."""
+        return "repeat" if len(self.splits) == 1 else "replicate"
+
+    @property
+    def overlap(self) -> float:
+        """Images of real tested on / trained on; 0 where that is not known, as of a CSV."""
+        rows = [row for row in self.rows if row["dataset"] == REAL and row.get("num_pool_images")]
+        return max((row["real"]["num_images"] / row["num_pool_images"] for row in rows),
+                   default=0.0)
+
     def values(self, dataset: str, metric: str) -> list[float]:
         """One number per unit of replication, in order."""
-        rows = [row for row in self.rows if row["dataset"] == dataset]
-        if len(self.replicates) == 1:
-            return [row[metric] for row in rows]
-        return [math.fsum(row[metric] for row in rows if row["replicate"] == replicate)
-                / len(self.repeats) for replicate in self.replicates]
+        by_split = [[row[metric] for row in self.rows
+                     if row["dataset"] == dataset and row["replicate"] in replicates]
+                    for replicates in self.splits]
+        if len(by_split) == 1:
+            return by_split[0]
+        return [math.fsum(values) / len(values) for values in by_split if values]
+
+    @property
+    def benign(self) -> str | None:
+        """The class that is no tumour, where a baseline was told it."""
+        return next((row["malignancy"]["benign"] for row in self.rows
+                     if "benign" in (row.get("malignancy") or {})), None)
+
+    def add_tumour_scores(self, benign: str) -> None:
+        """Give every row its sensitivity and specificity for tumour: any class but `benign`.
+
+        An image is called tumour where its most probable class is one. Raises BadOptions for a
+        class that the results do not have.
+        """
+        for row in self.rows:
+            for split in SPLITS:
+                classes = row[split].get("classes") or []
+                if benign not in classes:
+                    raise BadOptions(f"--benign {benign} is no class of {row['dataset']}; there "
+                                     f"are {', '.join(classes) or 'none named'}")
+                place = classes.index(benign)
+                lines = row[split]["confusion_matrix"]
+                called = [[sum(line) - line[place], line[place]] for line in lines]
+                tumour = [sum(column) for column in
+                          zip(*(pair for k, pair in enumerate(called) if k != place))]
+                row[f"sensitivity_{split}"] = tumour[0] / sum(tumour)
+                row[f"specificity_{split}"] = called[place][1] / sum(called[place])
+        self.metrics += [f"{name}_{split}" for name in TUMOUR_SCORES for split in SPLITS]
 
     def step(self, metric: str) -> float:
         """The grid the values lie on: one test image, or its share in a mean over repeats.
@@ -56,18 +113,20 @@ class Results:
         A balanced accuracy is a mean of one share a class: its step is that of their common
         denominator, one test image where the classes are equal. Of other scores it is 0, and of a
         grid finer than ties. A CSV does not say its number of images: the smallest gap between
-        its values, which is a whole number of steps. 1 where all values are equal.
+        its values, which is a whole number of steps. 0 where all values are equal.
         """
         if metric == "accuracy":
             values = sorted(value for name in self.datasets for value in self.values(name, metric))
             gaps = [high - low for low, high in zip(values, values[1:]) if high - low > 1e-9]
-            return min(gaps, default=1.0)
+            return min(gaps, default=0.0)
         if not scores.on_grid(metric):
             return 0.0
         split = scores.parts(metric)[1]
         grid_of = _images if scores.is_accuracy(metric) else _images_if_balanced
         images = math.lcm(*{grid_of(row[split]) for row in self.rows})
-        images *= 1 if len(self.replicates) == 1 else len(self.repeats)
+        if self.unit == "replicate":
+            images *= math.lcm(*Counter((row["dataset"], row["replicate"])
+                                        for row in self.rows).values())
         return 1 / images if images * TIE_TOLERANCE < 1 else 0.0
 
 
@@ -79,10 +138,6 @@ def _images_if_balanced(split: dict) -> int:
     """The common denominator of the mean recall over the classes there."""
     there = [sum(line) for line in split["confusion_matrix"] if any(line)]
     return len(there) * math.lcm(*there)
-
-
-def is_baseline(row: dict) -> bool:
-    return row.get("kind", CNN) == BASELINE
 
 
 def record_paths(source: Path) -> list[Path]:
@@ -140,15 +195,18 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
     rows.sort(key=lambda row: (found.index(row["dataset"]), row["replicate"], row["repeat"]))
     metrics = _common_scores(rows) if is_tree else ["accuracy"]
     found_results = Results(rows, found, metrics, replicates, repeats)
-    faults += _missing_or_twice(found_results)
+    faults += refusals.twice(rows)
     if is_tree:
-        faults += _mixed_runs(found_results) + _saw_test_images(rows)
+        faults += (refusals.missing(found_results) + refusals.mixed_runs(found_results)
+                   + refusals.saw_test_images(rows))
     _raise(faults)
-    if len(repeats) == 1 and len(replicates) == 1:
-        raise Fault(f"{source} holds one value per dataset: a rank-sum test needs two or more "
+    single = [name for name in found if sum(row["dataset"] == name for row in rows) == 1]
+    if single:
+        which = "per dataset" if len(single) == len(found) else f"of {', '.join(single)}"
+        raise Fault(f"{source} holds one value {which}: a rank-sum test needs two or more "
                     "repeats (compare_models.sh N makes them)")
     if is_tree:
-        _note_settings_and_warnings(found_results)
+        refusals.note_settings_and_warnings(found_results)
     return found_results
 
 
@@ -235,107 +293,3 @@ def _whole(text: str | None, what: str) -> int:
     if not math.isfinite(value) or value != int(value) or value < 0:
         raise Fault(f"{what} is {text!r}, not a whole number from 0")
     return int(value)
-
-
-# ------------------------------------------------------------------ all of them together
-
-def _missing_or_twice(found: Results) -> list[str]:
-    faults, seen, seeds = [], set(), {}
-    for row in found.rows:
-        key = (row["dataset"], row["replicate"], row["repeat"])
-        if key in seen:
-            faults.append(f"{_place(*key)} is given twice")
-        seen.add(key)
-        if "seed" in row:  # one training counted twice would shrink every p-value
-            seed_key = (row["dataset"], row["replicate"], row["seed"])
-            if seeds.setdefault(seed_key, row["repeat"]) != row["repeat"]:
-                faults.append(f"{_place(*key)} has the seed of repeat {seeds[seed_key]}: "
-                              "one training given twice")
-    for dataset in found.datasets:
-        for replicate in found.replicates:
-            missing = [str(repeat) for repeat in found.repeats
-                       if (dataset, replicate, repeat) not in seen]
-            if missing:
-                listed = ", ".join(missing[:6]) + (", ..." if len(missing) > 6 else "")
-                faults.append(
-                    f"{dataset} replicate {replicate} lacks repeat {listed} "
-                    f"({len(found.repeats) - len(missing)} of {len(found.repeats)} there): run the "
-                    "missing ones, or trim all datasets with --repeats")
-    return faults
-
-
-def _mixed_runs(found: Results) -> list[str]:
-    """Faults where one comparison would hold two runs, or arms that were treated differently."""
-    faults = []
-    groups: dict[tuple, dict] = defaultdict(dict)
-    for row in found.rows:
-        where = _place(row["dataset"], row["replicate"], row["repeat"])
-        checks = {("real_fingerprint", f"replicate {row['replicate']}"): row["real_fingerprint"],
-                  ("dataset_fingerprint", f"{row['dataset']} replicate {row['replicate']}"):
-                      row["dataset_fingerprint"],
-                  ("kind", row["dataset"]): row.get("kind", CNN),
-                  ("task", "all results"): row["task"]}
-        scope = f"all results of {row['dataset']}" if is_baseline(row) else "all results"
-        checks |= {(name, scope): repr(row.get(name)) for name in SETTINGS}
-        for key, value in checks.items():
-            groups[key].setdefault(value, where)
-    for (name, scope), places in groups.items():
-        if len(places) > 1:
-            listed = " but ".join(f"{str(value)[:40]} in {where}"
-                                  for value, where in list(places.items())[:2])
-            faults.append(f"results of two runs are mixed: {name} is not one in {scope} ({listed})")
-    return faults
-
-
-def _saw_test_images(rows: list[dict]) -> list[str]:
-    """Faults where what made a dataset was trained on real test images, or on another real."""
-    faults = set()
-    for row in rows:
-        for parent in row.get("trained_on") or []:
-            if parent.get("name") != REAL and parent.get("fingerprint") != row["real_fingerprint"]:
-                continue
-            if "test" in parent.get("splits", ["test"]):  # not said: the worst is assumed
-                faults.add(f"{row['dataset']} replicate {row['replicate']} was trained on the real "
-                           "test split: its accuracy on real images means nothing")
-            if parent.get("fingerprint") != row["real_fingerprint"]:
-                faults.add(f"{row['dataset']} replicate {row['replicate']} was trained on another "
-                           "real dataset than it is tested on: test images may be among them")
-    return sorted(faults)
-
-
-def _note_settings_and_warnings(found: Results) -> None:
-    cnns = [row for row in found.rows if not is_baseline(row)]
-    first = (cnns or found.rows)[0]
-    found.settings = {name: first[name] for name in ("model", "steps") if name in first}
-    found.settings |= first.get("settings") or {}
-    said_by: dict[str, set] = defaultdict(set)
-    for row in found.rows:
-        for text in row.get("warnings") or []:
-            said_by[str(text)].add(row["dataset"])
-    for text, names in said_by.items():
-        prefix = "" if names == set(found.datasets) else \
-            ", ".join(name for name in found.datasets if name in names) + ": "
-        found.warnings.append(prefix + text)
-    for name in ("device", "versions"):
-        kinds = {repr(row.get(name)) for row in cnns}  # a baseline has other libraries, no GPU
-        if len(kinds) > 1:
-            found.warnings.append(f"mixed {name}: the results come from {len(kinds)} different "
-                                  f"{name}; equal seeds need not give equal trainings there")
-    first_split = {}
-    for row in found.rows:
-        same = first_split.setdefault(row["real_fingerprint"], row["replicate"])
-        if same != row["replicate"]:
-            found.warnings.append(f"same split: replicates {same} and {row['replicate']} test on "
-                                  "the same real split; they are not whole-pipeline replicates")
-            break
-    copies: dict[str, str] = {}
-    for row in found.rows:
-        same = copies.setdefault(row["dataset_fingerprint"], row["dataset"])
-        if same != row["dataset"]:
-            found.warnings.append(f"same images: {same} and {row['dataset']} are one dataset under "
-                                  "two names")
-            break
-
-
-def _place(dataset: str, replicate: int, repeat: int) -> str:
-    return f"{dataset} replicate {replicate} repeat {repeat}"

@@ -27,10 +27,12 @@ SCHEMA, OLDER_SCHEMA = "lungkit.result/2", "lungkit.result/1"
 SPLITS = ("own", "real")  # the test splits of a result: the dataset's own, and the real dataset's
 # the named scores of each task: fractions in 0..1, more is better
 SCORES = {"classify": ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "auprc_weighted")}
+# those of tumour against the class that is none, where a comparison is told which one that is
+TUMOUR_SCORES = ("sensitivity", "specificity")
 # the kind of a record: a CNN (or not said), or a classical baseline, whose settings are its own
 CNN, BASELINE = "cnn", "baseline"
 IDENTITY = ("dataset", "dataset_fingerprint", "real_fingerprint", "replicate", "repeat", "seed",
-            "model", "settings")
+            "model", "settings", "draws")
 
 
 # ------------------------------------------------------------------ places
@@ -95,6 +97,10 @@ def _flat(record: dict) -> dict:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) < 30 else text[:13] + "..." + text[-1]
+
+
+def is_baseline(record: dict) -> bool:
+    return record.get("kind", CNN) == BASELINE
 
 
 # ------------------------------------------------------------------ checking

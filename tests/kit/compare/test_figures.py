@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lungkit.compare import figures, rank_sum, report
+from lungkit.compare import figures, report
 from lungkit.compare.pairs import compare
 from lungkit.compare.results import read_results
 from result_trees import record, right, split_of, write, write_counts
@@ -45,7 +45,7 @@ def found(tmp_path_factory):
 
 
 def arms_of(found, metric="accuracy_real"):
-    return report.summarise(found, metric, rank_sum.wilson_interval)
+    return report.summarise(found, metric)
 
 
 def scattered(axes):

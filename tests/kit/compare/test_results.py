@@ -413,7 +413,10 @@ def test_replicates_of_one_split_are_told(tmp_path):
 
     found = read_results(make_results(tmp_path, repeats=2, replicates=2, edit=same))
     assert found.warnings[-1] == ("same split: replicates 0 and 1 test on the same real split; "
-                                  "they are not whole-pipeline replicates")
+                                  "they are not whole-pipeline replicates, their trainings are "
+                                  "repeats")
+    assert found.splits == [[0, 1]] and found.unit == "repeat"
+    assert len(found.values("real", "accuracy_real")) == 4
 
 
 def test_one_dataset_under_two_names_is_told(tmp_path):
@@ -459,7 +462,7 @@ def test_the_grid_of_a_csv_is_its_smallest_gap(tmp_path):
     path = write_csv(tmp_path / "t.csv", "a,0,0.50", "a,1,0.62", "b,0,0.53", "b,1,0.62")
     assert read_results(path).step("accuracy") == pytest.approx(0.03)
     path = write_csv(tmp_path / "t.csv", "a,0,0.5", "a,1,0.5", "b,0,0.5", "b,1,0.5")
-    assert read_results(path).step("accuracy") == 1
+    assert read_results(path).step("accuracy") == 0  # nothing is known of its images
 
 
 @pytest.mark.parametrize(("line", "words"), [

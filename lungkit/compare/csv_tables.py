@@ -1,0 +1,32 @@
+"""The numbers of a comparison as CSV tables: whether any arm is worse than real comes first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from lungkit.compare.answer import PRIMARY, Comparison
+from lungkit.compare.report import table_csv
+
+
+def csv_files(found: Comparison) -> dict[str, str]:
+    """Name to text; a table without lines is left out.
+
+    noninferiority.csv  each synthetic arm against real at its highest level
+    levels.csv          every pair at every level
+    classes.csv         every class of every arm
+    components.csv      where the variance of a difference is from
+    """
+    levels = [{"arm": pair.arm, "against": pair.against, "family": pair.family, "margin":
+               found.margin, **asdict(estimate)}
+              for pair in found.pairs for estimate in pair.estimates.values()]
+    first = [{"arm": pair.arm, "against": pair.against, "level": pair.level,
+              "metric": found.metric, "margin": found.margin,
+              **{name: getattr(pair.estimates[pair.level], name) for name in (
+                  "difference", "low", "high", "p_not_worse", "p_not_worse_holm")},
+              "decision": pair.decision, "sentence": pair.sentence}
+             for pair in found.pairs if pair.family == PRIMARY and pair.level]
+    classes = [{"dataset": arm.dataset, **asdict(each)} for arm in found.arms
+               for each in arm.classes]
+    tables = {"noninferiority.csv": first, "levels.csv": levels, "classes.csv": classes,
+              "components.csv": [asdict(each) for each in found.components]}
+    return {name: table_csv(lines) for name, lines in tables.items() if lines}

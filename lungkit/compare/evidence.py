@@ -1,0 +1,215 @@
+"""What every training said of every real test image, read from the .npz beside the records.
+
+One file is open at a time; what is kept of a training is its score, the influence of every test
+group on it, and its confusion matrix by group.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lungkit.compare import scores
+from lungkit.compare.bootstrap import Trainings
+from lungkit.compare.influence import SCORES, influence
+from lungkit.compare.results import Results
+from lungkit.data.result import TUMOUR_SCORES, repeat_path, replicate_dir
+from lungkit.run.faults import Fault, check_stop
+
+CALIBRATION_BINS = 10  # of equal counts: Nguyen and O'Connor 2015
+AGREEMENT = 1e-3       # between a record's score and that of its .npz, which holds float32
+
+
+class NoEvidence(Exception):
+    """The results do not say what was answered of which group; the words say why."""
+
+
+@dataclass
+class TestSet:
+    """The real test images of one split; all arms were tested on them, in this order."""
+
+    replicates: list[int]
+    classes: list[str]
+    labels: np.ndarray    # int [N]
+    groups: list[str]     # [G], sorted
+    group: np.ndarray     # int [N], an index into groups
+    unknown: int          # images that have no group id, each its own group
+    counts: np.ndarray    # int [G, C], images of each class in each group
+
+    @property
+    def groups_per_class(self) -> dict[str, int]:
+        return dict(zip(self.classes, (self.counts > 0).sum(0).tolist()))
+
+
+@dataclass
+class Answers:
+    """What the T trainings of one arm answered on one test set of G groups and C classes."""
+
+    trainings: list[tuple[int, int]] = field(default_factory=list)  # replicate, repeat
+    fingerprints: list[str] = field(default_factory=list)           # of the set trained on
+    values: list[float] = field(default_factory=list)               # the score compared
+    influence: list[np.ndarray] = field(default_factory=list)       # T of float64 [G]
+    confusion: list[np.ndarray] = field(default_factory=list)       # T of int [G, C, C], row: true
+    brier: list[float] = field(default_factory=list)
+    calibration: list[float] = field(default_factory=list)
+
+    def counts(self) -> np.ndarray:
+        """int [T, G, C, C]"""
+        return np.stack(self.confusion)
+
+
+@dataclass
+class Evidence:
+    """The answers of every arm on the test set of every split, in the order of `splits`."""
+
+    metric: str
+    splits: list[TestSet]
+    arms: dict[str, list[Answers]]
+
+    def __post_init__(self) -> None:
+        self.groups = sorted({name for split in self.splits for name in split.groups})
+        index = {name: place for place, name in enumerate(self.groups)}
+        self._places = [np.array([index[name] for name in split.groups]) for split in self.splits]
+        counts = np.zeros((len(self.groups), len(self.splits[0].classes)), np.int64)
+        for split, places in zip(self.splits, self._places):
+            counts[places] += split.counts
+        self.strata = counts.argmax(1)  # int [G]: the class of most of a group's images
+
+    def over_groups(self, per_split: list[Trainings]) -> list[Trainings]:
+        """The same over the groups of all splits: influence 0 where a split does not test one."""
+        spread = []
+        for one, places in zip(per_split, self._places):
+            wide = np.zeros((len(one.values), len(self.groups)))
+            wide[:, places] = one.influence
+            spread.append(Trainings(one.values, wide))
+        return spread
+
+    def trainings(self, arm: str) -> list[Trainings]:
+        """Of each split: the arm's trainings or, where it has several sets there, its sets."""
+        return self.over_groups([_units(answers) for answers in self.arms[arm]])
+
+
+def _units(answers: Answers) -> Trainings:
+    values, by_group = np.array(answers.values), np.stack(answers.influence)
+    sets = list(dict.fromkeys(answers.fingerprints))
+    if len(sets) == 1:
+        return Trainings(values, by_group)
+    of_set = [np.array(answers.fingerprints) == name for name in sets]
+    return Trainings(np.array([values[which].mean() for which in of_set]),
+                     np.stack([by_group[which].mean(0) for which in of_set]))
+
+
+# ------------------------------------------------------------------ reading
+
+def read_evidence(source: Path, found: Results, metric: str, benign: str | None,
+                  read: Callable[[Path], dict[str, np.ndarray]] | None = None) -> Evidence:
+    """Read the answers behind the rows of a results tree.
+
+    benign: the class that is no tumour, for sensitivity and specificity; None: not known.
+    read: gives the arrays of an .npz; None: from disk.
+    Raises NoEvidence where a record has no .npz or that has no groups, Fault where one disagrees
+    with its record or with the others.
+    """
+    name, test_split = scores.parts(metric)
+    if test_split != "real":
+        raise NoEvidence("a table of accuracies names no test image")
+    if name not in SCORES and (name not in TUMOUR_SCORES or benign is None):
+        raise NoEvidence(f"{scores.metric_words(metric)} has no value by test image")
+    splits: list[TestSet] = []
+    arms: dict[str, list[Answers]] = {arm: [] for arm in found.datasets}
+    for replicates in found.splits:
+        test_set = None
+        for arm in found.datasets:
+            answers = Answers()
+            for row in found.rows:
+                if row["dataset"] == arm and row["replicate"] in replicates:
+                    check_stop()
+                    path = _npz_path(source, row)
+                    arrays = (read or _read)(path)
+                    test_set = test_set or _test_set(arrays, replicates)
+                    _check_same(arrays, test_set, path)
+                    _add(answers, row, arrays["real_probabilities"], test_set, metric, benign, path)
+            arms[arm].append(answers)
+        splits.append(test_set)
+    return Evidence(metric, splits, arms)
+
+
+def _npz_path(source: Path, row: dict) -> Path:
+    directory = replicate_dir(source, row["dataset"], row["replicate"])
+    return repeat_path(directory, row["repeat"]).with_suffix(".npz")
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    wanted = ("classes", "real_probabilities", "real_labels", "real_file_names", "real_groups")
+    try:
+        with np.load(path) as file:
+            missing = [name for name in wanted if name not in file.files]
+            if missing:
+                raise NoEvidence(f"{path.parent.parent.name}/{path.parent.name}/{path.name} lacks "
+                                 f"{', '.join(missing)} (results of version 1 have no groups)")
+            return {name: file[name] for name in wanted}
+    except FileNotFoundError:
+        raise NoEvidence(f"{path.parent.parent.name}/{path.parent.name}/{path.name} is not "
+                         "there") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise Fault(f"{path} is no whole .npz ({error}): delete it and its .json and run the "
+                    "repeat again") from None
+
+
+def _test_set(arrays: dict[str, np.ndarray], replicates: list[int]) -> TestSet:
+    groups, group = np.unique(arrays["real_groups"], return_inverse=True)
+    labels, classes = arrays["real_labels"], arrays["classes"].tolist()
+    counts = np.zeros((len(groups), len(classes)), np.int64)
+    np.add.at(counts, (group, labels), 1)
+    unknown = int((arrays["real_groups"] == arrays["real_file_names"]).sum())
+    return TestSet(replicates, classes, labels, groups.tolist(), group, unknown, counts)
+
+
+def _check_same(arrays: dict[str, np.ndarray], test_set: TestSet, path: Path) -> None:
+    same = (arrays["classes"].tolist() == test_set.classes
+            and np.array_equal(arrays["real_labels"], test_set.labels)
+            and np.array_equal(arrays["real_groups"],
+                               np.array(test_set.groups)[test_set.group])
+            and arrays["real_probabilities"].shape == (len(test_set.labels),
+                                                       len(test_set.classes)))
+    if not same:
+        raise Fault(f"{path} was tested on other images, groups or classes than the results beside "
+                    "it of the same real dataset")
+
+
+def _add(answers: Answers, row: dict, probabilities: np.ndarray, test_set: TestSet, metric: str,
+         benign: str | None, path: Path) -> None:
+    labels, said = test_set.labels, probabilities.argmax(1)
+    right = said == labels
+    if abs(right.mean() - row["accuracy_real"]) > AGREEMENT:
+        raise Fault(f"{path} holds answers of accuracy {right.mean():.4f}, its record says "
+                    f"{row['accuracy_real']:.4f}")
+    num_groups, num_classes = test_set.counts.shape
+    cell = (test_set.group * num_classes + labels) * num_classes + said
+    counts = np.bincount(cell, minlength=num_groups * num_classes**2)
+    probabilities = probabilities.astype(np.float64)
+    by_image = influence(scores.parts(metric)[0], probabilities, labels,
+                         None if benign is None else test_set.classes.index(benign))
+    answers.trainings.append((row["replicate"], row["repeat"]))
+    answers.fingerprints.append(row["dataset_fingerprint"])
+    answers.values.append(row[metric])
+    answers.influence.append(np.bincount(test_set.group, by_image, num_groups))
+    answers.confusion.append(counts.reshape(num_groups, num_classes, num_classes))
+    one_hot = np.eye(num_classes)[labels]
+    answers.brier.append(float(((probabilities - one_hot)**2).sum(1).mean()))
+    answers.calibration.append(calibration_error(probabilities.max(1), right))
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Mean |confidence - accuracy| over ten bins of equal counts, weighted by them.
+
+    Naeini et al. 2015, with bins of equal counts. It is above 0 for a calibrated model too, the
+    more the fewer the images: compare arms by it, on the same images.
+    """
+    bins = np.array_split(np.argsort(confidence, kind="stable"), CALIBRATION_BINS)
+    return float(sum(abs(confidence[each].mean() - right[each].mean()) * len(each)
+                     for each in bins if len(each)) / len(confidence))

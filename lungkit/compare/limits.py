@@ -1,0 +1,126 @@
+"""What limits an answer, each limit named: it stands above the answer, not after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lungkit.compare import scores
+from lungkit.compare.answer import ArmAnswer, Caution
+from lungkit.compare.evidence import Evidence
+from lungkit.compare.rank_sum import wilson_interval
+from lungkit.compare.replicates import TO_ESTIMATE, TO_TEST
+from lungkit.compare.results import REAL, Results
+
+GROUPS_NEEDED = 10  # test groups a class for level B; ours: below, a t interval rests on too little
+SPREAD_RATIO = 2.0  # of the standard deviations of two arms
+SPREAD_FROM = 5     # values each, from which a ratio of two says something
+
+
+def cautions(found: Results, arms: Sequence[ArmAnswer], evidence: Evidence | None,
+             missing: str | None, *, metric: str) -> list[Caution]:
+    """All limits of the answer, then what the results themselves warn of.
+
+    missing: why there is no evidence by group; None where there is.
+    """
+    by_name = {arm.dataset: arm for arm in arms}
+    return [*_of_size(found, evidence, missing, metric),
+            *(caution for arm in arms for caution in _of_arm(arm, by_name.get(REAL))),
+            *(Caution(*_split(text)) for text in found.warnings)]
+
+
+def few_groups(evidence: Evidence) -> dict[str, int]:
+    """The classes that have too few test groups on some split, and how many they have."""
+    fewest: dict[str, int] = {}
+    for split in evidence.splits:
+        for label, count in split.groups_per_class.items():
+            fewest[label] = min(count, fewest.get(label, count))
+    return {label: count for label, count in fewest.items() if count < GROUPS_NEEDED}
+
+
+def _split(text: str) -> tuple[str, str]:
+    """A warning of the results: its name where it has one, and its words."""
+    name, colon, rest = text.partition(": ")
+    return (name, rest) if colon and len(name) < 60 else ("results", text)
+
+
+def _of_size(found: Results, evidence: Evidence | None, missing: str | None,
+             metric: str) -> list[Caution]:
+    lines, split = [], scores.parts(metric)[1]
+    if split == "own":
+        lines.append(Caution(
+            "own test images", "each CNN is tested on its own kind of image; nothing here says how "
+            f"it does on real patients (that is {scores.parts(metric)[0]}_real)"))
+    if len(found.splits) == 1:
+        lines.append(Caution(
+            "one replicate", "every number speaks about this one split of the real images and this "
+            "one training of each generator, not about the methods; more repeats do not cure it, "
+            "whole-pipeline replicates (another split, another generator seed) do"))
+    elif len(found.splits) < TO_TEST:
+        lines.append(Caution(
+            "few replicates", f"{len(found.splits)} replicates: the interval takes their "
+            "differences for normal, and no exact test can check it with fewer than "
+            f"{TO_TEST}" + ("" if len(found.splits) >= TO_ESTIMATE else
+                            f"; level C needs {TO_ESTIMATE}")))
+    if missing and split == "real":
+        lines.append(Caution("no groups", f"level A only: {missing}"))
+    if evidence:
+        few = few_groups(evidence)
+        if few:
+            listed = ", ".join(f"{label} has {count}" for label, count in few.items())
+            lines.append(Caution(
+                "few groups", f"{listed} test groups; with fewer than {GROUPS_NEEDED} a class "
+                "nothing is said of new patients"))
+        unknown = sum(each.unknown for each in evidence.splits)
+        if unknown:
+            lines.append(Caution(
+                "no group ids", f"{unknown} test images have none: nothing is said of new "
+                "patients, since images of one patient would count as several"))
+    counts = {name: len(found.values(name, metric)) for name in found.datasets}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        lines.append(Caution("unequal n", f"{listed} values"))
+    return lines
+
+
+def _of_arm(arm: ArmAnswer, real: ArmAnswer | None) -> list[Caution]:
+    lines, name = [], arm.dataset
+    lost = [each for each in arm.classes if each.lost]
+    if lost:
+        listed = ", ".join(f"{each.name} (recall {100 * each.recall:.0f} %)" for each in lost)
+        lines.append(Caution("lost class", f"{name} finds less than chance of {listed}"))
+    for word, chosen in (
+            ("collapsed training", [each for each in arm.outlying if each["collapsed"]]),
+            ("outlying training", [each for each in arm.outlying if not each["collapsed"]])):
+        if chosen:
+            listed = ", ".join(f"{100 * each['value']:.1f} where the median is "
+                               f"{100 * each['median']:.1f}" for each in chosen[:2])
+            listed += ", ..." if len(chosen) > 2 else ""
+            lines.append(Caution(
+                word, f"{name}: {len(chosen)} of {arm.num_repeats} trainings ({listed})"))
+    if scores.is_accuracy(arm.metric) and arm.confusion:
+        classes = [sum(line) for line in arm.confusion]
+        low = arm.low  # of images, where no groups are known
+        if low is None:
+            low = wilson_interval(arm.mean, sum(classes) / arm.num_repeats)[0]
+        if low <= max(classes) / sum(classes):
+            lines.append(Caution(
+                "chance level", f"{name} cannot be told from always answering the largest class; a "
+                "comparison with an arm that learned nothing says nothing"))
+    if (real and arm is not real and min(arm.num_repeats, real.num_repeats) >= SPREAD_FROM
+            and arm.training_sd and real.training_sd):
+        ratio = arm.training_sd / real.training_sd
+        if max(ratio, 1 / ratio) > SPREAD_RATIO:
+            lines.append(Caution(
+                "spread", f"{name} varies {ratio:.1f} times as much as real between trainings: "
+                "rank tests and shifts take equal spreads, the means do not"))
+    return lines
+
+
+def of_looks(plan: dict | None) -> list[Caution]:
+    """What looks beyond the plan cost: each is another chance of a false difference."""
+    looks = len((plan or {}).get("looks") or [])
+    if not looks:
+        return []
+    return [Caution("looks", f"{looks} more than planned, listed in the report; a false difference "
+                    f"at {plan['alpha']:g} in any one of them has a chance of up to "
+                    f"{min(1.0, (looks + 1) * plan['alpha']):g}")]
