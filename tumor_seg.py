@@ -10,9 +10,10 @@ Writes  OUTPUT/{train,val,test}/<class>/000000.png   square RGB tiles of one siz
 
 Tiles: a picture is cut into the largest squares along its long side (or --tile-size squares), a
 slide into squares of --image-size pixels of --mpp micrometres where its overview shows tissue.
-Tiles with too little tissue, out of focus, over-exposed or written on are dropped. Colour is
-white-balanced on the image's own background and stain-normalised towards a reference measured on
-training images only; grey and fluorescence images are denoised and stretched in contrast instead.
+Tiles with too little tissue, out of focus, over-exposed, dark or under ink are dropped, and a rule
+that drops much of a slide or class is named (docs/quality.md). Colour is white-balanced on the
+image's own background and stain-normalised towards a reference measured on training images only;
+grey and fluorescence images, those saved as colour too, are denoised and stretched in contrast.
 A tumour map is drawn from the nuclei. (lungkit.histology: quality, stain, tumour_map)
 
 Groups: what must not lie on both sides of a split: a patient, a slide, an original and its
@@ -54,7 +55,7 @@ from lungkit.run.progress import Progress, say
 from lungkit.run.system_files import in_words as names_in_words
 from lungkit.run.workers import mapper
 
-RECIPE = 2          # raise it when tiles come out otherwise: a dataset of another is not complete
+RECIPE = 3          # raise it when tiles come out otherwise: a dataset of another is not complete
 PRESETS = {"demo": {"image_size": 64}, "full": {"image_size": 256}}
 LARGE_BYTES = 50_000_000  # ours: originals of more go to a process one at a time
 
@@ -310,7 +311,8 @@ def build_parser():
                             "(default: one split, 60/20/20)")
     group = parser.add_argument_group("Tiles")
     group.add_argument("--channel", type=cli.channel, metavar="N|NAME",
-                       help="channel or page of a multi-channel image, counted from 0, or its name")
+                       help="channel or page of a multi-channel or fluorescence image, counted "
+                            "from 0, or its name")
     group.add_argument("--pages-are", choices=PAGES_ARE, default="channels",
                        help="what the grey pages of a TIFF are that does not say; focal planes are "
                             "projected to their maximum")
@@ -334,7 +336,7 @@ def build_parser():
     group.add_argument("--min-tissue", type=cli.fraction, default=quality.Limits().min_tissue,
                        metavar="FRACTION", help="share of a tile that must be tissue")
     group.add_argument("--no-quality-control", action="store_false", dest="quality_control",
-                       help="keep tiles that are blurred, written on, over-exposed or blank")
+                       help="keep tiles that are blurred, inked, dark, over-exposed or blank")
     group.add_argument("--stain-normalisation", choices=tuple(stain.METHODS), default="macenko",
                        help="of colour images; none leaves their pixels as they are")
     group = parser.add_argument_group("Performance")

@@ -15,8 +15,12 @@ from lungkit.histology.originals import FIELD_UM
 from lungkit.run.progress import say
 
 UNEVEN = 0.1  # ours: difference between classes in the share of tiles dropped
+MUCH = 0.03   # ours: share that one rule drops; three times what it may drop of good tissue
+SLIDE_TILES = 20  # ours: an original of fewer has no share worth naming
+MOST_SLIDES = 3   # ours: named in one warning
 SHEET_COLUMNS = 12
 SHEET_PX = 96
+LETTER_PX = 9  # of the sheet's rows' names, at the most
 NO_TILE = "no tile: smaller than a tile, or no tissue in the overview"
 
 
@@ -81,9 +85,13 @@ def sheet(originals: list[Original], look_at: Callable[[Original, Tile], object]
             rows, name = ((kept, f"kept: {original.source.label}") if tile.reason is None else
                           (dropped, f"dropped: {tile.reason}"))
             rows.setdefault(name, []).append((original, tile))
-    return encode_png(labelled_grid({
-        f"{name} ({len(found)})": [look_at(*each) for each in spread(found, SHEET_COLUMNS)]
-        for name, found in (kept | dict(sorted(dropped.items()))).items()}))
+    named = {f"{name} ({len(found)})": found for name, found in kept.items()}
+    for name, found in sorted(dropped.items()):
+        share, label, *_ = lost_to([original for original, _ in found], originals, label_of)[0]
+        named[f"{name} ({len(found)}; {share:.0%} of {label})"] = found
+    return encode_png(labelled_grid({name: [look_at(*each) for each in spread(found, SHEET_COLUMNS)]
+                                     for name, found in named.items()},
+                                    margin_px=LETTER_PX * max(map(len, named))))
 
 
 # ------------------------------------------------------------------ in words
@@ -113,6 +121,12 @@ def warn(plan: Plan, report: dict, originals: list[Original], image_size: int) -
         found.append(f"dropped unevenly: {dropped[most]:.0%} of the tiles of {most!r} but "
                      f"{dropped[least]:.0%} of {least!r}: what is left may not be like the class; "
                      "look at qc.png.")
+    found += _warn_of_rules(originals)
+    kinds = Counter(modality(o) or "grey" for o in plan.originals)
+    if len(kinds) > 1:
+        found.append("mixed modalities: " + ", ".join(f"{n} images are {kind}" for kind, n in
+                                                      kinds.most_common())
+                     + ": telling them apart is no histology; make a dataset of each.")
     small = sum(t.box[2] < image_size for o in plan.originals for t in o.kept)
     if small:
         found.append(f"tiles enlarged: {small} tiles are smaller than "
@@ -127,6 +141,48 @@ def warn(plan: Plan, report: dict, originals: list[Original], image_size: int) -
         found.append(f"mixed magnification: tiles cover {sides[0]:.0f} to {sides[-1]:.0f} um a "
                      "side; give --mpp to cut them all alike.")
     return found
+
+
+def _warn_of_rules(originals: list[Original]):
+    """A sentence for each rule that drops more than MUCH of a class or of a slide."""
+    slides = [o for o in originals if len(o.tiles) >= SLIDE_TILES]
+    for rule in sorted({t.reason for o in originals for t in o.tiles} & set(quality.REASONS)):
+        hits = [o for o in originals for t in o.tiles if t.reason == rule]
+        worst = []
+        for kind, among, name in (("class", originals, label_of), ("slide", slides, name_of)):
+            much = [each for each in lost_to(hits, among, name) if each[0] > MUCH]
+            worst += [f"{share:.0%} of the {kind} {of!r} ({lost} of {tiles} tiles)"
+                      for share, of, lost, tiles in much[:MOST_SLIDES if kind == "slide" else None]]
+            if kind == "slide" and len(much) > MOST_SLIDES:
+                worst.append(f"more than {MUCH:.0%} of {len(much) - MOST_SLIDES} other slides")
+        if worst:
+            yield (f"one rule drops much: {rule!r} drops {', '.join(worst)}: that can move the "
+                   "balance of the classes, and what they hold; look at qc.png and qc.csv whether "
+                   "these tiles are what it says (--no-quality-control and --min-tissue keep "
+                   "them).")
+
+
+def label_of(original: Original) -> str:
+    return original.source.label
+
+
+def name_of(original: Original) -> str:
+    return original.source.name
+
+
+def lost_to(hits: list[Original], among: list[Original],
+            name: Callable[[Original], str]) -> list[tuple[float, str, int, int]]:
+    """What is hit, by name, most first: (share of its tiles, name, tiles hit, tiles).
+
+    hits: an original for each of its tiles that is hit; those not `among` do not count.
+    """
+    tiles = Counter()
+    for original in among:
+        tiles[name(original)] += len(original.tiles)
+    known = {id(original) for original in among}
+    lost = Counter(name(original) for original in hits if id(original) in known)
+    return sorted(((n / tiles[of], of, n, tiles[of]) for of, n in lost.items()),
+                  key=lambda each: (-each[0], each[1]))
 
 
 def shares_dropped(originals: list[Original]) -> dict[str, float]:
@@ -157,11 +213,17 @@ def describe_stain(plan: Plan, method: str) -> dict:
             "short": dict(sorted(short.items())), "reference": stain.describe(plan.reference)}
 
 
+def modality(original: Original) -> str | None:
+    """What an original shows; None: grey on a bright ground, which may be anything."""
+    if original.light is not None:
+        return "he"
+    return None if original.bright else "fluorescence"
+
+
 def describe_scale(originals: list[Original], image_size: int) -> dict:
     """For the manifest: what the images are, and micrometres per pixel of a tile, where known."""
     fields = sorted(fields_um(originals))
     known = len(fields) == sum(len(o.kept) for o in originals)
-    kinds = {"he" if o.light is not None else None if o.bright else "fluorescence"
-             for o in originals}
+    kinds = {modality(o) for o in originals}
     return {"um_per_px": round(fields[len(fields) // 2], 3) / image_size if known else None,
             "modality": kinds.pop() if len(kinds) == 1 else None}

@@ -153,7 +153,7 @@ def test_bad_tiles_are_dropped_named_and_shown(sample_dir, tmp_path, capsys):
     assert len(rows) == 39
     reasons = {name: row["reason"] for name, row in rows.items() if row["reason"]}
     assert reasons["lung_scc/blurred.png"] == "out of focus"
-    assert reasons["lung_scc/inked.png"] == "pen mark"
+    assert reasons["lung_scc/inked.png"] == "coloured ink"
     assert reasons["lung_n/glass.png"] == "blank"
     assert {row.source for row in dataset.rows} == set(rows) - set(reasons)
     assert {entry["reason"] for entry in dataset.manifest["dropped"]} == set(reasons.values())

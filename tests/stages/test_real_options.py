@@ -166,7 +166,7 @@ def test_warnings_of_the_confounding_report_reach_the_dataset(made):
     assert sorted(found) == ["few groups", "few groups", "groups found only",
                              "trivial statistics predict the class"]
     assert sorted(line.split(":")[0] for line in dataset.warnings) == sorted(
-        [*found, "parts not compared"])
+        [*found, "one rule drops much", "parts not compared"])
 
 
 def test_specimens_hold_the_original_before_and_its_own_tiles_after(made, tree):

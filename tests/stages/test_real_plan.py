@@ -19,8 +19,9 @@ from lungkit.histology.originals import FIELD_UM, Cut
 from lungkit.run.faults import Fault
 from lungkit.run.workers import in_this_process
 
-FINE = quality.Quality(tissue=0.5, contrast=0.2, structure=float("nan"), sharpness=0.6, pen=0.0,
-                       brightest=1.0, saturated_white=0.0, saturated_black=0.0)
+FINE = quality.Quality(tissue=0.5, contrast=0.2, structure=float("nan"), sharpness=0.6, ink=0.0,
+                       red_ink=0.0, black=0.0, brightest=1.0, saturated_white=0.0,
+                       saturated_black=0.0)
 KEPT = survey.Tile((0, 0, 64), FINE, None)
 
 
@@ -118,8 +119,9 @@ def test_copies_are_pairs_with_the_first_of_their_group(monkeypatch):
 
 
 def test_a_class_that_lost_every_tile_is_a_fault_that_names_the_commonest_reason(planned):
-    dropped = [survey.Tile((0, 0, 64), FINE, why) for why in ("blank", "pen mark", "pen mark")]
-    with pytest.raises(Fault, match=r"every tile of 'c' was dropped \(pen mark\)"):
+    dropped = [survey.Tile((0, 0, 64), FINE, why)
+               for why in ("blank", "coloured ink", "coloured ink")]
+    with pytest.raises(Fault, match=r"every tile of 'c' was dropped \(coloured ink\)"):
         planned([*two_classes(), original("c/1.png", *dropped)])
 
 
@@ -268,8 +270,8 @@ def test_only_region_tumour_asks_for_tumour_and_benign_classes_are_spared(judged
 
 
 def test_quality_comes_before_the_region_and_may_be_left_to_the_share_of_tissue(judged):
-    inked, empty = replace(FINE, pen=0.9), replace(FINE, tissue=0.04, pen=0.9)
-    assert judged(inked, region="tumour") == ("pen mark", [0.5])
+    inked, empty = replace(FINE, ink=0.9), replace(FINE, tissue=0.04, ink=0.9)
+    assert judged(inked, region="tumour") == ("coloured ink", [0.5])
     assert judged(inked, quality_control=False)[0] is None
     assert judged(empty, quality_control=False)[0] == "too little tissue"
     assert judged(empty, quality_control=False, limits=quality.Limits(min_tissue=0.04))[0] is None

@@ -14,7 +14,7 @@ from lungkit.data.png import decode_png
 from lungkit.histology import qc_report, stain
 from lungkit.histology.quality import Quality
 
-FINE = Quality(0.5, 0.2, 0.6, 0.6, 0.01, 1.0, 0.02, 0.03)
+FINE = Quality(0.5, 0.2, 0.6, 0.6, 0.01, 0.004, 0.005, 1.0, 0.02, 0.03)
 
 
 def tile(reason=None, box=(0, 0, 64), **measured):
@@ -47,31 +47,33 @@ CALM = [original(f"{label}/{i}.png", tile()) for label in "ab" for i in range(10
 def test_the_table_has_a_line_for_every_tile_with_its_own_reason_and_figures():
     rows = list(csv.DictReader(io.StringIO(qc_report.table([
         original("a/x.png", tile("blank", (3, 70, 64), tissue=0.001), tile(box=(3, 6, 64))),
-        original("b/y,z.png", tile("pen mark", pen=0.4))]))))
+        original("b/y,z.png", tile("coloured ink", ink=0.4))]))))
     assert [(r["file_name"], r["label"], r["reason"]) for r in rows] == [
-        ("a/x.png", "a", "blank"), ("a/x.png", "a", ""), ("b/y,z.png", "b", "pen mark")]
+        ("a/x.png", "a", "blank"), ("a/x.png", "a", ""), ("b/y,z.png", "b", "coloured ink")]
     assert [(r["top_px"], r["left_px"], r["side_px"]) for r in rows] == [
         ("3", "70", "64"), ("3", "6", "64"), ("0", "0", "64")]
     assert [r["tissue_fraction"] for r in rows] == ["0.0010", "0.5000", "0.5000"]
     assert {name: rows[2][name] for name in (
-        "contrast_od", "structure_fraction", "sharpness", "pen_fraction", "brightest_fraction",
+        "contrast_od", "structure_fraction", "sharpness", "ink_fraction",
+        "red_ink_fraction", "black_fraction", "brightest_fraction",
         "saturated_white_fraction", "saturated_black_fraction")} == {
         "contrast_od": "0.2000", "structure_fraction": "0.6000", "sharpness": "0.6000",
-        "pen_fraction": "0.4000", "brightest_fraction": "1.0000",
+        "ink_fraction": "0.4000", "red_ink_fraction": "0.0040", "black_fraction": "0.0050",
+        "brightest_fraction": "1.0000",
         "saturated_white_fraction": "0.0200", "saturated_black_fraction": "0.0300"}
 
 
 def test_what_is_dropped_is_counted_by_reason_and_class():
     found = qc_report.count_dropped(
         [original("a/x.png", tile("blank"), tile("blank"), tile()),
-         original("b/y.png", tile("blank"), tile("pen mark")), original("b/small.png")],
+         original("b/y.png", tile("blank"), tile("coloured ink")), original("b/small.png")],
         ["b/notes.txt", "b/more.txt"])
     assert found == [
         {"reason": "blank", "count": 3, "by_class": {"a": 2, "b": 1},
          "examples": ["a/x.png", "b/y.png"]},
+        {"reason": "coloured ink", "count": 1, "by_class": {"b": 1}, "examples": ["b/y.png"]},
         {"reason": qc_report.NO_TILE, "count": 1, "by_class": {"b": 1},
          "examples": ["b/small.png"]},
-        {"reason": "pen mark", "count": 1, "by_class": {"b": 1}, "examples": ["b/y.png"]},
         {"reason": "not an image file", "count": 2, "by_class": {"b": 2},
          "examples": ["b/notes.txt", "b/more.txt"]}]
 
@@ -79,20 +81,21 @@ def test_what_is_dropped_is_counted_by_reason_and_class():
 def test_the_sheet_shows_kept_tiles_by_class_and_dropped_ones_by_reason(monkeypatch):
     shown = {}
 
-    def labelled_grid(rows):
+    def labelled_grid(rows, margin_px):
         shown.update(rows)
+        assert margin_px >= 8 * max(map(len, rows))
         return np.zeros((4, 4, 3), np.uint8)
 
     monkeypatch.setattr("lungkit.compare.contact_sheet.labelled_grid", labelled_grid)
-    many = [original(f"a/{i:02d}.png", tile(), tile("pen mark")) for i in range(25)]
+    many = [original(f"a/{i:02d}.png", tile(), tile("coloured ink")) for i in range(25)]
     png = qc_report.sheet([*many, original("b/x.png", tile("blank"), tile())],
                           lambda original, tile: (original.source.name, tile.reason))
     assert decode_png(png).shape == (4, 4, 3)
-    assert list(shown) == ["kept: a (25)", "kept: b (1)", "dropped: blank (1)",
-                           "dropped: pen mark (25)"]
-    assert shown["dropped: blank (1)"] == [("b/x.png", "blank")]
-    row = shown["dropped: pen mark (25)"]
-    assert len(row) == qc_report.SHEET_COLUMNS and {reason for _, reason in row} == {"pen mark"}
+    assert list(shown) == ["kept: a (25)", "kept: b (1)", "dropped: blank (1; 50% of b)",
+                           "dropped: coloured ink (25; 50% of a)"]
+    assert shown["dropped: blank (1; 50% of b)"] == [("b/x.png", "blank")]
+    row = shown["dropped: coloured ink (25; 50% of a)"]
+    assert len(row) == qc_report.SHEET_COLUMNS and {reason for _, reason in row} == {"coloured ink"}
     assert (row[0][0], row[-1][0]) == ("a/00.png", "a/24.png")
 
 
@@ -138,12 +141,54 @@ def test_uneven_dropping_is_warned_of_beyond_a_tenth():
         return [original(f"{label}/{i}.png", tile("blank" if label == "b" and i < number else None))
                 for label in "ab" for i in range(20)]
 
-    assert warned(lost(2)) == {}
+    assert "dropped unevenly" not in warned(lost(2))
     line = warned(lost(3))["dropped unevenly"]
     assert line.startswith("15% of the tiles of 'b' but 0% of 'a'")
     half = [original(f"{label}/{i}.png", tile("blank" if i < 10 else None))
             for label in "ab" for i in range(20)]
-    assert warned(half) == {}
+    assert "dropped unevenly" not in warned(half)
+
+
+def slide(name: str, kept: int, **dropped: int):
+    """An original of so many tiles kept and dropped; a reason is written with _ for blanks."""
+    return original(name, *[tile()] * kept, *[tile(reason.replace("_", " "))
+                                              for reason, n in dropped.items() for _ in range(n)])
+
+
+@pytest.mark.parametrize("originals, said", [
+    ([slide("a/0.svs", 97, coloured_ink=3)], None),                       # 3 % is not more than 3 %
+    ([slide("a/0.svs", 96, coloured_ink=4)],
+     "'coloured ink' drops 4% of the class 'a' (4 of 100 tiles), 4% of the slide 'a/0.svs' "
+     "(4 of 100 tiles): "),
+    ([slide("a/0.svs", 96, coloured_ink=4), slide("a/1.svs", 100)],       # 2 % of the class
+     "'coloured ink' drops 4% of the slide 'a/0.svs' (4 of 100 tiles): "),
+    ([slide("a/0.svs", 99), *[slide(f"a/{i}.svs", 18, out_of_focus=1) for i in range(1, 4)]],
+     None),                                                     # slides of 19 tiles have no share
+    ([slide("a/0.png", 9), slide("a/1.png", 0, blank=1), slide("b/0.png", 10)],
+     "'blank' drops 10% of the class 'a' (1 of 10 tiles): "),
+    ([slide("a/0.svs", 400), *[slide(f"a/{i}.svs", 20 + i, blank=5) for i in range(1, 7)]],
+     "'blank' drops 5% of the class 'a' (30 of 571 tiles), 19% of the slide 'a/1.svs' (5 of 26 "
+     "tiles), 19% of the slide 'a/2.svs' (5 of 27 tiles), 18% of the slide 'a/3.svs' (5 of 28 "
+     "tiles), more than 3% of 3 other slides: "),
+    ([slide("a/0.svs", 50, less_than_half_of_its_tissue_is_tumour=50)], None)])  # as it was asked
+def test_a_rule_that_drops_more_than_3_percent_of_a_class_or_slide_is_named(originals, said):
+    line = warned([*originals, *[original(f"c/{i}.png", tile()) for i in range(10)]]).get(
+        "one rule drops much")
+    assert line is None if said is None else line.startswith(said)
+
+
+def test_each_rule_that_drops_much_is_said():
+    found = [line for line in qc_report.warn(
+        plan([slide("a/0.svs", 80, blank=10, too_dark=10)]), plain_report(),
+        [slide("a/0.svs", 80, blank=10, too_dark=10)], 64) if line.startswith("one rule")]
+    assert [line.split("'")[1] for line in found] == ["blank", "too dark"]
+
+
+def test_fluorescence_among_stained_tissue_is_warned_of():
+    dark = [original(f"a/dark{i}.png", tile(), light=None) for i in range(3)]
+    assert warned([*CALM, *dark])["mixed modalities"].startswith(
+        "20 images are he, 3 images are fluorescence:")
+    assert "mixed modalities" not in warned(dark)
 
 
 def test_the_share_dropped_counts_tiles_and_not_originals():
