@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lungkit.audit import leaks
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.repeats import (
@@ -145,7 +146,8 @@ class Bench:
     """The features of all splits, and what all repeats share."""
 
     def __init__(self, data: Dataset, real: Dataset, benign: str | None) -> None:
-        self.data, self.benign = data, benign
+        self.data, self.real, self.benign = data, real, benign
+        self.checked: dict | None = None  # what leaks.require says of real, the features' origin
         self.warnings = list(dict.fromkeys([*data.warnings, *real.warnings]))
         table = read_image_features(data.path, data.manifest)
         self.rows = {split: data.select(split) for split in ("train", "val", "test")}
@@ -199,7 +201,8 @@ class Bench:
             "num_train_images": int(times.sum()), "num_pool_images": len(labels),
             "num_distinct_images": int(drawn.sum()),
             "num_groups": len(set(self.groups)), "warnings": self.warnings,
-            "trained_on": self.data.trained_on(), "device": "cpu", "versions": versions()}
+            "trained_on": self.data.trained_on(), "leaks": self.checked, "device": "cpu",
+            "versions": versions()}
         if self.benign is not None:
             record["malignancy"] = malignancy(
                 probabilities, test, self.data.classes.index(self.benign)) | {"benign": self.benign}
@@ -242,6 +245,7 @@ def run(*, features: Path, real: Path, results: Path, repeats: range, replicate:
     if asked.are_complete:
         return report(asked, "already complete")
     bench = Bench(*open_both(features, real, results), benign)
+    bench.checked, = leaks.require([(bench.real, bench.real)], results, dry_run=dry_run)
     say(f"{NAME}: {len(IMAGE_COLUMNS)} features of {len(bench.groups)} images in "
         f"{len(set(bench.groups))} groups, {len(CANDIDATES)} candidates")
     asked.say_plan()

@@ -22,58 +22,87 @@ ANGLE_BINS = 16         # ours: 22.5 degrees each; two neighbouring bins are cou
 LEAST_VOTES = 3         # ours
 CANDIDATES = 16         # ours: copies of one original are a group well before all pairs are found
 BLOCK_FEATURES = 5_000  # ours: asked for at once; bounds memory
+BLOCK_IMAGES = BLOCK_FEATURES // NUM_FEATURES
 
 
 def propose(signatures: list[Signature]) -> Iterator[tuple[int, int]]:
     """Yield pairs i < j that share most features, each once."""
-    owner = np.repeat(np.arange(len(signatures)), [len(s.codes) for s in signatures])
-    if len(owner) < 2:
+    if sum(len(s.codes) for s in signatures) < 2:
         return
-    angle = np.concatenate([s.places[:, 3] for s in signatures]).astype(np.float32)
-    codes = np.concatenate([s.codes for s in signatures])
-    bits = int(np.clip(np.ceil(np.log2(len(owner))) - LIST_BITS, 1, DIMENSIONS))
-    mean, axes = _principal_axes(codes)
-    rng = np.random.default_rng(0)
-    turns = [axes @ np.linalg.qr(rng.standard_normal((DIMENSIONS, DIMENSIONS)))[0][:, :bits]
-             for _ in range(TABLES)]
-    to_code = axes @ rng.standard_normal((DIMENSIONS, CODE_BITS))
-    short = np.empty(len(owner), np.uint64)
-    tables = [np.empty(len(owner), np.int32) for _ in turns]  # keys
-    blocks = [slice(i, i + BLOCK_FEATURES) for i in range(0, len(owner), BLOCK_FEATURES)]
-    for block in blocks:
-        levels = unpack(codes[block]) - mean
-        short[block] = _signs(levels @ to_code)
-        for keys, turn in zip(tables, turns):
-            keys[block] = _signs(levels @ turn)
-    orders = [np.argsort(keys, kind="stable").astype(np.int32) for keys in tables]
-    tables = [keys[order] for keys, order in zip(tables, orders)]
-
-    first = np.searchsorted(owner, np.arange(len(signatures) + 1))
+    index = Index(signatures)
     chosen: list[set] = []
-    step = max(1, BLOCK_FEATURES // NUM_FEATURES)
-    for start in range(0, len(signatures), step):
-        stop = min(start + step, len(signatures))
-        asked = np.arange(first[start], first[stop])
-        found = []
-        for mirrored in (False, True):
-            levels = unpack(codes[asked])
-            levels = (levels[:, MIRROR] if mirrored else levels) - mean
-            code = _signs(levels @ to_code)
-            for keys, order, turn in zip(tables, orders, turns):
-                for query, hit in _look_up(levels @ turn, keys, order):
-                    apart = np.bitwise_count(code[query] ^ short[hit])
-                    near = (apart <= MOST_BITS_APART) & (owner[asked[query]] != owner[hit])
-                    query, hit = asked[query[near]], hit[near]
-                    angles = angle[hit] - (-angle[query] if mirrored else angle[query])
-                    bins = (angles % 360 * (ANGLE_BINS / 360)).astype(np.int64) % ANGLE_BINS
-                    pair = (owner[query] - start) * len(signatures) + owner[hit]
-                    found.append((pair * 2 + mirrored) * ANGLE_BINS + bins)
-        best = _most_votes(np.concatenate(found), stop - start, len(signatures))
+    for start in range(0, len(signatures), BLOCK_IMAGES):
+        best = index.ask(signatures[start:start + BLOCK_IMAGES], first=start)
         for i, picked in enumerate(best, start):
             chosen.append(set(picked))
             for j in picked:
                 if j > i or i not in chosen[j]:
                     yield min(i, j), max(i, j)
+
+
+def propose_between(asked: list[Signature], others: list[Signature], most: int = CANDIDATES
+                    ) -> Iterator[tuple[int, int]]:
+    """Yield (i, j) of each image asked about and the `most` of others that share most features."""
+    if sum(len(s.codes) for s in others) < 2:
+        return
+    index = Index(others)
+    for start in range(0, len(asked), BLOCK_IMAGES):
+        for i, picked in enumerate(index.ask(asked[start:start + BLOCK_IMAGES]), start):
+            yield from ((i, j) for j in picked[:most])
+
+
+class Index:
+    """The features of many images, by keys that alike features share."""
+
+    def __init__(self, signatures: list[Signature]) -> None:
+        """signatures: of two features or more in all."""
+        self.owner = np.repeat(np.arange(len(signatures)), [len(s.codes) for s in signatures])
+        self.angle = np.concatenate([s.places[:, 3] for s in signatures]).astype(np.float32)
+        codes = np.concatenate([s.codes for s in signatures])
+        bits = int(np.clip(np.ceil(np.log2(len(self.owner))) - LIST_BITS, 1, DIMENSIONS))
+        self.mean, axes = _principal_axes(codes)
+        rng = np.random.default_rng(0)
+        self.turns = [
+            axes @ np.linalg.qr(rng.standard_normal((DIMENSIONS, DIMENSIONS)))[0][:, :bits]
+            for _ in range(TABLES)]
+        self.to_code = axes @ rng.standard_normal((DIMENSIONS, CODE_BITS))
+        self.short = np.empty(len(self.owner), np.uint64)
+        tables = [np.empty(len(self.owner), np.int32) for _ in self.turns]  # keys
+        for i in range(0, len(self.owner), BLOCK_FEATURES):
+            block = slice(i, i + BLOCK_FEATURES)
+            levels = unpack(codes[block]) - self.mean
+            self.short[block] = _signs(levels @ self.to_code)
+            for keys, turn in zip(tables, self.turns):
+                keys[block] = _signs(levels @ turn)
+        self.orders = [np.argsort(keys, kind="stable").astype(np.int32) for keys in tables]
+        self.tables = [keys[order] for keys, order in zip(tables, self.orders)]
+        self.num_images = len(signatures)
+
+    def ask(self, asked: list[Signature], *, first: int | None = None) -> list[list[int]]:
+        """For each image asked about, up to BLOCK_IMAGES, those that share most features with it.
+
+        first: number here of the first of them, which follow one another and are not found by
+        themselves; None: they are others.
+        """
+        codes = np.concatenate([s.codes for s in asked])
+        angle = np.concatenate([s.places[:, 3] for s in asked]).astype(np.float32)
+        of = np.repeat(np.arange(len(asked)), [len(s.codes) for s in asked])
+        found = [np.empty(0, np.int64)]
+        for mirrored in (False, True):
+            levels = unpack(codes)
+            levels = (levels[:, MIRROR] if mirrored else levels) - self.mean
+            code = _signs(levels @ self.to_code)
+            for keys, order, turn in zip(self.tables, self.orders, self.turns):
+                for query, hit in _look_up(levels @ turn, keys, order):
+                    near = np.bitwise_count(code[query] ^ self.short[hit]) <= MOST_BITS_APART
+                    if first is not None:
+                        near &= of[query] + first != self.owner[hit]
+                    query, hit = query[near], hit[near]
+                    angles = self.angle[hit] - (-angle[query] if mirrored else angle[query])
+                    bins = (angles % 360 * (ANGLE_BINS / 360)).astype(np.int64) % ANGLE_BINS
+                    pair = of[query] * self.num_images + self.owner[hit]
+                    found.append((pair * 2 + mirrored) * ANGLE_BINS + bins)
+        return _most_votes(np.concatenate(found), len(asked), self.num_images)
 
 
 def _principal_axes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from lungkit.audit.candidates import CANDIDATES, propose
+from lungkit.audit.candidates import CANDIDATES, propose, propose_between
 from lungkit.audit.registration import FLAT, LEAST_INLIERS, Registration, register_pair
 from lungkit.audit.signature import Signature
 from lungkit.audit.survey import Original
@@ -44,6 +44,7 @@ from lungkit.run import faults
 from lungkit.run.workers import in_this_process
 
 CROWD = CANDIDATES // 2  # members of a group that leave few candidates for others
+REGISTERED = 4          # ours: of the candidates; true copies have the most votes by far
 ASKED_AGAIN = 4         # ours: of a crowd
 ENOUGH_FEATURES = 3 * LEAST_INLIERS  # a copy of an image of fewer than LEAST_INLIERS has fewer
 PLAIN_AGREEMENT = 0.98  # ours: correlation of thumbnails
@@ -76,6 +77,25 @@ def find_pairs(signatures: list[Signature], mapped: Callable = in_this_process, 
         pair = waiting.popleft()
         if result.are_copies:
             yield *pair, result
+
+
+def copies_among(asked: list[Signature], others: list[Signature],
+                 mapped: Callable = in_this_process) -> dict[int, int]:
+    """The image of `others` that each image asked about is a copy of, where one was found.
+
+    Only the candidates that share most features are registered: it is no grouping, one is enough.
+    """
+    pairs = [(i, j) for i, j in propose_between(asked, others, most=REGISTERED)]
+    found: dict[int, int] = {}
+    for (i, j), result in zip(pairs, mapped(
+            register_pair, ((asked[i], others[j]) for i, j in pairs), chunk=64), strict=True):
+        faults.check_stop()
+        if result.are_copies:
+            found.setdefault(i, j)
+    for i, j in plain_copies([*asked, *others]):
+        if i < len(asked) <= j:
+            found.setdefault(i, j - len(asked))
+    return found
 
 
 def link(signatures: list[Signature], mapped: Callable = in_this_process) -> list[int]:
