@@ -38,6 +38,7 @@ from lungkit.generate.base_model import (
     STABLE_DIFFUSION_15,
     BaseModel,
     check_base_model,
+    open_parts,
     resolve_base_model,
 )
 from lungkit.generate.drawing import draw_images, pipeline
@@ -48,6 +49,7 @@ from lungkit.generate.items import (
     folder_fingerprint,
     open_arm,
 )
+from lungkit.generate.model_files import DIFFUSERS, check_shapes, open_part
 from lungkit.generate.prompts import Prompts
 from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
 from lungkit.nuclei.layouts import Levels, load_layouts, measure_layouts, structure_map
@@ -69,6 +71,7 @@ PRESETS = {
              "sampling_steps": 30, "guidance_scale": 4.0},
 }
 CONTROL_SCALE = 1.0
+CONTROLNET = "ControlNetModel"
 
 
 # ------------------------------------------------------------------ training
@@ -78,11 +81,14 @@ def get_controlnet(base: BaseModel, controlnet: str | None):
 
     Made before any adapter is on the UNet. Raises BadOptions if the folder holds none.
     """
+    import torch
     from diffusers import ControlNetModel
 
     folder = check_controlnet(controlnet) or base.folder / "controlnet"
     if (folder / "config.json").is_file():
-        return ControlNetModel.from_pretrained(folder, use_safetensors=True).float().to(base.device)
+        return ControlNetModel.from_pretrained(
+            folder, variant=open_part(folder, CONTROLNET).variant, use_safetensors=True,
+            torch_dtype=torch.float32).to(base.device)
     # from_unet assumes an 8-fold autoencoder: one embedding step fewer for a 4-fold one
     steps = len(base.vae.config.block_out_channels)
     return ControlNetModel.from_unet(
@@ -90,11 +96,43 @@ def get_controlnet(base: BaseModel, controlnet: str | None):
 
 
 def check_controlnet(controlnet: str | None) -> Path | None:
-    """The folder --controlnet names, None if none. Raises BadOptions if it holds no ControlNet."""
-    if controlnet and not (Path(controlnet) / "config.json").is_file():
+    """The folder --controlnet names, None if none. Raises BadOptions if it holds no whole one."""
+    if not controlnet:
+        return None
+    if not (Path(controlnet) / "config.json").is_file():
         raise faults.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout "
                                 "there")
-    return Path(controlnet) if controlnet else None
+    try:
+        open_part(Path(controlnet), CONTROLNET)
+    except faults.Fault as fault:
+        raise faults.BadOptions(f"--controlnet {controlnet}: {fault}") from None
+    return Path(controlnet)
+
+
+def check_control_fits(base: Path, start: Path | None) -> None:
+    """Raise BadOptions unless the ControlNet to start from, if there is one, fits the base."""
+    from diffusers import ControlNetModel
+
+    folder = start or base / "controlnet"
+    if not (folder / "config.json").is_file():
+        return
+    try:
+        parts, part = open_parts(base), open_part(folder, CONTROLNET)
+        unet = parts["unet"].config
+        other = [key for key in ("in_channels", "cross_attention_dim", "block_out_channels",
+                                 "layers_per_block") if unet.get(key) != part.config.get(key)]
+        if other:
+            raise faults.Fault(f"its {other[0]} is {part.config.get(other[0])}, the base model's "
+                               f"{unet.get(other[0])}: give one made for this base")
+        steps = [len(config[key]) for config, key in (
+            (part.config, "conditioning_embedding_out_channels"),
+            (parts["vae"].config, "block_out_channels"))]
+        if steps[0] != steps[1]:
+            raise faults.Fault(f"it halves its maps {steps[0] - 1} times, the base model's "
+                               f"autoencoder {steps[1] - 1}: give one made for this base")
+        check_shapes(part, lambda: ControlNetModel.from_config(part.config))
+    except faults.Fault as fault:
+        raise faults.BadOptions(f"--controlnet {folder}: {fault}") from None
 
 
 def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str | None,
@@ -206,6 +244,11 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
     words, folder = Prompts(prompts), resolve_base_model(options["base_model"])
     start = check_controlnet(controlnet)
+
+    def check(manifest: dict) -> None:
+        check_base_model(folder, manifest, words, context=True)
+        check_control_fits(folder, start)
+
     arm = open_arm(
         "context_seg", real=real, output=output, model=model, seed=seed,
         parts="ControlNet and an adapter a class",
@@ -220,8 +263,9 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
         sampling={"sampler": sampler, "pool": pool, "layouts": layouts,
                   **{key: options[key] for key in ("sampling_steps", "guidance_scale")}},
         model_files=lambda classes: ["layouts.npz", "controlnet/config.json",
+                                     f"controlnet/{DIFFUSERS}.safetensors",
                                      *(f"{label}/{ADAPTER_FILE}" for label in classes)],
-        check=lambda manifest: check_base_model(folder, manifest, words, context=True),
+        check=check,
         device=device, overwrite=overwrite, dry_run=dry_run)
     if arm is None:
         return

@@ -32,8 +32,8 @@ from lungkit.generate.items import (
     open_arm,
     publish_model,
 )
+from lungkit.generate.model_files import DIFFUSERS, Part, check_shapes, open_part
 from lungkit.run import cli, faults
-from lungkit.run.files import read_json
 
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
 PRESETS = {
@@ -189,8 +189,9 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
                 vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, seed=seed,
                 work_dir=work_dir, device=device, symmetries=arm.data.symmetries)
         else:
-            vae = AutoencoderKL.from_pretrained(autoencoder_path(autoencoder),
-                                                use_safetensors=True)
+            part = find_autoencoder(autoencoder)
+            vae = AutoencoderKL.from_pretrained(part.folder, variant=part.variant,
+                                                use_safetensors=True, torch_dtype=torch.float32)
         vae.to(device).eval().requires_grad_(False)
         torch.manual_seed(seed + 1)
         latent_size = arm.data.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
@@ -224,10 +225,10 @@ def drawing(arm: Arm, *, sampler_name: str, steps: int, guidance_scale: float):
     return draw
 
 
-def autoencoder_path(autoencoder: str) -> Path:
-    """The folder --autoencoder means: the embedded base's, or a local diffusers AutoencoderKL.
+def find_autoencoder(autoencoder: str) -> Part:
+    """What --autoencoder means: the embedded base's, or a local diffusers AutoencoderKL.
 
-    Raises BadOptions if it is not there.
+    Raises BadOptions if it is not there, not whole or of other images.
     """
     path = BASE_MODEL_DIR / "vae" if autoencoder == "base" else Path(autoencoder)
     if not (path / "config.json").exists() and (path / "vae" / "config.json").exists():
@@ -235,17 +236,33 @@ def autoencoder_path(autoencoder: str) -> Path:
     if not (path / "config.json").exists():
         raise faults.BadOptions(f"--autoencoder {autoencoder}: {path} holds no AutoencoderKL in "
                              "diffusers layout (config.json); give its folder, base, or train")
-    return path
+    try:
+        part = open_part(path, "AutoencoderKL")
+    except faults.Fault as fault:
+        raise faults.BadOptions(f"--autoencoder {autoencoder}: {fault}") from None
+    if (part.config.get("in_channels", 3), part.config.get("out_channels", 3)) != (3, 3):
+        raise faults.BadOptions(f"--autoencoder {autoencoder}: is of images of "
+                                f"{part.config['in_channels']} channels, not 3; give another")
+    return part
 
 
 def check_sizes(image_size: int, autoencoder: str, preset: str, widths: list[int]) -> None:
-    """Raise BadOptions unless the image can be halved as often as autoencoder and UNet do."""
+    """Raise BadOptions unless the image can be halved as often as autoencoder and UNet do.
+
+    Raises it also where the autoencoder's weights are not those of its config.
+    """
     if any(width % 32 for width in widths):
         raise faults.BadOptions(f"--widths {' '.join(map(str, widths))}: expected multiples of 32")
     halvings = 2 if preset == "demo" else 3
     if autoencoder != "train":
-        config = read_json(autoencoder_path(autoencoder) / "config.json")
-        halvings = len(config["block_out_channels"]) - 1
+        from diffusers import AutoencoderKL
+
+        part = find_autoencoder(autoencoder)
+        try:
+            check_shapes(part, lambda: AutoencoderKL.from_config(part.config))
+        except faults.Fault as fault:
+            raise faults.BadOptions(f"--autoencoder {autoencoder}: {fault}") from None
+        halvings = len(part.config["block_out_channels"]) - 1
     check_divisible(image_size, 2 ** (halvings + len(widths) - 1))
 
 
@@ -266,10 +283,10 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
         "diffusion_seg", real=real, output=output, model=model, seed=seed, parts="model",
         training={**training, **(of_autoencoder if trained_here else {}), "preset": preset,
                   "autoencoder": "train" if trained_here
-                  else folder_fingerprint(autoencoder_path(autoencoder))},
+                  else folder_fingerprint(find_autoencoder(autoencoder).folder)},
         sampling={"sampler": sampler, "pool": pool, **sampling},
-        model_files=lambda classes: ["vae/config.json", "unet/config.json",
-                                     "scheduler/scheduler_config.json"],
+        model_files=lambda classes: [f"{part}/{name}" for part in ("vae", "unet") for name in (
+            "config.json", f"{DIFFUSERS}.safetensors")] + ["scheduler/scheduler_config.json"],
         check=lambda manifest: check_sizes(manifest["image_size"], autoencoder, preset, widths),
         device=device, overwrite=overwrite, dry_run=dry_run)
     if arm is None:

@@ -40,6 +40,16 @@ def write_real(path: Path, *, channels: int = 3, symmetries: int = 8) -> Path:
     return path
 
 
+def write_weights(path: Path, name: str) -> None:
+    """A safetensors file without a tensor, by `name`."""
+    header = json.dumps({"__metadata__": {"name": name}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def read_weights(path: Path) -> str:
+    return json.loads(path.read_bytes()[8:])["__metadata__"]["name"]
+
+
 def number_of(image: np.ndarray) -> int:
     return int(image[0, 0, 0])
 
@@ -109,6 +119,7 @@ class Control:
     def save_pretrained(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text("{}")
+        write_weights(folder / "diffusion_pytorch_model.safetensors", "control")
 
 
 class FakeLatents:
@@ -158,7 +169,7 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
         record.trained.append(SimpleNamespace(kind="adapter", loss=loss_at, label=output_dir.name,
                                               options=options))
         output_dir.mkdir(parents=True)
-        (output_dir / LORA).write_text(output_dir.name)
+        write_weights(output_dir / LORA, output_dir.name)
         return 0.25
 
     def train(parameters, loss_at, **options):
@@ -169,7 +180,7 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
         return 0.5
 
     def pipeline(base, sampler, *, adapter_dir=None, controlnet=None):
-        pipe = SimpleNamespace(adapter=(adapter_dir / LORA).read_text(), control=controlnet,
+        pipe = SimpleNamespace(adapter=read_weights(adapter_dir / LORA), control=controlnet,
                                sampler=sampler)
         record.pipelines.append(pipe)
         return pipe

@@ -106,7 +106,7 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     """Train one LoRA or DoRA adapter and save it for `load_lora_weights`; leave the base as it was.
 
     The adapter is removed again before return, and the base is proved untouched: an adapter left
-    behind would be merged into the next class's.
+    behind would be merged into the next class's. Raises Fault if it is not.
     """
     import torch
     from diffusers import StableDiffusionPipeline
@@ -129,7 +129,9 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     StableDiffusionPipeline.save_lora_weights(output_dir, unet_lora_layers=weights,
                                               safe_serialization=True)
     base.unet.unload_lora()
-    assert base.fingerprint() == before, "the adapter left traces in the base model"
+    if base.fingerprint() != before:
+        raise faults.Fault(f"{what}: its training changed the base model, which later classes would"
+                           " be drawn with: run the same command again, and report it if it recurs")
     return loss
 
 

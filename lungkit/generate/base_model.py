@@ -6,55 +6,183 @@ import os
 from pathlib import Path
 
 from lungkit.generate.items import check_divisible
+from lungkit.generate.model_files import (
+    AGAIN,
+    DIFFUSERS,
+    TRANSFORMERS,
+    Part,
+    check_shapes,
+    choose_weights,
+    open_part,
+)
 from lungkit.generate.prompts import Prompts
 from lungkit.run import faults
+from lungkit.run.faults import BadOptions, Fault
 from lungkit.run.files import read_json
 
 STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MOST_CAPTIONS = 4096  # kept encoded: 1 GB at Stable Diffusion 1.5's size
+BASE_MODEL_DIR = Path(__file__).resolve().parents[2] / "assets" / "base_model"
 
+NETWORKS = {"unet": ("UNet2DConditionModel", DIFFUSERS), "vae": ("AutoencoderKL", DIFFUSERS),
+            "text_encoder": ("CLIPTextModel", TRANSFORMERS)}
+PARTS = (*NETWORKS, "tokenizer", "scheduler")
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "controlnet")
+# what a UNet may be given beside noise, time and text; none of it is given here
+MORE_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim",
+               "encoder_hid_dim_type", "time_cond_proj_dim")
+BYTE_WORDS = 2 * 256 + 2  # of CLIP's vocabulary that no merge makes: bytes, at ends too; 2 marks
+
+
+# ------------------------------------------------------------------ found
 
 def resolve_base_model(base_model: str) -> Path:
-    """The local folder of a base model: "embedded", a folder, or a hub id.
+    """The local folder of a base model: "embedded", a folder, or a hub id; its files are whole.
 
-    Raises BadOptions when the folder is no Stable Diffusion in diffusers layout, or the hub id
-    is neither cached nor reachable.
+    Raises BadOptions when the folder is no whole Stable Diffusion in diffusers layout, or the hub
+    id is neither cached nor reachable.
     """
     if base_model == "embedded":
-        return BASE_MODEL_DIR
-    folder = Path(base_model)
-    is_hub_id = base_model.count("/") == 1 and not base_model.startswith((".", "/", "~"))
-    if is_hub_id and not folder.exists():
-        folder = from_hub(base_model)
-    if not (folder / "model_index.json").is_file():
-        raise faults.BadOptions(f"--base-model {base_model}: no Stable Diffusion in diffusers "
-                                "layout there (model_index.json is missing); give such a folder "
-                                "or a hub id")
-    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-               if not (folder / part).is_dir()]
-    if missing:
-        raise faults.BadOptions(f"--base-model {base_model}: {', '.join(missing)} missing "
-                                f"in {folder}")
+        folder = BASE_MODEL_DIR
+    else:
+        folder = Path(base_model)
+        is_hub_id = base_model.count("/") == 1 and not base_model.startswith((".", "/", "~"))
+        if is_hub_id and not folder.exists():
+            return from_hub(base_model)
+    try:
+        open_parts(folder)
+    except Fault as fault:
+        raise BadOptions(f"--base-model {base_model}: {fault}") from None
     return folder
 
 
 def from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    """The snapshot of a hub model in the cache, fetched or completed where there is a network.
 
-    wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*.safetensors", "*/*.safetensors"]
-    unwanted = ["safety_checker/*", "*.fp16.safetensors", "*non_ema*", "v1-5-*"]
-    for cached in (True, False):
+    Raises BadOptions.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    state = "is not a folder, not in the model cache"
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["model_index.json"],
+                                        local_files_only=True))
+        open_parts(folder)
+        return folder
+    except Fault as fault:
+        state = f"is in the model cache, but {fault};"
+    except Exception as error:  # every kind of absence
+        reason = type(error).__name__
+    if is_offline():
+        reason = "HF_HUB_OFFLINE is set"
+    else:
         try:
-            return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted,
-                                          local_files_only=cached))
-        except Exception as error:  # every kind of absence: offline, unknown, gated, no cache
+            folder = Path(snapshot_download(
+                name, allow_patterns=needed_files(HfApi().list_repo_files(name))))
+            open_parts(folder)
+            return folder
+        except Fault as fault:
+            raise BadOptions(f"--base-model {name}: {fault}, by `hf download {name} "
+                             "--force-download` if it is the cache's copy that is broken") from None
+        except Exception as error:  # offline, unknown, gated
             reason = type(error).__name__
-            if os.environ.get("HF_HUB_OFFLINE") == "1":
-                break
-    raise faults.BadOptions(
-        f"--base-model {name} is not a folder, not in the model cache, and not reachable "
-        f"({reason}): on a node with network run `hf download {name}` first, "
-        "or give a local folder") from None
+    raise BadOptions(f"--base-model {name} {state} and not reachable ({reason}): on a node with "
+                     f"network run `hf download {name}` first, or give a local folder")
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the hub, as its own library reads it."""
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return said.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def needed_files(names: list[str]) -> list[str]:
+    """Of a repository's files those that are read here: of weights one variant, never a pickle.
+
+    Raises Fault where there are no such weights.
+    """
+    needed = [name for name in names if name == "model_index.json" or (
+        name.count("/") == 1 and name.split("/")[0] in PARTS and name.endswith((".json", ".txt")))]
+    for part, (_, weights) in NETWORKS.items():
+        own = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
+        needed += [f"{part}/{name}" for name in choose_weights(own, weights, part)[1]]
+    return needed
+
+
+# ------------------------------------------------------------------ checked
+
+def open_parts(folder: Path) -> dict[str, Part]:
+    """The networks of a Stable Diffusion: {"unet", "vae", "text_encoder": part}, by their headers.
+
+    Raises Fault with all that is missing, broken or of another kind of model.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise Fault("no Stable Diffusion in diffusers layout there (model_index.json is missing); "
+                    "give such a folder or a hub id")
+    index = read_json(folder / "model_index.json")
+    more = sorted(name for name, entry in index.items() if name not in (*PARTS, *UNUSED)
+                  and isinstance(entry, list) and entry[:1] not in ([], [None]))
+    if more:
+        raise Fault(f"a {index.get('_class_name', 'pipeline')} with {', '.join(more)}: give a "
+                    "Stable Diffusion 1 or 2 of text to image")
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise Fault(f"{', '.join(missing)} missing in {folder}: {AGAIN}")
+    parts, found = {}, []
+    for name, (kind, weights) in NETWORKS.items():
+        try:
+            parts[name] = open_part(folder / name, kind, weights=weights)
+        except Fault as fault:
+            found.append(str(fault))
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        found.append(f"scheduler holds no scheduler_config.json: {AGAIN}")
+    found = found or kind_faults(parts) + tokenizer_faults(folder / "tokenizer",
+                                                           parts["text_encoder"].config)
+    if found:
+        raise Fault(faults.several(found))
+    return parts
+
+
+def kind_faults(parts: dict[str, Part]) -> list[str]:
+    """What makes it another kind of model than is trained here, by the configs."""
+    unet, vae, text = (parts[name].config for name in NETWORKS)
+    give = "give a Stable Diffusion 1 or 2 of text to image"
+    found = []
+    latent, taken = vae.get("latent_channels", 4), unet.get("in_channels", 4)
+    if taken == 2 * latent + 1:
+        found.append(f"unet is of inpainting: it takes {taken} channels, latents twice and a mask: "
+                     f"{give}")
+    elif (taken, unet.get("out_channels", 4)) != (latent, latent):
+        found.append(f"unet takes {taken} channels and gives {unet.get('out_channels', 4)}, latents"
+                     f" of vae have {latent}: {give}")
+    if (vae.get("in_channels", 3), vae.get("out_channels", 3)) != (3, 3):
+        found.append(f"vae is of images of {vae.get('in_channels')} channels, not 3: {give}")
+    width = unet.get("cross_attention_dim", 1280)
+    if set(width if isinstance(width, list) else [width]) != {text.get("hidden_size")}:
+        found.append(f"unet reads text of width {width}, text_encoder gives "
+                     f"{text.get('hidden_size')}: the two are not of one model; {give}")
+    if asked := [name for name in MORE_INPUTS if unet.get(name) is not None]:
+        found.append(f"unet asks for more than text ({', '.join(asked)}): {give}")
+    found += [f"{name}/config.json names no block_out_channels: {AGAIN}"
+              for name in ("unet", "vae") if not parts[name].config.get("block_out_channels")]
+    return found
+
+
+def tokenizer_faults(folder: Path, text: dict) -> list[str]:
+    """What is wrong with a CLIP tokenizer's files; the library makes up what it does not find."""
+    if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        return [] if (folder / "tokenizer.json").is_file() else [
+            f"tokenizer holds no vocab.json and merges.txt: {AGAIN}"]
+    vocabulary = read_json(folder / "vocab.json")
+    lines = (folder / "merges.txt").read_text("utf-8", errors="replace").splitlines()
+    merges = sum(bool(line.strip()) and not line.startswith("#version") for line in lines)
+    if merges < len(vocabulary) - BYTE_WORDS:
+        return [f"tokenizer/merges.txt is cut short: it makes {merges} of "
+                f"{len(vocabulary) - BYTE_WORDS} words: {AGAIN}"]
+    if len(vocabulary) > text.get("vocab_size", 49408):
+        return [f"tokenizer knows {len(vocabulary)} words, text_encoder {text['vocab_size']}: the "
+                "two are not of one model"]
+    return []
 
 
 def check_image_size(folder: Path, image_size: int) -> None:
@@ -66,19 +194,63 @@ def check_image_size(folder: Path, image_size: int) -> None:
 def check_base_model(folder: Path, manifest: dict, words: Prompts, *,
                      context: bool = False) -> None:
     """Raise BadOptions or Fault unless the base fits the images of `manifest` and all captions."""
+    check_image_size(folder, manifest["image_size"])
+    try:
+        parts = open_parts(folder)
+        check_networks(parts)
+        check_schedule(folder / "scheduler")
+        tokenizer = open_tokenizer(folder / "tokenizer", parts["text_encoder"].config)
+    except Fault as fault:
+        raise BadOptions(f"--base-model {folder}: {fault}") from None
+    words.check_token_limit(tokenizer, manifest["classes"], context=context)
+
+
+def check_networks(parts: dict[str, Part]) -> None:
+    """Raise Fault unless each network's weights are those that its config describes."""
+    quiet()
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    check_shapes(parts["unet"], lambda: UNet2DConditionModel.from_config(parts["unet"].config))
+    check_shapes(parts["vae"], lambda: AutoencoderKL.from_config(parts["vae"].config))
+    check_shapes(parts["text_encoder"], lambda: CLIPTextModel(
+        CLIPTextConfig.from_dict(parts["text_encoder"].config)))
+
+
+def check_schedule(folder: Path) -> None:
+    """Raise Fault unless the base was trained by a schedule and to a target that are known here."""
+    from diffusers import DDPMScheduler
+
     from lungkit.generate.latents import PREDICTIONS
 
-    check_image_size(folder, manifest["image_size"])
-    prediction = read_json(folder / "scheduler" / "scheduler_config.json").get(
-        "prediction_type", "epsilon")
+    config = read_json(folder / "scheduler_config.json")
+    name = config.get("_class_name", "DDPMScheduler")
+    prediction = config.get("prediction_type", "epsilon")
+    if "FlowMatch" in name or name.startswith("EDM"):
+        raise Fault(f"it was trained by the schedule {name}: give one that predicts "
+                    f"{', '.join(PREDICTIONS)}")
     if prediction not in PREDICTIONS:
-        raise faults.BadOptions(f"--base-model {folder} predicts {prediction!r}: give one that "
-                                f"predicts {', '.join(PREDICTIONS)}")
-    quiet()
+        raise Fault(f"it predicts {prediction!r}: give one that predicts {', '.join(PREDICTIONS)}")
+    try:
+        DDPMScheduler.from_config(config)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise Fault(f"scheduler_config.json describes no schedule ({error})") from None
+
+
+def open_tokenizer(folder: Path, text: dict):
+    """The CLIP tokenizer, held against the text encoder's config. Raises Fault."""
     from transformers import CLIPTokenizer
 
-    words.check_token_limit(CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-                            manifest["classes"], context=context)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Fault(f"tokenizer cannot be read ({error}): {AGAIN}") from None
+    words, length = text.get("vocab_size", 49408), text.get("max_position_embeddings", 77)
+    if len(tokenizer) > words or tokenizer.model_max_length > length:
+        raise Fault(f"tokenizer gives {len(tokenizer)} words and {tokenizer.model_max_length} of "
+                    f"them at once, text_encoder reads {words} and {length}: the two are not of "
+                    "one model")
+    return tokenizer
 
 
 def quiet() -> None:
@@ -102,10 +274,14 @@ class BaseModel:
         self.folder, self.device = folder, device
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         quiet()
-        self.vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True)
-        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
+        how = {name: {"variant": part.variant, "use_safetensors": True}
+               for name, part in open_parts(folder).items()}
+        self.vae = AutoencoderKL.from_pretrained(
+            folder / "vae", torch_dtype=torch.float32, **how["vae"])
+        self.unet = UNet2DConditionModel.from_pretrained(
+            folder / "unet", torch_dtype=torch.float32, **how["unet"])
         self.text_encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", dtype=torch.float32, use_safetensors=True)
+            folder / "text_encoder", dtype=torch.float32, **how["text_encoder"])
         self.schedule = DDPMScheduler.from_pretrained(folder / "scheduler")
         for part in (self.vae, self.unet, self.text_encoder):
             part.to(device).requires_grad_(False).eval()
@@ -130,6 +306,3 @@ class BaseModel:
         """Names and sums of the UNet's weights: equal before and after means untouched."""
         return tuple((name, float(weight.double().sum()))
                      for name, weight in self.unet.state_dict().items())
-
-
-BASE_MODEL_DIR = Path(__file__).resolve().parents[2] / "assets" / "base_model"

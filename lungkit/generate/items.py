@@ -21,6 +21,7 @@ from lungkit.data.dataset import (
 from lungkit.data.orientations import as_setting
 from lungkit.data.png import decode_png
 from lungkit.data.writer import DatasetWriter
+from lungkit.generate.model_files import read_shapes
 from lungkit.learn.device import use_device
 from lungkit.run import cli, faults
 from lungkit.run.files import quick_fingerprint
@@ -95,11 +96,19 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
 
 
 def require_files(model_dir: Path, *names: str) -> None:
-    """Raise Fault unless a finished model still has the files `names`."""
+    """Raise Fault unless a finished model still has the files `names`, its weights whole."""
+    again = "or move the folder away to train it again"
     missing = [name for name in names if not (model_dir / name).is_file()]
     if missing:
         raise faults.Fault(f"{model_dir} was complete and has no {', '.join(missing)} now: restore "
-                           "what is missing, or move the folder away to train it again")
+                           f"what is missing, {again}")
+    for name in names:
+        if name.endswith(".safetensors"):
+            try:
+                read_shapes(model_dir / name)
+            except faults.Fault as fault:
+                raise faults.Fault(f"{model_dir} was complete and now {fault}: restore that file, "
+                                   f"{again}") from None
 
 
 def publish_model(arm: Arm, losses: dict[str, float]) -> None:
