@@ -42,7 +42,7 @@ def boxplot_png(found: Results, metric: str, arms: list[dict]) -> bytes:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13),
                     ncols=2)
-    axes.set_xticks(range(len(arms)), [_short(arm["dataset"]) for arm in arms])
+    axes.set_xticks(range(len(arms)), [_short(arm["dataset"]) for arm in arms], parse_math=False)
     axes.set_xlim(-0.6, len(arms) - 0.4)
     axes.set_ylabel(f"{scores.capital(scores.metric_words(metric))} (%)")
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
@@ -73,7 +73,7 @@ def differences_png(pairs: list, margin: float) -> bytes:
     axes.set_xlim(-reach, reach)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_yticks(range(len(pairs)), [f"{_short(pair.dataset_a)} − {_short(pair.dataset_b)}"
-                                        for pair in pairs])
+                                        for pair in pairs], parse_math=False)
     axes.set_xlabel(f"difference in {scores.metric_words(pairs[0].metric)}, points "
                     f"(Hodges-Lehmann, {100 * pairs[0].confidence:g} % interval)", loc="right")
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)

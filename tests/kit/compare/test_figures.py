@@ -240,3 +240,19 @@ def test_an_end_without_a_bound_is_an_arrow_at_the_edge(axes_of, pairs):
 def test_the_margin_is_in_view_where_the_differences_are_smaller(axes_of, pairs):
     small = replace(pairs[0], shift=0.0, shift_low=-0.001, shift_high=0.001)
     assert axes_of(figures.differences_png, [small], 0.1).get_xlim()[1] > 10
+
+
+@pytest.mark.parametrize("name", ["pa$$word", "$x", "$_{$", "a^{b$c$", "Dr\u00fcse \\alpha"])
+def test_names_are_drawn_as_they_are(name, tmp_path, monkeypatch):
+    from matplotlib.text import Text
+
+    drawn, draw = [], Text.draw
+    monkeypatch.setattr(Text, "draw", lambda text, renderer: (
+        drawn.append((text.get_text(), text.get_parse_math())), draw(text, renderer)))
+    found = read_results(write_counts(tmp_path, {"real": [54, 57], name: [30, 33]}, own=48))
+    pairs = compare({each: found.values(each, "accuracy_real") for each in found.datasets},
+                    metric="accuracy_real", unit="repeats", alpha=0.05, margin=0.02)
+    pictures = [figures.boxplot_png(found, "accuracy_real", arms_of(found)),
+                figures.differences_png(pairs, 0.02)]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert {(name, False), (f"real \u2212 {name}", False)} <= set(drawn)
