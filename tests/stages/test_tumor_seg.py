@@ -81,6 +81,15 @@ def files_of(path: Path) -> dict[str, bytes]:
             if p.is_file() and p.name != "progress.jsonl"}
 
 
+def test_what_a_system_left_in_the_input_is_said(tree, capsys):
+    for name in ("a/@eaDir/0.png/thumb.png", "b/@eaDir/1.png/thumb.png", "b/._0.png", ".DS_Store"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(b"x")
+    assert run(tree, "--dry-run") == 0
+    assert ("skipped 4 files and folders of the system, or hidden: 2 '@eaDir', 1 '.DS_Store', "
+            "1 '._*'") in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ the dataset
 
 def test_sample_becomes_a_dataset(real_dataset, sample_dir):
