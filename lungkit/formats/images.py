@@ -15,6 +15,7 @@ import warnings
 import numpy as np
 
 from lungkit.formats.channels import Unreadable, check_size, flatten, pick_channel
+from lungkit.formats.jpeg import check_jpeg, decode_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # in any case
 Z_PROJECTIONS = ("max", "mean")  # of focal planes; max is the field's convention for fluorescence
@@ -84,8 +85,11 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF"))
             check_size(image.height, image.width)
-            if (quick := _decode_with_opencv(content, image)) is not None:
-                return quick
+            if image.format in ("JPEG", "MPO"):  # the latter has a second picture behind its end
+                upright = image.mode == "RGB" and image.getexif().get(ORIENTATION, 1) == 1
+                if upright and (pixels := decode_rgb(content)) is not None:
+                    return pixels
+                check_jpeg(content)
             image.load()
             image = ImageOps.exif_transpose(image)
             return flatten(image)
@@ -96,19 +100,3 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
         raise Unreadable(f"is {reason}") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-
-
-def _decode_with_opencv(content: bytes, image) -> np.ndarray | None:
-    """uint8 [H, W, 3] of an upright colour JPEG that ends as it should; None of any other file.
-
-    `image`: the same file opened by Pillow. The pixels are Pillow's (both have libjpeg-turbo) in
-    half the time; but OpenCV fills in what is cut off, so that other files are left to Pillow.
-    """
-    import cv2
-
-    if (image.format != "JPEG" or image.mode != "RGB" or not content.endswith(b"\xff\xd9")
-            or image.getexif().get(ORIENTATION, 1) != 1):
-        return None
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    return pixels if pixels is not None and pixels.shape[1::-1] == image.size else None

@@ -14,7 +14,14 @@ from math import prod
 from pathlib import Path
 
 from lungkit.formats.channels import Unreadable, on_white
-from lungkit.formats.tiff import ASSOCIATED_ALPHA, complaints, plausible_um, tiff_pixel_size_um
+from lungkit.formats.jpeg import check_jpeg
+from lungkit.formats.tiff import (
+    ASSOCIATED_ALPHA,
+    JPEGS,
+    complaints,
+    plausible_um,
+    tiff_pixel_size_um,
+)
 
 CACHE_BYTES = 32 << 20   # decoded tiles kept; OpenSlide's own default
 MAX_SEGMENT_BYTES = 256 << 20  # ours: larger tiles or strips are not decoded
@@ -122,8 +129,12 @@ class TiffLevels:
             self._file.filehandle.seek(offset)
             data = self._file.filehandle.read(count)  # now: asking the page may move the file
             try:
+                if int(page.compression) in JPEGS:
+                    check_jpeg(data, page.jpegtables)
                 tables = {"jpegtables": page.jpegtables} if page.jpegtables else {}
                 decoded.append(page.decode(data, index, **tables)[0])
+            except Unreadable as error:
+                raise Unreadable(f"has lost data: tile {number} of level {level} {error}") from None
             except Exception as error:  # damaged data may raise anything at all
                 raise Unreadable(f"is damaged: tile {number} of level {level} cannot be decoded "
                                  f"({error})") from None

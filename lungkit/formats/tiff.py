@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import zlib
 from math import prod
 from xml.etree import ElementTree
 
@@ -29,12 +30,15 @@ from lungkit.formats.channels import (
     on_white,
     pick_channel,
 )
+from lungkit.formats.jpeg import check_jpeg
 
 # Plausible side of a pixel in a microscope's image. Ours: half the finest sampling of a light
 # microscope to that of its weakest objective; 72 to 2,400 dpi, written for printers, lie outside.
 PLAUSIBLE_UM = (0.02, 10)
 MAX_ASPECT = 1.05         # ours: pixels less square have no one size
 ASSOCIATED_ALPHA = 1      # TIFF 6.0, ExtraSamples: the colours are multiplied by alpha
+OLD_JPEG, JPEGS = 6, (7, 33007)  # compressions; of the latter each piece is a JPEG stream
+DEFLATES = (8, 32946)
 _GREY, _RGB = (0, 1), 2  # TIFF photometric: white is zero, black is zero; RGB
 _MICROMETRES = {"um": 1, "\u00b5m": 1, "\u03bcm": 1, "micron": 1, "microns": 1, "micrometer": 1,
                 "nm": 1e-3, "pm": 1e-6, "\u00e5": 1e-4, "\u212b": 1e-4, "mm": 1e3, "cm": 1e4,
@@ -70,9 +74,10 @@ def decode_tiff(content: bytes, channel: int | str | None, z_projection: str,
             photometric = int(page.photometric)
             planes = prod(n for axis, n in zip(series.axes, series.shape) if axis not in "YXS")
             if photometric == _RGB and "S" in series.axes and planes == 1:
+                _check_pieces(pages)
                 image = _tiff_colour(series)
             elif photometric not in (*_GREY, _RGB):  # palette, CMYK, YCbCr: Pillow knows them
-                image = _tiff_other(content)
+                image = _tiff_other(content, page)
             else:
                 return _upright(_tiff_channel(file, channel, z_projection, pages_are),
                                 orientation)
@@ -109,6 +114,21 @@ def end_of_data(page) -> float:
     return max((o + n for o, n in zip(page.dataoffsets, page.databytecounts)), default=np.inf)
 
 
+def _check_pieces(pages) -> None:
+    """Refuse pages of which a strip or tile is missing, or has lost data that decoders fill in."""
+    for page in filter(None, pages):
+        if not all(page.databytecounts):
+            raise Unreadable("lacks a part of its image, which decoders fill with black")
+        compression = int(page.keyframe.compression)
+        if compression == OLD_JPEG:
+            raise Unreadable("is a TIFF of the old JPEG kind, in which lost data would not be "
+                             "noticed: save it anew")
+        if compression in JPEGS:
+            pieces = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts)
+            for piece, _ in pieces:
+                check_jpeg(piece, page.jpegtables)
+
+
 def _upright(image: np.ndarray, tag) -> np.ndarray:
     turn = _UPRIGHT.get(int(tag.value) if tag else 1)
     return np.ascontiguousarray(turn(image)) if turn else image
@@ -128,9 +148,14 @@ def _tiff_colour(series) -> np.ndarray:
     return on_white(image, premultiplied=ASSOCIATED_ALPHA in series.keyframe.extrasamples)
 
 
-def _tiff_other(content: bytes) -> np.ndarray:
+def _tiff_other(content: bytes, page) -> np.ndarray:
     from PIL import Image
 
+    _check_pieces([page])
+    if int(page.compression) in DEFLATES:  # libtiff leaves out what it cannot inflate
+        for piece, _ in page.parent.filehandle.read_segments(page.dataoffsets,
+                                                             page.databytecounts):
+            zlib.decompress(piece)
     image = Image.open(io.BytesIO(content), formats=("TIFF",))
     image.load()
     return flatten(image)
@@ -186,6 +211,8 @@ def _tiff_planes(series, place: list[int], depth: int | None, num_planes: int):
     shape, pages = series.shape, series.pages
     outer = next((k for k in range(len(shape)) if prod(shape[:k]) == len(pages) > 1
                   and pages[0] is not None and prod(shape[k:]) == prod(pages[0].shape)), 0)
+    if not outer:
+        _check_pieces(pages)
     whole = None if outer else series.asarray()
     for number in range(num_planes):
         if depth is not None:
@@ -198,6 +225,7 @@ def _tiff_planes(series, place: list[int], depth: int | None, num_planes: int):
         if page is None:
             raise Unreadable("lacks a plane that its description puts into another file; "
                              "save all planes in one")
+        _check_pieces([page])
         yield page.asarray().reshape(shape[outer:])[tuple(at[outer:])]
 
 
