@@ -135,24 +135,12 @@ def test_environment_is_made_once_and_a_broken_one_made_again(checkout, wheels):
     assert set_up(checkout, wheels, **extra).stderr == set_up(checkout, wheels).stderr == ""
     assert (checkout / ".venv/.lungkit-begun").stat().st_mtime_ns == first
 
-    # an interrupted one, one with a hole, one whose interpreter is gone, one of other requirements
-    def hole() -> None:
-        next((checkout / ".venv").glob("lib/python3*/site-packages/tinybase.py")).unlink()
-
-    def no_interpreter() -> None:
-        (checkout / ".venv/bin/python").unlink()
-        (checkout / ".venv/bin/python").symlink_to(checkout / "nowhere")
-
-    for damage, reason in ((stamp.unlink, "half made"), (hole, "broken"),
-                           (no_interpreter, "broken")):
-        damage()
-        assert set_up(checkout, wheels, "--check").returncode == 1
-        result = set_up(checkout, wheels)
-        assert result.returncode == 0 and f"is {reason}: making it again" in result.stderr
-        assert has(checkout, "tinybase")
-    (checkout / "requirements.txt").write_text("tinybase==1.0\ntinyextra==1.0\n")
-    assert "of other requirements" in set_up(checkout, wheels).stderr
-    assert has(checkout, "tinyextra")
+    # one with a hole
+    next((checkout / ".venv").glob("lib/python3*/site-packages/tinybase.py")).unlink()
+    assert set_up(checkout, wheels, "--check").returncode == 1
+    result = set_up(checkout, wheels)
+    assert result.returncode == 0 and "is broken: making it again" in result.stderr
+    assert has(checkout, "tinybase")
 
 
 def test_failed_install_says_what_to_do_and_is_not_used(checkout, wheels):

@@ -95,6 +95,18 @@ def test_an_environment_is_of_one_python_version(checkout):
     assert (checkout.path / ".venv/bin/python").read_text() == PYTHON.replace("VERSION", "3.12")
 
 
+@pytest.mark.parametrize(("gone", "reason"), [
+    (".lungkit-stamp", "half made"), (".lungkit-contents", "half made"), ("bin/python", "broken"),
+    ("lib/python3.11/site-packages/tiny", "broken")])
+def test_an_environment_that_is_not_whole_is_made_again(gone, reason, checkout):
+    assert checkout.set_up().returncode == 0
+    (checkout.path / ".venv" / gone).rename(checkout.path / "gone")
+    assert checkout.set_up("--check").returncode == 1
+    result = checkout.set_up()
+    assert result.returncode == 0 and f"is {reason}: making it again" in result.stderr
+    assert (checkout.path / ".venv" / gone).exists()
+
+
 def test_the_tests_requirements_cannot_move_the_pins(checkout):
     assert checkout.set_up().returncode == 0
     assert checkout.set_up(EXTRA_REQUIREMENTS="tests/requirements.txt").returncode == 0
