@@ -32,6 +32,7 @@ from lungkit.histology.background import enhance_grey
 from lungkit.nuclei.detect import FIELD_UM, MIN_AREA_UM2, detect_nuclei
 from lungkit.phantom import paint
 from lungkit.run import cli, faults
+from lungkit.run.system_files import listed
 
 FIRST_SEED = 1000
 PICTURED = {"lung_aca": 396, "lung_n": 104, "lung_scc": 146}  # places by name; ours
@@ -86,7 +87,7 @@ def time_real(folder: Path, num_images: int) -> None:
     from lungkit.formats.images import decode_image
 
     for label in paint.CLASSES:
-        paths = sorted((folder / "lung_image_sets" / label).iterdir())
+        paths = listed(folder / "lung_image_sets" / label)
         elapsed_sec, found = [], []
         for path in paths[::max(1, len(paths) // num_images)][:num_images]:
             image = decode_image(path.read_bytes())
@@ -118,7 +119,7 @@ def draw_pictures(folder: Path, output_dir: Path) -> None:
     from lungkit.formats.images import decode_image
 
     for label, position in PICTURED.items():
-        path = sorted((folder / "lung_image_sets" / label).iterdir())[position]
+        path = listed(folder / "lung_image_sets" / label)[position]
         Image.fromarray(picture(decode_image(path.read_bytes()))).save(
             output_dir / f"nuclei_{label}.jpg", quality=82)
 

@@ -46,6 +46,7 @@ from lungkit.formats.images import decode_image
 from lungkit.histology import background, stain
 from lungkit.histology.quality import measure, reason
 from lungkit.run import cli
+from lungkit.run.system_files import listed
 from lungkit.run.workers import mapper
 
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
@@ -68,8 +69,7 @@ def find_images(folder: Path, num_images: int, side_px: int) -> list[Path]:
     if LC25000:
         root = Path(LC25000)
         root = root / "lung_image_sets" if (root / "lung_image_sets").is_dir() else root
-        of_class = [sorted((root / label).iterdir())
-                    for label in CLASSES]
+        of_class = [listed(root / label) for label in CLASSES]
         return [path for row in zip(*of_class, strict=False) for path in row][:num_images]
     jobs = [(CLASSES[i % 3], i // 3 % 40, i // 120, side_px,
              folder / CLASSES[i % 3] / f"{i:05d}.jpeg") for i in range(num_images)]

@@ -30,6 +30,7 @@ from lungkit.histology.background import background_light, balance_white, otsu, 
 from lungkit.nuclei.detect import detect_nuclei
 from lungkit.phantom.paint import CLASSES, draw_tile
 from lungkit.phantom.tissue import FIELD_UM
+from lungkit.run.system_files import listed
 
 FIT_SEEDS, SCORE_SEEDS = (500, 501), (900,)
 TUMOUR = ("lung_aca", "lung_scc")
@@ -157,7 +158,7 @@ def write_overlays(tiles: list, output_dir: Path, lc25000: Path | None) -> None:
     rows = []
     print()
     for label in CLASSES:
-        paths = sorted((lc25000 / "lung_image_sets" / label).iterdir())[7::25][:30]
+        paths = listed(lc25000 / "lung_image_sets" / label)[7::25][:30]
         images = [cv2.imread(str(path))[..., ::-1].copy() for path in paths]
         masks = [tumour_map.tumour_mask(image, field_um=FIELD_UM) for image in images]
         shares = [tumour_map.tumour_share(mask, all_tissue(image, None))
