@@ -163,9 +163,12 @@ class Consensus:
                 int(row + rows[-1] + 1))
 
     def centre_px(self) -> tuple[float, float, float]:
-        """Column, row and slice of the mean voxel in the scan."""
-        slice_, row, column = np.argwhere(self.mask).mean(0) + self.corner
-        return float(column), float(row), float(slice_)
+        """Column, row and slice of the middle of the largest section; of equals the middle one."""
+        area = self.mask.sum((1, 2))
+        equal = np.flatnonzero(area == area.max())
+        number = int(equal[(len(equal) - 1) // 2])
+        row, column = np.argwhere(self.mask[number]).mean(0) + self.corner[1:]
+        return float(column), float(row), float(number + self.corner[0])
 
 
 def agree(marks: list[Mark], spacing_mm: float) -> list[Consensus]:
