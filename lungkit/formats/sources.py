@@ -122,8 +122,9 @@ def find_sources(root: Path) -> tuple[list[Source], list[str], list[str]]:
 def _refuse_nested_classes(root: Path, names: list[str]) -> None:
     """Raise Fault where the folders taken for classes hold the class folders.
 
-    That is so where no image lies in a class folder itself and all of them hold the same
-    sub-folders, or several each (families of classes), whose names do not number patients.
+    That is so where no image lies in a class folder itself, and they hold the same sub-folders, or
+    several each (families of classes), whose names do not number patients or slides; or where they
+    number patients themselves, more than there are sub-folders.
     """
     inner: dict[str, set[str]] = {}
     for name in names:
@@ -131,24 +132,24 @@ def _refuse_nested_classes(root: Path, names: list[str]) -> None:
         inner.setdefault(folder, set()).add(spelt(first) if deeper else "")
     if any("" in folders for folders in inner.values()):
         return
-    outer, most = sorted(inner), max(map(len, inner.values()))
+    outer, sizes = sorted(inner), sorted(map(len, inner.values()))
     shared, every = set.intersection(*inner.values()), set.union(*inner.values())
-    by_patient = _are_numbered(set(outer)) and len(outer) > len(every)  # each with all classes
-    if len(shared) > 1 and 2 * len(shared) >= most and (by_patient or not _are_numbered(shared)):
-        what = f"every folder of {root} holds the same sub-folders ({shown(sorted(shared))})"
-    elif min(map(len, inner.values())) > 1 and not _are_numbered(every):
-        what = f"the folders of {root} hold folders of images themselves ({shown(sorted(every))})"
-    else:
+    nested = sizes[-1] > 1 and (sizes[0] > 1 or shared) and not _are_numbered(every)
+    by_patient = len(shared) > 1 and _are_numbered(set(outer)) and len(outer) > len(every)
+    if not (nested or by_patient):
         return
-    raise Fault(f"{what}, so that {shown(outer)} are no classes: give the folder whose sub-folders "
-                f"are the classes, such as {root / outer[0]}; where they are classes, of patients "
-                "or sites, put the images into the class folders and give the groups in a CSV")
+    what = "the same folders" if shared else "folders"
+    raise Fault(f"{shown(outer)} in {root} hold {what} of images ({shown(sorted(every))}) and are "
+                "no classes: give the folder whose sub-folders are the classes, such as "
+                f"{root / outer[0]}; where they are classes, of patients or sites, put the images "
+                "into the class folders and give the groups in a CSV")
 
 
 def _are_numbered(names: set[str]) -> bool:
-    """Whether names number patients, slides or scales: by digits, or a last letter (case A)."""
+    """Whether names number patients, slides or scales: digits in half of them, or a last letter
+    (case A, case B)."""
     stems = {name[:-1] for name in names}
-    return all(any(c.isdigit() for c in name) for name in names) or (
+    return 2 * sum(any(c.isdigit() for c in name) for name in names) >= len(names) or (
         len(stems) == 1 and len(*stems) > 2)
 
 

@@ -82,7 +82,7 @@ def test_folders_of_splits_are_no_classes(tmp_path, folders):
     "lung_image_sets/lung_aca lung_image_sets/lung_n colon_image_sets/colon_aca "
     "colon_image_sets/colon_n",
     "lung/lung_aca lung/lung_n lung/lung_scc colon/colon_aca colon/colon_n",
-    "8863/0 8863/1 9001/0 9001/1 9002/0 9002/1"])
+    "site_x/adeno site_x/benign site_y/adeno", "8863/0 8863/1 9001/0 9001/1 9002/0 9002/1"])
 def test_folders_of_class_folders_are_no_classes(tmp_path, tree):
     names = [f"{folder}/{number}.png" for folder in tree.split() for number in range(2)]
     first = min(name.split("/")[0] for name in names)
@@ -96,6 +96,7 @@ def test_folders_of_class_folders_are_no_classes(tmp_path, tree):
     "grade1/p1 grade1/p2 grade1/p3 grade2/p1 grade2/p2 grade2/p3",
     "benign/40X benign/100X malignant/40X malignant/100X",
     "tumour/caseA tumour/caseB normal/caseA normal/caseB",
+    "tumour/slide1 tumour/slide2 tumour/margin normal/slide3 normal/slide4",
     "COVID/images normal/images", "lung_n/smith lung_aca/jones lung_aca/miller",
     "lung_n/. lung_aca/smith lung_aca/jones", "tester/1 testis/1", "valve/x training_wheels/x"])
 def test_layouts_of_classes_are_left_as_they_are(tmp_path, tree):
