@@ -228,7 +228,7 @@ def _of_table(found: Annotations, name: str, geometry: Geometry, patient: str) -
         try:
             return sphere(geometry, np.array(each.centre_mm), each.diameter_mm,
                           name=each.name or str(number), grades=each.grades, label=each.label,
-                          readers=len(each.grades) or None)
+                          readers=len(each.grades) if len(each.grades) > 1 else None)
         except Fault as fault:
             raise Fault(f"line {each.line} of the table of nodules, of {name}: {fault}") from None
 

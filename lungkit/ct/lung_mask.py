@@ -80,10 +80,9 @@ def find_lungs(volume: Volume) -> Lungs:
     air, count = ndimage.label(body & (hu < AIR_HU))
     volumes_ml = np.bincount(air.ravel(), minlength=count + 1) * cell_mm.prod() / 1000
     volumes_ml[0] = 0
-    large = volumes_ml >= max(LEAST_ML, LEAST_SHARE * volumes_ml.max())
-    if not large.any():  # a scan of a few slices: the largest pocket may be all there is
-        large = (volumes_ml == volumes_ml.max()) & (volumes_ml > 0)
-    lung = large[air]
+    most = volumes_ml.max()
+    least = max(LEAST_SHARE * most, LEAST_ML if most >= LEAST_ML else 0)  # 0: of a few slices only
+    lung = ((volumes_ml >= least) & (volumes_ml > 0))[air]
     radius = [int(CLOSE_MM / mm) for mm in cell_mm[1:]]
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius[1] + 1, 2 * radius[0] + 1))
     for number, plane in enumerate(lung):

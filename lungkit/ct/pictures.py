@@ -127,7 +127,8 @@ def _picture(row: dict, root: Path, window: tuple[float, float]) -> PictureScan:
         mask[grey.shape[0] // 2, grey.shape[1] // 2] = True
     nodule = Nodule("0", (0, 0, 0), mask[None], centroid(mask[None], (0, 0, 0)),
                     diameter, truth, grades=grades, label=row.get("label", ""),
-                    readers=int(row["readers"]) if row.get("readers") else len(grades) or None)
+                    readers=int(row["readers"]) if row.get("readers") else
+                    len(grades) if len(grades) > 1 else None)
     thickness = row.get("thickness")
     return PictureScan(name, row.get("patient", ""), "", "", "picture", root, (file,), geometry,
                        None, float(thickness) if thickness else None, "", "", False, 0,

@@ -146,7 +146,10 @@ def make_plan(scans: list[Scan], rule: Rule, view: str, split_of: dict[str, str]
 
 
 def classes_of(plan: Plan, rule: Rule) -> list[str]:
-    """The classes there are, in the order of what they mean. Raises Fault of one or none."""
+    """The classes there are, in the order of what they mean.
+
+    Raises Fault of one or none, and of one that a split would lack.
+    """
     order = [truth.BENIGN, truth.MALIGNANT, *truth.GRADES, HEALTHY, NODULE]
     found = {item.label for _, item in plan.items()}
     if len(found) < 2:
@@ -154,6 +157,11 @@ def classes_of(plan: Plan, rule: Rule) -> list[str]:
         raise Fault(f"--labels {rule.labels}: {len(found)} class{'es'[:2 * (len(found) != 1)]} "
                     f"({', '.join(sorted(found)) or 'none'}) where two are needed"
                     + (f"; nodules dropped: {why}" if why else ""))
+    empty = [f"{label} in {split}" for label in sorted(found) for split in SPLITS
+             if not any(job.split == split and item.label == label for job, item in plan.items())]
+    if empty:
+        raise Fault(f"no image for {', '.join(empty)}: every class needs patients in every split; "
+                    "add scans, or draw the classes wider")
     return sorted(found, key=lambda name: (order.index(name) if name in order else -1, name))
 
 

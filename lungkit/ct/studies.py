@@ -96,8 +96,10 @@ def _volume(path: Path, root: Path, annotations: Annotations) -> Scan | Left:
         return Left(name, where, "a lung mask, not a scan")
     module = metaimage if path.name.lower().endswith(metaimage.SUFFIXES) else nifti
     try:
-        size = (metaimage.data_path(path) if module is metaimage else path).stat().st_size
         geometry = module.read_geometry(path)
+        if module is metaimage:
+            metaimage.check_size(path)
+        size = (metaimage.data_path(path) if module is metaimage else path).stat().st_size
         annotated = annotate(annotations, name, geometry)
     except Fault as fault:
         return Left(name, where, str(fault), broken=True)

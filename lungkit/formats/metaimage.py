@@ -91,30 +91,46 @@ def data_path(path: Path) -> Path:
     return raw
 
 
+def check_size(path: Path) -> None:
+    """Raise Fault unless there are as many bytes of voxels as the header says; not of packed."""
+    fields, header_bytes = read_header(path)
+    raw, wanted = data_path(path), _kind(fields).itemsize * int(np.prod(_size(path, fields)))
+    skip = header_bytes if raw == path else max(0, int(float(fields.get("headersize", 0))))
+    found = raw.stat().st_size - skip
+    if not _is_packed(fields) and found != wanted:
+        raise Fault(f"{path}: {raw.name} holds {found} bytes, {wanted} belong to "
+                    f"{fields['dimsize']} of {fields['elementtype']}: copy it again")
+
+
 def read_raw(path: Path) -> np.ndarray:
     """The stored values, [Z, Y, X] in the file's own order. Raises Fault."""
+    check_size(path)
     fields, header_bytes = read_header(path)
-    size = _numbers(path, fields, "dimsize", "").astype(int)[::-1]
-    big = fields.get("binarydatabyteordermsb", "False").lower() == "true"
-    kind = np.dtype((">" if big else "<") + TYPES[fields["elementtype"]])
-    raw = data_path(path)
-    skip = header_bytes if raw == path else int(float(fields.get("headersize", 0)))
-    wanted = int(np.prod(size)) * kind.itemsize
-    if fields.get("compresseddata", "False").lower() == "true":
+    size, kind, raw = _size(path, fields), _kind(fields), data_path(path)
+    skip = header_bytes if raw == path else max(0, int(float(fields.get("headersize", 0))))
+    if _is_packed(fields):
         content = _inflate(path, raw.read_bytes()[skip:])
-        values = np.frombuffer(content[:len(content) // kind.itemsize * kind.itemsize], kind)
+        if len(content) != int(np.prod(size)) * kind.itemsize:
+            raise Fault(f"{path}: {raw.name} unpacks to {len(content)} bytes, which are not "
+                        f"{fields['dimsize']} of {fields['elementtype']}: copy it again")
+        values = np.frombuffer(content, kind)
     else:
-        found = raw.stat().st_size
-        skip = found - wanted if skip < 0 else skip
-        if found - skip != wanted:
-            raise Fault(f"{path}: {raw.name} holds {found - skip} bytes, {wanted} belong to "
-                        f"{' x '.join(map(str, size[::-1]))} of {fields['elementtype']}: copy it "
-                        "again")
         values = np.fromfile(raw, kind, offset=skip)
-    if values.nbytes != wanted:
-        raise Fault(f"{path}: {raw.name} unpacks to {values.nbytes} bytes, {wanted} belong to "
-                    f"{' x '.join(map(str, size[::-1]))} of {fields['elementtype']}")
     return values.reshape(size).astype(kind.newbyteorder("="), copy=False)
+
+
+def _size(path: Path, fields: dict) -> np.ndarray:
+    """Voxels along z, y, x of the file."""
+    return _numbers(path, fields, "dimsize", "").astype(int)[::-1]
+
+
+def _kind(fields: dict) -> np.dtype:
+    big = fields.get("binarydatabyteordermsb", "False").lower() == "true"
+    return np.dtype((">" if big else "<") + TYPES[fields["elementtype"]])
+
+
+def _is_packed(fields: dict) -> bool:
+    return fields.get("compresseddata", "False").lower() == "true"
 
 
 def _inflate(path: Path, content: bytes) -> bytes:

@@ -119,3 +119,97 @@ def write_series(folder: Path, hu: np.ndarray, *, step=STEP, origin=ORIGIN, pati
         data.save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths
+
+
+# ------------------------------------------------------------------ a chest and its readers
+
+CHEST_STEP = (2.5, 2.0, 2.0)
+
+
+def ball(shape, centre, radius_mm, step=CHEST_STEP) -> np.ndarray:
+    """bool [Z, Y, X]: the voxels within radius_mm of centre (z y x in voxels)."""
+    grid = np.indices(shape)
+    return sum(((axis - c) * s) ** 2 for axis, c, s in zip(grid, centre, step)) <= radius_mm ** 2
+
+
+def chest(nodules=(), shape=(12, 64, 64), seed=0) -> np.ndarray:
+    """int16 HU [Z, Y, X]: a body, a spine, two lungs, and balls (centre, radius_mm) of 50 HU."""
+    rng = np.random.default_rng(seed)
+    _, rows, columns = np.indices(shape)
+    hu = np.full(shape, -1000.0)
+    hu[((rows - 32) / 24) ** 2 + ((columns - 32) / 30) ** 2 <= 1] = 40
+    for middle in (18, 46):
+        hu[((rows - 30) / 17) ** 2 + ((columns - middle) / 11) ** 2 <= 1] = -850
+    hu[(rows - 48) ** 2 + (columns - 32) ** 2 <= 9] = 700
+    for centre, radius_mm in nodules:
+        hu[ball(shape, centre, radius_mm)] = 50
+    return np.rint(hu + rng.normal(0, 15, shape)).astype(np.int16)
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """int [N, 2] x y: the first pixels outside a section, in order, as LIDC's readers draw."""
+    import cv2
+
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    found, _ = cv2.findContours(cv2.dilate(mask.astype(np.uint8), cross), cv2.RETR_EXTERNAL,
+                                cv2.CHAIN_APPROX_NONE)
+    return max(found, key=len)[:, 0, :]
+
+
+def roi(number: int, points, series="1.2.3.4", z_mm=None, inclusion="TRUE", sop=None) -> str:
+    z_mm = ORIGIN[2] + CHEST_STEP[0] * number if z_mm is None else z_mm
+    edges = "".join(f"<edgeMap><xCoord>{x}</xCoord><yCoord>{y}</yCoord></edgeMap>"
+                    for x, y in points)
+    return (f"<roi><imageZposition>{z_mm}</imageZposition><imageSOP_UID>"
+            f"{sop or f'{series}.{number + 1}'}</imageSOP_UID><inclusion>{inclusion}</inclusion>"
+            f"{edges}</roi>")
+
+
+def mark(rois: str, malignancy=None, name="1", texture=5) -> str:
+    rated = "" if malignancy is None else (
+        f"<characteristics><subtlety>3</subtlety><texture>{texture}</texture><malignancy>"
+        f"{malignancy}</malignancy></characteristics>")
+    return f"<unblindedReadNodule><noduleID>{name}</noduleID>{rated}{rois}</unblindedReadNodule>"
+
+
+def mark_of(mask: np.ndarray, malignancy: int, series="1.2.3.4", name="1") -> str:
+    """A reader's mark of the very voxels of a mask [Z, Y, X]."""
+    return mark("".join(roi(z, outline(mask[z]), series) for z in np.flatnonzero(mask.any((1, 2)))),
+                malignancy, name)
+
+
+def non_nodule(number: int, x: int, y: int, series="1.2.3.4") -> str:
+    return (f"<nonNodule><nonNoduleID>9</nonNoduleID><imageZposition>"
+            f"{ORIGIN[2] + CHEST_STEP[0] * number}</imageZposition><imageSOP_UID>{series}."
+            f"{number + 1}</imageSOP_UID><locus><xCoord>{x}</xCoord><yCoord>{y}</yCoord></locus>"
+            "</nonNodule>")
+
+
+def write_xml(path: Path, sessions: list[str], series="1.2.3.4", *, root="LidcReadMessage",
+              namespace=True, date="2006-01-01") -> Path:
+    """An LIDC XML file; sessions: what each reader wrote."""
+    spaced = ' xmlns="http://www.nih.gov"' if namespace else ""
+    body = "".join(f"<readingSession>{each}</readingSession>" for each in sessions)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'<?xml version="1.0" encoding="UTF-8"?>\n<{root} uid="1"{spaced}>'
+                    f"<ResponseHeader><SeriesInstanceUid>{series}</SeriesInstanceUid>"
+                    f"<StudyInstanceUID>1.2.3</StudyInstanceUID><DateService>{date}</DateService>"
+                    f"<TimeService>10:00:00</TimeService></ResponseHeader>{body}</{root}>")
+    return path
+
+
+def write_patient(root: Path, number: int, nodules: list[tuple], *, shape=(12, 64, 64),
+                  readers=4, **how) -> tuple[str, np.ndarray]:
+    """A patient's series with XML beside it: its SeriesInstanceUID and HU.
+
+    nodules: (centre z y x in voxels, radius_mm, malignancy) of each.
+    """
+    uid = f"1.2.3.{number}"
+    hu = chest([each[:2] for each in nodules], shape, seed=number)
+    folder = root / f"P{number}" / "study" / "series"
+    write_series(folder, hu, step=CHEST_STEP, patient=f"P{number}", study=f"1.2.{number}",
+                 series=uid, frame=f"1.9.{number}", **how)
+    marks = "".join(mark_of(ball(shape, centre, radius_mm), grade, uid, str(n))
+                    for n, (centre, radius_mm, grade) in enumerate(nodules))
+    write_xml(folder / "notes.xml", [marks] * readers, uid)
+    return uid, hu
