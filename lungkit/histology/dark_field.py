@@ -8,10 +8,10 @@ from __future__ import annotations
 from lungkit.formats.channels import Unreadable, channel_words, find_channel
 from lungkit.histology.background import has_bright_ground
 
-# Of the brightest channel: a quarter of a fluorescence picture is nearly black and half of it
-# darker than its signal, however it was exposed. Ours: LC25000's quartile is at 0.69 of the highest
-# value and above, at any exposure; simulated DAPI and a scanned one are at 0.05 and below.
-DARK_QUARTER, DARK_HALF = 0.25, 0.5
+# Of the brightest channel: half of a fluorescence picture is darker than a quarter of its signal,
+# however it was exposed. Ours: of LC25000 even the darkest quarter is above 0.69 of the signal, at
+# any exposure; half of a scanned DAPI is below 0.06.
+DARK_HALF = 0.25
 TOP_PERCENT = 99.8
 LIT = 0.1             # ours: a channel with less of the strongest one's signal is cross-talk
 ONE_STAIN = 0.95      # ours: correlation above which two channels show one stain in a mixed colour
@@ -23,9 +23,8 @@ def is_dark_field(image) -> bool:
     import numpy as np
 
     brightest = image[::4, ::4].max(2)  # a sixteenth of an overview is enough
-    quarter, half, top = np.percentile(brightest, [25, 50, TOP_PERCENT])
-    return bool(quarter < DARK_QUARTER * top and half < DARK_HALF * top
-                and not has_bright_ground(image))
+    half, top = np.percentile(brightest, [50, TOP_PERCENT])
+    return bool(half < DARK_HALF * top and not has_bright_ground(image))
 
 
 def choose_channel(image, channel: int | str | None) -> int:

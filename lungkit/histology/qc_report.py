@@ -20,7 +20,7 @@ SLIDE_TILES = 20  # ours: an original of fewer has no share worth naming
 MOST_SLIDES = 3   # ours: named in one warning
 SHEET_COLUMNS = 12
 SHEET_PX = 96
-LETTER_PX = 9  # of the sheet's rows' names, at the most
+LETTER_PX = 8  # of the sheet's rows' names, at the most
 NO_TILE = "no tile: smaller than a tile, or no tissue in the overview"
 
 

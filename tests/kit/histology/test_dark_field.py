@@ -98,8 +98,9 @@ class DarkSlide:
 
     def __init__(self, mpp: float = 0.5) -> None:
         self.mpp = mpp
-        light = np.full((1500, 2000), 0.03, np.float32)
-        for x, y in np.random.default_rng(0).integers(10, 1490, (900, 2)):
+        rng = np.random.default_rng(0)
+        light = np.clip(rng.normal(0.03, 0.005, (1500, 2000)), 0, 1).astype(np.float32)
+        for x, y in rng.integers(10, 1490, (900, 2)):
             cv2.circle(light, (int(x * 0.65), int(y)), 8, 0.8, -1)
         self._pixels = shown(light, BLUE)
 
@@ -137,7 +138,7 @@ def test_a_slide_on_a_dark_ground_is_read_in_grey_where_it_shines(dark):
         assert boxes and max(left for _, left, _ in boxes) < slide.size[1] / 2
         tile = slide.read(boxes[0], 512)
         assert tile.ndim == 2 and tile.max() == 255 and np.median(tile) < 10
-        assert slide.read((0, 1600, 360), 360).max() < 10  # stretched as the slide is
+        assert slide.read((0, 1600, 360), 360).max() < 20  # stretched as the slide is
     with open_original(dark, channel="red") as slide:
         assert slide.read(boxes[0], 512).max() == 0
 
