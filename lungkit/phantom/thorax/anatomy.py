@@ -22,6 +22,7 @@ RIB_PITCH_MM = 24.0
 VERTEBRA_MM = 25.0  # a vertebra with its disc
 SPINE_Y_MM = 56.0  # centre of the vertebral bodies
 NUM_RIBS = 12
+WALL_MM = 25.0  # of the chest without its fat
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Chest:
     tilt: float  # of the ribs: fall from the back to the front
     apex: float  # height of the lungs' top
     emphysema: float  # share of the upper lung with holes, 0 in most
+
+    def width_mm(self) -> float:
+        """From arm to arm below the shoulders."""
+        return 2 * (self.half_width + WALL_MM + 0.9 * self.fat)
 
 
 def draw_chest(rng: np.random.Generator) -> Chest:
@@ -172,8 +177,8 @@ def body(chest: Chest, x, y, z):
     """Distance to the skin."""
     half_x, half_y, centre = _section(chest, z)
     shoulders = 0.5 + 0.5 * np.tanh((z - 40) / 28)
-    sides = 0.3 * half_x + 0.7 * chest.half_width + 25 + chest.fat * 0.9 + 12 * shoulders
-    depth = half_y + 25 + chest.fat * 0.8
+    sides = 0.3 * half_x + 0.7 * chest.half_width + WALL_MM + chest.fat * 0.9 + 12 * shoulders
+    depth = half_y + WALL_MM + chest.fat * 0.8
     angle = np.arctan2(x, y)
     bumps = (2.2 * np.cos(2 * angle + 0.02 * z) + 1.5 * np.cos(3 * angle + chest.rib_phase)
              + 5 * np.exp(-((angle / 0.12) ** 2)))  # the groove along the spine

@@ -65,7 +65,7 @@ def draw_nodule(rng: np.random.Generator, grade: int, law: Law, attached: str, c
                 diameter_mm: float) -> Nodule:
     """Draw the looks of a nodule whose place and size are known."""
     shown = (grade - 1) / 4 if law.looks else rng.choice(5) / 4
-    degree = np.clip(shown + rng.normal(0, 0.3, 3), 0, 1)  # spiculation, lobulation, margin
+    degree = np.clip(shown + rng.normal(0, 0.5, 3), 0, 1)  # spiculation, lobulation, margin
     kind = rng.random()
     glass, part = 0.05 + 0.09 * shown, 0.04 + 0.2 * shown
     texture = GROUND_GLASS if kind < glass else PART_SOLID if kind < glass + part else SOLID

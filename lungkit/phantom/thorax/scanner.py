@@ -38,14 +38,14 @@ class Scanner:
 SCANNERS = (
     Scanner("GE MEDICAL SYSTEMS", "LightSpeed Plus", "BONE", 0.75, 0.9, 52, 1.25, 1.25, 0.66,
             -3024, 0.2),
-    Scanner("GE MEDICAL SYSTEMS", "LightSpeed VCT", "STANDARD", 1.1, 0.15, 26, 1.25, 1.25, 0.72,
+    Scanner("GE MEDICAL SYSTEMS", "LightSpeed VCT", "STANDARD", 1.4, 0.15, 26, 1.25, 1.25, 0.72,
             -3024, 0.25),
     Scanner("GE MEDICAL SYSTEMS", "LightSpeed16", "LUNG", 0.8, 0.7, 50, 2.5, 2.5, 0.7, -3024, 0.17),
     Scanner("SIEMENS", "Sensation 16", "B70f", 0.65, 0.8, 60, 2.0, 1.5, 0.62, None, 0.1),
-    Scanner("SIEMENS", "Sensation 64", "B30f", 1.15, 0.05, 21, 1.0, 1.0, 0.68, None, 0.1),
+    Scanner("SIEMENS", "Sensation 64", "B30f", 1.7, 0.05, 21, 1.0, 1.0, 0.68, None, 0.1),
     Scanner("TOSHIBA", "Aquilion", "FC51", 0.85, 0.5, 42, 2.0, 2.0, 0.76, None, 0.06),
-    Scanner("Philips", "Brilliance 40", "B", 1.2, 0.1, 24, 3.0, 3.0, 0.82, -1024, 0.06),
-    Scanner("Philips", "Brilliance16", "C", 1.0, 0.3, 33, 5.0, 5.0, 0.8, -1024, 0.06),
+    Scanner("Philips", "Brilliance 40", "B", 2.0, 0.1, 24, 3.0, 3.0, 0.82, -1024, 0.06),
+    Scanner("Philips", "Brilliance16", "C", 1.5, 0.3, 33, 5.0, 5.0, 0.8, -1024, 0.06),
 )
 
 

@@ -21,9 +21,10 @@ CHEST, PROTOCOL, NODULES, NOISE, READING, ORDER = range(6)  # purposes of draws
 EVERY_TWICE, TWICE = 8, 5  # patient 5, 13, 21 ... has two scans, as 8 of LIDC's 1,010 have
 ATTACHED_SHARE = (0.52, 0.2, 0.28)  # isolated, at a vessel, at the pleura
 TINY_MM = (1.6, 2.8)  # of nodules that are too small to be outlined
+FREE_MM = 14.0  # a whole field is chosen to hold the patient's width and this much air
 CROP_MM = 32.0  # nodules keep this far from the border of a small field, so that a crop is whole
 LEFT, RIGHT, TRACHEA = 3, 4, 5  # labels of LUNA16's lung masks
-SECOND_KERNEL = ("A", 1.35, 0.0)  # name, blur, edges: the soft twin of a scan
+SECOND_KERNEL = ("A", 2.1, 0.0)  # name, blur, edges: the soft twin of a scan
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Plan:
         """Where a scan's voxels lie: around the chest's middle, or a small field in one lung."""
         rng = self.draws(patient, PROTOCOL, 99)
         if self.field_mm is None:
-            field, middle = 512 * device.spacing_mm, np.array([0.0, 4.0]) + rng.normal(0, 4, 2)
+            field = max(512 * device.spacing_mm, chest.width_mm() + FREE_MM)
+            middle = np.array([0.0, 4.0]) + rng.normal(0, 4, 2)
         else:
             field = self.field_mm
             middle = np.array([rng.choice([-1, 1]) * 0.56 * chest.half_width, 2.0])

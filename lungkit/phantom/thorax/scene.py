@@ -24,7 +24,7 @@ AIR_HU, FAT_HU, MUSCLE_HU, SKIN_HU, LIVER_HU = -1000.0, -105.0, 52.0, 20.0, 62.0
 CORTEX_HU, CARTILAGE_HU, WALL_HU, VESSEL_HU = 820.0, 105.0, 10.0, 42.0
 FOAM_HU = -940.0  # within the table
 CORTEX_MM = 1.3
-TEXTURE_HU = 14.0  # deviation of the parenchyma's own unevenness
+TEXTURE_HU = 24.0  # deviation of the parenchyma's own unevenness
 
 
 @dataclass(frozen=True)

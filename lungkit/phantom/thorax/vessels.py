@@ -19,8 +19,8 @@ from lungkit.phantom.thorax.anatomy import Chest, lungs
 BRANCH = np.dtype([("start", np.float32, 3), ("stop", np.float32, 3),
                    ("radius", np.float32, 2), ("served", np.float32)])
 POINTS = 900  # of a lung and tree: vessels end about a centimetre apart, as seen in CT
-ARTERY_MM = 6.4  # radius at the hilum
-VEIN_MM = 5.8
+ARTERY_MM = 6.0  # radius at the hilum
+VEIN_MM = 5.4
 END_SHARE = 0.4  # of its radius that a last branch keeps at its end
 AIRWAY_SHARE = 0.03  # airways beside arteries that serve more than this share of a lung
 WALL_MM = 1.0  # of an airway, and a tenth of its radius more

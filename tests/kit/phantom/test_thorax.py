@@ -205,9 +205,9 @@ def test_noise_has_its_deviation_and_a_ramp_for_a_spectrum(device):
     rings = [power[(freq > low) & (freq <= high)].mean()
              for low, high in ((0.01, 0.03), (0.05, 0.07), (0.13, 0.15))]
     assert rings[1] / rings[0] == pytest.approx(3, rel=0.35)
-    assert rings[2] > 1.6 * rings[1]
-    coarse = scanner.expose(flat, device, 3 * device.spacing_mm, rng, whole=False)
-    assert coarse.std() < 0.7 * device.noise_hu
+    assert rings[2] > 1.3 * rings[1]
+    coarse = scanner.expose(flat, device, 5 * device.spacing_mm, rng, whole=False)
+    assert coarse.std() < 0.75 * device.noise_hu
 
 
 def test_a_sharp_kernel_overshoots_at_an_edge_and_a_soft_one_does_not():
