@@ -100,6 +100,15 @@ stage_command() {	# sets what run_stages starts
 	esac
 }
 
+find_datasets() {	# sets names: the datasets there are, of DATASETS where it is set
+	local manifest name
+	names=()
+	for manifest in "$run_dir"/datasets/*/dataset.json; do
+		name=$(basename "$(dirname "$manifest")")
+		[[ ! -f $manifest || (-n $DATASETS && " $DATASETS " != *" $name "*) ]] || names+=("$name")
+	done
+}
+
 # The stages' dry runs, of what data there is: a typo ends here, with its line.
 check_stages() {	# check_stages NAME...
 	local name status said
@@ -118,6 +127,8 @@ check_stages() {	# check_stages NAME...
 if [[ -n $dry_run ]]; then
 	# shellcheck source=setup_env.sh
 	[[ -n ${LUNGKIT_JOB:-} ]] || source ./setup_env.sh
+	find_datasets	# one that was renamed or altered is told now, not after the arms' trainings
+	((${#names[@]} > 0)) || names=(real)
 	check_stages 'check cnn' 'check nuclei' 'check test'
 	exit 0
 fi
@@ -128,10 +139,7 @@ fi
 if [[ -n $DATASETS ]]; then
 	read -ra names <<<"$DATASETS"
 else
-	names=()
-	for manifest in "$run_dir"/datasets/*/dataset.json; do
-		[[ ! -f $manifest ]] || names+=("$(basename "$(dirname "$manifest")")")
-	done
+	find_datasets
 fi
 for name in real "${names[@]}"; do
 	[[ -f $run_dir/datasets/$name/dataset.json ]] || { fault "$run_dir/datasets/$name is not a complete dataset: make it with its stage first (found: ${names[*]:-none})"; exit 1; }

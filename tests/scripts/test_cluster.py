@@ -321,6 +321,18 @@ def test_bad_data_of_a_comparison_is_found_before_the_first_arm(project):
     assert not [call for call in project.calls(dry=False) if call.stage in ARMS]
 
 
+@pytest.mark.parametrize(("settings", "checked"), [
+    ({}, ["gan", "real", "voronoi"]), ({"DATASETS": "real voronoi later"}, ["real", "voronoi"])])
+def test_every_dataset_there_is_is_checked_before_the_first_arm(settings, checked, project):
+    """One that was renamed, or altered, would else be told after the trainings of the arms."""
+    project.make_datasets("real", "voronoi", "gan")
+    result = project.bash("compare_models.sh", 2, "--dry-run", **settings)
+    assert result.returncode == 0, result.stderr
+    cnn, = project.calls("cnn")
+    data = cnn.words[cnn.words.index("--data") + 1:cnn.words.index("--real")]
+    assert [os.path.basename(word) for word in data] == checked
+
+
 def test_a_baseline_that_is_none_is_found_at_the_start(project):
     result = project.pipeline(BASELINE="forest")
     assert result.returncode == 2 and "BASELINE is 'forest'" in result.stderr
