@@ -208,7 +208,7 @@ def make_recipe(how: dict, preset: str, labels: list[str]) -> Recipe:
     return Recipe(cut, how["channel"], how["pages_are"], how["source_mpp"], how["region"],
                   tuple(sorted(benign)), how["stain_normalisation"],
                   quality.Limits(min_tissue=0 if everything else how["min_tissue"]),
-                  how["quality_control"])
+                  how["quality_control"], how["source_bits"])
 
 
 def identity(how: dict, recipe: Recipe, found: list[sources.Source]) -> dict:
@@ -323,6 +323,9 @@ def build_parser():
                             f"{FIELD_UM:g} um a tile; other images: as large a tile as fits)")
     group.add_argument("--source-mpp", type=cli.positive_float, metavar="UM",
                        help="micrometres per pixel of originals that do not say theirs")
+    group.add_argument("--source-bits", type=int, choices=range(9, 17), metavar="N",
+                       help="9 to 16, bits in use in 16-bit colour that does not say (default: 16, "
+                            "but pictures too dark for them are refused)")
     group.add_argument("--tile-size", type=cli.positive_int, metavar="PX",
                        help="side of a tile in the original image (default: its shorter side)")
     group.add_argument("--tiles-per-slide", type=cli.positive_int, metavar="N",

@@ -14,7 +14,7 @@ import warnings
 
 import numpy as np
 
-from lungkit.formats.channels import Unreadable, check_size, flatten, pick_channel
+from lungkit.formats.channels import Unreadable, check_size, flatten, pick_channel, to_8_bits
 from lungkit.formats.jpeg import check_jpeg, decode_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # in any case
@@ -26,7 +26,8 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF
 
 
 def decode_image(content: bytes, channel: int | str | None = None,
-                 z_projection: str = "max", pages_are: str = "channels") -> np.ndarray:
+                 z_projection: str = "max", pages_are: str = "channels",
+                 source_bits: int | None = None) -> np.ndarray:
     """Decode a whole image file.
 
     channel: of a multi-channel image its channel or page, a 0-based number or (in any case) the
@@ -34,6 +35,7 @@ def decode_image(content: bytes, channel: int | str | None = None,
     z_projection: one of Z_PROJECTIONS, what becomes of several focal planes.
     pages_are: one of PAGES_ARE, the grey pages of a TIFF that does not say: channels or focal
         planes.
+    source_bits: in use in 16-bit colour that does not say; None: 16, if it is not too dark for it.
     Returns uint8 [H, W, 3] RGB, or for a grey image or a chosen channel its values as stored,
     [H, W] of uint8, uint16 or float32. Transparency is laid on white, orientation is applied,
     and colour images without colour are returned grey. Raises Unreadable.
@@ -46,13 +48,13 @@ def decode_image(content: bytes, channel: int | str | None = None,
     if content[:8] == b"\x89PNG\r\n\x1a\n":
         if b"IEND\xaeB`\x82" not in content:  # Pillow does not miss it
             raise Unreadable("is truncated")
-        image = _decode_with_pillow(content)
+        image = _decode_with_pillow(content, source_bits)
     elif content[:3] == b"\xff\xd8\xff":
-        image = _decode_with_pillow(content)
+        image = _decode_with_pillow(content, source_bits)
     elif content[:4] in TIFF_STARTS:
         from lungkit.formats.tiff import decode_tiff
 
-        return decode_tiff(content, channel, z_projection, pages_are)
+        return decode_tiff(content, channel, z_projection, pages_are, source_bits)
     else:
         raise Unreadable("is not a PNG, JPEG or TIFF image, whatever its name says")
     return pick_channel(image, channel)
@@ -75,7 +77,7 @@ def pixel_size_um(content: bytes) -> float | None:
 
 # ------------------------------------------------------------------ PNG and JPEG
 
-def _decode_with_pillow(content: bytes) -> np.ndarray:
+def _decode_with_pillow(content: bytes, source_bits: int | None) -> np.ndarray:
     """uint8 [H, W, 3], or [H, W] of uint8 or uint16."""
     from PIL import Image, ImageOps
 
@@ -91,6 +93,8 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
                     return pixels
                 check_jpeg(content)
             image.load()
+            if image.format == "PNG" and content[24] == 16 and image.mode in ("RGB", "RGBA", "LA"):
+                image = _deep_png(content, image, source_bits)
             image = ImageOps.exif_transpose(image)
             return flatten(image)
     except Unreadable:
@@ -100,3 +104,17 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
         raise Unreadable(f"is {reason}") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def _deep_png(content: bytes, image, source_bits: int | None):
+    """A Pillow image of a PNG of 16-bit colour, of which Pillow drops the lower 8 bits."""
+    import cv2
+    from PIL import Image
+
+    if "transparency" in image.info:  # one colour, which the upper bits tell as well
+        return image
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    shallow = to_8_bits(pixels[..., [2, 1, 0, 3][:pixels.shape[2]]], None, source_bits)
+    deep = Image.fromarray(shallow)
+    deep.info["exif"] = image.getexif().tobytes()
+    return deep

@@ -13,15 +13,9 @@ from collections import OrderedDict
 from math import prod
 from pathlib import Path
 
-from lungkit.formats.channels import Unreadable, on_white
+from lungkit.formats.channels import Unreadable, on_white, without_extras
 from lungkit.formats.jpeg import check_jpeg
-from lungkit.formats.tiff import (
-    ASSOCIATED_ALPHA,
-    JPEGS,
-    complaints,
-    plausible_um,
-    tiff_pixel_size_um,
-)
+from lungkit.formats.tiff import JPEGS, complaints, plausible_um, tiff_pixel_size_um
 
 CACHE_BYTES = 32 << 20   # decoded tiles kept; OpenSlide's own default
 MAX_SEGMENT_BYTES = 256 << 20  # ours: larger tiles or strips are not decoded
@@ -141,7 +135,7 @@ class TiffLevels:
         tile = np.concatenate(decoded, axis=-1)[0]
         if tile.shape[-1] == 3:
             return tile
-        return on_white(tile, premultiplied=ASSOCIATED_ALPHA in page.extrasamples)
+        return without_extras(tile, page.extrasamples)
 
     def close(self):
         self._file.close()

@@ -22,13 +22,16 @@ from xml.etree import ElementTree
 import numpy as np
 
 from lungkit.formats.channels import (
+    ASSOCIATED,
+    UNASSOCIATED,
     Unreadable,
     channel_words,
     check_size,
     find_channel,
     flatten,
-    on_white,
     pick_channel,
+    to_8_bits,
+    without_extras,
 )
 from lungkit.formats.jpeg import check_jpeg
 
@@ -36,7 +39,6 @@ from lungkit.formats.jpeg import check_jpeg
 # microscope to that of its weakest objective; 72 to 2,400 dpi, written for printers, lie outside.
 PLAUSIBLE_UM = (0.02, 10)
 MAX_ASPECT = 1.05         # ours: pixels less square have no one size
-ASSOCIATED_ALPHA = 1      # TIFF 6.0, ExtraSamples: the colours are multiplied by alpha
 OLD_JPEG, JPEGS = 6, (7, 33007)  # compressions; of the latter each piece is a JPEG stream
 DEFLATES = (8, 32946)
 _GREY, _RGB = (0, 1), 2  # TIFF photometric: white is zero, black is zero; RGB
@@ -52,7 +54,7 @@ _UPRIGHT = {2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[
 
 
 def decode_tiff(content: bytes, channel: int | str | None, z_projection: str,
-                pages_are: str) -> np.ndarray:
+                pages_are: str, source_bits: int | None) -> np.ndarray:
     import tifffile
 
     try:
@@ -73,9 +75,11 @@ def decode_tiff(content: bytes, channel: int | str | None, z_projection: str,
             orientation = page.tags.get("Orientation")
             photometric = int(page.photometric)
             planes = prod(n for axis, n in zip(series.axes, series.shape) if axis not in "YXS")
-            if photometric == _RGB and "S" in series.axes and planes == 1:
+            has_alpha = page.extrasamples in ((ASSOCIATED,), (UNASSOCIATED,)) and channel is None
+            if (photometric == _RGB or photometric == 1 and page.samplesperpixel == 2 and has_alpha
+                    ) and "S" in series.axes and planes == 1:
                 _check_pieces(pages)
-                image = _tiff_colour(series)
+                image = _tiff_colour(file, source_bits)
             elif photometric not in (*_GREY, _RGB):  # palette, CMYK, YCbCr: Pillow knows them
                 image = _tiff_other(content, page)
             else:
@@ -134,18 +138,20 @@ def _upright(image: np.ndarray, tag) -> np.ndarray:
     return np.ascontiguousarray(turn(image)) if turn else image
 
 
-def _tiff_colour(series) -> np.ndarray:
-    """uint8 [H, W, 3] of an RGB or RGBA TIFF."""
+def _tiff_colour(file, source_bits: int | None) -> np.ndarray:
+    """uint8 [H, W, 3] of RGB, or of grey and alpha, in 8 or 16 bits, with any further samples."""
+    series, page = file.series[0], file.pages[0]
     image = np.moveaxis(series.asarray(), series.axes.index("S"), -1)
     image = image.reshape(image.shape[-3:])
+    if image.shape[2] == 2:
+        image = image[..., [0, 0, 0, 1]]
     if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    if image.dtype != np.uint8 or image.shape[2] not in (3, 4):
+        said = min(page.bitspersample, int(_ome_pixels(file).get("SignificantBits", 16)))
+        image = to_8_bits(image, said if said < 16 else None, source_bits)
+    if image.dtype != np.uint8:
         raise Unreadable(f"holds colour as {image.shape[2]} x {image.dtype}; "
                          "save it as 8 or 16-bit RGB")
-    if image.shape[2] == 3:
-        return image
-    return on_white(image, premultiplied=ASSOCIATED_ALPHA in series.keyframe.extrasamples)
+    return image if image.shape[2] == 3 else without_extras(image, page.extrasamples)
 
 
 def _tiff_other(content: bytes, page) -> np.ndarray:

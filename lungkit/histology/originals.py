@@ -64,9 +64,10 @@ class Picture:
     is_slide = False
 
     def __init__(self, content: bytes, channel: int | str | None, um_per_px: float | None,
-                 pages_are: str) -> None:
+                 pages_are: str, source_bits: int | None) -> None:
         self.sha256, self.file_bytes = files.sha256(content), len(content)
-        self._pixels = images.decode_image(content, channel, pages_are=pages_are)
+        self._pixels = images.decode_image(content, channel, pages_are=pages_are,
+                                           source_bits=source_bits)
         if self._pixels.ndim == 3 and dark_field.is_dark_field(look := self.overview()):
             lit = dark_field.choose_channel(look, None)
             self._pixels = self._pixels[..., lit].copy()
@@ -188,13 +189,15 @@ class FluorescenceSlide(WholeSlide):
 
 @contextlib.contextmanager
 def open_original(path: Path, *, channel: int | str | None = None, um_per_px: float | None = None,
-                  pages_are: str = "channels") -> Iterator[Picture | WholeSlide]:
+                  pages_are: str = "channels", source_bits: int | None = None
+                  ) -> Iterator[Picture | WholeSlide]:
     """Open a picture or a slide; its content decides. Raises Unreadable.
 
     channel: of a multi-channel picture. um_per_px: micrometres per pixel of one that does not say.
+    pages_are, source_bits: see images.decode_image.
     """
     if not slides.is_slide(path):
-        yield Picture(path.read_bytes(), channel, um_per_px, pages_are)
+        yield Picture(path.read_bytes(), channel, um_per_px, pages_are, source_bits)
         return
     with slides.open_slide(path) as slide:
         slide.mpp = slide.mpp or um_per_px

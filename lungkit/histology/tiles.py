@@ -44,11 +44,13 @@ class Recipe:
     stain_normalisation: str = "macenko"
     limits: quality.Limits = quality.Limits()
     quality_control: bool = True     # False: only the share of tissue counts
+    source_bits: int | None = None   # in use in 16-bit colour that does not say
 
     @property
     def reading(self) -> dict[str, object]:
         """Options of `open_original`."""
-        return {"channel": self.channel, "pages_are": self.pages_are, "um_per_px": self.source_mpp}
+        return {"channel": self.channel, "pages_are": self.pages_are, "um_per_px": self.source_mpp,
+                "source_bits": self.source_bits}
 
 
 def examine(source: sources.Source, recipe: Recipe) -> Original | str:

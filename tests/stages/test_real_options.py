@@ -18,7 +18,8 @@ from lungkit.audit.warnings import confounding_warnings
 from lungkit.data import splits
 from lungkit.data.dataset import open_dataset
 from lungkit.data.png import decode_png
-from lungkit.histology import background, stain, tiles
+from lungkit.formats.sources import Source
+from lungkit.histology import background, originals, stain, tiles
 from lungkit.histology.originals import Cut
 from lungkit.histology.tumour_map import tumour_mask
 from lungkit.run.files import sha256
@@ -187,6 +188,18 @@ def test_specimens_hold_the_original_before_and_its_own_tiles_after(made, tree):
         assert specimen.after == pytest.approx(np.mean(written[specimen.source_name], axis=0))
 
 
+def test_source_bits_reach_the_pixels(tmp_path):
+    import cv2
+
+    path = tmp_path / "dim.png"
+    cv2.imwrite(str(path), tissue(1, 64).astype(np.uint16) * 16)  # 12 bits of 16, blue first
+    for bits, most in ((12, 255), (16, 16)):
+        recipe = tiles.Recipe(Cut(32), source_bits=bits)
+        with originals.open_original(path, **recipe.reading) as original:
+            assert most // 2 < original.overview().max() <= most
+    assert "--source-bits" in tiles.examine(Source(path, "a/dim.png", "a"), tiles.Recipe(Cut(32)))
+
+
 # ------------------------------------------------------------------ options
 
 @pytest.mark.parametrize("name, options", [
@@ -195,6 +208,7 @@ def test_specimens_hold_the_original_before_and_its_own_tiles_after(made, tree):
     ("tile_size", ["--tile-size", 40]), ("tiles_per_slide", ["--tiles-per-slide", 5]),
     ("region", ["--region", "all"]), ("benign", ["--benign", "a"]),
     ("min_tissue", ["--min-tissue", 0.2]), ("pages_are", ["--pages-are", "planes"]),
+    ("source_bits", ["--source-bits", 12]), ("unknown_groups", ["--unknown-groups", "own"]),
     ("quality_control", ["--no-quality-control"]), ("groups", ["--groups", "CSV"]),
     ("group_regex", ["--group-regex", r"\d"]),
     ("stain_normalisation", ["--stain-normalisation", "none"]),
