@@ -324,8 +324,7 @@ def build_parser():
     group.add_argument("--source-mpp", type=cli.positive_float, metavar="UM",
                        help="micrometres per pixel of originals that do not say theirs")
     group.add_argument("--source-bits", type=int, choices=range(9, 17), metavar="N",
-                       help="9 to 16, bits in use in 16-bit colour that does not say (default: 16, "
-                            "but pictures too dark for them are refused)")
+                       help="9 to 16, bits in use in 16-bit colour that does not say (default: 16)")
     group.add_argument("--tile-size", type=cli.positive_int, metavar="PX",
                        help="side of a tile in the original image (default: its shorter side)")
     group.add_argument("--tiles-per-slide", type=cli.positive_int, metavar="N",
