@@ -10,8 +10,9 @@ Prints  mean, standard deviation and number of the accuracies.
 
 Repeat i is an independent training with seed SEED + i: its own initial weights, order of the
 images and augmentation, and, where DATA's train split holds more images of a class than REAL's,
-its own draw of as many as REAL has. Every repeat of every dataset takes the same number of
-optimiser steps. The val split is only reported: nothing is chosen by it.
+its own draw of as many as REAL has; draws share no image while the pool lasts. Every repeat of
+every dataset takes the same number of optimiser steps. The val split is only reported: nothing is
+chosen by it.
 
 Running the same command again resumes: complete repeats are kept, missing ones are made. Any
 number of processes may run the same command at once; they share the repeats between them, and
@@ -37,6 +38,7 @@ import numpy as np
 from lungkit.audit import leaks
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
+from lungkit.data.draws import draw_images, num_draws, shared_with_earlier
 from lungkit.data.orientations import as_setting, square_symmetries
 from lungkit.data.repeats import Repeats, add_options, open_both, open_repeats, report
 from lungkit.learn.cnns import MODELS, build_model
@@ -61,21 +63,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which --
 EVAL_BATCH_SIZE, EVAL_PIXELS = 128, 2**20  # whichever is less: testing must not need more memory
 
 
-# ------------------------------------------------------------------ the draw and the order
-
-def draw_images(labels: np.ndarray, wanted: list[int], rng: np.random.Generator) -> np.ndarray:
-    """Indices of the images to train on: of each class as many as wanted, or all if fewer.
-
-    labels: int [N]. wanted: images per class. Returns sorted int64 [M].
-    """
-    drawn = []
-    for label, num_wanted in enumerate(wanted):
-        pool = np.flatnonzero(labels == label)
-        if len(pool) > num_wanted:
-            pool = rng.choice(pool, num_wanted, replace=False)
-        drawn.append(pool)
-    return np.sort(np.concatenate(drawn))
-
+# ------------------------------------------------------------------ the order
 
 def plan_batches(drawn: np.ndarray, steps: int, batch_size: int,
                  rng: np.random.Generator, symmetries: int = 8) -> dict[str, np.ndarray]:
@@ -216,7 +204,7 @@ class Bench:
         settings, repeat = identity["settings"], identity["repeat"]
         key = identity["dataset"], identity["seed"], identity["replicate"]
         train_labels = self.labels["train"].cpu().numpy()
-        drawn = draw_images(train_labels, self.wanted, seeds.images_draws(*key))
+        drawn = draw_images(train_labels, self.wanted, *key)
         plan = plan_batches(drawn, settings["steps"], settings["batch_size"],
                             seeds.order_draws(*key), self.data.symmetries)
         torch.manual_seed(seeds.weights_seed(*key))
@@ -238,6 +226,9 @@ class Bench:
                   "trained_on": self.data.trained_on(), "leaks": checked,
                   "device": device_name(self.device),
                   "versions": provenance()["versions"]}
+        if "draws" in identity:
+            record["shared_with_earlier"] = shared_with_earlier(train_labels, self.wanted, *key,
+                                                                repeat)
         result.write_record(directory, record, arrays, {
             "elapsed_sec": round(time.monotonic() - start, 3),
             "threads": torch.get_num_threads()})
@@ -288,7 +279,6 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
         model=chosen["model"], settings=settings), overwrite=overwrite) for path in data}
     pending = [path for path in asked if not asked[path].are_complete]
     datasets = {path: open_both(path, real, results) for path in pending}
-    checked = dict(zip(pending, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
     if pending:
         torch_device = use_device(device, needed=not dry_run)
         build_model(chosen["model"], len(datasets[pending[0]][0].classes), weights)  # bad weights
@@ -296,6 +286,7 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
         say(f"model {chosen['model']}  {shown}  device {torch_device}")
         for path in pending:
             asked[path].say_plan()
+    checked = dict(zip(pending, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
     if not dry_run and pending:
         for waits in (False, True):  # first what no other process holds, of every dataset
             for path in pending:
@@ -334,9 +325,13 @@ def weights_hash(path: Path | None) -> str | None:
 def identify(data: dict, real: dict, repeats: range, *, replicate: int, seed: int, model: str,
              settings: dict) -> list[dict]:
     """What decides each repeat asked for; data and real are manifests."""
+    have, wanted = ([manifest["counts"]["train"].get(label, 0) for label in real["classes"]]
+                    for manifest in (data, real))
+    larger = any(pool > draw for pool, draw in zip(have, wanted))
+    draws = {"draws": num_draws(have, wanted)} if larger else {}
     return [{"dataset": data["name"], "dataset_fingerprint": data["fingerprint"],
              "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
-             "seed": seed + repeat, "model": model,
+             "seed": seed + repeat, "model": model, **draws,
              "settings": {**settings, "image_size": data["image_size"],
                           **as_setting(data["symmetries"])}} for repeat in repeats]
 

@@ -46,9 +46,9 @@ def repeat_draws(arm: str, seed: int, replicate: int, *purpose: int) -> np.rando
     return np.random.default_rng([crc32(arm.encode()), seed, replicate, *purpose])
 
 
-def images_draws(arm: str, seed: int, replicate: int) -> np.random.Generator:
-    """Which of a larger pool's images a repeat is trained on."""
-    return repeat_draws(arm, seed, replicate, 0)
+def pool_draws(arm: str, turn: int, replicate: int, label: int) -> np.random.Generator:
+    """The order in which a pool's images of a class are used up, once around."""
+    return repeat_draws(arm, turn, replicate, 0, label)
 
 
 def order_draws(arm: str, seed: int, replicate: int) -> np.random.Generator:

@@ -120,16 +120,7 @@ def content(results):
     return found
 
 
-# ------------------------------------------------------------------ draws, order, augmentation
-
-def test_draw_is_as_large_as_real_and_its_own():
-    labels = np.repeat([0, 1, 2], [30, 30, 5])
-    draws = [cnn_classify.draw_images(labels, [8, 10, 6], np.random.default_rng(seed))
-             for seed in (0, 0, 1)]
-    assert np.bincount(labels[draws[0]]).tolist() == [8, 10, 5]  # all five where there are fewer
-    assert len(set(draws[0])) == 23
-    assert (draws[0] == draws[1]).all() and (draws[0] != draws[2]).any()
-
+# ------------------------------------------------------------------ order, augmentation
 
 def test_plan_shows_every_image_once_an_epoch():
     drawn = np.array([3, 5, 7, 11, 13])
@@ -449,8 +440,13 @@ def test_record_is_whole_and_the_comparison_reads_it(real, pool, tmp_path, capsy
     assert found.datasets == ["real", "pool"] and found.repeats == [0, 1]
 
 
-def test_the_page_lists_every_key_of_a_record_and_no_other(real, trainings, tmp_path):
+def test_the_page_lists_every_key_of_a_record_and_no_other(real, pool, trainings, tmp_path):
     assert classify(real, real, tmp_path, repeats="1") == 0
+    assert classify(pool, real, tmp_path, repeats="5") == 0
+    drawn = [read(tmp_path, "pool", repeat) for repeat in range(5)]
+    assert keys_of(drawn[0]) == keys_on_page("The record") | keys_on_page("Of a larger pool")
+    assert [record["draws"] for record in drawn] == [3] * 5
+    assert [record["shared_with_earlier"] == 0 for record in drawn] == [True] * 3 + [False] * 2
     assert keys_of(read(tmp_path, "real")) == keys_on_page("The record")
     path = tmp_path / "real/replicate_000/repeat_0000.json"
     assert arrays_of(path) == keys_on_page("The .npz")
