@@ -44,8 +44,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import csv_tables, report, results, scores
-from lungkit.compare.answer import Comparison, plain
+from lungkit.compare import csv_tables, plan as plans, report, results, scores
+from lungkit.compare.answer import Caution, Comparison, plain
 from lungkit.compare.pairs import compare, rank_cautions
 from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p
 from lungkit.data import result
@@ -96,20 +96,26 @@ def publish(output: Path, contents: dict[str, bytes], manifest: dict) -> None:
 
 # ------------------------------------------------------------------ the stage
 
-def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | None, alpha: float,
-        margin: float, datasets: list[str] | None, controls: list[str], benign: str | None,
+def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | None,
+        replicates: int | None, alpha: float | None, margin: float | None,
+        datasets: list[str] | None, controls: list[str], benign: str | None, plan: Path | None,
         sheets: Path | None, dry_run: bool) -> None:
     """Read, test, decide, draw, publish, print."""
+    planned = plans.read(plan) or {} if plan else {}
+    metric = metric or planned.get("metric")
+    alpha, margin = alpha or planned.get("alpha", ALPHA), margin or planned.get("margin", MARGIN)
     check_options(results_path, output, metric, alpha, margin, sheets)
     options = {"metric": metric, "repeats": repeats, "alpha": alpha, "margin": margin,
-               "datasets": datasets, "controls": controls, "benign": benign}
+               "datasets": datasets, "controls": controls, "benign": benign,
+               "replicates": replicates, "plan": bool(planned)}
     inputs = input_hash(results_path, sheets, options)
     done = complete_manifest(output, inputs)
     if done and not dry_run:
         print(f"{done['printed']}\nalready complete: {output / 'report.html'}")
         return
 
-    found = results.read_results(results_path, datasets=datasets, num_repeats=repeats)
+    found = results.read_results(results_path, datasets=datasets, num_repeats=repeats,
+                                 num_replicates=replicates)
     benign = benign or found.benign
     if benign:
         found.add_tumour_scores(benign)
@@ -125,6 +131,8 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
                     grid=0 if results_path.is_file() else step)
     comparison = conclude(results_path, found, tests, metric, benign=benign, alpha=alpha,
                           margin=margin, controls=controls)
+    if plan:
+        note_look(plan, comparison, found)
     printed = "\n".join([*comparison.answer, "", report.verdict_table(comparison.pairs)])
     also = [str(each) for each in comparison.warnings if not each.limits]
     arms = report.summarise(found, metric, {arm.dataset: (arm.low, arm.high)
@@ -157,6 +165,17 @@ def conclude(results_path: Path, found: results.Results, tests: list, metric: st
     for test in tests:
         test.verdict = sentences[frozenset((test.dataset_a, test.dataset_b))] or "no verdict"
     return comparison
+
+
+def note_look(plan: Path, comparison: Comparison, found: results.Results) -> None:
+    """Add this comparison to the plan's looks unless it is the planned one; say what they cost."""
+    arms = [name for name in found.datasets if name not in found.baselines]
+    comparison.plan = plans.note_look(
+        plan, metric=comparison.metric, margin=comparison.margin, alpha=comparison.alpha,
+        repeats=len(found.repeats), replicates=len(found.replicates), arms=arms)
+    said = plans.looks_in_words(comparison.plan)
+    if said:
+        comparison.warnings.append(Caution("looks", said, limits=False))
 
 
 def check_options(results_path: Path, output: Path, metric: str | None, alpha: float,
@@ -210,11 +229,18 @@ def build_parser():
                                  "specificity (default: as nuclei_classify.py was told)")
     main_group.add_argument("--repeats", type=cli.positive_int, metavar="N",
                             help="use the first N repeats (default: all)")
+    main_group.add_argument("--replicates", type=cli.positive_int, metavar="R",
+                            help="use the first R replicates (default: all)")
+    main_group.add_argument("--plan", type=Path, metavar="FILE",
+                            help="plan.json of lungkit.compare.plan: its metric, margin and level "
+                                 "hold where none are given, and another look is added to it")
     test_group = parser.add_argument_group("Tests")
-    test_group.add_argument("--alpha", type=cli.positive_float, default=ALPHA, metavar="P",
-                            help="significance level, kept over all pairs by Holm's method")
-    test_group.add_argument("--margin", type=cli.positive_float, default=MARGIN, metavar="SCORE",
-                            help="equivalence margin in the score, 0.02 is two points")
+    test_group.add_argument("--alpha", type=cli.positive_float, metavar="P",
+                            help="significance level, kept over all pairs by Holm's method "
+                                 f"(default: the plan's, else {ALPHA})")
+    test_group.add_argument("--margin", type=cli.positive_float, metavar="SCORE",
+                            help="equivalence margin in the score, 0.02 is two points (default: "
+                                 f"the plan's, else {MARGIN})")
     output_group = parser.add_argument_group("Output")
     output_group.add_argument("--sheets", type=cli.directory, metavar="DIR",
                               help="contact sheets <dataset>.png to show in the report "

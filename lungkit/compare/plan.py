@@ -187,6 +187,18 @@ def cost(plan: dict) -> float:
     return min(1.0, math.fsum(each["alpha"] for each in [plan, *plan["looks"]]))
 
 
+def looks_in_words(plan: dict) -> str | None:
+    """What a reader must know of how the plan was kept; None where it was."""
+    said = []
+    if plan.get("results_there"):
+        said.append(f"planned after {plan['results_there']} results were there")
+    if plan["looks"]:
+        said.append(f"{1 + len(plan['looks'])} comparisons were made, as planned and by "
+                    f"{'; '.join(', '.join(look['changed']) for look in plan['looks'])}: the "
+                    f"chance of any false difference is up to {cost(plan):.0%} over all of them")
+    return ". ".join(said) or None
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 

@@ -161,10 +161,10 @@ def result_paths(source: Path) -> list[Path]:
 
 
 def read_results(source: Path, *, datasets: list[str] | None = None,
-                 num_repeats: int | None = None) -> Results:
+                 num_repeats: int | None = None, num_replicates: int | None = None) -> Results:
     """Read and check a results tree or CSV.
 
-    datasets: None means all. num_repeats: None means all; else the first so many repeats.
+    datasets: None means all. num_repeats, num_replicates: None means all; else the first so many.
     Raises Fault with every fault found, BadOptions for a choice the results cannot satisfy.
     """
     is_tree = source.is_dir()
@@ -192,6 +192,12 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
         repeats = repeats[:num_repeats]
         rows = [row for row in rows if row["repeat"] in repeats]
     replicates = sorted({row["replicate"] for row in rows})
+    if num_replicates is not None:
+        if num_replicates > len(replicates):
+            raise BadOptions(f"--replicates {num_replicates}: {source} holds {len(replicates)} "
+                             "replicates")
+        replicates = replicates[:num_replicates]
+        rows = [row for row in rows if row["replicate"] in replicates]
     rows.sort(key=lambda row: (found.index(row["dataset"]), row["replicate"], row["repeat"]))
     metrics = _common_scores(rows) if is_tree else ["accuracy"]
     found_results = Results(rows, found, metrics, replicates, repeats)
