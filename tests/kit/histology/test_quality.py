@@ -10,11 +10,16 @@ import cv2
 import numpy as np
 import pytest
 
+from lungkit.formats.slides import open_slide
 from lungkit.histology import background, quality
 from lungkit.histology.quality import QC_COLUMNS, REASONS, Limits, Quality, measure, qc_row, reason
 from lungkit.phantom.paint import CLASSES, draw_tile
 
 LC25000 = Path(os.environ.get("LC25000") or "no-lc25000")  # its folder: the test on it runs
+SLIDES = Path(os.environ.get("SLIDES") or "no-slides")     # the same
+# (left, top) of squares of 128 px: dark keratin and nuclei, and green ink at the tissue's margin
+DARK = [(1174, 1675), (1174, 1803), (1174, 2059), (1558, 2571)]
+MARGIN = [(1686, 1163), (1686, 1803), (1686, 1931), (1814, 1291), (1814, 2187)]
 
 
 def judged(tile, scale=None):
@@ -378,3 +383,15 @@ def test_lc25000_loses_no_sharp_tile_and_every_blurred_one(label):
         tile = cv2.imread(str(path))[..., ::-1].copy()
         assert judged(tile)[1] is None, path.name
         assert judged(blurred(tile, 3))[1] == "out of focus", path.name
+
+
+@pytest.mark.skipif(not SLIDES.is_dir(), reason="needs scanned slides: set SLIDES to their folder, "
+                    "as docs/quality.md says")
+@pytest.mark.parametrize("why, places", [(None, DARK), (INKED, MARGIN)])
+def test_a_scanned_slide_loses_tiles_with_margin_ink_and_no_dark_keratin(why, places):
+    with open_slide(SLIDES / "CMU-1-Small-Region.svs") as skin:
+        light = background.background_light(skin.thumbnail(2048))
+        for place in places:
+            tile = background.balance_white(skin.read(*place, 128, 128), light)
+            found = measure(tile, background.tissue_mask(tile), scale=0.499)
+            assert reason(found) == why, place
