@@ -52,6 +52,7 @@ from lungkit.generate.items import (
 from lungkit.generate.model_files import DIFFUSERS, check_shapes, open_part
 from lungkit.generate.prompts import Prompts
 from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
+from lungkit.nuclei.instanseg import check_file
 from lungkit.nuclei.layouts import Levels, load_layouts, measure_layouts, structure_map
 from lungkit.nuclei.point_process import PointStatistics, layout_for
 from lungkit.run import cli, faults
@@ -248,6 +249,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     def check(manifest: dict) -> None:
         check_base_model(folder, manifest, words, context=True)
         check_control_fits(folder, start)
+        check_file(nuclei_weights)
 
     arm = open_arm(
         "context_seg", real=real, output=output, model=model, seed=seed,

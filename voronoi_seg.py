@@ -270,6 +270,9 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         print(f"{output_dir}: already complete")
         return
 
+    if nuclei_weights:
+        from lungkit.nuclei.instanseg import check_file
+        check_file(nuclei_weights)
     data = open_dataset(real_dir)
     how = {"render": render, "modality": choose_modality(data, modality), "solidity": solidity,
            "field_um": field_um}

@@ -17,6 +17,7 @@ Loading TorchScript runs the code within the file: use weights only from a sourc
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,23 @@ SAME_SIZE = 0.01  # InstanSeg resamples from this relative difference on
 PERCENTILE = 0.1  # and 100 less it: InstanSeg's percentile_normalize
 LEAST_SPREAD = 1e-3  # the same function's guard against even images
 LEAST_SIDE_PX = 128  # of the input, from the models' bioimage.io description
+
+
+def check_file(weights: Path | None) -> None:
+    """Raise Fault unless a file of weights is a whole TorchScript archive; nothing of it is run.
+
+    None: there is nothing to check.
+    """
+    if weights is None:
+        return
+    try:
+        with zipfile.ZipFile(weights) as archive:
+            whole = any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):  # its list of contents stands at its end
+        whole = False
+    if not whole:
+        raise faults.Fault(f"{weights}: not a TorchScript file, or cut short; give the "
+                           "instanseg.pt of an InstanSeg release")
 
 
 def load_detector(weights: Path | None = None, device: str = "auto") -> Callable[..., Nuclei]:

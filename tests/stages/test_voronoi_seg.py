@@ -642,6 +642,8 @@ def test_nuclei_may_be_found_by_a_model(real_dataset, tmp_path, capsys):
     assert found["nuclei"] != json.loads((plain / "dataset.json").read_text())["nuclei"]
     weights.write_bytes(b"no model")
     assert voronoi_seg.main(command) == 2
-    assert voronoi_seg.main([*command[:3], str(tmp_path / "x"), *command[4:]]) == 1
+    for dry in ([], ["--dry-run"]):
+        assert voronoi_seg.main([*command[:3], str(tmp_path / "x"), *command[4:], *dry]) == 1
+        assert "not a TorchScript file" in capsys.readouterr().err
     assert voronoi_seg.main([*command[:5], str(tmp_path / "none.pt")]) == 1
     assert "is not a file" in capsys.readouterr().err

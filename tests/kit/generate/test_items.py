@@ -212,3 +212,15 @@ def test_an_image_size_that_cannot_be_halved_as_often_is_refused():
     check_divisible(64, 16)
     with pytest.raises(BadOptions, match="72 px.*16 px"):
         check_divisible(72, 16)
+
+
+@pytest.mark.parametrize("name", ["._config.json", "@eaDir/config.json", "unet/._w.safetensors",
+                                  "unet/.ipynb_checkpoints/config.json", "__MACOSX/a.txt"])
+def test_a_look_at_a_model_leaves_it_the_same(name, tmp_path):
+    for file in ("config.json", "unet/w.safetensors"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(file)
+    before = folder_fingerprint(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("left behind")
+    assert folder_fingerprint(tmp_path) == before

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -251,3 +252,26 @@ def test_a_small_image_is_enlarged_at_its_far_sides_only(save):
 def test_an_image_within_a_hundredth_of_the_models_scale_is_left_as_it_is(field_um, side):
     seen = instanseg.prepare(np.zeros((224, 224, 3), np.uint8), field_um, 0.5)
     assert seen.shape == (3, side, side)
+
+
+@pytest.mark.parametrize(("change", "whole"), [
+    (lambda content: content, True), (lambda content: content[:-100], False),
+    (lambda content: content[:len(content) // 2], False), (lambda content: b"", False),
+    (lambda content: b"<!DOCTYPE html>", False), (None, False)],
+    ids=["whole", "cut", "half", "empty", "a web page", "a zip of something else"])
+def test_a_file_of_weights_is_checked_without_running_it(change, whole, tmp_path, monkeypatch):
+    path = tmp_path / "instanseg.pt"
+    torch.jit.script(Threshold()).save(str(path))
+    content = path.read_bytes()
+    if change:
+        path.write_bytes(change(content))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("notes.txt", "x")
+    monkeypatch.setattr(torch.jit, "load", None)
+    if whole:
+        instanseg.check_file(path)
+        instanseg.check_file(None)
+    else:
+        with pytest.raises(faults.Fault, match="not a TorchScript file, or cut short; give the"):
+            instanseg.check_file(path)
