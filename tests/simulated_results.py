@@ -22,6 +22,11 @@ from statistics import NormalDist
 
 import numpy as np
 
+from lungkit.compare.answer import Comparison
+from lungkit.compare.conclude import conclude
+from lungkit.compare.evidence import read_evidence
+from lungkit.compare.pairs import compare
+from lungkit.compare.rank_sum import margin_on_grid
 from lungkit.compare.results import Results, _flat
 from lungkit.data.result import repeat_path, replicate_dir
 
@@ -76,20 +81,25 @@ class Simulated:
 
 
 def simulate(truths: dict[str, Truth], *, seed: int, classes: int = 3, groups: int = 10,
-             images: int = 3, repeats: int = 20, replicates: int = 1) -> Simulated:
-    """A run of these arms: `groups` test groups a class of `images` images, new in a replicate."""
+             images: int = 3, repeats: int = 20, replicates: int = 1, alike: bool = False,
+             collapse: float = 0) -> Simulated:
+    """A run of these arms: `groups` test groups a class of `images` images, new in a replicate.
+
+    alike: every image is as hard as any other, so that the truth of these test images is that of
+    all. collapse: the chance of each training of an arm but real to collapse.
+    """
     rng = np.random.default_rng(seed)
     made = Simulated([], {})
     group = np.repeat(np.arange(classes * groups), images)
     labels = group % classes
     for replicate in range(replicates):
-        shared = (rng.normal(0, GROUP**0.5, classes * groups)[group]
-                  + rng.normal(0, IMAGE**0.5, len(group)))
+        shared = (1 - alike) * (rng.normal(0, GROUP**0.5, classes * groups)[group]
+                                + rng.normal(0, IMAGE**0.5, len(group)))
         files = {"real_labels": labels, "classes": np.array([f"class{k}" for k in range(classes)]),
                  "real_groups": np.array([f"r{replicate}g{g:03d}" for g in group]),
                  "real_file_names": np.array([f"test/{i}.png" for i in range(len(group))])}
         for name, truth in truths.items():
-            rest = 1 - GROUP - IMAGE - SEED - truth.arm_group
+            rest = 1 - (1 - alike) * (GROUP + IMAGE) - SEED - truth.arm_group
             own = rng.normal(0, truth.arm_group**0.5, classes * groups)[group]
             middle = NormalDist().inv_cdf(truth.accuracy) + truth.draw * SEED**0.5 * rng.normal()
             for repeat in range(repeats):
@@ -97,7 +107,8 @@ def simulate(truths: dict[str, Truth], *, seed: int, classes: int = 3, groups: i
                      + rng.normal(0, rest**0.5, len(group)))
                 if truth.lost is not None:
                     z = np.where(labels == truth.lost, -1.0, z)
-                told = _probabilities(z, labels, classes, truth.collapsed > repeat)
+                fails = truth.collapsed > repeat or (name != "real" and rng.random() < collapse)
+                told = _probabilities(z, labels, classes, fails)
                 made.arrays[name, replicate, repeat] = {**files, "real_probabilities": told}
                 made.rows.append(_record(name, truth, replicate, repeat, told, labels, classes))
     return made
@@ -129,3 +140,17 @@ def _record(name: str, truth: Truth, replicate: int, repeat: int, told: np.ndarr
            "own": split, "real": split, "num_pool_images": TRAIN_IMAGES * len(labels),
            "trained_on": [parent], "warnings": []}
     return row if truth.kind == "cnn" else row | {"kind": truth.kind}
+
+
+def conclude_of(made: Simulated, *, repeats: int | None = None, margin: float = 0.02,
+                plan: dict | None = None) -> Comparison:
+    """What the stage decides of the tree, without writing and reading it."""
+    rows = [row for row in made.rows if repeats is None or row["repeat"] < repeats]
+    found = Simulated(rows, made.arrays).found()
+    evidence = read_evidence(Path("results"), found, "accuracy_real", None, made.read)
+    step = found.step("accuracy_real")
+    tests = compare({name: found.values(name, "accuracy_real") for name in found.datasets},
+                    metric="accuracy_real", unit=found.unit, alpha=0.05, margin=margin,
+                    margin_tested=margin_on_grid(margin, step), grid=step)
+    return conclude(found, tests, "accuracy_real", evidence, None, alpha=0.05, margin=margin,
+                    plan=plan)

@@ -153,6 +153,8 @@ def _components(pairs: Sequence[PairAnswer], evidence: Evidence) -> list[Compone
 
 def _of_pair(pair: PairAnswer, evidence: Evidence) -> list[Component]:
     arm, against = (evidence.trainings(name) for name in (pair.arm, pair.against))
+    if min(len(one.values) for one in (*arm, *against)) < 2:
+        return []  # one training a split: its seed cannot be told from the split
     whole, num_splits = crossed_mean(arm, evidence.strata, against), len(arm)
     groups = max(0.0, whole.groups - whole.residual)
     seeds = max(0.0, whole.trainings - whole.residual)

@@ -210,6 +210,7 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     Naeini et al. 2015, with bins of equal counts. It is above 0 for a calibrated model too, the
     more the fewer the images: compare arms by it, on the same images.
     """
-    bins = np.array_split(np.argsort(confidence, kind="stable"), CALIBRATION_BINS)
-    return float(sum(abs(confidence[each].mean() - right[each].mean()) * len(each)
-                     for each in bins if len(each)) / len(confidence))
+    order = np.argsort(confidence, kind="stable")
+    over = (confidence - right)[order]  # sums to confidence - accuracy, bin by bin
+    starts = np.unique(np.linspace(0, len(order), CALIBRATION_BINS + 1).astype(int)[:-1])
+    return float(np.abs(np.add.reduceat(over, starts)).sum() / len(order))

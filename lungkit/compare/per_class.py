@@ -14,9 +14,9 @@ from lungkit.compare.evidence import Answers, Evidence
 from lungkit.compare.results import Results
 from lungkit.data.result import TUMOUR_SCORES, is_baseline
 
-# a training is outlying further from the median than both: ours. Four robust standard deviations
-# are one in 16,000 of normal values; five points are more than seeds usually make
-OUTLYING_SDS, OUTLYING_POINTS = 4.0, 0.05
+# a training is outlying further from the median than both: ours. Of ten or twenty values the robust
+# deviation is often half of the true one, so six of it are three; five points are no seed's whim
+OUTLYING_SDS, OUTLYING_POINTS = 6.0, 0.05
 OUTLYING_FROM = 8  # trainings on a split; the robust deviation of fewer is often near 0
 ONE_CLASS = 0.95  # a training that says one class of so many images has collapsed
 

@@ -1,0 +1,242 @@
+"""What is concluded of runs of a known truth: the table of what must come out, line by line.
+
+The same at full size, with its shares: benchmarks/verdict_simulations.txt.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from lungkit.compare import decide, limits
+from lungkit.compare.answer import BETTER, EQUIVALENT, NOT_WORSE, PRIMARY, WORSE
+from lungkit.compare.bootstrap import Trainings, crossed_mean
+from lungkit.compare.replicates import seeds_mean
+from simulated_results import Truth, conclude_of, simulate
+
+DIFFERENT, PASSED = {BETTER, WORSE}, {BETTER, EQUIVALENT, NOT_WORSE}
+
+
+def cells_of(rng, truths, *, groups, images, share, repeats=20):
+    """Shares of right answers float [R, G] of arms of these accuracies, as the simulator's."""
+    from statistics import NormalDist
+
+    shared = rng.normal(0, 0.15**0.5, groups)[:, None] + rng.normal(0, 0.35**0.5, (groups, images))
+    for accuracy in truths:
+        own = rng.normal(0, share**0.5, groups)[:, None]
+        seed = rng.normal(0, 0.004**0.5, (repeats, 1, 1))
+        rest = rng.normal(0, (0.496 - share)**0.5, (repeats, groups, images))
+        yield (NormalDist().inv_cdf(accuracy) + shared + own + seed + rest > 0).mean(2)
+
+
+def decided(seed, truths, *, groups, images, share):
+    rng = np.random.default_rng(seed)
+    strata = np.arange(groups) % 2
+    real, arm = ([Trainings(cells.mean(1), (cells - cells.mean(1, keepdims=True)) / groups)]
+                 for cells in cells_of(rng, truths, groups=groups, images=images, share=share))
+    found = decide.estimate("B", crossed_mean(arm, strata, real), alpha=0.05, margin=0.02,
+                            n_arm=20, n_against=20)
+    decide.judge([found], PRIMARY, alpha=0.05, margin=0.02)
+    return found.decision
+
+
+SIZES = [{"groups": 20, "images": 3}, {"groups": 90, "images": 5}]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("size", SIZES, ids=["20 x 3", "90 x 5"])
+def test_equal_arms_are_not_told_apart_by_what_single_groups_are_to_them(size, share):
+    words = [decided(seed, (0.85, 0.85), share=share, **size) for seed in range(60)]
+    assert sum(word in DIFFERENT for word in words) <= 7  # of 60: 7 % gives 9 in 1 of 50
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("size", SIZES, ids=["20 x 3", "90 x 5"])
+def test_an_arm_two_points_worse_passes_for_none_that_is_not(size, share):
+    words = [decided(seed, (0.85, 0.83), share=share, **size) for seed in range(60)]
+    assert sum(word in PASSED for word in words) <= 7
+
+
+def test_an_arm_as_good_as_real_is_shown_to_be_where_the_groups_suffice():
+    words = [decided(seed, (0.85, 0.85), share=0.05, groups=900, images=3) for seed in range(20)]
+    assert sum(word in PASSED for word in words) >= 16
+    words = [decided(seed, (0.85, 0.70), share=0.05, groups=90, images=3) for seed in range(20)]
+    assert sum(word == WORSE for word in words) >= 19
+
+
+@pytest.mark.parametrize("repeats", [20, 50])
+def test_a_true_difference_between_two_test_images_is_covered(repeats):
+    rng, covered = np.random.default_rng(repeats), 0
+    for _ in range(1000):
+        arm, real = rng.binomial(60, 0.8375, repeats) / 60, rng.binomial(60, 0.85, repeats) / 60
+        low, high = seeds_mean([arm], [real]).interval(0.95)
+        covered += low <= -0.0125 <= high
+    assert 0.92 <= covered / 1000 <= 0.98
+
+
+@pytest.mark.parametrize("collapsed", [2, 4, 6])
+def test_an_arm_of_which_some_trainings_collapse_is_not_equivalent_and_that_is_named(collapsed):
+    found = conclude_of(simulate({"real": Truth(), "gan": Truth(collapsed=collapsed)},
+                                 seed=collapsed, groups=30))
+    [pair] = found.pairs
+    assert pair.level == "B" and pair.decision not in PASSED
+    [said] = [str(each) for each in found.warnings if each.name == "collapsed training"]
+    assert said.startswith(f"collapsed training: gan: {collapsed} of 20 trainings (33.3 where the "
+                           "median is ")
+    block = found.answer
+    assert block.index(f"- {said}") < block.index("Answer:")
+    assert any(each.name == "spread" for each in found.warnings)
+
+
+def test_five_folds_of_separated_arms_get_a_decision_for_every_pair():
+    arms = dict(zip(("real", "gan", "vae", "flow", "prompt"), (0.95, 0.8, 0.7, 0.6, 0.5)))
+    found = conclude_of(simulate({name: Truth(level) for name, level in arms.items()}, seed=0,
+                                 replicates=5, repeats=4, groups=60, images=2))
+    assert {frozenset((pair.arm, pair.against)) for pair in found.pairs
+            if pair.level == "C" and pair.decision in DIFFERENT} == {
+        frozenset(pair) for pair in combinations(arms, 2)}
+    assert found.level == "C" and found.next_level is None
+    assert any(str(each).startswith("few replicates: 5 replicates") for each in found.warnings)
+    for pair in found.pairs:
+        assert pair.sentence.startswith("As a method, for new patients and new trainings (level C)")
+        assert pair.rank_sum["p_holm"] > 0.05  # five values a side cannot, after Holm over ten
+
+
+def test_draws_of_a_generator_are_no_difference_between_methods():
+    """One set of each of four equal generators, then six: the first differ, as sets do."""
+    truths = {"real": Truth(), **{name: Truth(draw=4.0) for name in ("gan", "vae", "flow")}}
+    one = conclude_of(simulate(truths, seed=3, groups=60))
+    assert any(pair.decision in DIFFERENT for pair in one.pairs)
+    assert all("With this generated set, for new patients (level B)" in pair.sentence
+               for pair in one.pairs)
+    assert any(line.startswith("- one replicate: ") for line in one.answer)
+    assert one.answer[-1].startswith("Next: level C, this method, for new patients and new "
+                                     "trainings of the generator, needs 3 replicates")
+    six = conclude_of(simulate(truths, seed=3, groups=10, repeats=4, replicates=6))
+    assert not any(pair.decision in DIFFERENT for pair in six.pairs)
+    assert six.pairs[0].estimates["C"].p_sign_flip is not None
+    assert six.level == "C" and not any(each.name in ("one replicate", "few replicates")
+                                        for each in six.warnings)
+
+
+def test_looks_are_counted_above_the_answer():
+    [said] = limits.of_looks({"alpha": 0.05, "looks": [{}, {}]})
+    assert str(said).startswith("looks: 2 more than planned") and "up to 0.15" in said.text
+    assert limits.of_looks({"alpha": 0.05, "looks": []}) == limits.of_looks(None) == []
+
+
+# ------------------------------------------------------------------ what a level needs
+
+def test_fewer_than_ten_groups_of_a_class_say_nothing_of_patients():
+    found = conclude_of(simulate({"real": Truth(), "gan": Truth(0.5)}, seed=0, groups=9, repeats=5))
+    [pair] = found.pairs
+    assert set(pair.estimates) == {"A"} and found.level == "A"
+    assert pair.sentence.startswith("In these trainings on these test images (level A), gan")
+    assert "- few groups: class0 has 9, class1 has 9, class2 has 9 test groups; with fewer than " \
+        "10 a class nothing is said of new patients" in found.answer
+    assert found.answer[-1] == (
+        "Next: level B, this generated set, for new patients, needs 10 test groups in every class; "
+        "class0 has 9, class1 has 9, class2 has 9")
+    assert set(conclude_of(simulate({"real": Truth(), "gan": Truth(0.5)}, seed=0, groups=10,
+                                    repeats=5)).pairs[0].estimates) == {"A", "B"}
+
+
+def test_images_without_a_group_say_nothing_of_patients():
+    made = simulate({"real": Truth(), "gan": Truth(0.5)}, seed=0, repeats=4)
+    for arrays in made.arrays.values():
+        arrays["real_groups"] = arrays["real_file_names"]
+    found = conclude_of(made)
+    assert found.level == "A"
+    assert any(line.startswith("- no group ids: 90 test images have none") for line in found.answer)
+
+
+def test_replicates_on_one_split_are_repeats_and_that_is_named():
+    made = simulate({"real": Truth(), "gan": Truth()}, seed=0, repeats=4, replicates=3)
+    for row in made.rows:
+        row["real_fingerprint"] = "real0"
+    for arrays in made.arrays.values():
+        arrays["real_groups"] = made.arrays["real", 0, 0]["real_groups"]
+    found = conclude_of(made)
+    assert set(found.pairs[0].estimates) == {"A", "B"} and found.num_replicates == 1
+    assert found.pairs[0].estimates["A"].n_arm == 12 and found.pairs[0].estimates["B"].n_arm == 3
+    [component] = [each for each in found.components if each.name.startswith("generator's")]
+    assert component.units == 3
+
+
+def test_one_training_a_split_reaches_level_c_alone():
+    found = conclude_of(simulate({"real": Truth(), "gan": Truth()}, seed=0, repeats=1,
+                                 replicates=4))
+    assert set(found.pairs[0].estimates) == {"C"} and found.components == []
+
+
+def test_baselines_and_controls_are_told_but_take_no_part():
+    truths = {"real": Truth(), "gan": Truth(), "nuclei": Truth(0.6, kind="baseline")}
+    found = conclude_of(simulate(truths, seed=0, repeats=4))
+    assert [(pair.arm, pair.against, pair.family) for pair in found.pairs] == [
+        ("gan", "real", "primary"), ("nuclei", "real", "outside"), ("gan", "nuclei", "outside")]
+    first = found.pairs[0].estimates["B"]
+    assert first.p_not_worse_holm == first.p_not_worse  # the only one of its family
+    answer = "\n".join(found.answer).split("Answer:")[1]
+    assert "nuclei" not in answer
+
+
+# ------------------------------------------------------------------ an arm looked at closely
+
+def test_a_lost_class_is_named_in_the_answer_block():
+    made = simulate({"real": Truth(0.9), "gan": Truth(0.9, lost=1)}, seed=1, repeats=4)
+    found = conclude_of(made)
+    gan = found.arms[1]
+    assert [each.lost for each in gan.classes] == [False, True, False]
+    assert gan.classes[1].recall == 0 and gan.classes[1].recall_high > 0.2
+    assert gan.classes[1].precision is None or gan.classes[1].precision < 0.5
+    assert "- lost class: gan finds less than chance of class1 (recall 0 %)" in found.answer
+    matrices = [row["real"]["confusion_matrix"] for row in made.rows if row["dataset"] == "gan"]
+    assert gan.confusion == np.sum(matrices, axis=0).tolist()
+    recall = [sum(m[k][k] for m in matrices) / sum(sum(m[k]) for m in matrices) for k in range(3)]
+    precision = sum(m[0][0] for m in matrices) / sum(row[0] for m in matrices for row in m)
+    assert [each.recall for each in gan.classes] == pytest.approx(recall)
+    assert gan.classes[0].precision == pytest.approx(precision)
+    assert all(each.recall_low <= each.recall <= each.recall_high for each in gan.classes)
+    assert gan.worst_group["label"] == "class1" and gan.worst_group["accuracy"] == 0
+    assert gan.worst_group["num_images"] == 3
+
+
+def test_an_interval_over_groups_is_wider_than_one_over_images():
+    from lungkit.compare.rank_sum import wilson_interval
+
+    real = conclude_of(simulate({"real": Truth(), "gan": Truth()}, seed=0, groups=10, images=20,
+                                repeats=5)).arms[0]
+    low, high = wilson_interval(real.mean, 600)
+    assert real.low < low < high < real.high
+
+
+def test_an_outlying_training_is_named_and_a_usual_one_is_not():
+    made = simulate({"real": Truth(), "gan": Truth()}, seed=0, groups=30, repeats=10)
+    assert not [each for each in conclude_of(made).warnings if "training" in each.name]
+    for row in made.rows:
+        if (row["dataset"], row["repeat"]) == ("gan", 7):
+            told = made.arrays["gan", 0, 7]["real_probabilities"]
+            told[:90] = np.roll(told[:90], 1, axis=1)
+            labels = made.arrays["gan", 0, 7]["real_labels"]
+            matrix = np.zeros((3, 3), int)
+            np.add.at(matrix, (labels, told.argmax(1)), 1)
+            row["real"] = row["own"] = row["real"] | {"confusion_matrix": matrix.tolist()}
+            accuracy = float(np.trace(matrix) / len(labels))
+            row["accuracy_real"] = accuracy
+            row["scores"] = {"own": {"accuracy": accuracy}, "real": {"accuracy": accuracy}}
+    [said] = [each for each in conclude_of(made).warnings if "training" in each.name]
+    assert said.name == "outlying training" and said.text.startswith("gan: 1 of 10 trainings (")
+
+
+def test_components_share_out_the_variance_and_say_what_less_would_cost():
+    found = conclude_of(simulate({"real": Truth(), "gan": Truth(arm_group=0.2)}, seed=0, groups=30,
+                                 repeats=6))
+    shares = {each.name: each.share for each in found.components}
+    assert sum(shares.values()) == pytest.approx(1) and max(shares, key=shares.get) == (
+        "arm x test group")
+    group = next(each for each in found.components if each.name == "arm x test group")
+    assert group.units == 90 and group.cost.startswith("as many test groups again: standard error ")
+    before, after = group.cost.split("error ")[1].removesuffix(" points").split(" to ")
+    assert float(after) < float(before)

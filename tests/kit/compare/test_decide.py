@@ -1,0 +1,118 @@
+"""One word a pair: which p decides which word, at which level of Holm, in which order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lungkit.compare import decide, wording
+from lungkit.compare.answer import DECISIONS, OUTSIDE, PRIMARY, SECOND, Estimate
+from lungkit.compare.bootstrap import Mean
+
+UNDECIDED = Estimate("B", 0.004, 0.01, 20.0, -0.016, 0.024, -0.013, 0.021, 0.9, 0.9, 0.9, 0.9, 0.9,
+                     0.9, None, 0.017, 20, 20, 60, None, None)
+
+
+@pytest.mark.parametrize(("family", "changed", "word"), [
+    (PRIMARY, {}, "inconclusive"),
+    # what holds after Holm decides, and it may be as large as its level
+    (PRIMARY, {"p_difference": 0.001, "p_difference_holm": 0.051}, "inconclusive"),
+    (PRIMARY, {"p_difference_holm": 0.05}, "better"),
+    (PRIMARY, {"p_difference_holm": 0.05, "difference": -0.004}, "worse"),
+    (PRIMARY, {"p_equivalent": 0.001, "p_equivalent_holm": 0.051}, "inconclusive"),
+    (PRIMARY, {"p_equivalent_holm": 0.05}, "equivalent"),
+    # one-sided at half of alpha, and of an arm against real alone
+    (PRIMARY, {"p_not_worse": 0.001, "p_not_worse_holm": 0.0251}, "inconclusive"),
+    (PRIMARY, {"p_not_worse_holm": 0.025}, "not worse"),
+    (OUTSIDE, {"p_not_worse_holm": 0.025}, "not worse"),
+    (SECOND, {"p_not_worse_holm": 0.025}, "inconclusive"),
+    # more than one: better says most, worse least where it is within the margin
+    (PRIMARY, {"p_difference_holm": 0.01, "p_equivalent_holm": 0.01, "p_not_worse_holm": 0.01},
+     "better"),
+    (PRIMARY, {"p_difference_holm": 0.01, "p_equivalent_holm": 0.01, "difference": -0.004},
+     "equivalent"),
+    (PRIMARY, {"p_difference_holm": 0.01, "p_not_worse_holm": 0.01, "difference": -0.004},
+     "not worse"),
+    (PRIMARY, {"p_equivalent_holm": 0.01, "p_not_worse_holm": 0.01}, "equivalent"),
+    # said only where nothing else is shown
+    (PRIMARY, {"smallest_margin": 0.02}, "out of reach at this n"),
+    (PRIMARY, {"smallest_margin": 0.5, "p_difference_holm": 0.01}, "better"),
+    (SECOND, {"smallest_margin": 0.5, "p_difference_holm": 0.01, "difference": -1}, "worse"),
+])
+def test_which_word_is_said_of_which_numbers(family, changed, word):
+    found = replace(UNDECIDED, **changed)
+    assert decide.decision(found, family, alpha=0.05, margin=0.02) == word
+    assert word in DECISIONS
+
+
+def of(difference, se=0.01, df=20.0, level="B"):
+    return decide.estimate(level, Mean(difference, se, df, 0, 0, 0), alpha=0.05, margin=0.02,
+                           n_arm=20, n_against=20)
+
+
+def test_holm_is_over_the_family_and_for_each_test():
+    p = of(0.0251).p_difference
+    assert 0.01 < p < 0.05
+    several = [of(0.0251), of(0.02), of(0.0)]
+    decide.judge(several, PRIMARY, alpha=0.05, margin=0.02)
+    assert several[0].p_difference_holm == pytest.approx(3 * p) and several[0].decision != "better"
+    assert several[0].p_not_worse_holm == pytest.approx(3 * several[0].p_not_worse)
+    assert several[0].decision == "not worse" and several[0].p_difference == p
+    alone = [of(0.0251)]
+    decide.judge(alone, PRIMARY, alpha=0.05, margin=0.02)
+    assert alone[0].decision == "better"
+    outside = [of(0.0251), of(0.02), of(0.0)]
+    decide.judge(outside, OUTSIDE, alpha=0.05, margin=0.02)
+    assert outside[0].p_difference_holm == p and outside[0].decision == "better"
+
+
+@pytest.mark.parametrize("difference", [-0.03, -0.02, -0.01, 0.0, 0.004, 0.02])
+@pytest.mark.parametrize("se", [0.002, 0.006, 0.011])
+def test_words_and_intervals_agree(difference, se):
+    found = of(difference, se)
+    decide.judge([found], PRIMARY, alpha=0.05, margin=0.02)
+    assert (found.p_not_worse <= 0.025) == (found.low >= -0.02)
+    assert (found.p_equivalent <= 0.05) == (
+        -0.02 <= found.low_equivalence and found.high_equivalence <= 0.02)
+    assert (found.p_difference <= 0.05) == (found.low >= 0 or found.high <= 0)
+    equal = of(0.0, se)
+    assert (equal.smallest_margin < 0.02) == (equal.p_equivalent < 0.05)
+    if found.decision == "equivalent":
+        told = wording.sentence("gan", "real", PRIMARY, found, alpha=0.05, margin=0.02)
+        assert "90 % interval" in told and -0.02 <= found.low_equivalence
+
+
+@pytest.mark.parametrize(("pair", "family"), [
+    (("gan", "real"), PRIMARY), (("gan", "vae"), SECOND), (("nuclei", "real"), OUTSIDE),
+    (("gan", "nuclei"), OUTSIDE)])
+def test_baselines_and_controls_stand_outside_both_families(pair, family):
+    assert decide.family_of(*pair, {"nuclei"}, "real") == family
+
+
+@pytest.mark.parametrize(("changed", "told"), [
+    ({"decision": "better"}, "gan scores higher than real: +0.4 points, 95 % interval -1.6 to "
+                             "+2.4."),
+    ({"decision": "equivalent"}, "gan is equivalent to real within ±2 points: +0.4 points, 90 % "
+                                 "interval -1.3 to +2.1."),
+    ({"decision": "equivalent", "p_difference_holm": 0.01, "difference": -0.004},
+     "gan is equivalent to real within ±2 points, though lower: -0.4 points, 90 % interval -1.3 to "
+     "+2.1."),
+    ({"decision": "not worse"}, "gan is not worse than real by 2 points or more: +0.4 points, 95 % "
+                                "interval -1.6 to +2.4."),
+    ({"decision": "worse"}, "gan scores lower than real: +0.4 points, 95 % interval -1.6 to +2.4."),
+    ({"decision": "inconclusive"}, "gan against real is inconclusive: +0.4 points, 95 % interval "
+                                   "-1.6 to +2.4."),
+    ({"decision": "out of reach at this n"},
+     "gan against real is out of reach at this n: even equal arms could be shown equivalent only "
+     "within ±1.7 points: +0.4 points, 95 % interval -1.6 to +2.4.")])
+def test_a_sentence_names_its_level_and_holds_the_interval(changed, told):
+    found = replace(UNDECIDED, **changed)
+    assert wording.sentence("gan", "real", PRIMARY, found, alpha=0.05, margin=0.02) == (
+        f"With this generated set, for new patients (level B), {told}")
+    for level, scope in (("A", "In these trainings on these test images (level A), "),
+                         ("C", "As a method, for new patients and new trainings (level C), ")):
+        assert wording.sentence("gan", "real", PRIMARY, replace(found, level=level), alpha=0.05,
+                                margin=0.02) == scope + told
+    assert wording.sentence("gan", "real", OUTSIDE, found, alpha=0.05, margin=0.02).endswith(
+        "; outside both families, not adjusted.")
