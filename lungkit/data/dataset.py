@@ -166,6 +166,10 @@ def open_dataset(path: Path) -> Dataset:
     manifest = read_manifest(path)
     rows = read_rows(path)
     dataset = Dataset(path, manifest, rows)
+    if respelt := list(respelt_folders(dataset)):
+        raise Fault(f"dataset {path} was copied by a program that spells letters in another form "
+                    f"(composed, decomposed) than it was made with: {several(respelt)}: rename the "
+                    "folders")
     faults = [*image_faults(dataset), *mask_faults(dataset), *target_faults(dataset)]
     strays = list(stray_files(dataset))
     if not faults and dataset.counts != manifest["counts"]:
@@ -179,6 +183,17 @@ def open_dataset(path: Path) -> Dataset:
                     + ("restore the files or make the dataset again with --overwrite" if faults
                        else f"remove {'them' if number > 1 else 'it'}, the rest is whole"))
     return dataset
+
+
+def respelt_folders(dataset: Dataset) -> Iterator[str]:
+    """Class folders that are there by the same letters in another form, and what they should be."""
+    for folder in (*SPLITS, *(f"masks/{kind}" for kind in dataset.masks)):
+        for label in dataset.classes:
+            if (dataset.path / folder / label).exists():
+                continue
+            for other in listed(dataset.path / folder):
+                if unicodedata.normalize("NFC", other.name) == unicodedata.normalize("NFC", label):
+                    yield f"{folder}/{ascii(other.name)} to {ascii(label)}"
 
 
 def stray_files(dataset: Dataset) -> Iterator[str]:

@@ -200,6 +200,20 @@ def test_a_dataset_whose_name_a_file_system_spelt_anew_is_the_same(tmp_path):
     assert open_dataset(tmp_path / "Dru\u0308se").name == "Dr\u00fcse"
 
 
+def test_class_folders_that_a_copy_spelt_anew_are_named(tmp_path):
+    with DatasetWriter(Output(tmp_path / "x", "dataset.json", {}), stage="test",
+                       classes=["a", "Dr\u00fcse"], image_size=8) as writer:
+        for index in range(6):
+            writer.add(SPLITS[index % 3], ("a", "Dr\u00fcse")[index // 3], index, image_of(index),
+                       masks={"m": image_of(index)[..., 0]})
+        writer.publish(parents=[], seed=0)
+    for folder in (tmp_path / "x").glob("**/Dr*"):
+        folder.rename(folder.with_name("Dru\u0308se"))
+    message = faults_of(tmp_path / "x")
+    assert r"train/'Dru\u0308se' to 'Dr\xfcse'" in message and "masks/m/'Dru" in message
+    assert "--overwrite" not in message and "missing" not in message
+
+
 # ------------------------------------------------------------------ outputs and files
 
 def test_other_options_are_refused_also_when_only_begun(tmp_path):
