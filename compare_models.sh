@@ -14,21 +14,25 @@
 #   sbatch --ntasks=4 --gpus-per-task=1 --mem-per-cpu=4G compare_models.sh 50
 #   bash compare_models.sh 20 --dry-run     only check the options, and the data that is there
 #
-# A larger N adds only the missing repeats, a smaller one uses the first N. Running the same
-# command again resumes. Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options,
+# A larger N adds only the missing repeats, a smaller one uses the first N. Before the first training
+# of a run it says what so many can show, and writes that down (RUN/comparison/plan.json); a plan that
+# cannot reach an answer ends here. Running the same command again resumes. Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options,
 # 75 stopped, run it again. Options, by environment:
 
 RUN=${RUN:-}				# run directory (runs/demo)
 DATASETS=${DATASETS:-}			# names to compare, e.g. "real voronoi" (all in RUN/datasets)
 PRESET=${PRESET:-}			# demo or full (the run's)
 MODEL=${MODEL:-}			# small, resnet18 or convnext_tiny (by preset)
-METRIC=${METRIC:-accuracy_real}		# or auroc, macro_f1, ...; accuracy_own: on each dataset's own test images
-SEED=${SEED:-0}				# repeat i has seed SEED + i
+REPLICATES=${REPLICATES:-}		# those to compare (all that the run has)
+METRIC=${METRIC:-}			# score to compare: auroc, macro_f1, ... (as planned; accuracy_real)
+MARGIN=${MARGIN:-}			# difference of no account, 0.02 is two points (as planned; 0.02)
+FORCE=${FORCE:-}			# 1: also by a plan that cannot reach an answer
+SEED=${SEED:-0}				# repeat i of replicate r has seed SEED + 1000 r + i
 BASELINE=${BASELINE-nuclei}		# classical baseline on the nuclei's features, from RUN/datasets/voronoi;
 					# BASELINE= for none
 WORKERS=${WORKERS:-}			# trainings at a time (one per Slurm task, GPU or core)
 CNN_OPTIONS=${CNN_OPTIONS:-}		# more options of cnn_classify.py, e.g. "--steps 500"
-TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--margin 0.01"
+TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--alpha 0.01"
 MAX_RESTARTS=${MAX_RESTARTS:-100}	# requeues by this job itself before it gives up
 # and those of setup_env.sh: VENV PYTHON MODULES TORCH_INDEX_URL
 
@@ -57,12 +61,14 @@ if [[ ${!#} == --dry-run ]]; then
 fi
 (($# <= 1)) || bad_option "usage: compare_models.sh [N] [--dry-run]; other options are environment variables, see its first lines"
 run_dir=$(absolute "${RUN:-$project/runs/demo}")
+find_replicates
 PRESET=${PRESET:-$(kept preset)}
 PRESET=${PRESET:-demo}
 [[ $PRESET == demo || $PRESET == full ]] || bad_option "PRESET is '$PRESET': expected demo or full"
 repeats=${1:-$([[ $PRESET == demo ]] && echo 6 || echo 20)}
 check_positive N "$repeats"
 ((repeats > 1)) || bad_option "N is 1: a rank-sum test needs two or more repeats, and ten pairs need 6 to be significant"
+check_replicates CNN_OPTIONS
 [[ -z $WORKERS ]] || check_positive WORKERS "$WORKERS"
 check_positive MAX_RESTARTS "$MAX_RESTARTS"
 [[ $SEED =~ ^[0-9]+$ ]] || bad_option "SEED is '$SEED': expected a whole number"
@@ -73,40 +79,57 @@ cd "$project"
 
 read -ra cnn_options <<<"$CNN_OPTIONS"
 read -ra test_options <<<"$TEST_OPTIONS"
+plan_options=()	# what of them is planned
+for ((k = 0; k < ${#test_options[@]}; k++)); do
+	case ${test_options[k]} in
+		--metric | --margin | --alpha) plan_options+=("${test_options[@]:k:2}") ;;
+		--metric=* | --margin=* | --alpha=*) plan_options+=("${test_options[k]}") ;;
+	esac
+done
+plan=$run_dir/comparison/plan.json
+first=$(place "${here[0]}")/datasets	# whose names all others must have
 baseline=()	# one more row, where its features are at hand
 names=(real)
 
 # ---------------------------------------------------------------- what is started
 
-stage_command() {	# sets what run_stages starts
-	local name=${1#* }
-	case $1 in
-		sheet*) command=(python -m lungkit.compare.contact_sheet --dataset "$run_dir/datasets/$name"
-			--output "$run_dir/sheets/$name.png") ;;
-		check*) stage_command "$name"; command+=(--dry-run) ;;
-		cnn*)	# identical processes share the trainings between them
-			command=(python cnn_classify.py --data "${names[@]/#/$run_dir/datasets/}" --real "$run_dir/datasets/real"
-				--results "$run_dir/results" --repeats "$repeats" --preset "$PRESET" --seed "$SEED"
-				${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
-		nuclei) command=(python nuclei_classify.py --features "$run_dir/datasets/voronoi" --real "$run_dir/datasets/real"
-				--results "$run_dir/results" --repeats "$repeats" --seed "$SEED") ;;
-		test) stdout=$verdict
-			# what a run has no results of yet is no bad option: the dry run sees none of them
-			command=(python wilcoxon_test.py "$run_dir/results${dry_run:+/.none}"
-				--output "$run_dir/comparison" --metric "$METRIC")
-			[[ -n $dry_run ]] ||
-				command+=(--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats" --sheets "$run_dir/sheets")
-			command+=("${test_options[@]}") ;;
-	esac
-}
-
 find_datasets() {	# sets names: the datasets there are, of DATASETS where it is set
 	local manifest name
 	names=()
-	for manifest in "$run_dir"/datasets/*/dataset.json; do
+	for manifest in "$first"/*/dataset.json; do
 		name=$(basename "$(dirname "$manifest")")
 		[[ ! -f $manifest || (-n $DATASETS && " $DATASETS " != *" $name "*) ]] || names+=("$name")
 	done
+}
+
+stage_command() {	# sets what run_stages starts
+	local stage replicate root seed name
+	read_name "$1"
+	name=${stage#* }
+	case $stage in
+		sheet*) command=(python -m lungkit.compare.contact_sheet --dataset "$root/datasets/$name"
+			--output "$root/sheets/$name.png") ;;
+		check*) stage_command "$(named "$name" "$replicate")"; command+=(--dry-run) ;;
+		cnn*)	# identical processes share the trainings between them
+			command=(python cnn_classify.py --data "${names[@]/#/$root/datasets/}" --real "$root/datasets/real"
+				--results "$run_dir/results" --repeats "$repeats" --replicate "$replicate" --preset "$PRESET"
+				--seed "$seed" ${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
+		nuclei) command=(python nuclei_classify.py --features "$root/datasets/voronoi" --real "$root/datasets/real"
+				--results "$run_dir/results" --repeats "$repeats" --replicate "$replicate" --seed "$seed") ;;
+		plan) command=(python -m lungkit.compare.plan --results "$run_dir/results" --real "$root/datasets/real"
+				--output "$plan" --arms "${names[@]}" --repeats "$repeats" --replicates "$REPLICATES"
+				${METRIC:+--metric "$METRIC"} ${MARGIN:+--margin "$MARGIN"} "${plan_options[@]}")
+			[[ ${FORCE:-0} == 0 ]] || command+=(--force) ;;
+		test) stdout=$verdict
+			# what a run has no results of yet is no bad option: the dry run sees none of them
+			command=(python wilcoxon_test.py "$run_dir/results${dry_run:+/.none}" --output "$run_dir/comparison"
+				${METRIC:+--metric "$METRIC"} ${MARGIN:+--margin "$MARGIN"})
+			[[ -n $dry_run ]] ||
+				command+=(--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats"
+					--replicates "$REPLICATES" --plan "$plan" --sheets "$run_dir/sheets")
+			command+=("${test_options[@]}") ;;
+	esac
+	((replicate == 0)) || log=$root/logs/${stage// /-}.log
 }
 
 # The stages' dry runs, of what data there is: a typo ends here, with its line.
@@ -114,10 +137,11 @@ check_stages() {	# check_stages NAME...
 	local name status said
 	for name in "$@"; do
 		[[ $name != 'check nuclei' || -n $BASELINE ]] || continue
+		[[ $name != 'check plan' || ${#names[@]} -gt 1 ]] || continue
 		stage_command "$name"
 		status=0
 		said=$("${command[@]}" 2>&1 >/dev/null) || status=$?
-		if ((status == 2)) || { ((status != 0)) && [[ $name == *cnn && -f $run_dir/datasets/real/dataset.json ]]; }; then
+		if ((status == 2)) || { ((status != 0)) && [[ $name == *cnn* && -f $first/real/dataset.json ]]; }; then
 			fault "$name failed (exit $status): $(tail -n 1 <<<"$said")"
 			exit "$status"
 		fi
@@ -129,26 +153,30 @@ if [[ -n $dry_run ]]; then
 	[[ -n ${LUNGKIT_JOB:-} ]] || source ./setup_env.sh
 	find_datasets	# one that was renamed or altered is told now, not after the arms' trainings
 	((${#names[@]} > 0)) || names=(real)
-	check_stages 'check cnn' 'check nuclei' 'check test'
+	check_stages "$(named 'check cnn' "${here[0]}")" "$(named 'check nuclei' "${here[0]}")" 'check test'
+	read -ra names <<<"${DATASETS:-real ${LUNGKIT_ARMS:-} ${names[*]}}"	# also those to be made
+	check_stages "$(named 'check plan' "${here[0]}")"
 	exit 0
 fi
 
 # ---------------------------------------------------------------- the datasets
 
-[[ -d $run_dir/datasets ]] || { fault "RUN=$run_dir holds no datasets: make them with run_pipeline.slurm first"; exit 1; }
+[[ -d $first ]] || { fault "$first is not there, RUN=$run_dir holds no datasets: make them with run_pipeline.slurm first"; exit 1; }
 if [[ -n $DATASETS ]]; then
 	read -ra names <<<"$DATASETS"
 else
 	find_datasets
 fi
-for name in real "${names[@]}"; do
-	[[ -f $run_dir/datasets/$name/dataset.json ]] || { fault "$run_dir/datasets/$name is not a complete dataset: make it with its stage first (found: ${names[*]:-none})"; exit 1; }
+for r in "${here[@]}"; do
+	for name in real "${names[@]}"; do
+		[[ -f $(place "$r")/datasets/$name/dataset.json ]] || { fault "$(place "$r")/datasets/$name is not a complete dataset: make it with its stage first (found in $first: ${names[*]:-none})"; exit 1; }
+	done
 done
-((${#names[@]} > 1)) || { fault "$run_dir/datasets holds one dataset only (${names[*]}): a comparison needs two or more"; exit 1; }
+((${#names[@]} > 1)) || { fault "$first holds one dataset only (${names[*]}): a comparison needs two or more"; exit 1; }
 
-if [[ -n $BASELINE && " ${names[*]} " == *' voronoi '* && -f $run_dir/datasets/voronoi/image_features.csv ]]; then
+if [[ -n $BASELINE && " ${names[*]} " == *' voronoi '* && -f $first/voronoi/image_features.csv ]]; then
 	baseline=(nuclei)
-	[[ " ${names[*]} " != *' nuclei '* ]] || bad_option "$run_dir/datasets/nuclei has the name of the baseline, where its results lie: make that dataset under another name, or set BASELINE="
+	[[ " ${names[*]} " != *' nuclei '* ]] || bad_option "$first/nuclei has the name of the baseline, where its results lie: make that dataset under another name, or set BASELINE="
 fi
 
 begin_job
@@ -159,27 +187,54 @@ each=''
 [[ $device == cuda ]] || each=1	# on a CPU the fastest, and the same bytes for any WORKERS
 share_out "$WORKERS" "$(cores)" "$each"
 go_by_threads threads_cnn
-((slots <= repeats * ${#names[@]})) || slots=$((repeats * ${#names[@]}))
+all=$((repeats * ${#names[@]} * ${#here[@]}))
+((slots <= all)) || slots=$all
 dry_run=yes check_stages 'check test'	# METRIC and TEST_OPTIONS are used after all trainings
 
 # ---------------------------------------------------------------- N trainings of each
 
+is_complete() {	# is_complete NAME REPLICATE: whether its N results are there
+	local k path
+	for ((k = repeats - 1; k >= 0; k--)); do
+		printf -v path '%s/results/%s/replicate_%03d/repeat_%04d.json' "$run_dir" "$1" "$2" "$k"
+		[[ -f $path ]] || return 1
+	done
+}
+
+for r in "${here[@]}"; do mkdir -p "$(place "$r")/logs"; done
+run_stages 1 "$(named plan "${here[0]}")" || end_job $?
 stages=()
-for name in "${names[@]}"; do
-	[[ $run_dir/sheets/$name.png -nt $run_dir/datasets/$name/dataset.json ]] || stages+=("sheet $name")
-done
-last=$(printf 'replicate_000/repeat_%04d.json' "$((repeats - 1))")
-for name in "${names[@]}"; do
-	[[ -f $run_dir/results/$name/$last ]] || { stages+=('check cnn'); break; }
+for r in "${here[@]}"; do
+	for name in "${names[@]}"; do
+		((r > 0)) || [[ $run_dir/sheets/$name.png -nt $run_dir/datasets/$name/dataset.json ]] || stages+=("sheet $name")
+	done
+	for name in "${names[@]}"; do
+		is_complete "$name" "$r" || { stages+=("$(named 'check cnn' "$r")"); break; }
+	done
 done
 run_stages "$slots" "${stages[@]}" || end_job $?
 
 kept device "$device" >/dev/null
 keep_threads threads_cnn
-say "$repeats trainings on each of ${#names[@]} datasets (${names[*]}), $slots at a time with $threads thread(s) each"
+say "$repeats trainings on each of ${#names[@]} datasets (${names[*]}) of ${#here[@]} replicate(s), $slots at a time with $threads thread(s) each"
 stages=()
-for ((k = 1; k <= slots; k++)); do stages+=("cnn $k"); done
-run_stages "$slots" "${baseline[@]}" "${stages[@]}" || end_job $?
+for r in "${here[@]}"; do
+	for name in "${baseline[@]}"; do stages+=("$(named "$name" "$r")"); done
+	for ((k = 1; k <= slots; k++)); do stages+=("$(named cnn "$r") $k"); done
+done
+run_stages "$slots" "${stages[@]}" || end_job $?
+
+missing=()	# of the other tasks of a job array
+for ((r = 0; r < REPLICATES && ${#here[@]} < REPLICATES; r++)); do
+	for name in "${names[@]}" "${baseline[@]}"; do
+		is_complete "$name" "$r" || { missing+=("$r"); break; }
+	done
+done
+if ((${#missing[@]} > 0)); then
+	print_timings
+	say "replicate ${here[*]} is complete; replicate(s) ${missing[*]} are not: the task that ends last makes the comparison, or 'REPLICATES=$REPLICATES bash compare_models.sh $repeats' of this run"
+	end_job 0
+fi
 
 status=0
 run_stages 1 test || status=$?

@@ -12,6 +12,7 @@ run_dir=''		# the run, and ...
 log_dir=''		# ... each stage's log; set by the script
 MAX_RESTARTS=${MAX_RESTARTS:-100}
 slots=1 threads=1 share=1 gpus=() prefix=()	# set by share_out
+here=(0)		# the replicates that this job makes, by find_replicates
 child_pids=()		# the stages running now, by slot; '' is a free one
 stop_signal=''		# the signal that asked for an end, if any
 stop_at=0		# ... and when it came
@@ -78,6 +79,59 @@ go_by_device() {	# sets device; a broken driver must not go on with days of work
 	elif [[ $device == cuda && $now == cpu ]]; then
 		say "warning: the run was begun on a GPU, and there is none here: it goes on on the CPU"
 	fi
+}
+
+# ---------------------------------------------------------------- replicates
+# Replicate 0 is the run itself; each further one is a run directory of its own in it. Their results
+# lie in one tree.
+
+place() {	# place REPLICATE: its run directory
+	(($1 == 0)) && printf '%s\n' "$run_dir" || printf '%s/replicates/%03d\n' "$run_dir" "$1"
+}
+
+seed_of() { printf '%s\n' "$((10#$SEED + 1000 * $1))"; }	# seed_of REPLICATE: of its split, generators, trainings
+
+named() {	# named STAGE REPLICATE: what run_stages starts
+	(($2 == 0)) && printf '%s\n' "$1" || printf '%s of replicate %d\n' "$1" "$2"
+}
+
+read_name() {	# read_name NAME: sets stage, replicate, root (its run directory) and seed
+	stage=$1 replicate=0
+	if [[ $1 =~ ^(.*)\ of\ replicate\ ([0-9]+)(.*)$ ]]; then
+		stage=${BASH_REMATCH[1]}${BASH_REMATCH[3]} replicate=${BASH_REMATCH[2]}
+	fi
+	root=$(place "$replicate") seed=$(seed_of "$replicate")
+}
+
+# Sets REPLICATES, where it is not given (as many as the run has, or as the job array), and here: all
+# of them, or the one of this task of an array.
+find_replicates() {
+	local folder task=${SLURM_ARRAY_TASK_ID:-}
+	if [[ -z $REPLICATES ]]; then
+		REPLICATES=1
+		for folder in "$run_dir"/replicates/[0-9][0-9][0-9]; do
+			[[ ! -d $folder ]] || REPLICATES=$((10#${folder##*/} + 1))
+		done
+		[[ -z $task ]] || ((${SLURM_ARRAY_TASK_MAX:-$task} < REPLICATES)) || REPLICATES=$((${SLURM_ARRAY_TASK_MAX:-$task} + 1))
+	fi
+	[[ $REPLICATES =~ ^[1-9][0-9]{0,2}$ ]] || bad_option "REPLICATES is '$REPLICATES': expected a whole number from 1 to 999"
+	if [[ -z $task ]]; then
+		mapfile -t here < <(seq 0 "$((REPLICATES - 1))")
+	elif ((task < REPLICATES)); then
+		here=("$task")
+	else
+		bad_option "task $task of the job array: REPLICATES=$REPLICATES are the tasks 0 to $((REPLICATES - 1))"
+	fi
+}
+
+# The options of each stage that all replicates would share, and must not.
+check_replicates() {	# check_replicates VARIABLE...
+	local name
+	((REPLICATES > 1)) || return 0
+	for name in "${@^^}"; do
+		[[ ! ${!name:-} =~ (^|[[:space:]])--(seed|fold|replicate)([[:space:]=]|$) ]] ||
+			bad_option "$name holds --${BASH_REMATCH[2]}, which each of $REPLICATES replicates has of its own: set SEED, FOLDS or REPLICATES"
+	done
 }
 
 # ---------------------------------------------------------------- what is here
@@ -270,7 +324,7 @@ end_stage() {	# end_stage SLOT: 0, 75 or the stage's failure, which is told in o
 	[[ -z $stop_signal || $status -lt 128 ]] || status=75
 	[[ -n $log ]] || return "$status"	# it has told of itself
 	[[ $name != options\ * || $status -ne 1 ]] || status=0	# there is no data yet to be checked
-	[[ ! $name =~ ^(cnn)\ [0-9]+$ ]] || name=${BASH_REMATCH[1]}	# one line for all that share the work
+	[[ ! $name =~ ^(cnn.*)\ [0-9]+$ ]] || name=${BASH_REMATCH[1]}	# one line for all that share the work
 	{ printf '%s\t%s\t%s\t%s\t%s\n' "$job_id" "$name" "${child_starts[k]}" "$(date +%s)" "$status" \
 		>>"$log_dir/timings.tsv"; } 2>/dev/null || true
 	last=$(grep -v '^[[:space:]]*$' "$own" | tail -n 1 || true)

@@ -50,6 +50,9 @@ from lungkit.run.output import Output
 from lungkit.run.workers import mapper
 
 SAMPLE_STREAM = 1_000_000  # seeds of samples start here: the base model has seen lower ones
+# ours: a test split of a fifth holds 12 or 13 patients of each disease and 25 without, enough to
+# speak of new patients, and a class has as many tiles as any other
+PATIENTS, TILES_PER_PATIENT = 126, 3
 
 
 def plan_sample(num_patients, tiles_per_patient):
@@ -103,7 +106,8 @@ def _write_tile(item, *, work_dir: Path, seed: int, image_size: int, fluorescenc
             "truth/centroids.csv": [f"{name},{x:.3f},{y:.3f}" for x, y in tile.centroids]}
 
 
-def write_sample(output_dir: Path, *, num_patients: int = 20, tiles_per_patient: int = 15,
+def write_sample(output_dir: Path, *, num_patients: int = PATIENTS,
+                 tiles_per_patient: int = TILES_PER_PATIENT,
                  image_size: int = 224, seed: int = 0, fluorescence: bool = False,
                  z_planes: int = 1, siblings: int = 0, workers: int = 1) -> None:
     """Write a sample to output_dir (see the module's text), or find it complete.
@@ -155,10 +159,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.stage_parser("lungkit.phantom", __doc__)
     parser.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
                         dest="output_dir", help="directory to make")
-    parser.add_argument("--num-patients", type=cli.positive_int, default=20, metavar="INT",
+    parser.add_argument("--num-patients", type=cli.positive_int, default=PATIENTS, metavar="INT",
                         help="patients; even numbers have adenocarcinoma, odd ones squamous")
-    parser.add_argument("--tiles-per-patient", type=cli.positive_int, default=15, metavar="INT",
-                        help="tiles of each, a third of them without tumour")
+    parser.add_argument("--tiles-per-patient", type=cli.positive_int, default=TILES_PER_PATIENT,
+                        metavar="INT", help="tiles of each, a third of them without tumour")
     parser.add_argument("--image-size", type=cli.positive_int, default=224, metavar="PX",
                         help="side of a tile, which always covers 180 um")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0, metavar="INT",

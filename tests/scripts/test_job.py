@@ -39,7 +39,9 @@ PIPELINE = {
                           ("cnn", "--results", "{cwd}/elsewhere/results"),
                           ("test", "--output", "{cwd}/elsewhere/comparison")]),
     "PRESET": ("full", [(stage, "--preset", "full") for stage in ("tumor", *ARMS, "cnn")]),
-    "REPEATS": ("3", [(stage, "--repeats", "3") for stage in ("cnn", "nuclei", "test")]),
+    "REPEATS": ("3", [(stage, "--repeats", "3") for stage in ("cnn", "nuclei", "test", "plan")]),
+    "REPLICATES": ("1", [(stage, "--replicates", "1") for stage in ("test", "plan")]),
+    "FOLDS": ("4", [("tumor", "--fold", "1/4")]),
     "SEED": ("41", [(stage, "--seed", "41") for stage in ("tumor", *GENERATORS, "cnn", "nuclei")]),
     "BASE_MODEL": ("hub/model", [(arm, "--base-model", "hub/model")
                                  for arm in ("prompt", "context")]),
@@ -49,7 +51,9 @@ PIPELINE = {
     "JOBS": ("4", [("voronoi", "--workers", "2")]),  # a quarter of eight cores
     "WORKERS": ("2", []),
     "MODEL": ("resnet18", [("cnn", "--model", "resnet18")]),
-    "METRIC": ("accuracy_own", [("test", "--metric", "accuracy_own")]),
+    "METRIC": ("auroc", [(stage, "--metric", "auroc") for stage in ("test", "plan")]),
+    "MARGIN": ("0.03", [(stage, "--margin", "0.03") for stage in ("test", "plan")]),
+    "FORCE": ("0", []),
     "MAX_RESTARTS": ("7", []),
     **{f"{stage.upper()}_OPTIONS": (f"--of-{stage} x", [(stage, f"--of-{stage}", "x")])
        for stage in ("tumor", *ARMS, "cnn", "test")},
@@ -58,7 +62,7 @@ PIPELINE = {
 }
 # held by tests of their own
 ELSEWHERE = {"ARMS": "test_arms_are_those_named", "WORKERS": "test_trainings_at_a_time",
-             "MAX_RESTARTS": "test_a_stopped_job",
+             "MAX_RESTARTS": "test_a_stopped_job", "FORCE": "test_a_plan_that_is_refused",
              "SAMPLE_OPTIONS": "test_without_input_the_sample_is_made_first"}
 COMPARISON = {
     "RUN": ("elsewhere", [("cnn", "--real", "{cwd}/elsewhere/datasets/real"),
@@ -67,9 +71,9 @@ COMPARISON = {
                           ("contact_sheet", "--output", "{cwd}/elsewhere/sheets/*.png"),
                           ("test", "--sheets", "{cwd}/elsewhere/sheets")]),
     "DATASETS": ("real voronoi", []),
-    **{name: PIPELINE[name] for name in ("PRESET", "MODEL", "METRIC", "BASELINE", "WORKERS",
-                                         "CNN_OPTIONS", "TEST_OPTIONS", "MAX_RESTARTS",
-                                         *ENVIRONMENT)},
+    **{name: PIPELINE[name] for name in ("PRESET", "MODEL", "METRIC", "MARGIN", "FORCE", "BASELINE",
+                                         "WORKERS", "CNN_OPTIONS", "TEST_OPTIONS", "REPLICATES",
+                                         "MAX_RESTARTS", *ENVIRONMENT)},
     "PRESET": ("full", [("cnn", "--preset", "full")]),
     "SEED": ("41", [("cnn", "--seed", "41"), ("nuclei", "--seed", "41")]),
 }
@@ -143,7 +147,7 @@ def test_only_what_was_asked_is_passed(project):
     assert tumor.option("--seed") == "0" and tumor.option("--preset") == "demo"
     assert {call.option("--adapter") for call in project.calls("prompt")} == {"dora"}
     test, = project.calls("test", dry=False)
-    assert test.option("--metric") == "accuracy_real" and test.option("--repeats") == "6"
+    assert test.option("--metric") is None and test.option("--repeats") == "6"
 
 
 def documented(script: str) -> set[str]:
@@ -363,11 +367,37 @@ def test_sheets_and_checks_are_of_what_is_new(project):
     sheet, = project.calls("contact_sheet")
     assert sheet.option("--dataset") == str(project.run_dir / "datasets/real")
     assert len(project.calls("cnn", dry=True)) == 1
-    (project.run_dir / "results/real/replicate_000").mkdir(parents=True)
-    (project.run_dir / "results/real/replicate_000/repeat_0001.json").touch()
+    for name, repeat in (("voronoi", 0), ("real", 0), ("real", 1)):
+        folder = project.run_dir / f"results/{name}/replicate_000"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"repeat_{repeat:04d}.json").touch()
     project.forget()
     assert project.compare(2).returncode == 0  # both have all that is asked for
     assert not project.calls("cnn", dry=True)
+
+
+@pytest.mark.parametrize("refuse", ["plan*--dry-run*=2", "plan*--replicates?1?=2"])
+def test_a_plan_without_an_answer_ends_the_job_before_anything_is_made(refuse, project):
+    result = project.pipeline(FAULTS=f"*compare.{refuse}", ARMS="diffusion voronoi")
+    assert result.returncode == 2 and "plan failed (exit 2)" in errors(result)[0]
+    made = {call.stage for call in project.calls(dry=False)}
+    assert not made & ({"cnn"} | ({"phantom", "diffusion"} if "dry" in refuse else set()))
+
+
+def test_a_plan_that_is_refused_is_forced_and_has_the_options_of_the_test(project):
+    project.make_datasets("real", "diffusion")
+    assert project.compare(2, FORCE=1, TEST_OPTIONS="--alpha 0.01 --benign x --margin=0.03",
+                           MARGIN="0.05", METRIC="auroc").returncode == 0
+    plan, = project.calls("plan", dry=False)
+    test, = project.calls("test", dry=False)
+    assert "--force" in plan.words and "--benign" not in plan.words
+    for call in (plan, test):
+        assert call.option("--alpha") == "0.01" and "--margin=0.03" in call.words
+        assert (call.option("--margin"), call.option("--metric")) == ("0.05", "auroc")
+    project.forget()
+    assert project.compare(2, FORCE=0).returncode == 0
+    plan, = project.calls("plan", dry=False)
+    assert "--force" not in plan.words and plan.option("--metric") is None
 
 
 @pytest.mark.parametrize(("arguments", "preset", "repeats"), [

@@ -27,7 +27,7 @@ SCRIPTS = sorted(  # every shell script, wherever it lies
     for path in (ROOT / folder).iterdir() if path.is_file()
     and re.match(rb"#!.*\b(ba)?sh\n|# shellcheck shell=", path.read_bytes()))
 SETTINGS = """INPUT GROUPS_CSV RUN PRESET REPEATS SEED BASE_MODEL ADAPTER POOL ARMS JOBS WORKERS
-    MODEL METRIC MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON MODULES TORCH_INDEX_URL
+    MODEL METRIC MARGIN FORCE REPLICATES FOLDS MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON MODULES TORCH_INDEX_URL
     EXTRA_REQUIREMENTS PYTHONPATH""".split()
 
 
@@ -234,7 +234,7 @@ def environment() -> dict[str, str]:
     """The settings that let the scripts use the environment the tests run in."""
     if bash("setup_env.sh", "--check", VENV=sys.prefix).returncode:
         pytest.skip(f"setup_env.sh did not make {sys.prefix}: run the tests by `bash tests/run`")
-    return {"VENV": sys.prefix}
+    return {"VENV": sys.prefix, "FORCE": "1"}  # so few repeats can show nothing
 
 
 @pytest.fixture(scope="module")
