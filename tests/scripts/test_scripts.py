@@ -27,8 +27,8 @@ SCRIPTS = sorted(  # every shell script, wherever it lies
     for path in (ROOT / folder).iterdir() if path.is_file()
     and re.match(rb"#!.*\b(ba)?sh\n|# shellcheck shell=", path.read_bytes()))
 SETTINGS = """INPUT GROUPS_CSV RUN PRESET REPEATS SEED BASE_MODEL ADAPTER POOL ARMS JOBS WORKERS
-    MODEL METRIC MARGIN FORCE REPLICATES FOLDS MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON MODULES TORCH_INDEX_URL
-    EXTRA_REQUIREMENTS PYTHONPATH""".split()
+    MODEL METRIC MARGIN FORCE REPLICATES FOLDS MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON
+    MODULES TORCH_INDEX_URL EXTRA_REQUIREMENTS PYTHONPATH""".split()
 
 
 def clean_env(**settings: object) -> dict[str, str]:
