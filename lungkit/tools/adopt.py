@@ -46,6 +46,7 @@ from lungkit.run.files import read_json, sha256, write_json, write_text
 from lungkit.run.output import lock
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
+from lungkit.run.system_files import listed
 
 NOTHING, UNKNOWN, TABLE = "nothing", "unknown", "metadata.csv"
 
@@ -86,11 +87,11 @@ def find_rows(data: Path, real: Dataset) -> tuple[list[Row], int]:
     faults: list[str] = []
     contents: dict[Path, tuple | None] = {}
     for split in SPLITS:
-        folders = sorted(path.name for path in (data / split).glob("*") if path.is_dir())
+        folders = [path.name for path in listed(data / split) if path.is_dir()]
         faults += [f"{split}/{name}: no class of {real.path}" for name in folders
                    if name not in real.classes]
         for label in real.classes:
-            files = sorted((data / split / label).glob("*"))
+            files = listed(data / split / label)
             faults += [] if files else [f"{split}/{label}: no image"]
             contents |= {file: read_header(file.read_bytes()) if file.is_file() else None
                          for file in files}

@@ -78,6 +78,17 @@ def test_a_folder_is_adopted_as_it_is_and_compares_with_real(said, folder, real,
     assert made.load("test")[0].shape == (2, SIZE, SIZE, 3)
 
 
+def test_what_a_system_left_in_the_folder_is_not_adopted(folder, real):
+    label = next((folder / "train").iterdir()).name
+    for name in ("train/@eaDir/x.jpg", f"train/{label}/._0.png", f"test/{label}/Thumbs.db",
+                 f"val/{label}/@eaDir/x.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    assert call(folder, real) == 0
+    assert not [row for row in open_dataset(folder).rows if "@" in row.file_name
+                or "._" in row.file_name]
+
+
 def test_again_nothing_changes_and_another_statement_is_refused(folder, real, capsys):
     assert call(folder, real) == 0
     made = (folder / "dataset.json").read_text()
