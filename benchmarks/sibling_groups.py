@@ -23,7 +23,6 @@ CPU seconds are of all processes; memory is the main process's peak and each wor
 
 import argparse
 import collections
-import csv
 import functools
 import itertools
 import json
@@ -44,6 +43,7 @@ import numpy as np
 from lungkit.audit import copies, signature
 from lungkit.data.splits import SPLIT_SHARES, SPLITS, split_groups
 from lungkit.phantom.paint import CLASSES, draw_tile
+from lungkit.run.tables import read_table
 from lungkit.run.workers import mapper
 
 SIZES = (1000, 2250, 15000)
@@ -56,11 +56,10 @@ PATIENTS = 10
 
 # ------------------------------------------------------------------ images
 
-def read_table(root: Path) -> list[tuple[str, str]]:
+def read_groups(root: Path) -> list[tuple[str, str]]:
     """(path, source tile) of every image of groups.csv."""
-    with open(root / "groups.csv", encoding="utf-8") as table:
-        return [(str(root / "lung_image_sets" / row["file_name"]), row["group"])
-                for row in csv.DictReader(table)]
+    return [(str(root / "lung_image_sets" / row["file_name"]), row["group"])
+            for _, row in read_table(root / "groups.csv", ("file_name", "group")).rows]
 
 
 def read_image(path: str) -> np.ndarray:
@@ -99,7 +98,7 @@ def vary(image: np.ndarray, rng) -> np.ndarray:
 def write_set(size: int, folder: Path, root: Path | None, workers: int) -> list[tuple[str, str]]:
     """At least `size` images as files: (path, group). Real up to what there is, then copies."""
     if root:
-        table = sorted(read_table(root), key=lambda row: (zlib.crc32(row[1].encode()), row))
+        table = sorted(read_groups(root), key=lambda row: (zlib.crc32(row[1].encode()), row))
         if size <= len(table):
             return table[:size]
         sources, groups = zip(*table)
@@ -153,7 +152,7 @@ def leak(truth: list[str], found: list[int], labels: list[str]) -> str:
 # ------------------------------------------------------------------ tables
 
 def measure_lc25000(root: Path, originals: Path | None, mapped) -> None:
-    table = read_table(root)
+    table = read_groups(root)
     signatures = list(mapped(describe_file, [path for path, _ in table]))
     truth = [group for _, group in table]
     labels = [group.rsplit("-", 1)[0] for group in truth]

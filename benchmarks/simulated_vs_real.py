@@ -18,7 +18,6 @@ held-out patients, means over seeds. About 40 minutes on one CPU core.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import os
 import sys
@@ -36,6 +35,7 @@ from torch import nn
 from lungkit.histology import background, density, stain
 from lungkit.nuclei import detect
 from lungkit.phantom import paint, sample, tissue
+from lungkit.run.tables import read_table
 from lungkit.run.workers import mapper
 
 SIZE = 224
@@ -54,16 +54,15 @@ KINDS = ("real", "simulated")
 def load_real(root: Path):
     """uint8 [N, 224, 224, 3], class labels [N], groups [N] of LC25000."""
     taken, images, labels, groups = {}, [], [], []
-    with open(root / "groups.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            taken[row["group"]] = taken.get(row["group"], 0) + 1
-            if taken[row["group"]] > REAL_PER_GROUP:
-                continue
-            image = Image.open(root / "lung_image_sets" / row["file_name"]).convert("RGB")
-            images.append(np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX)
-                                     if image.size != (SIZE, SIZE) else image))
-            labels.append(paint.CLASSES.index(row["label"]))
-            groups.append(row["group"])
+    for _, row in read_table(root / "groups.csv", ("file_name", "label", "group")).rows:
+        taken[row["group"]] = taken.get(row["group"], 0) + 1
+        if taken[row["group"]] > REAL_PER_GROUP:
+            continue
+        image = Image.open(root / "lung_image_sets" / row["file_name"]).convert("RGB")
+        images.append(np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX)
+                                 if image.size != (SIZE, SIZE) else image))
+        labels.append(paint.CLASSES.index(row["label"]))
+        groups.append(row["group"])
     return np.stack(images), np.array(labels), np.array(groups)
 
 
