@@ -67,12 +67,15 @@ def find_scans(input_dir: Path, how: dict, mapped: Callable) -> tuple[list, str]
     """The scans that are used, and studies.csv."""
     from lungkit.ct import studies
     from lungkit.ct.annotations import find_annotations
+    from lungkit.ct.tables import read_diagnoses
 
     annotations = find_annotations(input_dir, how["nodules"], how["patients"])
     scans, left = studies.choose(survey(input_dir, annotations, mapped),
                                  skip_broken=how["skip_broken"])
     scans = studies.check_patients(scans)
     say_what_is_left(left, annotations.others, scans)
+    if how["diagnoses"] is not None:
+        scans = studies.with_diagnoses(scans, read_diagnoses(how["diagnoses"]))
     return scans, studies.table(scans, left, annotations.others)
 
 
@@ -214,7 +217,7 @@ def identity(how: dict, input_dir: Path) -> dict:
     return dict(sorted({
         **{name: value for name, value in how.items() if name != "fold"},
         **{name: cli.file_sha256(how[name], "--" + name.replace("_", "-"))
-           for name in ("images", "nodules", "patients", "split_from")},
+           for name in ("diagnoses", "images", "nodules", "patients", "split_from")},
         "fold": how["fold"] and "{}/{}".format(*how["fold"]), "recipe": RECIPE,
         "input": quick_fingerprint(((path.relative_to(input_dir).as_posix(), path)
                                     for path in files), sample_bytes=1024)}.items()))
@@ -300,6 +303,9 @@ def build_parser():
                        help="smaller nodules do not count")
     group.add_argument("--max-thickness-mm", type=cli.positive_float, metavar="MM",
                        help="scans of thicker slices are not used (LUNA16: 2.5; default: any)")
+    group.add_argument("--diagnoses", type=Path, metavar="CSV",
+                       help="patient_id,diagnosis (0 unknown, 1 benign, 2 primary cancer, 3 "
+                            "metastasis): the column pathology, never the class")
     group.add_argument("--images", type=Path, metavar="CSV",
                        help="INPUT holds pictures cut from scans: file, label or grade, and "
                             "patient, parent, spacing_mm, diameter_mm where known")

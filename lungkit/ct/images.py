@@ -145,7 +145,12 @@ def _encoded(job: Job, item: Item, volume: Volume, index: int, made: Picture) ->
         "thickness_mm": f"{scan.thickness_mm or geometry.spacing_mm[0]:.4g}",
         "kernel": scan.kernel, "manufacturer": scan.manufacturer, "boxes": boxes}
     if item.nodule is not None:
-        columns |= describe(job.counted[item.nodule])
+        nodule = job.counted[item.nodule]
+        columns |= describe(nodule)
+        if scan.spacing_known and nodule.truth != "unknown":
+            _, row_mm, column_mm = geometry.spacing_mm
+            area = nodule.mask[index - nodule.start[0]].sum() * row_mm * column_mm
+            columns["area_mm2"] = f"{area:.3f}"
     grey = made.grey.astype(np.float64)
     return Made(item, encode_png(made.grey),
                 {kind: encode_png(mask) for kind, mask in made.masks.items()}, columns,

@@ -196,6 +196,16 @@ def check_patients(scans: list[Scan]) -> list[Scan]:
     return [replace(scan, patient=scan.patient or scan.name) for scan in scans]
 
 
+def with_diagnoses(scans: list[Scan], of_patient: dict[str, str]) -> list[Scan]:
+    """Scans whose nodules bear the diagnosis of their patient. Raises Fault if it is of no one."""
+    if not {scan.patient for scan in scans} & set(of_patient):
+        raise Fault("the table of diagnoses names no patient of these scans: "
+                    f"{sorted(of_patient)[:3]}, but here {scans[0].patient!r}")
+    return [replace(scan, annotated=replace(scan.annotated, nodules=tuple(
+        replace(nodule, pathology=of_patient.get(scan.patient, "0"))
+        for nodule in scan.annotated.nodules))) for scan in scans]
+
+
 def table(scans: list[Scan], left: list[Left], others: list[tuple[str, str]]) -> str:
     """studies.csv: a line of every series and every file of annotation that is not used."""
     text = io.StringIO()

@@ -144,6 +144,24 @@ def read_patients(path: Path) -> dict[str, str]:
     return {cell(row, series): cell(row, patient) for row in rows[1:] if len(row) >= width}
 
 
+def read_diagnoses(path: Path) -> dict[str, str]:
+    """{patient: 0 unknown, 1 benign, 2 primary cancer, 3 metastasis}, as LIDC-IDRI's table says.
+
+    Columns patient_id (or patient) and diagnosis. Raises Fault.
+    """
+    table = read_table(path, ["diagnosis"])
+    column = next((name for name in table.columns if name.lower() in PATIENT_COLUMNS), None)
+    if column is None:
+        raise Fault(f"{path} has no column patient_id")
+    found = {row[column].strip(): row["diagnosis"].strip() for _, row in table.rows}
+    wrong = [(line, row["diagnosis"]) for line, row in table.rows
+             if row["diagnosis"].strip() not in ("0", "1", "2", "3")]
+    if wrong:
+        raise Fault(f"{path}: line {wrong[0][0]}: diagnosis {wrong[0][1]!r}: 0 unknown, 1 benign, "
+                    "2 primary cancer or 3 metastasis")
+    return found
+
+
 # ------------------------------------------------------------------ Lung-PET-CT-Dx
 
 @dataclass(frozen=True)

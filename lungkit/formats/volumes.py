@@ -19,7 +19,7 @@ import numpy as np
 from lungkit.run.faults import Fault
 
 SHEAR = 0.02            # ours: cosine between two axes from which a grid is sheared: about 1 degree
-AMBIGUOUS = 0.8         # ours: cosine below which an axis is no nearer to one direction than others
+OBLIQUE = 0.985         # ours: cosine to the body's axis below which a grid is oblique: 10 degrees
 AIR_HU = -500           # ours: a chest CT without a voxel below it shows no lung, so is not in HU
 LUNG_WINDOW = (-1000, 400)
 SLAB = 16               # slices converted at a time, so that a float copy of the whole never is
@@ -97,7 +97,7 @@ def canonical(shape: tuple[int, ...], origin_mm: np.ndarray,
 
     shape: of the file's array; origin_mm: x y z of its first voxel; steps_mm: row i is the x y z
     of one step along axis i of the file. Raises Fault where the grid is sheared (a tilted gantry)
-    or so oblique that no axis is nearest to z.
+    or oblique.
     """
     steps_mm, origin_mm = np.asarray(steps_mm, float), np.asarray(origin_mm, float)
     length = np.linalg.norm(steps_mm, axis=1)
@@ -109,8 +109,9 @@ def canonical(shape: tuple[int, ...], origin_mm: np.ndarray,
         raise Fault(f"the grid is sheared by {np.degrees(np.arcsin(min(1, cosine))):.1f} degrees "
                     "(gantry tilt): resample the scan to a straight grid first")
     nearest = np.abs(unit).argmax(1)
-    if sorted(nearest) != [0, 1, 2] or np.abs(unit).max(1).min() < AMBIGUOUS:
-        raise Fault("the grid is oblique: no axis of it runs along the body; resample it first")
+    if sorted(nearest) != [0, 1, 2] or np.abs(unit).max(1).min() < OBLIQUE:
+        raise Fault("the grid is oblique, more than 10 degrees off the body's axes: resample it "
+                    "first")
     order = tuple(int(np.flatnonzero(nearest == world)[0]) for world in (2, 1, 0))
     flipped = tuple(bool(steps_mm[axis, world] < 0) for axis, world in zip(order, (2, 1, 0)))
     turned_shape = tuple(int(shape[axis]) for axis in order)

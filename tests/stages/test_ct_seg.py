@@ -226,6 +226,18 @@ def test_a_split_may_be_given(lidc_tree, tmp_path):
     assert made(lidc_tree, tmp_path / "other", "--split-from", split) == 1
 
 
+def test_a_diagnosis_is_a_column_beside_the_grade(lidc_tree, tmp_path, capfd):
+    (tmp_path / "d.csv").write_text("patient_id,diagnosis\nP1,2\nP2,1\n")
+    assert made(lidc_tree, tmp_path / "real", "--diagnoses", tmp_path / "d.csv") == 0
+    said = {row.group: row.extra["pathology"] for row in open_dataset(tmp_path / "real").rows}
+    assert (said["P0"], said["P1"], said["P2"]) == ("0", "2", "1")
+    for text, words in (("patient_id,diagnosis\nP1,9\n", "diagnosis '9'"),
+                        ("patient_id,diagnosis\nQ1,1\n", "no patient of these scans")):
+        (tmp_path / "d.csv").write_text(text)
+        assert made(lidc_tree, tmp_path / "other", "--diagnoses", tmp_path / "d.csv") == 1
+        assert words in capfd.readouterr().err.splitlines()[-1]
+
+
 def test_a_dry_run_writes_nothing(lidc_tree, tmp_path, capfd):
     assert made(lidc_tree, tmp_path / "real", "--dry-run") == 0
     assert "would write 13 images" in capfd.readouterr().out and not list(tmp_path.iterdir())
@@ -483,7 +495,7 @@ def test_a_bad_input_is_one_line_and_exit_1_and_nothing_is_published(small_tree,
 ALLOWED = {
     "slopes that differ": tag_of_one(RescaleSlope=1.0000001),
     "a scout inside": lambda t: set_tags(
-        next(path for path in slices(t) if path.stem.endswith("-0")),
+        next(path for path in slices(t) if path.stem.endswith("-00")),
         ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
     "another modality beside": lambda t: write_series(t / "P1" / "pet", scene(), patient="P1",
                                                       series="1.7", Modality="PT"),
@@ -501,7 +513,7 @@ def test_what_is_odd_but_harmless_is_taken(small_tree, tmp_path, spoil):
 
 def test_broken_series_may_be_left_out_by_name(lidc_tree, tmp_path):
     shutil.copytree(lidc_tree, tmp_path / "in")
-    slices(tmp_path / "in", "P3")[4].unlink()
+    slices(tmp_path / "in", "P3")[3].unlink()
     assert made(tmp_path / "in", tmp_path / "out" / "real", "--skip-broken") == 0
     rows = rows_of(tmp_path / "out" / "real" / "studies.csv")
     [broken] = [row for row in rows if row["series"] == "1.2.3.3"]

@@ -95,7 +95,7 @@ def write_series(folder: Path, hu: np.ndarray, *, step=STEP, origin=ORIGIN, pati
         meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
         meta.MediaStorageSOPInstanceUID = f"{series}.{number + 1}"
         meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        path = folder / f"{(number * 7 + 3) % 100:02d}-{number}.dcm"
+        path = folder / f"{(number * 7 + 3) % 10}-{number:02d}.dcm"
         data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
         data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, f"{series}.{number+1}"
         data.PatientID, data.StudyInstanceUID, data.SeriesInstanceUID = patient, study, series
@@ -135,7 +135,7 @@ def ball(shape, centre, radius_mm, step=CHEST_STEP) -> np.ndarray:
 def chest(nodules=(), shape=(12, 64, 64), seed=0) -> np.ndarray:
     """int16 HU [Z, Y, X]: a body, a spine, two lungs, and balls (centre, radius_mm) of 50 HU."""
     rng = np.random.default_rng(seed)
-    _, rows, columns = np.indices(shape)
+    _, rows, columns = np.indices(shape) * 64 / shape[1]  # one chest, however fine
     hu = np.full(shape, -1000.0)
     hu[((rows - 32) / 24) ** 2 + ((columns - 32) / 30) ** 2 <= 1] = 40
     for middle in (18, 46):

@@ -127,6 +127,11 @@ def sheared(tmp_path):
     return write_mhd(tmp_path / "a.mhd", scene(), matrix=[[1, 0, 0], [0, 1, 0], [0, 0.2, 1]])
 
 
+def oblique(tmp_path):
+    cos, sin = np.cos(0.2), np.sin(0.2)  # 11.5 degrees about x
+    return write_mhd(tmp_path / "a.mhd", scene(), matrix=[[1, 0, 0], [0, cos, sin], [0, -sin, cos]])
+
+
 def with_nan(tmp_path):
     values = scene().astype(np.float32)
     values[0, 0, 0] = np.nan
@@ -142,7 +147,7 @@ def damaged_gzip(tmp_path):
 @pytest.mark.parametrize(("make", "words"), [
     (cut_gzip, "cut short"), (contradicting, "qform and sform"), (four_dimensions, "4 dimensions"),
     (apple_double, "AppleDouble"), (no_raw, "a.raw, are missing"), (sheared, "gantry tilt"),
-    (with_nan, "no numbers"), (damaged_gzip, "no whole NIfTI"),
+    (oblique, "oblique"), (with_nan, "no numbers"), (damaged_gzip, "no whole NIfTI"),
     (lambda t: write_mhd(t / "a.mhd", scene(), cut=10), "copy it again"),
     (lambda t: write_mhd(t / "a.mhd", scene(), compressed=True, cut=10), "cut short"),
     (lambda t: write_nifti(t / "a.nii", (scene() / 1000).astype(np.float32)), "divided by 1000"),
