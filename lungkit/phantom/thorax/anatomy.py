@@ -210,11 +210,12 @@ def muscles(chest: Chest, x, y, z, wall):
 def _scapula(chest: Chest, side, y, z):
     """Distance to the shoulder blade, a bent plate behind the upper ribs."""
     low = np.clip((z + 75) / 60, 0.15, 1)
-    root = (chest.half_width * 0.74, chest.half_depth + 4)
-    tip = (root[0] + 46 * float(np.mean(low)), root[1] - 44 * float(np.mean(low)))
-    plate = segment(side, y, root, tip, 2.6)
-    ridge = segment(side, y, ((root[0] + tip[0]) / 2, (root[1] + tip[1]) / 2),
-                    (tip[0] + 4, tip[1] + 26), 2.6)
+    root = (chest.half_width * 0.74 + 1, chest.half_depth + 10)
+    length = 46 * float(np.mean(low))
+    bend = (root[0] + 0.5 * length + 2, root[1] - 0.4 * length)
+    tip = (root[0] + 0.92 * length, root[1] - length)
+    plate = np.minimum(segment(side, y, root, bend, 1.9), segment(side, y, bend, tip, 2.6))
+    ridge = segment(side, y, bend, (tip[0] + 8, tip[1] + 24), 2.2)
     plate = np.where(z > 5, np.minimum(plate, ridge), plate)
     return np.maximum(plate, (-75 - z))
 

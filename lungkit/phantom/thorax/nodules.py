@@ -72,7 +72,7 @@ def draw_nodule(rng: np.random.Generator, grade: int, law: Law, attached: str, c
     calcified, pattern = "absent", rng.choice(4)
     if texture == SOLID and rng.random() < 0.6 * (1 - shown) ** 2:
         calcified = ("popcorn", "laminated", "solid", "central")[pattern]
-    cavity = rng.uniform(0.35, 0.5) if rng.random() < 0.4 * shown else 0.0
+    cavity = rng.uniform(0.35, 0.5) if rng.random() < 0.15 * shown else 0.0
     elongation = float(rng.beta(2, 4))
     degrees = np.array([2, 2, 3, 4, 5, 5, 6, 7])
     axes = rng.standard_normal((len(degrees), 3)).astype(np.float32)
@@ -161,12 +161,13 @@ def paint(hu: np.ndarray, nodule: Nodule, xs, ys, zs, width_mm: float) -> None:
     view = hu[part]
     if not view.size:
         return
-    outside, relative = distance(nodule, xs[part[2]], ys[part[1]][:, None],
-                                 zs[part[0]][:, None, None])
+    at = (xs[part[2]], ys[part[1]][:, None], zs[part[0]][:, None, None])
+    outside, relative = distance(nodule, *at)
     blurred = width_mm + 1.6 * nodule.softness * (nodule.texture != GROUND_GLASS) + (
         2.0 * (nodule.texture != SOLID))
     share = np.clip(0.5 - outside / blurred, 0, 1)
-    inside = _inside_hu(nodule, relative)
+    inside = _inside_hu(nodule, relative, [(each - np.float32(centre)) / nodule.radius_mm
+                                           for each, centre in zip(at, nodule.centre_mm)])
     if nodule.attached != "pleura" and nodule.texture == SOLID:
         view += share * (inside - view)  # nothing but lung and vessels lies there
     else:
@@ -176,8 +177,9 @@ def paint(hu: np.ndarray, nodule: Nodule, xs, ys, zs, width_mm: float) -> None:
         view += hole * (CAVITY_HU - view)
 
 
-def _inside_hu(nodule: Nodule, relative: np.ndarray) -> np.ndarray:
-    """Attenuation by the distance from the centre over the surface's."""
+def _inside_hu(nodule: Nodule, relative: np.ndarray, offset: list) -> np.ndarray:
+    """Attenuation by the distance from the centre over the surface's, and x, y, z over the radius.
+    """
     hu = np.full(relative.shape, nodule.solid_hu, np.float32)
     if nodule.texture != SOLID:
         hu[:] = GLASS_HU
@@ -191,8 +193,8 @@ def _inside_hu(nodule: Nodule, relative: np.ndarray) -> np.ndarray:
     elif nodule.calcified == "laminated":
         hu += 450 * np.clip(1 - np.abs(relative - 0.6) * 5, 0, 1)
     elif nodule.calcified == "popcorn":
-        hu += 420 * np.clip(1.2 * np.sin(9 * relative + 3 * np.arange(relative.shape[-1])[None]),
-                            0, 1) * (relative < 0.85)
+        grains = np.sin(4 * offset[0] + 1) * np.sin(4 * offset[1] + 2) * np.sin(4 * offset[2])
+        hu += 420 * np.clip(4 * grains, 0, 1) * (relative < 0.85)
     return hu
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from lungkit.phantom.thorax import anatomy, nodules, vessels
 from lungkit.phantom.thorax.anatomy import Chest
 
-COARSE_MM = 2.0
+COARSE_MM = 2.5
 PLANE_MM = 1.25
 SLICES = 8  # painted at a time: a vessel meets several
 AIR_HU, FAT_HU, MUSCLE_HU, SKIN_HU, LIVER_HU = -1000.0, -105.0, 52.0, 20.0, 62.0
@@ -132,6 +132,7 @@ def _plane(scene: Scene, grid: Grid, height: float) -> np.ndarray:
     fill(hu, anatomy.gullet(x, y, z), 40.0)
     fill(hu, np.hypot(x - 5, y - 30) - 1.4, -350.0 if np.sin(height / 17) > 0.4 else 40.0)
     bone, spongy, cartilage = anatomy.bones(chest, x, y, z, wall)
+    bone = np.maximum(bone, skin + 3)
     texture = _textured(scene, grid, height, 1)
     fill(hu, cartilage, CARTILAGE_HU)
     fill(hu, bone, CORTEX_HU)

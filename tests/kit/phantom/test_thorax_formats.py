@@ -7,14 +7,18 @@ import dataclasses
 import json
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from lungkit.phantom.thorax import sample, scans, vessels
+from lungkit.phantom.thorax import anatomy, dicom, lidc, nodules, readers, sample, scans, vessels
 from lungkit.phantom.thorax.nodules import Law
 from lungkit.phantom.thorax.sample import FORMATS, main, write_sample
+from lungkit.phantom.thorax.scene import Grid
+
+NIH = "{http://www.nih.gov}"
 
 TINY = {"num_patients": 6, "nodules_per_patient": 2, "image_size": 36, "num_slices": 10,
         "field_mm": 100.0}
@@ -140,30 +144,58 @@ def test_labels_and_boxes_and_points_are_the_consensus(sample_dir, lidc_volumes)
     assert compared > 20
 
 
+def voxels_of(nodule, slices, shape):
+    """What one reader's outlines enclose: strictly inside those of the nodule, not of its holes.
+
+    slices: {SOP UID: (index, z in mm)}.
+    """
+    voxels = np.zeros(shape, bool)
+    for roi in nodule.iter(f"{NIH}roi"):
+        index, height = slices[roi.findtext(f"{NIH}imageSOP_UID")]
+        assert float(roi.findtext(f"{NIH}imageZposition")) == pytest.approx(height)
+        points = np.array([[int(edge.findtext(f"{NIH}{axis}Coord")) for axis in "xy"]
+                           for edge in roi.iter(f"{NIH}edgeMap")], np.int32)
+        part = np.zeros(shape[1:], np.uint8)
+        cv2.fillPoly(part, [points], 1)
+        part[points[:, 1], points[:, 0]] = 0
+        voxels[index][part > 0] = roi.findtext(f"{NIH}inclusion") == "TRUE"
+    return voxels
+
+
+def test_a_hole_that_a_reader_cuts_out_is_an_outline_of_its_own():
+    grid = Grid(48, 0.8, 20, 1.25, 1.25, (40.0, -20.0, -12.0))
+    rng = np.random.default_rng(3)
+    cavity = dataclasses.replace(
+        nodules.draw_nodule(rng, 5, Law(), "isolated", (59.0, 0.0, 0.0), 20.0), cavity=0.45,
+        attached="isolated")
+    marks = readers.read(rng, anatomy.draw_chest(rng), (cavity,), grid, 0)
+    scan = SimpleNamespace(marks=marks, grid=grid, series_uid="2.25.1", study_uid="2.25.2")
+    root = ElementTree.fromstring(lidc.message(scan, range(4), "2001-01-01"))
+    slices = {dicom.sop_uid("2.25.1", index): (index, -12 + 1.25 * index) for index in range(20)}
+    written = list(root.iter(f"{NIH}unblindedReadNodule"))
+    assert len(written) == len(marks) > 2
+    assert sum(mark.holes.any() for mark in marks) > 1
+    for element, mark in zip(written, marks):
+        wanted = np.zeros((20, 48, 48), bool)
+        part = tuple(slice(at, at + size) for at, size in zip(mark.corner, mark.mask.shape))
+        wanted[part] = mark.solid()
+        np.testing.assert_array_equal(voxels_of(element, slices, wanted.shape), wanted)
+
+
 def test_lidcs_outlines_give_the_consensus_back(sample_dir, lidc_volumes):
     """The rule: strictly inside the edge map, holes taken out, voxels of half of the readers."""
-    name = "{http://www.nih.gov}"
     for scan in scans_of(sample_dir):
         hu, _, headers = lidc_volumes[scan["series_uid"]]
-        slices = {header.SOPInstanceUID: index for index, header in enumerate(headers)}
+        slices = {header.SOPInstanceUID: (index, float(header.ImagePositionPatient[2]))
+                  for index, header in enumerate(headers)}
         path, = (sample_dir / "LIDC-IDRI").rglob(f"{scan['scan']}.xml")
         truth, _ = nifti(sample_dir / "truth" / "labels" / f"{scan['scan']}.nii.gz")
         votes, readers = np.zeros((int(truth.max()) + 1, *hu.shape), int), Counter()
-        for session in ElementTree.parse(path).getroot().iter(f"{name}readingSession"):
-            for nodule in session.iter(f"{name}unblindedReadNodule"):
-                if nodule.find(f"{name}characteristics") is None:
+        for session in ElementTree.parse(path).getroot().iter(f"{NIH}readingSession"):
+            for nodule in session.iter(f"{NIH}unblindedReadNodule"):
+                if nodule.find(f"{NIH}characteristics") is None:
                     continue
-                voxels = np.zeros(hu.shape, bool)
-                for roi in nodule.iter(f"{name}roi"):
-                    index = slices[roi.findtext(f"{name}imageSOP_UID")]
-                    assert float(roi.findtext(f"{name}imageZposition")) == pytest.approx(
-                        float(headers[index].ImagePositionPatient[2]))
-                    points = np.array([[int(edge.findtext(f"{name}{axis}Coord")) for axis in "xy"]
-                                       for edge in roi.iter(f"{name}edgeMap")], np.int32)
-                    part = np.zeros(hu.shape[1:], np.uint8)
-                    cv2.fillPoly(part, [points], 1)
-                    part[points[:, 1], points[:, 0]] = 0
-                    voxels[index][part > 0] = roi.findtext(f"{name}inclusion") == "TRUE"
+                voxels = voxels_of(nodule, slices, hu.shape)
                 number = Counter(truth[voxels].tolist())
                 number.pop(0, None)
                 if number:
