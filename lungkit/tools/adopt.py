@@ -47,6 +47,7 @@ from lungkit.run.output import lock
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
 from lungkit.run.system_files import listed
+from lungkit.run.tables import read_table
 
 NOTHING, UNKNOWN, TABLE = "nothing", "unknown", "metadata.csv"
 
@@ -117,17 +118,11 @@ def read_columns(data: Path, faults: list[str]) -> dict[str, dict]:
     if not (data / TABLE).exists():
         return {}
     try:
-        with open(data / TABLE, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval="")
-            records = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        faults.append(f"{TABLE}: cannot be read ({error}), and would be written over: move it away")
+        records = read_table(data / TABLE, ["file_name"]).rows
+    except Fault as fault:
+        faults.append(f"{fault}; as it would be written over, mend it or move it away")
         return {}
-    if "file_name" not in (reader.fieldnames or []) or any(None in record for record in records):
-        faults.append(f"{TABLE}: no column file_name, or lines longer than the first, and it would "
-                      "be written over: move it away")
-        return {}
-    return {record["file_name"]: record for record in records}
+    return {record["file_name"]: record for _, record in records}
 
 
 def row_of(name: str, digest: str, kept: dict) -> Row:

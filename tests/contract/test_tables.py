@@ -16,6 +16,7 @@ from lungkit.formats.sources import Source
 from lungkit.nuclei.features import IMAGE_COLUMNS, IMAGES_FILE, read_image_features
 from lungkit.run.faults import Fault
 from lungkit.run.files import sha256_file
+from lungkit.tools.adopt import read_columns
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,13 +39,23 @@ def metadata(path: Path):
     return [(row, row.extra) for row in read_rows(path.parent)]
 
 
-TABLES = {  # file name: what reads it, a column, its lines
+def adopted(path: Path):
+    faults = []
+    found = read_columns(path.parent, faults)
+    if faults:
+        raise Fault(faults[0])
+    return found
+
+
+METADATA = [",".join([*COLUMNS, "kind"]),
+            *(f"{split}/a/{i}.png,a,{split},,Müller,,7,,x"
+              for i, split in enumerate(("test", "train")))]
+TABLES = {  # what it is: what reads it, a column, its lines
     "groups.csv": (groups, "group", ["file_name,label,group", "a/1.png,a,p1", "b/x/1.png,b,p2"]),
     "accuracies.csv": (accuracies, "accuracy", [
         "dataset,repeat,accuracy", "old,0,0.5", "old,1,0.6", "new,0,0.7", "new,1,0.8"]),
-    "metadata.csv": (metadata, "split", [
-        ",".join([*COLUMNS, "kind"]), *(f"{split}/a/{i}.png,a,{split},,Müller,,7,,x"
-                                        for i, split in enumerate(("test", "train")))]),
+    "metadata.csv": (metadata, "split", METADATA),
+    "metadata.csv of others": (adopted, "group", METADATA),
     IMAGES_FILE: (image_features, "num_nuclei", [
         ",".join(["file_name", *IMAGE_COLUMNS]),
         *(",".join([f"{i}.png", *map(str, range(1, len(IMAGE_COLUMNS)))]) + "," for i in "ab")]),
@@ -68,7 +79,7 @@ def write(path: Path, text: str) -> Path:
 @pytest.mark.parametrize("saved", SAVED.values(), ids=SAVED)
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_saved_by_a_spreadsheet_holds_the_same(tmp_path, name, saved):
-    read, _, lines = TABLES[name]
+    (read, _, lines), name = TABLES[name], name.split()[0]
     text = "\n".join(lines) + "\n"
     expected = repr(read(write(tmp_path / name, text)))  # NaN is like NaN in words
     assert repr(read(write(tmp_path / name, saved(text)))) == expected
@@ -76,7 +87,7 @@ def test_a_table_saved_by_a_spreadsheet_holds_the_same(tmp_path, name, saved):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_column_that_is_there_twice_is_refused_by_its_name(tmp_path, name):
-    read, column, lines = TABLES[name]
+    (read, column, lines), name = TABLES[name], name.split()[0]
     read(write(tmp_path / name, "\n".join(lines)))
     twice = [f"{line},{column if line == lines[0] else '0.1'}" for line in lines]
     with pytest.raises(Fault, match=f"{name}.* has the column '{column}' more than once"):

@@ -143,9 +143,9 @@ FAULTS = {
     "another class": (text("test/c/x.txt", ""), "test/c: no class of"),
     "a split without a class": (lambda folder: shutil.rmtree(folder / "val/b"), "val/b: no image"),
     "masks": (text("masks/x", ""), "masks: only images are adopted"),
-    "a table without names": (text("metadata.csv", "name\nx\n"), "no column file_name"),
+    "a table without names": (text("metadata.csv", "name\nx\n"), "lacks the column file_name"),
     "a table of other files": (text("metadata.csv", "file_name\nx.png\n"), "x.png is not there"),
-    "a broken table": (text("metadata.csv", "file_name\na,b\n"), "lines longer than the first"),
+    "a broken table": (text("metadata.csv", "file_name\na,b\n"), "line 2 has 2 cells"),
     "a torn image": (lambda folder: (folder / "train/a/img 1.png").write_bytes(
         (folder / "train/a/img 1.png").read_bytes()[:60] + b"\0" * 40 + b"IEND\xaeB`\x82"),
         "cannot be decoded"),
