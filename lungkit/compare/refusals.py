@@ -74,7 +74,8 @@ def saw_test_images(rows: list[dict]) -> list[str]:
     """Faults where what made a dataset was trained on real test images, or on another real."""
     faults = set()
     for row in rows:
-        for parent in row.get("trained_on") or []:
+        said = row.get("trained_on")
+        for parent in said if isinstance(said, list) else []:  # or unproven() refuses it
             if parent.get("name") != REAL and parent.get("fingerprint") != row["real_fingerprint"]:
                 continue
             if "test" in parent.get("splits", ["test"]):  # not said: the worst is assumed
@@ -104,7 +105,8 @@ def unproven(rows: list[dict]) -> list[str]:
     """Faults where a record does not say what was seen in training: that is no clean record."""
     return sorted({f"{row['dataset']} replicate {row['replicate']} does not say what it was "
                    "trained on (trained_on): run cnn_classify.py on its dataset"
-                   for row in rows if not row.get("trained_on")})
+                   for row in rows if not row.get("trained_on")
+                   or not isinstance(row["trained_on"], list)})
 
 
 def note_settings_and_warnings(found) -> None:

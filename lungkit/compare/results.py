@@ -204,7 +204,8 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
     faults += refusals.twice(rows)
     if is_tree:
         faults += (refusals.missing(found_results) + refusals.mixed_runs(found_results)
-                   + refusals.saw_test_images(rows))
+                   + refusals.saw_test_images(rows) + refusals.leaked(rows)
+                   + refusals.unproven(rows))
     _raise(faults)
     single = [name for name in found if sum(row["dataset"] == name for row in rows) == 1]
     if single:

@@ -11,7 +11,7 @@ import pytest
 from lungkit.compare import figures, report
 from lungkit.compare.pairs import compare
 from lungkit.compare.results import read_results
-from result_trees import record, right, split_of, write, write_counts
+from result_trees import OTHERS, record, right, split_of, write, write_counts
 
 COUNTS = {"real": [54, 54, 57, 60], "gan": [30, 33, 33, 33],
           "a name of more than 18": [6, 12, 18, 24]}
@@ -134,7 +134,7 @@ def test_by_the_arms_own_tests_their_own_values_are_drawn_and_marked_once(axes_o
 
 def test_several_replicates_are_diamonds_over_the_dots_of_their_repeats(axes_of, tmp_path):
     for replicate, counts in enumerate(([54, 60], [30, 36])):
-        write_counts(tmp_path, {"real": counts, "gan": counts}, replicate=replicate, trained_on=[],
+        write_counts(tmp_path, {"real": counts, "gan": counts}, replicate=replicate, trained_on=OTHERS,
                      real_fingerprint=f"real{replicate}", dataset_fingerprint=f"{replicate}")
     found = read_results(tmp_path)
     axes = axes_of(figures.boxplot_png, found, "accuracy_real", arms_of(found))

@@ -17,7 +17,7 @@ from lungkit.compare.answer import PairAnswer
 from lungkit.compare.bootstrap import Mean
 from lungkit.compare.pairs import compare
 from lungkit.compare.results import read_results
-from result_trees import record, right, scores_of, split_of, write, write_counts
+from result_trees import OTHERS, record, right, scores_of, split_of, write, write_counts
 
 COUNTS = {"real": [54, 55, 56, 57, 58, 59], "gan": [30, 31, 32, 33, 34, 35],
           "vae": [52, 53, 54, 56, 57, 57]}
@@ -106,7 +106,7 @@ def test_an_arm_is_summarised_by_hand(tmp_path):
 
 def test_the_spread_of_replicates_is_that_of_their_means(tmp_path):
     for replicate, counts in enumerate(([30, 40], [50, 60])):
-        write_counts(tmp_path, {"real": counts, "gan": counts}, replicate=replicate, trained_on=[],
+        write_counts(tmp_path, {"real": counts, "gan": counts}, replicate=replicate, trained_on=OTHERS,
                      real_fingerprint=f"real{replicate}", dataset_fingerprint=f"{replicate}")
     arm = report.summarise(read_results(tmp_path), "accuracy_real")[0]
     assert (arm["n"], arm["mean"]) == (2, pytest.approx(45 / 60))

@@ -9,7 +9,7 @@ import pytest
 
 from lungkit.compare.results import read_results
 from lungkit.run.faults import BadOptions, Fault
-from result_trees import make_results, record, right, split_of, write, write_counts
+from result_trees import OTHERS, make_results, record, right, split_of, write, write_counts
 
 SPLIT = split_of(right(54))
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
@@ -80,7 +80,7 @@ def test_a_value_is_a_repeat_of_one_replicate_and_a_mean_of_repeats_of_several(t
     assert found.values("gan", "accuracy_own") == pytest.approx([0.75] * 3)
     for replicate, counts in enumerate(([60, 30, 45], [6, 12, 0])):
         write_counts(tmp_path / "two", {"real": counts, "gan": counts}, replicate=replicate,
-                     dataset_fingerprint=f"x{replicate}", trained_on=[],
+                     dataset_fingerprint=f"x{replicate}", trained_on=OTHERS,
                      real_fingerprint=f"real{replicate}")
     assert read_results(tmp_path / "two").values("real", "accuracy_real") == pytest.approx(
         [0.75, 0.1])
@@ -267,7 +267,7 @@ def test_a_single_fault_is_counted_once(tmp_path):
 # ------------------------------------------------------------------ two runs in one
 
 @pytest.mark.parametrize(("changed", "words"), [
-    ({"real_fingerprint": "x", "trained_on": []}, "real_fingerprint is not one in replicate 0"),
+    ({"real_fingerprint": "x", "trained_on": OTHERS}, "real_fingerprint is not one in replicate 0"),
     ({"model": "resnet18"}, "model is not one in all results"),
     ({"steps": 100}, "steps is not one in all results"),
     ({"settings": {"steps": 50, "batch_size": 32}}, "settings is not one in all results"),
@@ -381,9 +381,32 @@ def test_one_repeat_that_saw_a_test_image_is_enough(tmp_path):
 
 @pytest.mark.parametrize("changed", [
     seen(splits=["train"]), seen(splits=["train", "val"]),
-    seen(name="base", fingerprint="base0", splits=["train", "test"]), {"trained_on": []}])
+    seen(name="base", fingerprint="base0", splits=["train", "test"]), {"trained_on": OTHERS}])
 def test_an_arm_that_saw_no_test_image_is_compared(tmp_path, changed):
     assert read_results(tree(tmp_path, *two_arms(**changed))).datasets == ["real", "gan"]
+
+
+@pytest.mark.parametrize("said", [None, [], "nothing"])
+def test_an_arm_of_which_nobody_says_what_it_saw_is_refused(tmp_path, said):
+    rows = two_arms()
+    rows[2]["trained_on"] = said
+    assert "gan replicate 0 does not say what it was trained on" in fault(tree(tmp_path, *rows))
+    del rows[2]["trained_on"]
+    assert "gan replicate 0 does not say what it was trained on" in fault(tree(tmp_path, *rows))
+
+
+@pytest.mark.parametrize("said", [{"passed": False}, {}, None, True])
+def test_an_arm_that_holds_copies_of_test_images_is_refused(tmp_path, said):
+    rows = two_arms()
+    rows[2]["leaks"] = said
+    assert fault(tree(tmp_path, *rows)).count("images that are real test images or copies") == 1
+
+
+def test_an_older_arm_whose_images_were_not_compared_is_told(tmp_path):
+    rows = two_arms()
+    del rows[2]["leaks"]
+    found = read_results(tree(tmp_path, *rows))
+    assert [text.split(" has ")[0] for text in found.warnings] == ["copies not looked for: gan"]
 
 
 # ------------------------------------------------------------------ what must be told
@@ -409,7 +432,7 @@ def test_trainings_on_unlike_machines_are_told(tmp_path, name, value):
 def test_replicates_of_one_split_are_told(tmp_path):
     def same(row):
         row.update(real_fingerprint="real", dataset_fingerprint=f"{row['dataset']} x",
-                   trained_on=[])
+                   trained_on=OTHERS)
 
     found = read_results(make_results(tmp_path, repeats=2, replicates=2, edit=same))
     assert found.warnings[-1] == ("same split: replicates 0 and 1 test on the same real split; "
@@ -420,7 +443,7 @@ def test_replicates_of_one_split_are_told(tmp_path):
 
 
 def test_one_dataset_under_two_names_is_told(tmp_path):
-    found = read_results(tree(tmp_path, *two_arms(dataset_fingerprint="real0", trained_on=[])))
+    found = read_results(tree(tmp_path, *two_arms(dataset_fingerprint="real0", trained_on=OTHERS)))
     assert found.warnings == ["same images: real and gan are one dataset under two names"]
 
 
