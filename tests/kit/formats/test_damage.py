@@ -106,8 +106,9 @@ def test_a_picture_that_has_lost_data_is_refused(content, damage):
 
 
 @pytest.mark.parametrize("name", ["colour", "grey", "cmyk", "turned"])
-@pytest.mark.parametrize("behind", [b"\0" * 4096, END, b"a note of the camera", KINDS["grey"]],
-                         ids=["zeros", "a second end", "text", "a second picture"])
+@pytest.mark.parametrize("behind", [b"\0" * 4096, END, b"a note of the camera", KINDS["grey"],
+                                    PROGRESSIVE[:1500]],
+                         ids=["zeros", "a second end", "text", "a second picture", "a cut one"])
 def test_bytes_behind_the_end_do_not_matter(name, behind):
     np.testing.assert_array_equal(decode_image(KINDS[name] + behind), decode_image(KINDS[name]))
 

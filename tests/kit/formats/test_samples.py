@@ -137,7 +137,7 @@ def test_what_a_file_says_of_its_bits_goes_before_the_option():
     for content in (packed, described):
         for bits in (None, 12, 16):
             np.testing.assert_array_equal(decode_image(content, source_bits=bits), RGB)
-    wrong = tiff(deep(16), ome=True, metadata={"axes": "YXS", "SignificantBits": 8})
+    wrong = tiff(deep(16), ome=True, metadata={"axes": "YXS", "SignificantBits": 12})
     np.testing.assert_array_equal(decode_image(wrong), RGB)
 
 
