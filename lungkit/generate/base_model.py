@@ -70,15 +70,15 @@ def from_hub(name: str) -> Path:
         open_parts(folder)
         return folder
     except Fault as fault:
-        state = f"is in the model cache, but {fault};"
+        state = f"is not whole in the model cache ({fault})"
     except Exception as error:  # every kind of absence
         reason = type(error).__name__
     if is_offline():
         reason = "HF_HUB_OFFLINE is set"
     else:
         try:
-            folder = Path(snapshot_download(
-                name, allow_patterns=needed_files(HfApi().list_repo_files(name))))
+            there = [file.rfilename for file in HfApi().model_info(name).siblings]
+            folder = Path(snapshot_download(name, allow_patterns=needed_files(there)))
             open_parts(folder)
             return folder
         except Fault as fault:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,8 +271,8 @@ def hub(base, monkeypatch):
 
     names = [path.relative_to(BASE_MODEL_DIR).as_posix() for path in BASE_MODEL_DIR.glob("*/*")]
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files",
-                        lambda api, name: ["model_index.json", *names])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda api, name: SimpleNamespace(
+        siblings=[SimpleNamespace(rfilename=file) for file in ("model_index.json", *names)]))
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     return calls
@@ -292,7 +293,7 @@ def test_an_interrupted_cache_is_completed_where_there_is_a_network(hub, base, l
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 @pytest.mark.parametrize("lost, words", [
-    (UNET + WEIGHTS, "is in the model cache, but unet holds no.*and not reachable.*OFFLINE is set"),
+    (UNET + WEIGHTS, r"not whole in the model cache \(unet holds no.*\) and not reachable.*OFFLINE is set"),
     ("model_index.json", "not in the model cache and not reachable.*OFFLINE is set")])
 def test_an_interrupted_cache_is_said_offline_and_the_hub_not_asked(hub, base, lost, words,
                                                                     variable, monkeypatch):
@@ -306,9 +307,9 @@ def test_an_interrupted_cache_is_said_offline_and_the_hub_not_asked(hub, base, l
 def test_a_hub_that_cannot_be_reached_is_one_line(hub, base, monkeypatch):
     def fail(api, name):
         raise ConnectionError("no route to host")
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
     lose(UNET + WEIGHTS)(base)
-    with pytest.raises(BadOptions, match=r"but unet holds no.*\(ConnectionError\): on a node with"):
+    with pytest.raises(BadOptions, match=r"\(unet holds no.*\(ConnectionError\): on a node with"):
         resolve_base_model("some/model")
 
 
