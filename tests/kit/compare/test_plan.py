@@ -44,6 +44,12 @@ def test_the_chance_of_an_interval_is_that_of_simulated_ones(low, high, shift, d
         simulated, abs=0.004)
 
 
+def test_a_difference_is_shown_in_either_direction():
+    """Of equal arms as often as the level says: alpha over the pairs of the family."""
+    shown = power.outcomes("A", FIVE, Deviations(0.02, 0, 0, ""), effect=0.0, **ASKED)
+    assert shown["difference"] == pytest.approx(0.05 / 4, rel=0.02)
+
+
 def test_more_of_what_a_level_rests_on_shows_more():
     of = Deviations(0.02, 0.35, 0.03, "")
     sizes = {"A": Size(20, 1, {}, 4, 10), "B": Size(6, 1, {"a": 40, "b": 40, "c": 80}, 4, 10),
