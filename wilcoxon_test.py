@@ -44,8 +44,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import csv_tables, plan as plans, report, results, scores
-from lungkit.compare.answer import Caution, Comparison, plain
+from lungkit.compare import csv_tables, report, results, scores
+from lungkit.compare.answer import Comparison, plain
 from lungkit.compare.pairs import compare, rank_cautions
 from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p
 from lungkit.data import result
@@ -101,6 +101,8 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
         datasets: list[str] | None, controls: list[str], benign: str | None, plan: Path | None,
         sheets: Path | None, dry_run: bool) -> None:
     """Read, test, decide, draw, publish, print."""
+    from lungkit.compare import plan as plans  # reads datasets, which --help must not wait for
+
     planned = plans.read(plan) or {} if plan else {}
     metric = metric or planned.get("metric")
     alpha, margin = alpha or planned.get("alpha", ALPHA), margin or planned.get("margin", MARGIN)
@@ -125,14 +127,16 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
         print_plan(values, found.unit, metric, alpha, output)
         return
 
-    tests, step = [], found.step(metric)
+    step = found.step(metric)
     tests = compare(values, metric=metric, unit=found.unit, alpha=alpha, margin=margin,
                     margin_tested=margin_on_grid(margin, step),
                     grid=0 if results_path.is_file() else step)
+    arms = [name for name in found.datasets if name not in found.baselines]
+    looked = plans.note_look(
+        plan, metric=metric, margin=margin, alpha=alpha, repeats=len(found.repeats),
+        replicates=len(found.replicates), arms=arms) if plan else None
     comparison = conclude(results_path, found, tests, metric, benign=benign, alpha=alpha,
-                          margin=margin, controls=controls)
-    if plan:
-        note_look(plan, comparison, found)
+                          margin=margin, controls=controls, plan=looked)
     printed = "\n".join([*comparison.answer, "", report.verdict_table(comparison.pairs)])
     also = [str(each) for each in comparison.warnings if not each.limits]
     arms = report.summarise(found, metric, {arm.dataset: (arm.low, arm.high)
@@ -149,7 +153,8 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
 
 
 def conclude(results_path: Path, found: results.Results, tests: list, metric: str, *,
-             benign: str | None, alpha: float, margin: float, controls: list[str]) -> Comparison:
+             benign: str | None, alpha: float, margin: float, controls: list[str],
+             plan: dict | None) -> Comparison:
     """Decide every pair, by test group where the results say what was answered of which."""
     from lungkit.compare import conclude as conclusion, evidence as answers
 
@@ -159,23 +164,12 @@ def conclude(results_path: Path, found: results.Results, tests: list, metric: st
     except answers.NoEvidence as reason:
         missing = str(reason)
     comparison = conclusion.conclude(found, tests, metric, evidence, missing, alpha=alpha,
-                                     margin=margin, outside=controls)
+                                     margin=margin, outside=controls, plan=plan)
     comparison.warnings += rank_cautions(tests, alpha)
     sentences = {frozenset((pair.arm, pair.against)): pair.sentence for pair in comparison.pairs}
     for test in tests:
         test.verdict = sentences[frozenset((test.dataset_a, test.dataset_b))] or "no verdict"
     return comparison
-
-
-def note_look(plan: Path, comparison: Comparison, found: results.Results) -> None:
-    """Add this comparison to the plan's looks unless it is the planned one; say what they cost."""
-    arms = [name for name in found.datasets if name not in found.baselines]
-    comparison.plan = plans.note_look(
-        plan, metric=comparison.metric, margin=comparison.margin, alpha=comparison.alpha,
-        repeats=len(found.repeats), replicates=len(found.replicates), arms=arms)
-    said = plans.looks_in_words(comparison.plan)
-    if said:
-        comparison.warnings.append(Caution("looks", said, limits=False))
 
 
 def check_options(results_path: Path, output: Path, metric: str | None, alpha: float,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lungkit.compare import scores
 from lungkit.compare.answer import ArmAnswer, Caution
 from lungkit.compare.evidence import Evidence
+from lungkit.compare.plan import looks_in_words
 from lungkit.compare.rank_sum import wilson_interval
 from lungkit.compare.replicates import TO_ESTIMATE, TO_TEST
 from lungkit.compare.results import REAL, Results
@@ -117,10 +118,6 @@ def _of_arm(arm: ArmAnswer, real: ArmAnswer | None) -> list[Caution]:
 
 
 def of_looks(plan: dict | None) -> list[Caution]:
-    """What looks beyond the plan cost: each is another chance of a false difference."""
-    looks = len((plan or {}).get("looks") or [])
-    if not looks:
-        return []
-    return [Caution("looks", f"{looks} more than planned, listed in the report; a false difference "
-                    f"at {plan['alpha']:g} in any one of them has a chance of up to "
-                    f"{min(1.0, (looks + 1) * plan['alpha']):g}")]
+    """What departures from the plan cost: each look is another chance of a false difference."""
+    said = looks_in_words(plan) if plan else None
+    return [Caution("looks", said)] if said else []

@@ -32,11 +32,11 @@ def compare(planned, *more):
 def test_the_planned_comparison_is_no_look_and_every_other_one_is(planned, capsys):
     made = compare(planned, "--repeats", "4")
     assert (made["metric"], made["margin"], made["plan"]["looks"]) == ("accuracy_real", 0.03, [])
-    assert "looks:" not in capsys.readouterr().err
+    assert "looks:" not in capsys.readouterr().out
     made = compare(planned, "--margin", "0.05")
     assert [look["changed"] for look in made["plan"]["looks"]] == [
         ["margin 0.05 for 0.03", "repeats 5 for 4"]]
-    told = capsys.readouterr().err
+    told = capsys.readoutout().err
     assert "looks: 2 comparisons were made" in told and "up to 10%" in told
     compare(planned, "--margin", "0.05")
     assert "already complete" in capsys.readouterr().out

@@ -122,9 +122,15 @@ def test_draws_of_a_generator_are_no_difference_between_methods():
 
 
 def test_looks_are_counted_above_the_answer():
-    [said] = limits.of_looks({"alpha": 0.05, "looks": [{}, {}]})
-    assert str(said).startswith("looks: 2 more than planned") and "up to 0.15" in said.text
+    looks = [{"alpha": 0.05, "changed": [f"repeats {n} for 6"]} for n in (10, 15)]
+    [said] = limits.of_looks({"alpha": 0.05, "looks": looks})
+    assert str(said) == (
+        "looks: 3 comparisons were made, as planned and by repeats 10 for 6; repeats 15 for 6: the "
+        "chance of any false difference is up to 15% over all of them")
     assert limits.of_looks({"alpha": 0.05, "looks": []}) == limits.of_looks(None) == []
+    found = conclude_of(simulate({"real": Truth(), "gan": Truth()}, seed=0, repeats=2),
+                        plan={"alpha": 0.05, "looks": looks})
+    assert f"- {said}" in found.answer and found.plan["looks"] == looks
 
 
 # ------------------------------------------------------------------ what a level needs
