@@ -5,7 +5,7 @@ run <- data, phantom <- formats, audit, learn, compare <- nuclei, ct <- histolog
 
     run/        how a command behaves: options, faults, files, one writer, resume, progress, seeds
     data/       the two contracts on disk: datasets and results
-    phantom/    simulated tissue with its truth; `python -m lungkit.phantom`
+    phantom/    simulated tissue and chest CT with their truth; `python -m lungkit.phantom`
     formats/    files of scanners to pixels; knows no stain
     audit/      what could make an accuracy a lie: copies, confounding, memorised images
     learn/      what every training shares

@@ -204,8 +204,9 @@ def label_lungs(laid_out: Scene, grid: Grid) -> np.ndarray:
             away, _ = nodules.distance(nodule, xs[part[2]], ys[part[1]][:, None],
                                        zs[part[0]][:, None, None])
             labels[part][away < 0] = 0
-    cover = np.zeros(labels.shape, np.float32)
     stems = laid_out.airways[laid_out.airways["radius"][:, 0] > 5]
-    vessels.paint(cover, stems, xs, ys, zs, grid.spacing_mm)
-    labels[cover > 0.5] = TRACHEA
+    for index in range(len(zs)):  # one at a time: floats of a whole scan are large
+        cover = np.zeros((1, *labels.shape[1:]), np.float32)
+        vessels.paint(cover, stems, xs, ys, zs[index:index + 1], grid.spacing_mm)
+        labels[index][cover[0] > 0.5] = TRACHEA
     return labels
