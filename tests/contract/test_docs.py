@@ -28,7 +28,7 @@ OURS = ("lungkit", "tests", "docs", "benchmarks", "assets", ".ci")  # other path
 EXAMPLES = {"blur_seg.py", "--sigma"}  # what docs/adding.md builds
 # options of sbatch, hf, pytest and our bash scripts' tools
 OTHERS_OPTIONS = {"--gpus", "--gpus-per-task", "--mem", "--mem-per-cpu", "--ntasks", "--exclude",
-                  "--only", "--check"}
+                  "--array", "--only", "--check"}
 
 
 def code_of(text: str) -> str:
