@@ -30,7 +30,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -91,29 +90,33 @@ def say_what_is_left(left: list, others: list, scans: list) -> None:
 
 # ------------------------------------------------------------------ images
 
-def write_images(writer, plan, recipe, mapped: Callable) -> list:
-    """Make and write the images of scans that lack one; return (job, made) of all that there are.
+def write_images(writer, plan, recipe, mapped: Callable) -> tuple[list, Counter]:
+    """Make the images of every scan and write those that are not there yet.
 
-    A scan that lacks one is done whole again, for the places of healthy lung depend on each other.
+    Returns a specimen of each for the confounding report, and how many could not be made, and why.
     """
+    from lungkit.ct import report
     from lungkit.ct.images import make_images
 
     progress = Progress("making images", sum(len(job.items) for job in plan.jobs),
                         jsonl_path=writer.work_dir / "progress.jsonl")
-    made, done = [], 0
+    specimens, missed, done = [], Counter(), 0
+    scanners = report.scanners_of(plan)
     for job, images in zip(plan.jobs, mapped(partial(make_images, recipe=recipe), plan.jobs,
                                              chunk=1, ahead=1)):
         for each in images:
-            if each.reason is None and not writer.has(job.split, each.item.label,
-                                                      each.item.number):
+            if each.reason is not None:
+                missed[each.reason] += 1
+                continue
+            if not writer.has(job.split, each.item.label, each.item.number):
                 writer.add(job.split, each.item.label, each.item.number, each.image,
                            masks=each.masks, group=job.scan.patient, source=job.scan.name,
                            seed=recipe.seed, **each.columns)
-            made.append((job, replace(each, masks=None)))
+            specimens.append(report.specimen(job, each, scanners))
         done += len(job.items)
         progress.update(done)
         check_stop()
-    return made
+    return specimens, missed
 
 
 def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how: dict,
@@ -128,11 +131,9 @@ def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how:
 
     with DatasetWriter(target, stage="ct_seg", image_size=recipe.field.image_size, channels=1,
                        classes=plan.classes, mask_forms={"layout": "labels"},
-                       targets=targets_of(rule), plan=plan.digest()) as writer:
-        made = write_images(writer, plan, recipe, mapped)
-        whole = [(job, each) for job, each in made if each.reason is None]
-        missed = Counter(each.reason for _, each in made if each.reason is not None)
-        confounded = report.confounding_report(whole, plan, report.patients_known(scans),
+                       targets=targets(), plan=plan.digest()) as writer:
+        specimens, missed = write_images(writer, plan, recipe, mapped)
+        confounded = report.confounding_report(specimens, plan, report.patients_known(scans),
                                                mapped)
         warnings = report.warn(confounded, plan, scans, rule, in_hu=in_hu(how))
         write_text(writer.work_dir / "studies.csv", studies_csv)
@@ -161,11 +162,10 @@ def in_hu(how: dict) -> bool:
     return how["images"] is None or how["input_window"] is not None
 
 
-def targets_of(rule) -> dict[str, dict]:
-    """Further labels than the class; those of healthy images are empty."""
-    number = {"kind": "number", "values": []}
-    return {"diameter_mm": number, "grade_median": {"kind": "number", "values": [1, 5]}} \
-        if rule.labels != "presence" else {"diameter_mm": number}
+def targets() -> dict[str, dict]:
+    """Further labels than the class; those of healthy images and unknown ones are empty."""
+    return {"diameter_mm": {"kind": "number", "values": []},
+            "grade": {"kind": "ordinal", "values": [1, 2, 3, 4, 5]}}
 
 
 # ------------------------------------------------------------------ the stage

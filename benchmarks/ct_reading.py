@@ -80,7 +80,8 @@ def by_format(work: Path, depth: int) -> None:
 
 
 def by_number(work: Path, numbers: list[int]) -> None:
-    program = PEAK + ("import ct_seg; start = time.process_time(); code = ct_seg.main(sys.argv[1:]); "
+    program = PEAK + ("import ct_seg; start = time.process_time(); "
+                      "code = ct_seg.main(sys.argv[1:]); "
                       "print(f'{time.process_time() - start:6.1f} s  peak {peak_mb():5.0f} MB'); "
                       "sys.exit(code)")
     print("ct_seg.py on N scans of 256 x 256 x 60, two nodules each")

@@ -14,6 +14,7 @@ from lungkit.ct.crops import Field, Picture, picture
 from lungkit.ct.lung_mask import Lungs, find_lungs
 from lungkit.ct.nodules import Nodule
 from lungkit.ct.plan import Item, Job
+from lungkit.ct.truth import round_grade
 from lungkit.data.png import encode_png
 from lungkit.formats.volumes import Volume
 
@@ -162,6 +163,7 @@ def describe(nodule: Nodule) -> dict[str, object]:
     grades = nodule.grades
     return {"nodule_id": nodule.name,
             "diameter_mm": f"{nodule.diameter_mm:.3f}" if nodule.diameter_mm else None,
+            "grade": None if nodule.grade is None else round_grade(nodule.grade),
             "grade_median": None if nodule.grade is None else f"{nodule.grade:g}",
             "grade_min": f"{min(grades):g}" if grades else None,
             "grade_max": f"{max(grades):g}" if grades else None,

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SHEET_COLUMNS, SHEET_PX = 12, 96
 NODULE_COLUMNS = ("series", "patient", "split", "nodule_id", "label", "reason", "truth",
                   "diameter_mm", "z", "row", "column", "x_mm", "y_mm", "z_mm", "voxels",
-                  "grade_median", "grade_min", "grade_max", "num_readers", "texture", "agreement",
-                  "histology", "pathology")
+                  "grade", "grade_median", "grade_min", "grade_max", "num_readers", "texture",
+                  "agreement", "histology", "pathology")
 
 
 # ------------------------------------------------------------------ tables
@@ -112,10 +112,16 @@ def example(grey: np.ndarray, masks: dict[str, np.ndarray]) -> np.ndarray:
 
 # ------------------------------------------------------------------ confounding
 
-def specimen(job: Job, made: Made, makers: list[str], kernels: list[str]
-             ) -> confounding.Specimen:
-    """One image with what could give its class away."""
-    scan = job.scan
+def scanners_of(plan: Plan) -> tuple[list[str], list[str]]:
+    """The makers and the kernels of the scans of a plan."""
+    makers, kernels = (sorted({getattr(job.scan, name) for job in plan.jobs})
+                       for name in ("manufacturer", "kernel"))
+    return makers, kernels
+
+
+def specimen(job: Job, made: Made, scanners: tuple[list[str], list[str]]) -> confounding.Specimen:
+    """One image with what could give its class away; scanners: `scanners_of` the plan."""
+    scan, (makers, kernels) = job.scan, scanners
     depth, rows, columns = scan.geometry.shape
     step, spacing, _ = scan.geometry.spacing_mm
     traits = {
@@ -135,12 +141,9 @@ def specimen(job: Job, made: Made, makers: list[str], kernels: list[str]
                "contrast": "with contrast agent" if scan.contrast else "without"})
 
 
-def confounding_report(jobs: list[tuple[Job, Made]], plan: Plan, groups_given: str,
+def confounding_report(found: list[confounding.Specimen], plan: Plan, groups_given: str,
                        mapped: Callable) -> dict:
     """`confounding.report` of the images made; the ruler only where every image has a nodule."""
-    makers, kernels = (sorted({getattr(job.scan, name) for job, _ in jobs})
-                       for name in ("manufacturer", "kernel"))
-    found = [specimen(job, made, makers, kernels) for job, made in jobs]
     if any(RULER not in each.traits for each in found):
         found = [replace(each, traits={k: v for k, v in each.traits.items() if k != RULER})
                  for each in found]

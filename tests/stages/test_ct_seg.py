@@ -101,6 +101,8 @@ def test_the_dataset_keeps_the_contract_and_says_how_it_was_made(real):
     assert Counter(row.label for row in data.rows) == {"benign": 7, "malignant": 6}
     one = data.rows[0]
     assert float(one.extra["diameter_mm"]) > 3 and one.extra["num_readers"] == "4"
+    assert data.targets["grade"] == {"kind": "ordinal", "values": [1, 2, 3, 4, 5]}
+    assert {row.extra["grade"] for row in data.rows} == {"1", "2", "4", "5"}
     assert one.extra["kernel"] == "B30f" and len(one.extra["boxes"].split(" ")) == 4
     for row in data.rows:
         nodule, layout = data.mask("nodule", row), data.mask("layout", row)
@@ -145,6 +147,21 @@ def test_size_alone_is_named_where_it_tells_the_class(real):
     manifest = json.loads((real / "dataset.json").read_text())
     assert manifest["confounding"]["trivial"]["families"]["nodule size"]["balanced_accuracy"] > 0.9
     assert any(each.startswith("size tells the class") for each in manifest["warnings"])
+
+
+def test_a_scanner_that_tells_the_class_is_named(tmp_path):
+    for number in range(6):
+        ill = number % 2
+        write_patient(tmp_path / "in", number, [(RIGHT, 9, 5 if ill else 1)],
+                      Manufacturer="ACME" if ill else "SIM", ConvolutionKernel="B70f" if ill else
+                      "B30f")
+    assert made(tmp_path / "in", tmp_path / "real") == 0
+    data = open_dataset(tmp_path / "real")
+    families = data.manifest["confounding"]["trivial"]["families"]
+    assert families["scanner"]["balanced_accuracy"] == families["kernel"]["balanced_accuracy"] == 1
+    for kind in ("manufacturer 'ACME'", "kernel 'B70f'"):
+        assert any(each.startswith("one source dominates") and kind in each
+                   for each in data.warnings)
 
 
 def test_it_is_the_same_by_any_number_of_processes_and_again(lidc_tree, real, tmp_path):
