@@ -27,6 +27,7 @@ NUM_READERS = 4
 PLAIN_SHARE, PLAIN_SPREAD, SPREAD = 0.15, 0.15, 1.1  # of grades; see above
 HABIT_PX, HASTE_PX = 0.35, 0.3  # how far outlines lie out, by reader and by mark: deviations
 MISSED = ((4, 0.25), (6, 0.12), (10, 0.05), (99, 0.02))  # up to this diameter in mm, this share
+OTHERS, OTHER_SHARE = 3, 0.4  # vessels marked as no nodule in a scan, and by what share of readers
 POINT_MM = 3.0  # below: LIDC's readers mark a point
 SCALES = ("subtlety", "internalStructure", "calcification", "sphericity", "margin", "lobulation",
           "spiculation", "texture", "malignancy")
@@ -78,9 +79,12 @@ def surface(nodule: Nodule, chest: Chest, grid: Grid):
     return tuple(each.start for each in part), outside, relative
 
 
-def read(rng: np.random.Generator, chest: Chest, found: tuple, grid: Grid, num_vessels: int = 3
+def read(rng: np.random.Generator, chest: Chest, found: tuple, grid: Grid, vessels_mm: np.ndarray
          ) -> list[Mark]:
-    """All marks of a scan's readers on its nodules `found`, reader by reader."""
+    """All marks of a scan's readers on its nodules `found`, reader by reader.
+
+    vessels_mm: places [N, 3] in the scan, a few of which are taken for findings that are none.
+    """
     habits = rng.normal(0.1, HABIT_PX, NUM_READERS)
     plain = rng.random(len(found)) < PLAIN_SHARE
     marks = []
@@ -106,11 +110,10 @@ def read(rng: np.random.Generator, chest: Chest, found: tuple, grid: Grid, num_v
                 holes &= inner.astype(bool)
             marks.append(Mark(reader, number, "outlined", at,
                               _ratings(rng, nodule, plain[number]), corner, mask, holes))
-    for _ in range(rng.poisson(num_vessels)):  # a vessel seen end-on, that some call nothing
-        at = tuple(int(rng.integers(0.3 * size, 0.7 * size) if size > 3 else size // 2)
-                   for size in (grid.size, grid.size, grid.num_slices))
+    for place in rng.permutation(vessels_mm)[:rng.poisson(OTHERS)]:
+        at = tuple(int(round(each)) for each in grid.index_of(place))
         marks.extend(Mark(reader, None, "other", at, {}) for reader in range(NUM_READERS)
-                     if rng.random() < 0.4)
+                     if rng.random() < OTHER_SHARE)
     return sorted(marks, key=lambda mark: mark.reader)
 
 

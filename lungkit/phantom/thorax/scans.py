@@ -177,8 +177,10 @@ def make_scan(plan: Plan, patient: int, number: int, *, with_twin: bool = False)
         hu[index] = scanner.expose(plane, device, grid.spacing_mm, noise[0], whole=whole)
         if with_twin:
             twin_hu[index] = scanner.expose(plane, twin, grid.spacing_mm, noise[1], whole=whole)
+    forks = laid_out.blood[np.abs(laid_out.blood["radius"][:, 1] - 1.4) < 0.6]["stop"]
+    inside = np.abs(grid.index_of(forks) / (np.array(shape[::-1]) - 1) - 0.5).max(1) < 0.45
     marks = readers.read(plan.draws(patient, READING, number), laid_out.chest, laid_out.nodules,
-                         grid)
+                         grid, forks[inside])
     key = (plan.seed, patient, number, *vars(plan.law).values(), plan.confounded, plan.image_size,
            plan.num_slices, plan.field_mm, plan.nodules_per_patient)
     return Scan(patient, number, uid("series", *key), uid("study", *key), device, grid,

@@ -22,7 +22,8 @@ PLANE_MM = 1.25
 SLICES = 8  # painted at a time: a vessel meets several
 AIR_HU, FAT_HU, MUSCLE_HU, SKIN_HU, LIVER_HU = -1000.0, -105.0, 52.0, 20.0, 62.0
 CORTEX_HU, CARTILAGE_HU, WALL_HU, VESSEL_HU = 820.0, 105.0, 10.0, 42.0
-FOAM_HU = -940.0  # within the table
+FOAM_HU, SWALLOWED_HU = -940.0, -350.0  # within the table; a little air in the oesophagus
+FISSURE_HU = 70.0  # above the lung in a pixel of a millimetre
 CORTEX_MM = 1.3
 TEXTURE_HU = 24.0  # deviation of the parenchyma's own unevenness
 
@@ -130,7 +131,7 @@ def _plane(scene: Scene, grid: Grid, height: float) -> np.ndarray:
     great = anatomy.great_vessels(chest, x, y, z)
     fill(hu, great, chest.blood_hu)
     fill(hu, anatomy.gullet(x, y, z), 40.0)
-    fill(hu, np.hypot(x - 5, y - 30) - 1.4, -350.0 if np.sin(height / 17) > 0.4 else 40.0)
+    fill(hu, np.hypot(x - 5, y - 30) - 1.4, SWALLOWED_HU if np.sin(height / 17) > 0.4 else 40.0)
     bone, spongy, cartilage = anatomy.bones(chest, x, y, z, wall)
     bone = np.maximum(bone, skin + 3)
     texture = _textured(scene, grid, height, 1)
@@ -142,7 +143,7 @@ def _plane(scene: Scene, grid: Grid, height: float) -> np.ndarray:
     seam = np.maximum(np.abs(anatomy.fissures(x, y, z)) - 0.3, lung + 2)
     if seam.min() < 2:
         fine = cv2.resize(np.broadcast_to(seam, (count, count)).astype(np.float32), (size, size))
-        hu += np.clip(1 - fine / 1.5, 0, 1) * 70 / max(width, 1)
+        hu += np.clip(1 - fine / 1.5, 0, 1) * FISSURE_HU / max(width, 1)
     return hu
 
 

@@ -31,6 +31,7 @@ def ball(centre_mm=(0.0, 0.0, 0.0), diameter_mm=20.0, **changed):
 
 
 PLAIN_BALL = ball()
+NOWHERE = np.zeros((0, 3))
 
 
 def shares_of(ranges):
@@ -244,8 +245,8 @@ def test_small_nodules_are_missed_more_and_the_smallest_are_points():
     grid = Grid(64, 0.8, 24, 1.25, 1.25, (40.0, -25.0, -15.0))
     for diameter in (2.2, 3.6, 16.0):
         one = ball((65.0, 0.0, 0.0), diameter)
-        marks = [mark for seed in range(25)
-                 for mark in readers.read(np.random.default_rng(seed), chest, (one,), grid, 0)]
+        marks = [mark for seed in range(25) for mark in readers.read(
+            np.random.default_rng(seed), chest, (one,), grid, NOWHERE)]
         kinds[diameter] = [sum(mark.kind == kind for mark in marks)
                            for kind in ("outlined", "point", "other")]
     assert kinds[16.0][0] > 94 and sum(kinds[16.0][1:]) == 0
@@ -259,7 +260,7 @@ def test_outlines_scatter_around_the_nodule_by_about_a_pixel():
     one = ball((62.0, 0.0, 0.0), 14.0)
     found = []
     for seed in range(15):
-        marks = readers.read(np.random.default_rng(seed), chest, (one,), grid, 0)
+        marks = readers.read(np.random.default_rng(seed), chest, (one,), grid, NOWHERE)
         found += [2 * np.sqrt(mark.mask.sum((1, 2)).max() / np.pi) * spacing for mark in marks]
         agreed, = readers.agree(marks, spacing)
         assert agreed.num_readers == len(marks)

@@ -168,7 +168,7 @@ def test_a_hole_that_a_reader_cuts_out_is_an_outline_of_its_own():
     cavity = dataclasses.replace(
         nodules.draw_nodule(rng, 5, Law(), "isolated", (59.0, 0.0, 0.0), 20.0), cavity=0.45,
         attached="isolated")
-    marks = readers.read(rng, anatomy.draw_chest(rng), (cavity,), grid, 0)
+    marks = readers.read(rng, anatomy.draw_chest(rng), (cavity,), grid, np.zeros((0, 3)))
     scan = SimpleNamespace(marks=marks, grid=grid, series_uid="2.25.1", study_uid="2.25.2")
     root = ElementTree.fromstring(lidc.message(scan, range(4), "2001-01-01"))
     slices = {dicom.sop_uid("2.25.1", index): (index, -12 + 1.25 * index) for index in range(20)}
