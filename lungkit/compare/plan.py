@@ -11,7 +11,8 @@ replicate whose rank-sum table cannot be significant, and one that at all levels
 reaches (at A, where it reaches no other) would more often than not miss a difference of a quarter
 of the scale, and that equal arms are equivalent or not worse.
 
-Power: lungkit.compare.power. Running the same command again leaves the plan as it is.
+Power: lungkit.compare.power. Running the same command again leaves the plan as it is, and what was
+planned or forced once is not refused again.
 Exit statuses: 0 planned, 1 bad data, 2 bad options or a plan without an answer.
 """
 
@@ -51,16 +52,26 @@ DEFAULT = Deviations(seed=0.02, group=0.35, replicate=0.03, source="by default")
 
 # ------------------------------------------------------------------ what it could show
 
+def why_no_table(size: Size, alpha: float) -> str | None:
+    """Why no pair of the rank-sum table can be significant; None where one can be.
+
+    Of several replicates it is of their means, and the answer is given by their intervals.
+    """
+    table = power.table_p(size)
+    if size.replicates > 1 or table <= alpha:
+        return None
+    return (f"{size.repeats} repeats: no pair of the rank-sum table can be significant "
+            f"(smallest p of {size.num_pairs} pairs after Holm {table:.2g}, alpha {alpha:g}): "
+            f"{n_needed(size.num_pairs, alpha)} repeats or fewer arms would do")
+
+
 def why_not(size: Size, of: Deviations, large: float = LARGE, **asked: float) -> str | None:
     """Why no answer is in reach, and what would give one; None where one is.
 
     asked: alpha, margin and overlap of `power.outcomes`.
     """
-    table, alpha = power.table_p(size), asked["alpha"]
-    if size.replicates == 1 and table > alpha:
-        return (f"{size.repeats} repeats: no pair of the rank-sum table can be significant "
-                f"(smallest p of {size.num_pairs} pairs after Holm {table:.2g}, alpha {alpha:g}): "
-                f"{n_needed(size.num_pairs, alpha)} repeats or fewer arms would do")
+    if reason := why_no_table(size, asked["alpha"]):
+        return reason
     if _answers(size, of, large, **asked):
         return None
     would = []
@@ -246,12 +257,13 @@ def run(*, results: Path, real: Path, arms: list[str], repeats: int, replicates:
                 seconds=pilot.seconds_per_repeat(found), there=pilot.count(found))
     for line in in_words(plan):
         say(f"plan: {line}")
-    reason = plan["out_of_reach"]
-    if reason and not force:
+    # a run that was let begin goes on: what its own results say of deviations comes too late
+    reason = why_no_table(size, alpha) if there else plan["out_of_reach"]
+    if reason and not force and not all(there.get(name) == plan[name] for name in LOOKED):
         raise BadOptions(f"this plan cannot reach an answer: {reason}, and FORCE=1 (--force) goes "
                          "on without")
-    if reason:
-        say(f"plan: warning: this plan cannot reach an answer: {reason}")
+    if plan["out_of_reach"]:
+        say(f"plan: warning: this plan cannot reach an answer: {plan['out_of_reach']}")
     if dry_run:
         return
     holds = write_once(output, plan)

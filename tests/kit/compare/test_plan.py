@@ -190,6 +190,18 @@ def test_a_plan_without_an_answer_ends_with_2_unless_forced(tmp_path, capsys):
     assert plan_it(tmp_path, "--force", repeats=2) == 0
     assert "warning: this plan cannot" in capsys.readouterr().err
     assert "4 repeats" in json.loads((tmp_path / "plan.json").read_text())["out_of_reach"]
+    assert plan_it(tmp_path, repeats=2) == 0  # a run that was let begin goes on
+    assert plan_it(tmp_path, repeats=3) == 2
+
+
+def test_a_run_is_not_ended_by_what_its_own_results_say_of_deviations(tmp_path, capsys):
+    assert plan_it(tmp_path, repeats=4) == 0
+    write_tree(tmp_path / "results", {("real", 0): [0.1, 0.9], ("voronoi", 0): [0.05, 0.95]})
+    for repeats in (4, 5):
+        assert plan_it(tmp_path, repeats=repeats) == 0
+        assert "warning: this plan cannot reach an answer: neither" in capsys.readouterr().err
+    (tmp_path / "plan.json").unlink()
+    assert plan_it(tmp_path, repeats=4) == 2
 
 
 @pytest.mark.parametrize("more", [["--margin", "1"], ["--alpha", "0.5"], ["--metric", "speed"]])
