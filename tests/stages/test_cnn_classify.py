@@ -889,3 +889,16 @@ def test_large_images_are_tested_in_smaller_batches(most_pixels, batches, monkey
     monkeypatch.setattr(cnn_classify, "EVAL_PIXELS", most_pixels)
     cnn_classify.predict(Sees(), torch.zeros((130, 16, 16, 3), dtype=torch.uint8))
     assert seen == batches
+
+
+def test_no_training_begins_on_copies_of_test_images(real, trainings, tmp_path, capsys):
+    made_from = parent_of(real, {split: ["train"] for split in ("train", "val", "test")})
+    with DatasetWriter(Output(tmp_path / "copied", "dataset.json", {}), stage="test",
+                       classes=CLASSES, image_size=SIZE) as writer:
+        for index, row in enumerate(real.rows):  # its train images are real's test, turned
+            other = {"test": "train", "train": "val", "val": "test"}[row.split]
+            writer.add(other, row.label, index, np.rot90(real.image(row)).copy())
+        copied = writer.publish(parents=[made_from], seed=0)
+    assert classify(copied, real, tmp_path / "results") == 1
+    assert "copied trains on 12 of the 12 test images" in capsys.readouterr().err
+    assert not trainings and not list(tmp_path.glob("results/*/*/*"))

@@ -48,6 +48,23 @@ def test_copies_are_seen_turned_blurred_and_restained(real):
     assert "memorised" in memorised.warnings_of("prompt", audited)[0]
 
 
+CHANGES = {"10 degrees": (10, 1.0, 0), "20 degrees": (-20, 1.0, 0), "cropped": (0, 1.25, 0),
+           "shifted": (0, 1.0, 4)}
+
+
+def test_small_changes_do_not_hide_a_copy(real):
+    import cv2
+
+    images, _ = real.load("train")
+    for name, (degrees, scale, shift) in CHANGES.items():
+        matrix = cv2.getRotationMatrix2D((31.5, 31.5), degrees, scale)
+        matrix[:, 2] += shift
+        changed = [cv2.warpAffine(image, matrix, (64, 64), borderMode=cv2.BORDER_REFLECT_101)
+                   for image in images[:6]]
+        audited = memorised.audit(real, changed)
+        assert audited["share_near_copies"] == audited["share_registered"] == 1, name
+
+
 def test_siblings_in_one_group_do_not_hide_copies(real):
     """Training images that repeat within their group must not raise the threshold."""
     images, _ = real.load("train")
