@@ -37,6 +37,28 @@ case $name in
 	wilcoxon_test.py) echo "the verdict" ;;
 esac
 """
+# in it: what the trainings leave, empty records
+RECORDS = r"""
+if [[ $name == cnn_classify.py || $name == nuclei_classify.py ]]; then
+	arms=nuclei key=''
+	for word in "$@"; do
+		[[ $word != --* ]] || { key=$word; continue; }
+		case $key in
+			--data) arms+=" ${word##*/}" ;; --results) results=$word ;;
+			--repeats) repeats=$word ;; --replicate) replicate=$word ;;
+		esac
+	done
+	[[ $name == nuclei* ]] || arms=${arms#nuclei}
+	for arm in $arms; do
+		for ((k = 0; k < repeats; k++)); do
+			printf -v place 'replicate_%03d/repeat_%04d.json' "$replicate" "$k"
+			mkdir -p "$results/$arm/${place%/*}"
+			: >"$results/$arm/$place"
+		done
+	done
+fi
+while (($# > 0)); do
+"""
 NVIDIA_SMI = r"""#!/bin/bash
 printf '%s\n' ${GPUS-}
 [[ -n ${GPUS-} ]]
@@ -158,6 +180,12 @@ class Project:
 
     def forget(self) -> None:
         self.calls_path.unlink(missing_ok=True)
+
+    def leave_records(self) -> None:
+        """From now on the stand-ins of the trainings leave a record of every repeat asked for."""
+        python = self.path.parent / "tools/python"
+        before, loop, after = python.read_text().partition("\nwhile (($# > 0)); do\n")
+        python.write_text(before + RECORDS + after)
 
     def make_datasets(self, *names: str) -> None:
         for name in names:

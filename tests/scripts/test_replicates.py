@@ -9,37 +9,12 @@ import pytest
 from standins import Project
 
 SMALL = {"ARMS": "diffusion voronoi", "REPEATS": 2}
-# what the stand-ins of the trainings leave: empty records
-RECORDS = r"""
-if [[ $name == cnn_classify.py || $name == nuclei_classify.py ]]; then
-	arms=nuclei key=''
-	for word in "$@"; do
-		[[ $word != --* ]] || { key=$word; continue; }
-		case $key in
-			--data) arms+=" ${word##*/}" ;; --results) results=$word ;;
-			--repeats) repeats=$word ;; --replicate) replicate=$word ;;
-		esac
-	done
-	[[ $name == nuclei* ]] || arms=${arms#nuclei}
-	for arm in $arms; do
-		for ((k = 0; k < repeats; k++)); do
-			printf -v place 'replicate_%03d/repeat_%04d.json' "$replicate" "$k"
-			mkdir -p "$results/$arm/${place%/*}"
-			: >"$results/$arm/$place"
-		done
-	done
-fi
-while (($# > 0)); do
-"""
 
 
 @pytest.fixture
 def project(tmp_path) -> Project:
     made = Project(tmp_path)
-    python = tmp_path / "tools/python"
-    text = python.read_text()
-    assert text.count("\nwhile (($# > 0)); do\n") == 1
-    python.write_text(text.replace("\nwhile (($# > 0)); do\n", RECORDS))
+    made.leave_records()
     return made
 
 

@@ -470,6 +470,21 @@ def test_a_job_that_is_ended_says_what_slurm_does_next(order, told, slurm, tmp_p
         bash("-c", f"scancel {job}", **slurm)
 
 
+@pytest.mark.slurm
+def test_an_array_makes_a_replicate_by_task_and_one_comparison(slurm, tmp_path):
+    project = Project(tmp_path)
+    project.leave_records()
+    project.env |= {"ARMS": "voronoi", "REPEATS": "2"}
+    job = submit(project, slurm, "--array=0-2", "--mem=200M", "run_pipeline.slurm")
+    wait_for(lambda: not command("squeue", "-h", "-j", job, **slurm), seconds=180)
+    out = (tmp_path / "job.out").read_text()
+    test, *more = project.calls("test", dry=False)  # two that end together may both see all
+    assert test.option("--replicates") == "3" and len(more) < 2, out
+    assert {call.option("--replicate") for call in project.calls("cnn", dry=False)} == {
+        "0", "1", "2"}
+    assert len(list(project.run_dir.glob("results/*/replicate_00[012]/repeat_000[01].json"))) == 18
+
+
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_warned_job_requeues_itself_and_finishes(slurm, environment, tmp_path):
