@@ -123,6 +123,7 @@ def note_settings_and_warnings(found) -> None:
         prefix = "" if names == set(found.datasets) else \
             ", ".join(name for name in found.datasets if name in names) + ": "
         found.warnings.append(prefix + text)
+    found.warnings += shared_draws(cnns)
     unknown = dict.fromkeys(row["dataset"] for row in found.rows if "leaks" not in row)
     if unknown:
         found.warnings.append(f"copies not looked for: {', '.join(unknown)} has results of a time "
@@ -154,6 +155,24 @@ def note_settings_and_warnings(found) -> None:
             found.warnings.append(f"same images: {same} and {row['dataset']} are one dataset under "
                                   "two names")
             break
+
+
+def shared_draws(rows: list[dict]) -> list[str]:
+    """Of each arm with a pool, the mean share of training images that two of its repeats share.
+
+    A record counts what its repeat shares with each earlier one: the mean over pairs weighs it by
+    their number. Nothing is said of draws that share none.
+    """
+    said = []
+    for name in dict.fromkeys(row["dataset"] for row in rows if "draws" in row):
+        of_arm = [row for row in rows if row["dataset"] == name and "draws" in row]
+        pairs = sum(row["repeat"] for row in of_arm)
+        shared = sum(row["repeat"] * row["shared_with_earlier"] for row in of_arm)
+        if shared:
+            said.append(f"shared draws: two repeats of {name} share {shared / pairs:.0%} of their "
+                        f"training images on average: its pool holds {of_arm[0]['draws']} draws "
+                        "that share none")
+    return said
 
 
 def _place(dataset: str, replicate: int, repeat: int) -> str:
