@@ -9,6 +9,9 @@ import numpy as np
 
 from lungkit.compare import decide, limits, scores, wording
 from lungkit.compare.answer import (
+    BETTER,
+    EQUIVALENT,
+    NOT_WORSE,
     OUTSIDE,
     PRIMARY,
     SECOND,
@@ -32,6 +35,7 @@ from lungkit.compare.replicates import (
 )
 from lungkit.compare.results import Results
 
+PASSED = (BETTER, EQUIVALENT, NOT_WORSE)
 BESIDE = ("p", "p_holm", "shift", "shift_low", "shift_high", "a12")  # of the rank-sum test
 
 
@@ -69,6 +73,8 @@ def conclude(found: Results, tests: Sequence[Pair], metric: str, evidence: Evide
     asked = [pair for pair in pairs if pair.family == PRIMARY] or pairs
     level = min((pair.level or "" for pair in asked), default="") or None
     warnings = limits.cautions(found, arms, evidence, missing, metric=metric)
+    warnings += limits.unseen_collapse(
+        arms, [pair.arm for pair in asked if pair.decision in PASSED], alpha)
     warnings += limits.of_looks(plan)
     next_level = wording.what_next(level, len(found.splits), missing, few)
     return Comparison(

@@ -117,6 +117,21 @@ def _of_arm(arm: ArmAnswer, real: ArmAnswer | None) -> list[Caution]:
     return lines
 
 
+def unseen_collapse(arms: Sequence[ArmAnswer], passed: Sequence[str],
+                    alpha: float) -> list[Caution]:
+    """How many trainings of an arm that passed may fail although none did.
+
+    With none of n seen the share is at most 1 - alpha^(1/n) (the rule of three: Hanley and
+    Lippman-Hand 1983), and a mean takes no account of it.
+    """
+    told = [f"{arm.dataset} none of {arm.num_repeats}, so up to "
+            f"{100 * (1 - alpha**(1 / arm.num_repeats)):.0f} %" for arm in arms
+            if arm.dataset in passed and arm.kind == "cnn" and not any(
+                each["collapsed"] for each in arm.outlying)]
+    return [Caution("trainings that fail", f"{', '.join(told)} of all may; the means know only "
+                    "those there are")] if told else []
+
+
 def of_looks(plan: dict | None) -> list[Caution]:
     """What departures from the plan cost: each look is another chance of a false difference."""
     said = looks_in_words(plan) if plan else None

@@ -36,7 +36,7 @@ def test_the_planned_comparison_is_no_look_and_every_other_one_is(planned, capsy
     made = compare(planned, "--margin", "0.05")
     assert [look["changed"] for look in made["plan"]["looks"]] == [
         ["margin 0.05 for 0.03", "repeats 5 for 4"]]
-    told = capsys.readoutout().err
+    told = capsys.readouterr().out
     assert "looks: 2 comparisons were made" in told and "up to 10%" in told
     compare(planned, "--margin", "0.05")
     assert "already complete" in capsys.readouterr().out

@@ -90,6 +90,16 @@ def test_an_arm_of_which_some_trainings_collapse_is_not_equivalent_and_that_is_n
     assert any(each.name == "spread" for each in found.warnings)
 
 
+def test_what_trainings_may_still_fail_is_told_of_an_arm_that_passes():
+    found = conclude_of(simulate({"real": Truth(0.7), "gan": Truth(0.9), "vae": Truth(0.4)}, seed=0,
+                                 groups=20))
+    assert [pair.decision for pair in found.pairs[:2]] == [BETTER, WORSE]
+    [said] = [str(each) for each in found.warnings if each.name == "trainings that fail"]
+    assert said == ("trainings that fail: gan none of 20, so up to 14 % of all may; the means know "
+                    "only those there are")
+    assert f"- {said}" in found.answer
+
+
 def test_five_folds_of_separated_arms_get_a_decision_for_every_pair():
     arms = dict(zip(("real", "gan", "vae", "flow", "prompt"), (0.95, 0.8, 0.7, 0.6, 0.5)))
     found = conclude_of(simulate({name: Truth(level) for name, level in arms.items()}, seed=0,
@@ -220,7 +230,7 @@ def test_an_interval_over_groups_is_wider_than_one_over_images():
 
 def test_an_outlying_training_is_named_and_a_usual_one_is_not():
     made = simulate({"real": Truth(), "gan": Truth()}, seed=0, groups=30, repeats=10)
-    assert not [each for each in conclude_of(made).warnings if "training" in each.name]
+    assert not [each for each in conclude_of(made).warnings if each.name.endswith(" training")]
     for row in made.rows:
         if (row["dataset"], row["repeat"]) == ("gan", 7):
             told = made.arrays["gan", 0, 7]["real_probabilities"]
@@ -232,7 +242,7 @@ def test_an_outlying_training_is_named_and_a_usual_one_is_not():
             accuracy = float(np.trace(matrix) / len(labels))
             row["accuracy_real"] = accuracy
             row["scores"] = {"own": {"accuracy": accuracy}, "real": {"accuracy": accuracy}}
-    [said] = [each for each in conclude_of(made).warnings if "training" in each.name]
+    [said] = [each for each in conclude_of(made).warnings if each.name.endswith(" training")]
     assert said.name == "outlying training" and said.text.startswith("gan: 1 of 10 trainings (")
 
 
