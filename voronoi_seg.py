@@ -61,6 +61,7 @@ from lungkit.nuclei.features import (
     summarise,
     write_tables,
 )
+from lungkit.nuclei.instanseg import check_file
 from lungkit.nuclei.voronoi import borders, voronoi_labels
 from lungkit.run import cli, faults
 from lungkit.run.journal import Journal
@@ -270,9 +271,7 @@ def run(*, real: Path, output: Path, render: str, modality: str, solidity: float
         print(f"{output_dir}: already complete")
         return
 
-    if nuclei_weights:
-        from lungkit.nuclei.instanseg import check_file
-        check_file(nuclei_weights)
+    check_file(nuclei_weights)
     data = open_dataset(real_dir)
     how = {"render": render, "modality": choose_modality(data, modality), "solidity": solidity,
            "field_um": field_um}
