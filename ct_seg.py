@@ -90,20 +90,21 @@ def say_what_is_left(left: list, others: list, scans: list) -> None:
 
 # ------------------------------------------------------------------ images
 
-def write_images(writer, plan, recipe, mapped: Callable) -> tuple[list, Counter]:
-    """Make the images of every scan and write those that are not there yet.
+def write_images(writer, plan, recipe, mapped: Callable) -> Counter:
+    """Make and write the images of scans that lack one; return how many cannot be made, by reason.
 
-    Returns a specimen of each for the confounding report, and how many could not be made, and why.
+    Such a scan is done whole again, for its places of healthy lung depend on each other.
     """
-    from lungkit.ct import report
     from lungkit.ct.images import make_images
 
-    progress = Progress("making images", sum(len(job.items) for job in plan.jobs),
+    pending = [job for job in plan.jobs
+               if not all(writer.has(job.split, item.label, item.number) for item in job.items)]
+    missed, total = Counter(), sum(len(job.items) for job in plan.jobs)
+    done = total - sum(len(job.items) for job in pending)
+    progress = Progress("making images", total, done=done,
                         jsonl_path=writer.work_dir / "progress.jsonl")
-    specimens, missed, done = [], Counter(), 0
-    scanners = report.scanners_of(plan)
-    for job, images in zip(plan.jobs, mapped(partial(make_images, recipe=recipe), plan.jobs,
-                                             chunk=1, ahead=1)):
+    for job, images in zip(pending, mapped(partial(make_images, recipe=recipe), pending, chunk=1,
+                                           ahead=1)):
         for each in images:
             if each.reason is not None:
                 missed[each.reason] += 1
@@ -112,11 +113,10 @@ def write_images(writer, plan, recipe, mapped: Callable) -> tuple[list, Counter]
                 writer.add(job.split, each.item.label, each.item.number, each.image,
                            masks=each.masks, group=job.scan.patient, source=job.scan.name,
                            seed=recipe.seed, **each.columns)
-            specimens.append(report.specimen(job, each, scanners))
         done += len(job.items)
         progress.update(done)
         check_stop()
-    return specimens, missed
+    return missed
 
 
 def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how: dict,
@@ -132,9 +132,9 @@ def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how:
     with DatasetWriter(target, stage="ct_seg", image_size=recipe.field.image_size, channels=1,
                        classes=plan.classes, mask_forms={"layout": "labels"},
                        targets=targets(), plan=plan.digest()) as writer:
-        specimens, missed = write_images(writer, plan, recipe, mapped)
-        confounded = report.confounding_report(specimens, plan, report.patients_known(scans),
-                                               mapped)
+        missed = write_images(writer, plan, recipe, mapped)
+        confounded = report.confounding_report(report.specimens(plan, writer), plan,
+                                               report.patients_known(scans), mapped)
         warnings = report.warn(confounded, plan, scans, rule, in_hu=in_hu(how))
         write_text(writer.work_dir / "studies.csv", studies_csv)
         write_text(writer.work_dir / "nodules.csv", report.nodule_table(scans, plan))

@@ -41,8 +41,6 @@ class Made:
     image: bytes = b""
     masks: dict | None = None
     columns: dict | None = None
-    brightness: float = 0.0
-    contrast: float = 0.0
     reason: str | None = None
 
 
@@ -144,7 +142,9 @@ def _encoded(job: Job, item: Item, volume: Volume, index: int, made: Picture) ->
         "z_mm": f"{geometry.to_world((index, 0, 0))[2]:.3f}",
         "spacing_mm": f"{geometry.spacing_mm[1]:.4g}",
         "thickness_mm": f"{scan.thickness_mm or geometry.spacing_mm[0]:.4g}",
-        "kernel": scan.kernel, "manufacturer": scan.manufacturer, "boxes": boxes}
+        "kernel": scan.kernel, "manufacturer": scan.manufacturer, "boxes": boxes,
+        "brightness": f"{made.grey.mean(dtype=float):.3f}",
+        "contrast": f"{made.grey.std(dtype=float):.3f}"}
     if item.nodule is not None:
         nodule = job.counted[item.nodule]
         columns |= describe(nodule)
@@ -152,10 +152,8 @@ def _encoded(job: Job, item: Item, volume: Volume, index: int, made: Picture) ->
             _, row_mm, column_mm = geometry.spacing_mm
             area = nodule.mask[index - nodule.start[0]].sum() * row_mm * column_mm
             columns["area_mm2"] = f"{area:.3f}"
-    grey = made.grey.astype(np.float64)
     return Made(item, encode_png(made.grey),
-                {kind: encode_png(mask) for kind, mask in made.masks.items()}, columns,
-                float(grey.mean()), float(grey.std()))
+                {kind: encode_png(mask) for kind, mask in made.masks.items()}, columns)
 
 
 def describe(nodule: Nodule) -> dict[str, object]:

@@ -8,20 +8,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lungkit.audit import confounding
 from lungkit.audit.warnings import RULER, confounding_warnings
-from lungkit.ct.images import Made, describe
-from lungkit.ct.plan import Job, Plan
+from lungkit.ct.images import describe
+from lungkit.ct.plan import Item, Job, Plan
 from lungkit.ct.studies import Scan
 from lungkit.ct.truth import HEALTHY, Rule
-from lungkit.run.files import sha256
-
-if TYPE_CHECKING:
-    from lungkit.data.writer import DatasetWriter
+from lungkit.data.writer import DatasetWriter, item_name
 
 SHEET_COLUMNS, SHEET_PX = 12, 96
 NODULE_COLUMNS = ("series", "patient", "split", "nodule_id", "label", "reason", "truth",
@@ -119,8 +115,16 @@ def scanners_of(plan: Plan) -> tuple[list[str], list[str]]:
     return makers, kernels
 
 
-def specimen(job: Job, made: Made, scanners: tuple[list[str], list[str]]) -> confounding.Specimen:
-    """One image with what could give its class away; scanners: `scanners_of` the plan."""
+def specimens(plan: Plan, writer: DatasetWriter) -> list[confounding.Specimen]:
+    """Every image that was written, with what could give its class away."""
+    scanners = scanners_of(plan)
+    return [specimen(job, item, record, scanners) for job, item in plan.items()
+            if (record := writer.records.get(item_name(job.split, item.label, item.number)))]
+
+
+def specimen(job: Job, item: Item, record: dict, scanners: tuple[list[str], list[str]]
+             ) -> confounding.Specimen:
+    """One image; record: what was written of it; scanners: `scanners_of` the plan."""
     scan, (makers, kernels) = job.scan, scanners
     depth, rows, columns = scan.geometry.shape
     step, spacing, _ = scan.geometry.spacing_mm
@@ -129,14 +133,15 @@ def specimen(job: Job, made: Made, scanners: tuple[list[str], list[str]]) -> con
         "kernel": [float(scan.kernel == name) for name in kernels],
         "slice thickness": (scan.thickness_mm or step, step), "pixel spacing": (spacing,),
         "contrast agent": (float(scan.contrast),), "length of the scan": (depth * step,)}
-    if made.item.nodule is not None and job.counted[made.item.nodule].diameter_mm:
-        nodule = job.counted[made.item.nodule]
-        area = nodule.mask[made.item.slice_index - nodule.start[0]].sum() * spacing ** 2
+    if item.nodule is not None and job.counted[item.nodule].diameter_mm:
+        nodule = job.counted[item.nodule]
+        area = nodule.mask[item.slice_index - nodule.start[0]].sum() * spacing ** 2
         traits[RULER] = (float(np.log(nodule.diameter_mm)), float(np.log(max(area, 0.1))))
     return confounding.Specimen(
-        made.item.label, scan.patient, f"{made.item.label}/{scan.name}/{made.item.number}",
-        sha256(made.image), (columns, rows, scan.kind, "grey"), scan.file_bytes // depth, None,
-        made.brightness, made.contrast, traits={k: tuple(v) for k, v in traits.items()},
+        item.label, scan.patient, f"{item.label}/{scan.name}/{item.number}",
+        record["sha256"], (columns, rows, scan.kind, "grey"), scan.file_bytes // depth, None,
+        float(record["brightness"]), float(record["contrast"]),
+        traits={name: tuple(values) for name, values in traits.items()},
         named={"manufacturer": scan.manufacturer or "unknown", "kernel": scan.kernel or "unknown",
                "contrast": "with contrast agent" if scan.contrast else "without"})
 

@@ -172,12 +172,18 @@ def test_it_is_the_same_by_any_number_of_processes_and_again(lidc_tree, real, tm
     assert ours == theirs
 
 
-def test_killed_anywhere_it_goes_on(lidc_tree, real, tmp_path):
+def test_killed_anywhere_it_goes_on(lidc_tree, real, tmp_path, monkeypatch):
     output = tmp_path / "real"
     arguments = ["--input", str(lidc_tree), "--output", str(output), *TINY]
     child = fork(lambda: ct_seg.main(arguments))
     signal_when(child, lambda: len(list(tmp_path.rglob("train/*/0*.png"))) > 2)
+    from lungkit.ct import images
+
+    again, make = [], images.make_images
+    monkeypatch.setattr(images, "make_images", lambda job, recipe: again.append(job) or make(
+        job, recipe))
     assert made(lidc_tree, output) == 0
+    assert 0 < len(again) < 7  # of seven scans with an image, those that lacked one
     ours, theirs = content(output), content(real)
     for each in (ours, theirs):
         each.pop("dataset.json")
