@@ -198,3 +198,10 @@ def test_an_older_manifest_is_kept_in_the_new_one(folder, real):
         assert call(folder, real, "--overwrite") == 0
         kept = json.loads((folder / "dataset.json").read_text())["adopted"]["before"]
         assert kept == {"stage": "theirs"}
+
+
+def test_grey_images_are_adopted_as_grey(folder, real):
+    for path in folder.rglob("*.png"):
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    assert call(folder, real) == 0
+    assert open_dataset(folder).channels == 1
