@@ -13,7 +13,9 @@ def csv_files(found: Comparison) -> dict[str, str]:
 
     noninferiority.csv  each synthetic arm against real at its highest level
     levels.csv          every pair at every level
+    arms.csv            every arm: means, spreads, calibration, worst group
     classes.csv         every class of every arm
+    confusion.csv       what was said of each class, summed over repeats
     components.csv      where the variance of a difference is from
     """
     levels = [{"arm": pair.arm, "against": pair.against, "family": pair.family, "margin":
@@ -27,6 +29,15 @@ def csv_files(found: Comparison) -> dict[str, str]:
              for pair in found.pairs if pair.family == PRIMARY and pair.level]
     classes = [{"dataset": arm.dataset, **asdict(each)} for arm in found.arms
                for each in arm.classes]
-    tables = {"noninferiority.csv": first, "levels.csv": levels, "classes.csv": classes,
+    arms = [{**{name: value for name, value in asdict(arm).items()
+                if not isinstance(value, (list, dict))}, **arm.scores,
+             "num_outlying": len(arm.outlying), **{
+                 f"worst_{name}": value for name, value in (arm.worst_group or {}).items()}}
+            for arm in found.arms]
+    confusion = [{"dataset": arm.dataset, "true": true.name, "said": said.name, "count": count}
+                 for arm in found.arms for true, line in zip(arm.classes, arm.confusion)
+                 for said, count in zip(arm.classes, line)]
+    tables = {"noninferiority.csv": first, "levels.csv": levels, "arms.csv": arms,
+              "classes.csv": classes, "confusion.csv": confusion,
               "components.csv": [asdict(each) for each in found.components]}
     return {name: table_csv(lines) for name, lines in tables.items() if lines}

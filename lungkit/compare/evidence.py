@@ -78,6 +78,8 @@ class Evidence:
         for split, places in zip(self.splits, self._places):
             counts[places] += split.counts
         self.strata = counts.argmax(1)  # int [G]: the class of most of a group's images
+        number = np.bincount(self.strata)
+        self.strata[number[self.strata] == 1] = number.argmax()  # one alone could not be redrawn
 
     def over_groups(self, per_split: list[Trainings]) -> list[Trainings]:
         """The same over the groups of all splits: influence 0 where a split does not test one."""

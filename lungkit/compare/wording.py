@@ -52,8 +52,10 @@ def sentence(arm: str, against: str, family: str, found: Estimate, *, alpha: flo
     if found.p_difference_holm <= alpha and found.decision in (EQUIVALENT, NOT_WORSE):
         also = ", though lower"
     outside = "; outside both families, not adjusted" if family == OUTSIDE else ""
+    interval = (f"{confidence:g} % interval {points(low)} to {points(high)}" if found.se
+                else "no interval, for the values of each do not vary")
     return (f"{SCOPES[found.level]}, {told}{also}: {points(found.difference)} points, "
-            f"{confidence:g} % interval {points(low)} to {points(high)}{outside}.")
+            f"{interval}{outside}.")
 
 
 def answer_block(pairs: Sequence[PairAnswer], cautions: Sequence[Caution], metric: str, *,

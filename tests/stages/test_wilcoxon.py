@@ -433,7 +433,7 @@ def test_end_to_end(tmp_path, capsys):
     assert compared_by(tree, "--output", out) == 0
     printed = capsys.readouterr()
     assert {path.name for path in out.iterdir()} == {
-        "noninferiority.csv", "levels.csv", "accuracies.csv", "wilcoxon.csv",
+        "noninferiority.csv", "levels.csv", "arms.csv", "accuracies.csv", "wilcoxon.csv",
         "accuracy_boxplot.png", "accuracy_differences.png", "report.html", "comparison.json"}
     assert not list(tmp_path.glob(".*"))
     rows = read_csv(out / "accuracies.csv")
@@ -738,8 +738,8 @@ def test_the_manifest_is_json_with_what_was_asked_and_found(tmp_path, no_picture
     assert (real["dataset"], real["n"], gan["dataset"]) == ("real", 3, "gan")
     assert {each["name"] for each in manifest["warnings"]} >= {"rank-sum test", "no groups"}
     assert sorted(manifest["files"]) == [
-        "accuracies.csv", "accuracy_boxplot.png", "accuracy_differences.png", "levels.csv",
-        "noninferiority.csv", "report.html", "wilcoxon.csv"]
+        "accuracies.csv", "accuracy_boxplot.png", "accuracy_differences.png", "arms.csv",
+        "levels.csv", "noninferiority.csv", "report.html", "wilcoxon.csv"]
 
 
 def test_the_manifest_is_written_last(tmp_path, no_pictures, monkeypatch):
@@ -760,7 +760,7 @@ def test_the_manifest_is_written_last(tmp_path, no_pictures, monkeypatch):
         patch.setattr(os, "replace", lambda *given: names.append(Path(given[1]).name)
                       or replace_file(*given))
         assert compared_by(tree, "--output", out) == 0
-    assert len(names) == 8 and names[-1] == "comparison.json"
+    assert len(names) == 9 and names[-1] == "comparison.json"
 
 
 def test_a_signal_ends_it_with_75_and_nothing_written(tmp_path, no_pictures, monkeypatch, capsys):
@@ -1090,6 +1090,11 @@ def test_a_tree_with_groups_is_answered_for_new_patients(run_of_arms, tmp_path, 
     classes = read_csv(out / "classes.csv")
     assert len(classes) == 15 and list(classes[0])[:4] == ["dataset", "name", "num_images",
                                                             "num_groups"]
+    confusion = read_csv(out / "confusion.csv")
+    assert len(confusion) == 45 and sum(int(line["count"]) for line in confusion) == 5 * 4 * 108
+    arms = {line["dataset"]: line for line in read_csv(out / "arms.csv")}
+    assert float(arms["vae"]["brier"]) > float(arms["gan"]["brier"]) > 0
+    assert arms["nuclei"]["kind"] == "baseline" and arms["vae"]["worst_label"].startswith("class")
     parts = read_csv(out / "components.csv")
     assert {line["arm"] for line in parts} == {"gan", "vae"}
     assert sum(float(line["share"]) for line in parts) == pytest.approx(2)

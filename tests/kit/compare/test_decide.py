@@ -114,5 +114,8 @@ def test_a_sentence_names_its_level_and_holds_the_interval(changed, told):
                          ("C", "As a method, for new patients and new trainings (level C), ")):
         assert wording.sentence("gan", "real", PRIMARY, replace(found, level=level), alpha=0.05,
                                 margin=0.02) == scope + told
+    constant = wording.sentence("gan", "real", PRIMARY, replace(found, se=0.0), alpha=0.05,
+                                margin=0.02)
+    assert constant.endswith("no interval, for the values of each do not vary.")
     assert wording.sentence("gan", "real", OUTSIDE, found, alpha=0.05, margin=0.02).endswith(
         "; outside both families, not adjusted.")

@@ -130,6 +130,17 @@ def test_a_group_with_images_of_two_classes_is_drawn_with_the_class_of_most(tree
     assert found.splits[0].groups_per_class["class1"] == 4
 
 
+def test_a_class_of_one_group_is_drawn_with_the_class_of_most():
+    made = simulate(TRUTHS, seed=0, repeats=2, groups=4)
+    for arrays in made.arrays.values():  # all of class1 but one group come with class0's
+        for group, other in ((4, 3), (7, 6), (10, 9)):
+            groups = arrays["real_groups"]
+            groups[groups == f"r0g{group:03d}"] = f"r0g{other:03d}"
+    found = read_evidence(Path("results"), made.found(), "accuracy_real", None, made.read)
+    assert found.strata[found.groups.index("r0g001")] != 1
+    assert min(np.bincount(found.strata)[np.unique(found.strata)]) > 1
+
+
 def test_the_calibration_error_by_hand():
     confidence = np.repeat([0.9, 0.6], 50)
     right = np.repeat([True, False, True, False], [40, 10, 30, 20])
