@@ -1,9 +1,11 @@
 """Lay out a chest: signed distances to its organs at any points, in millimetres.
 
-The axes are DICOM's: x to the patient's left, y to the back, z to the head; the origin lies at the
-carina, halfway between front and back of the lungs. A distance is negative inside. Organs are
-superellipses, ellipsoids, capsules and shells joined by smooth minima, so that a distance is exact
-at a sphere and good to a few per cent near any wall, which is what partial volume needs of it.
+The axes are the patient's: x to the left, y to the back, z to the head; the origin lies at the
+carina, halfway between front and back of the lungs. Nobody lies quite straight: `to_patient` and
+`to_scanner` turn between these axes and the scanner's, which are DICOM's. A distance is negative
+inside. Organs are superellipses, ellipsoids, capsules and shells joined by smooth minima, so that a
+distance is exact at a sphere and good to a few per cent near any wall, which is what partial volume
+needs of it.
 
 Sizes follow the two chests of public CT that the pictures were held against; see
 docs/simulated_thorax.md. Everything takes arrays that broadcast; float32 stays float32, which makes
@@ -44,6 +46,8 @@ class Chest:
     tilt: float  # of the ribs: fall from the back to the front
     apex: float  # height of the lungs' top
     emphysema: float  # share of the upper lung with holes, 0 in most
+    turn: float  # radians about z that the patient lies turned
+    uneven: float  # by what share the right half of the chest is wider than the left
 
     def width_mm(self) -> float:
         """From arm to arm below the shoulders."""
@@ -63,7 +67,21 @@ def draw_chest(rng: np.random.Generator) -> Chest:
         lung_hu=rng.normal(-878, 14), gravity=rng.uniform(0, 7),
         marrow_hu=rng.normal(190, 40),
         diaphragm=rng.normal(-108, 9), rib_phase=rng.uniform(-12, 12), tilt=rng.normal(78, 8),
-        apex=rng.normal(98, 6), emphysema=rng.uniform(0.1, 0.5) if rng.random() < 0.2 else 0.0)
+        apex=rng.normal(98, 6), emphysema=rng.uniform(0.1, 0.5) if rng.random() < 0.2 else 0.0,
+        turn=float(np.clip(rng.normal(0, 0.05), -0.12, 0.12)), uneven=rng.normal(0.02, 0.02))
+
+
+def to_patient(chest: Chest, x, y):
+    """x and y of the patient from those of the scanner."""
+    cos, sin = math.cos(chest.turn), math.sin(chest.turn)
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def to_scanner(chest: Chest, points: np.ndarray) -> np.ndarray:
+    """Points [..., 3] of the patient in the scanner's axes."""
+    cos, sin = math.cos(chest.turn), math.sin(chest.turn)
+    x, y, z = points[..., 0], points[..., 1], points[..., 2]
+    return np.stack([cos * x - sin * y, cos * y + sin * x, z], -1)
 
 
 # ------------------------------------------------------------------ shapes
@@ -136,7 +154,8 @@ def cavity(chest: Chest, x, y, z):
     back = y - centre
     lean = np.clip(back / half_y, -1, 1)
     # behind the sternum the chest is narrower than at the back
-    return _superellipse(x, back, half_x * (1 + 0.10 * lean), half_y * (1 + 0.02 * lean))
+    sides = half_x * (1 + 0.10 * lean) * (1 - chest.uneven * np.tanh(x / 40))
+    return _superellipse(x, back, sides, half_y * (1 + 0.02 * lean))
 
 
 def mediastinum(chest: Chest, x, y, z):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lungkit.phantom.thorax import vessels
-from lungkit.phantom.thorax.anatomy import Chest, lungs
+from lungkit.phantom.thorax.anatomy import Chest, lungs, to_patient
 
 GRADES = (1, 2, 3, 4, 5)
 MEDIAN_MM = (5.7, 5.3, 6.1, 10.5, 17.7)  # of LIDC's nodules by median grade
@@ -214,7 +214,8 @@ def place(rng: np.random.Generator, chest: Chest, branches: np.ndarray, taken: l
         if len(ends):
             points = np.clip(ends[rng.permutation(len(ends))]
                              + rng.normal(0, 0.3 * radius_mm, (len(ends), 3)), low_mm, high_mm)
-    wall = lungs(chest, *points.T.astype(np.float32))
+    x, y, z = points.T.astype(np.float32)
+    wall = lungs(chest, *to_patient(chest, x, y), z)
     if attached == "pleura":
         points = points[(wall < -0.5 * radius_mm) & (wall > -0.75 * radius_mm)]
     else:

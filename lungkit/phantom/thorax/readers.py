@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from lungkit.phantom.thorax import nodules
-from lungkit.phantom.thorax.anatomy import Chest, lungs
+from lungkit.phantom.thorax.anatomy import Chest, lungs, to_patient
 from lungkit.phantom.thorax.nodules import CALCIFIED, Nodule
 from lungkit.phantom.thorax.scene import Grid
 
@@ -75,7 +75,7 @@ def surface(nodule: Nodule, chest: Chest, grid: Grid):
     x, y, z = xs[part[2]], ys[part[1]][:, None], zs[part[0]][:, None, None]
     outside, relative = nodules.distance(nodule, x, y, z)
     if nodule.attached == "pleura":
-        outside = np.maximum(outside, lungs(chest, x, y, z))
+        outside = np.maximum(outside, lungs(chest, *to_patient(chest, x, y), z))
     return tuple(each.start for each in part), outside, relative
 
 

@@ -195,9 +195,9 @@ def label_lungs(laid_out: Scene, grid: Grid) -> np.ndarray:
     Nodules at the pleura are left out of the lung, as they often are there.
     """
     xs, ys, zs = grid.axes()
-    x, y = xs[None, :], ys[:, None]
+    x, y = anatomy.to_patient(laid_out.chest, xs[None, :], ys[:, None])
     labels = np.zeros((len(zs), len(ys), len(xs)), np.uint8)
-    side = np.where(np.broadcast_to(x, labels.shape[1:]) > 0, LEFT, RIGHT)
+    side = np.where(x > 0, LEFT, RIGHT)
     for index, z in enumerate(zs):
         labels[index] = np.where(anatomy.lungs(laid_out.chest, x, y, z) < 0, side, 0)
     for nodule in laid_out.nodules:

@@ -105,11 +105,13 @@ def _distances(scene: Scene, grid: Grid, level: int) -> np.ndarray:
              - np.float32(grid.spacing_mm / 2))
     x, y = (cells[None, :] + np.float32(grid.origin_mm[0]),
             cells[:, None] + np.float32(grid.origin_mm[1]))
+    board = anatomy.table(chest, x, y)
+    x, y = anatomy.to_patient(chest, x, y)
     z = np.full((1, 1), level * LEVEL_MM, np.float32)
     skin, wall = anatomy.body(chest, x, y, z), anatomy.cavity(chest, x, y, z)
     bone, spongy, cartilage = anatomy.bones(chest, x, y, z, wall)
     bone, lung = np.maximum(bone, skin + 3), anatomy.lungs(chest, x, y, z)
-    found = (anatomy.table(chest, x, y), skin,
+    found = (board, skin,
              np.maximum(anatomy.muscles(chest, x, y, z, wall), skin + 4), wall,
              np.maximum(wall + 2, anatomy.diaphragm(chest, x, y, z) + 1),
              anatomy.great_vessels(chest, x, y, z), anatomy.gullet(x, y, z), cartilage, bone,

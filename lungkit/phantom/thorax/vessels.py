@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lungkit.phantom.thorax.anatomy import Chest, lungs
+from lungkit.phantom.thorax.anatomy import Chest, lungs, to_scanner
 
 BRANCH = np.dtype([("start", np.float32, 3), ("stop", np.float32, 3),
                    ("radius", np.float32, 2), ("served", np.float32)])
@@ -31,7 +31,10 @@ ROOTS = {  # where a tree enters the left (1) and right (-1) lung, and which way
 
 def lung_points(rng: np.random.Generator, chest: Chest, side: int, count: int,
                 depth_mm: float = 3.0) -> np.ndarray:
-    """Points float32 [count, 3] spread evenly through the left (1) or right (-1) lung."""
+    """Points float32 [count, 3] spread evenly through the left (1) or right (-1) lung.
+
+    In the patient's axes.
+    """
     low = np.array([-chest.half_width, -chest.half_depth - 4, chest.diaphragm - 75], np.float32)
     high = np.array([chest.half_width, chest.half_depth + 8, chest.apex], np.float32)
     if side > 0:
@@ -94,7 +97,7 @@ def _trachea(airways: list[np.ndarray]) -> np.ndarray:
 
 
 def draw_trees(rng: np.random.Generator, chest: Chest) -> tuple[np.ndarray, np.ndarray]:
-    """One patient's blood vessels and airways, BRANCH [N] each."""
+    """One patient's blood vessels and airways, BRANCH [N] each, in the scanner's axes."""
     blood, airways = [], []
     for side in (-1, 1):
         for kind, radius in (("artery", ARTERY_MM), ("vein", VEIN_MM)):
@@ -103,7 +106,11 @@ def draw_trees(rng: np.random.Generator, chest: Chest) -> tuple[np.ndarray, np.n
             blood.append(tree)
             if kind == "artery":
                 airways.append(_airways(tree, np.array([-0.35 * side, 0.75, 0.1], np.float32)))
-    return np.concatenate(blood), np.concatenate([*airways, _trachea(airways)])
+    found = np.concatenate(blood), np.concatenate([*airways, _trachea(airways)])
+    for branches in found:
+        for end in ("start", "stop"):
+            branches[end] = to_scanner(chest, branches[end])
+    return found
 
 
 def paint(cover: np.ndarray, branches: np.ndarray, xs, ys, zs, width_mm: float, *,

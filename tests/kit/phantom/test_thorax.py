@@ -55,7 +55,7 @@ def test_organs_have_their_attenuation_at_any_size(seed, size):
         assert inside.sum() > 3
         return float(np.median(image[inside]))
 
-    at = (x, y, np.full_like(x, -40))
+    at = (*anatomy.to_patient(chest, x, y), np.full_like(x, -40))
     lung = (anatomy.lungs(chest, *at) < -deep) & (np.abs(anatomy.fissures(*at)) > 6)
     assert median_where(lung & (np.abs(y) < 12)) == pytest.approx(chest.lung_hu, abs=12)
     assert median_where(anatomy.great_vessels(chest, *at) < -deep - 6) == pytest.approx(
