@@ -182,6 +182,14 @@ def test_what_was_planned_first_holds(tmp_path, capsys):
     assert json.loads((tmp_path / "plan.json").read_text()) == made
 
 
+def test_the_page_lists_every_key_of_a_plan_and_no_other(tmp_path):
+    plan_it(tmp_path)
+    made = json.loads((tmp_path / "plan.json").read_text())
+    page = trees.keys_on_page("The plan")
+    assert set(made) == page - {"real"} and set(made["outlook"]["A"]) == {
+        "standard_error", "df", "difference", "equivalent", "not_worse", "detectable"}
+
+
 def test_a_plan_without_an_answer_ends_with_2_unless_forced(tmp_path, capsys):
     assert plan_it(tmp_path, repeats=2) == 2
     line, = [each for each in capsys.readouterr().err.splitlines() if "error:" in each]
