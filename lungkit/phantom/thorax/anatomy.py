@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CARINA_MM = (0.0, 0.0, 0.0)
 RIB_PITCH_MM = 24.0
 VERTEBRA_MM = 25.0  # a vertebra with its disc
 SPINE_Y_MM = 56.0  # centre of the vertebral bodies
