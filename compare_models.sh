@@ -145,6 +145,7 @@ check_stages() {	# check_stages NAME...
 			fault "$name failed (exit $status): $(tail -n 1 <<<"$said")"
 			exit "$status"
 		fi
+		[[ $name != 'check plan'* || ! -f $first/real/dataset.json ]] || printf '%s\n' "$said" >&2
 	done
 }
 

@@ -384,6 +384,17 @@ def test_a_plan_without_an_answer_ends_the_job_before_anything_is_made(refuse, p
     assert not made & ({"cnn"} | ({"phantom", "diffusion"} if "dry" in refuse else set()))
 
 
+def test_the_plan_is_shown_before_the_first_arm_is_made(project):
+    """Once real is there: before, it knows no test groups."""
+    python = project.path.parent / "tools/python"
+    python.write_text(python.read_text().replace("#!/bin/bash\n", """#!/bin/bash
+        [[ $* != *compare.plan* ]] || echo "of ${*: -1}" >&2\n"""))
+    result = project.pipeline(ARMS="diffusion", REPEATS=2, FAULTS="diffusion_seg.py*[0-9]?=1")
+    assert result.returncode == 1
+    assert result.stderr.count("[check compare] of --dry-run") == 1
+    assert "[options compare]" not in result.stderr
+
+
 def test_a_plan_that_is_refused_is_forced_and_has_the_options_of_the_test(project):
     project.make_datasets("real", "diffusion")
     assert project.compare(2, FORCE=1, TEST_OPTIONS="--alpha 0.01 --benign x --margin=0.03",
