@@ -73,6 +73,8 @@ def find_scans(input_dir: Path, how: dict, mapped: Callable) -> tuple[list, str]
                                  skip_broken=how["skip_broken"])
     scans = studies.check_patients(scans)
     say_what_is_left(left, annotations.others, scans)
+    if how["healthy"] == "candidates" and not annotations.candidates:
+        raise Fault(f"--healthy candidates: no candidates*.csv of LUNA16's in {input_dir}")
     if how["diagnoses"] is not None:
         scans = studies.with_diagnoses(scans, read_diagnoses(how["diagnoses"]))
     return scans, studies.table(scans, left, annotations.others)
@@ -135,7 +137,8 @@ def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how:
         missed = write_images(writer, plan, recipe, mapped)
         confounded = report.confounding_report(report.specimens(plan, writer), plan,
                                                report.patients_known(scans), mapped)
-        warnings = report.warn(confounded, plan, scans, rule, in_hu=in_hu(how))
+        warnings = report.warn(confounded, plan, scans, rule, in_hu=in_hu(how),
+                               at_random=how["healthy"] == "lung")
         write_text(writer.work_dir / "studies.csv", studies_csv)
         write_text(writer.work_dir / "nodules.csv", report.nodule_table(scans, plan))
         write_text(writer.work_dir / "split.csv", report.split_table(plan))
@@ -186,6 +189,8 @@ def check_options(how: dict) -> None:
         raise BadOptions("--images with --view slice: pictures are cut already; leave out --view")
     if how["images"] and not how["input_window"] and tuple(how["window"]) != WINDOW:
         raise BadOptions("--window of pictures whose own is unknown: give --input-window")
+    if how["healthy"] == "candidates" and (how["view"], how["labels"]) != ("crop", "presence"):
+        raise BadOptions("--healthy candidates is of --view crop --labels presence")
     if how["split_from"] and how["fold"]:
         raise BadOptions("--split-from and --fold both say what is in test: give one")
 
@@ -252,7 +257,7 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
     rule = Rule(how["labels"], how["benign_max"], how["malignant_min"], how["min_readers"],
                 how["min_diameter_mm"], how["max_thickness_mm"])
     recipe = Recipe(how["view"], Field(how["field_mm"], how["image_size"], tuple(how["window"])),
-                    seed)
+                    seed, how["healthy"])
     with mapper(workers) as mapped:
         if how["images"] is None:
             scans, studies_csv = find_scans(input, how, mapped)
@@ -301,6 +306,9 @@ def build_parser():
                        help="readers who marked a nodule, where that is known")
     group.add_argument("--min-diameter-mm", type=cli.non_negative_float, default=3.0, metavar="MM",
                        help="smaller nodules do not count")
+    group.add_argument("--healthy", choices=("lung", "candidates"), default="lung",
+                       help="healthy crops are of any place in the lung, or of those among "
+                            "LUNA16's candidates that are no nodule")
     group.add_argument("--max-thickness-mm", type=cli.positive_float, metavar="MM",
                        help="scans of thicker slices are not used (LUNA16: 2.5; default: any)")
     group.add_argument("--diagnoses", type=Path, metavar="CSV",

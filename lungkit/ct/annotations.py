@@ -42,6 +42,7 @@ class Annotated:
     ignored: tuple[Place, ...] = ()
     patient: str = ""
     notes: tuple[str, ...] = ()
+    candidates: np.ndarray | None = None  # z y x in voxels [N, 3]: proposed, and no nodule
 
 
 @dataclass
@@ -53,9 +54,9 @@ class Annotations:
     labels: dict[str, Path] = field(default_factory=dict)           # label volumes by stem
     table: dict[str, list[tables.Finding]] | None = None
     ignored: dict[str, list[tables.Finding]] = field(default_factory=dict)
+    candidates: dict[str, np.ndarray] = field(default_factory=dict) # that are no nodule, in mm
     patients: dict[str, str] = field(default_factory=dict)          # by series
     others: list[tuple[str, str]] = field(default_factory=list)     # (file, why it is left out)
-    used: set[str] = field(default_factory=set)
 
 
 def stem_of(path: Path) -> str:
@@ -99,6 +100,11 @@ def _note(found: Annotations, path: Path, root: Path, *, with_tables: bool) -> N
         found.others.append((name, "AppleDouble file"))
     elif lower.endswith(".xml"):
         _note_xml(found, path, name)
+    elif lower.endswith(".csv") and tables.is_candidates(path):
+        if found.candidates:
+            found.others.append((name, "a second list of candidates"))
+        else:
+            found.candidates = tables.read_candidates(path)
     elif lower.endswith(".csv"):
         if not tables.is_findings(path):
             found.patients |= tables.read_patients(path)
@@ -239,4 +245,6 @@ def _of_table(found: Annotations, name: str, geometry: Geometry, patient: str) -
     if len(said) > 1:
         raise Fault(f"the table of nodules names {len(said)} patients of {name}: "
                     f"{', '.join(sorted(said)[:3])}")
-    return Annotated("table", tuple(nodules), tuple(ignored), patient or "".join(said))
+    candidates = geometry.to_voxels(found.candidates[name]) if name in found.candidates else None
+    return Annotated("table", tuple(nodules), tuple(ignored), patient or "".join(said),
+                     candidates=candidates)

@@ -26,11 +26,16 @@ LEAST_LUNG_CROP = 0.25  # ours: share of a healthy crop that must be lung
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked of an image. view: crop or slice."""
+    """What is asked of an image. view: crop or slice.
+
+    healthy: lung, healthy crops are of any place in it; candidates, of those that a detector
+    proposed and that are no nodule.
+    """
 
     view: str
     field: Field
     seed: int
+    healthy: str = "lung"
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,19 @@ def make_images(job: Job, recipe: Recipe) -> list[Made]:
     if job.scan.kind == "picture":
         return [_picture(job, job.items[0], volume, recipe)]
     lungs = find_lungs(volume)
-    taken: set[int] = {item.slice_index for item in job.items if item.slice_index is not None}
+    taken: set = {item.slice_index for item in job.items if item.slice_index is not None}
     return [_make(job, item, volume, lungs, recipe, taken) for item in job.items]
 
 
 def _make(job: Job, item: Item, volume: Volume, lungs: Lungs, recipe: Recipe,
-          taken: set[int]) -> Made:
+          taken: set) -> Made:
     index, centre = item.slice_index, lungs.centre()
     if item.nodule is None and index is None:
         rng = random.Random(f"{recipe.seed}/{job.scan.name}/{item.number}")
-        place = (healthy_place(job, volume, lungs, rng) if recipe.view == "crop" else
-                 healthy_slice(job, lungs, rng, taken))
+        half_mm = recipe.field.side_mm / 2
+        place = (healthy_slice(job, lungs, rng, taken) if recipe.view == "slice" else
+                 proposed_place(job, half_mm, rng, taken) if recipe.healthy == "candidates" else
+                 healthy_place(job, half_mm, lungs, rng))
         if place is None:
             return Made(item, reason="no healthy lung found")
         index, centre = (place[0], place[1:]) if recipe.view == "crop" else (place, centre)
@@ -102,27 +109,59 @@ def findings(job: Job) -> tuple[np.ndarray, np.ndarray]:
             np.array([mm / 2 for _, mm in found], float))
 
 
-def healthy_place(job: Job, volume: Volume, lungs: Lungs, rng: random.Random
+def is_healthy(job: Job, voxel: np.ndarray, half_mm: float) -> bool:
+    """Whether a place is far from every finding, and no nodule shows in the crop around it.
+
+    voxel: z y x; half_mm: half the side of the crop.
+    """
+    at, radius = findings(job)
+    spacing = np.array(job.scan.geometry.spacing_mm)
+    away = np.abs(at - voxel) * spacing
+    far = np.linalg.norm(away, axis=1) - radius >= FAR_MM
+    count = len(job.scan.annotated.nodules)  # they come first
+    beside = (away[:count, 1:] - radius[:count, None]).max(1) > half_mm
+    above = away[:count, 0] - radius[:count] > spacing[0]
+    return bool(far.all() and (beside | above).all())
+
+
+def healthy_place(job: Job, half_mm: float, lungs: Lungs, rng: random.Random
                   ) -> tuple[int, float, float] | None:
-    """z, row, column in voxels of a place in the lung far from every finding; None: none found."""
+    """z, row, column in voxels of a healthy place in the lung; None: none was found."""
     inside = np.flatnonzero(lungs.lung)
     if not len(inside):
         return None
-    spacing, factor = np.array(volume.geometry.spacing_mm), np.array(lungs.factor)
-    at, radius = findings(job)
+    factor, depth = np.array(lungs.factor), job.scan.geometry.shape[0]
     for _ in range(TRIES):
         cell = np.array(np.unravel_index(inside[rng.randrange(len(inside))], lungs.lung.shape))
         voxel = (cell + 0.5) * factor - 0.5
-        voxel[0] = min(round(voxel[0]), volume.hu.shape[0] - 1)
-        far = np.linalg.norm((at - voxel) * spacing, axis=1) - radius
+        voxel[0] = min(round(voxel[0]), depth - 1)
         around = lungs.lung[cell[0], max(0, cell[1] - 8):cell[1] + 9, max(0, cell[2] - 8):
                             cell[2] + 9]
-        if (far >= FAR_MM).all() and around.mean() >= LEAST_LUNG_CROP:
+        if around.mean() >= LEAST_LUNG_CROP and is_healthy(job, voxel, half_mm):
             return int(voxel[0]), float(voxel[1]), float(voxel[2])
     return None
 
 
-def healthy_slice(job: Job, lungs: Lungs, rng: random.Random, taken: set[int]) -> int | None:
+def proposed_place(job: Job, half_mm: float, rng: random.Random, taken: set
+                   ) -> tuple[int, float, float] | None:
+    """As `healthy_place`, one of the scan's candidates that no image has yet; None: none is left.
+
+    A candidate may lie in anything but a nodule, a vessel above all; findings to be ignored are
+    not healthy, however they were proposed.
+    """
+    candidates = job.scan.annotated.candidates
+    order = list(range(0 if candidates is None else len(candidates)))
+    rng.shuffle(order)
+    for index in order:
+        voxel = candidates[index]
+        if ("candidate", index) not in taken and job.scan.geometry.holds(voxel) \
+                and is_healthy(job, voxel, half_mm):
+            taken.add(("candidate", index))
+            return int(round(voxel[0])), float(voxel[1]), float(voxel[2])
+    return None
+
+
+def healthy_slice(job: Job, lungs: Lungs, rng: random.Random, taken: set) -> int | None:
     """A slice with lung and without a finding that no image has yet; None: there is none."""
     at, radius = findings(job)
     step = job.scan.geometry.spacing_mm[0]

@@ -166,7 +166,8 @@ def patients_known(scans: list[Scan]) -> str:
     return "none" if any(map(is_own_patient, scans)) else "csv"
 
 
-def warn(report: dict, plan: Plan, scans: list[Scan], rule: Rule, *, in_hu: bool) -> list[str]:
+def warn(report: dict, plan: Plan, scans: list[Scan], rule: Rule, *, in_hu: bool,
+         at_random: bool) -> list[str]:
     """What the reader of every later result must know, as 'name: sentence'."""
     found = confounding_warnings(report)
     own = sum(is_own_patient(scan) for scan in scans)
@@ -190,7 +191,7 @@ def warn(report: dict, plan: Plan, scans: list[Scan], rule: Rule, *, in_hu: bool
     if spheres:
         found.append(f"nodules are spheres: {spheres} nodules have a diameter and no outline; "
                      "their masks are balls.")
-    if HEALTHY in plan.classes:
+    if HEALTHY in plan.classes and at_random:
         found.append("healthy lung is drawn at random: images without a nodule are of places far "
                      "from every finding, which are easier to tell than what a reader would doubt.")
     return found

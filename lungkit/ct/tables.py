@@ -122,6 +122,29 @@ def _finding(row: dict, known: dict[str, str], line: int, ignored: bool) -> Find
                    text("patient"), text("name"), line)
 
 
+def is_candidates(path: Path) -> bool:
+    """Whether a CSV is LUNA16's list of candidates (class 0 or 1), by its name and first line."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = [name.strip(' "').lower() for name in re.split(r"[,;\t]", file.readline().strip())]
+    return path.name.lower().startswith("candidates") and {"seriesuid", "coordx", "coordy",
+                                                           "coordz", "class"} <= set(header)
+
+
+def read_candidates(path: Path) -> dict[str, np.ndarray]:
+    """{series: float32 [N, 3], x y z in mm} of the candidates that are no nodule (class 0)."""
+    table = read_table(path)
+    names = {name.lower(): name for name in table.columns}
+    found: dict[str, list] = {}
+    for line, row in table.rows:
+        try:
+            if int(float(row[names["class"]])) == 0:
+                found.setdefault(_series(row, names["seriesuid"]), []).append(
+                    [float(row[names[axis]]) for axis in ("coordx", "coordy", "coordz")])
+        except ValueError as error:
+            raise Fault(f"{path}: line {line}: {error}") from None
+    return {series: np.array(points, np.float32) for series, points in found.items()}
+
+
 def read_patients(path: Path) -> dict[str, str]:
     """{series: patient} of a CSV with a column for each; {} where it has not both.
 

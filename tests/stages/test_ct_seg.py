@@ -219,7 +219,7 @@ def test_presence_has_as_much_healthy_lung_without_a_nodule(lidc_tree, tmp_path)
     counts = Counter(row.label for row in data.rows)
     assert counts["nodule"] == 14 and 10 <= counts["no_nodule"] <= 14
     for row in data.rows:
-        assert (data.mask("nodule", row) > 0).any() == (row.label == "nodule") or row.extra["boxes"]
+        assert (data.mask("nodule", row) > 0).any() == (row.label == "nodule")
         if row.label == "no_nodule":
             assert row.extra["nodule_id"] == ""
 
@@ -294,6 +294,35 @@ def test_four_formats_of_one_scan_are_one_dataset(lidc_tree, tmp_path):
                        if path.endswith("png") and path != "qc.png"}
     assert found["dicom"] == found["mhd"] == found["flipped"] == found["nifti"]
     assert len(found["dicom"]) == 6 * 4
+
+
+def test_healthy_crops_may_be_of_candidates(tmp_path, capfd):
+    (tree := tmp_path / "in").mkdir()
+    mhd()(tree)
+    far, near = "24,67,-275", "26,67,-292"  # in the lung with a nodule; at the nodule
+    lines = [f"{name},{place},0" for name in "abc" for place in (far, near)]
+    (tree / "annotations_excluded.csv").write_text(
+        "seriesuid,coordX,coordY,coordZ,diameter_mm\na,24,67,-275,-1\n")
+    options = ["--labels", "presence", "--healthy", "candidates"]
+    assert made(tree, tmp_path / "out" / "real", *options) == 1
+    assert "no candidates*.csv" in capfd.readouterr().err.splitlines()[-1]
+    (tree / "candidates_V2.csv").write_text("\n".join(
+        ["seriesuid,coordX,coordY,coordZ,class", *lines, "b,80,63,-287,1"]))
+    from lungkit.ct.annotations import find_annotations
+    from lungkit.ct.folders import walk
+    from lungkit.ct.images import proposed_place
+    from lungkit.ct.plan import Job
+    from lungkit.ct.studies import Scan, survey_folder
+
+    annotations = find_annotations(tree, None, None)
+    scans = [each for folder in walk(tree) for each in survey_folder(folder, tree, annotations)]
+    assert len(scans) == 3 and all(isinstance(each, Scan) for each in scans)
+    import random
+
+    places = {scan.name: [proposed_place(Job(scan, "train", (), ()), 16, random.Random(n), taken)
+                          for n in range(2)] for scan in scans for taken in (set(),)}
+    assert places["b"] == places["c"] == [(10, 29.75, 18.0), None]  # far once; near is a nodule
+    assert places["a"] == [None, None]  # to be ignored there
 
 
 def test_labels_and_boxes_find_the_same_nodules(tmp_path):

@@ -150,9 +150,11 @@ def test_healthy_places_keep_far_from_every_finding(side):
     job = job_of(volume, [nodule]) if side == "nodule" else job_of(volume, [], [Place(at, mm)])
     lungs = lung_mask.find_lungs(volume)
     for number in range(30):
-        z, row, column = images.healthy_place(job, volume, lungs, random.Random(number))
-        away = np.linalg.norm((np.array([z, row, column]) - at) * CHEST_STEP)
-        assert away >= mm / 2 + images.FAR_MM
+        z, row, column = images.healthy_place(job, 16.0, lungs, random.Random(number))
+        away = np.abs(np.array([z, row, column]) - at) * CHEST_STEP
+        assert np.linalg.norm(away) >= mm / 2 + images.FAR_MM
+        if side == "nodule":  # which must not show in the crop, either
+            assert away[1:].max() > mm / 2 + 16 or away[0] > mm / 2
         assert lungs.lung[z, round(row), round(column)]
 
 
@@ -162,7 +164,7 @@ def test_there_may_be_no_healthy_lung():
     volume = volume_of()
     job = job_of(volume, [], [Place((4.0, 30.0, 32.0), 300.0)])
     lungs = lung_mask.find_lungs(volume)
-    assert images.healthy_place(job, volume, lungs, random.Random(0)) is None
+    assert images.healthy_place(job, 16.0, lungs, random.Random(0)) is None
     assert images.healthy_slice(job, lungs, random.Random(0), set()) is None
     free = {images.healthy_slice(job_of(volume), lungs, random.Random(0), taken)
             for taken in ({0, 1, 2, 3, 4, 5, 6},)}
