@@ -30,8 +30,7 @@ TOLD = {BETTER: "{arm} scores higher than {against}",
         NOT_WORSE: "{arm} is not worse than {against} by {margin} points or more",
         WORSE: "{arm} scores lower than {against}",
         INCONCLUSIVE: "{arm} against {against} is inconclusive",
-        OUT_OF_REACH: "{arm} against {against} is out of reach at this n: even equal arms could be "
-                      "shown equivalent only within ±{smallest:.1f} points"}
+        OUT_OF_REACH: "{arm} against {against} is out of reach at this n"}
 
 
 def points(difference: float) -> str:
@@ -46,16 +45,20 @@ def sentence(arm: str, against: str, family: str, found: Estimate, *, alpha: flo
     low, high = ((found.low_equivalence, found.high_equivalence) if equivalence
                  else (found.low, found.high))
     confidence = 100 * (1 - 2 * alpha if equivalence else 1 - alpha)
-    told = TOLD[found.decision].format(arm=arm, against=against, margin=f"{100 * margin:g}",
-                                       smallest=100 * found.smallest_margin)
+    told = TOLD[found.decision].format(arm=arm, against=against, margin=f"{100 * margin:g}")
     also = ""
     if found.p_difference_holm <= alpha and found.decision in (EQUIVALENT, NOT_WORSE):
         also = ", though lower"
-    outside = "; outside both families, not adjusted" if family == OUTSIDE else ""
+    more = "" if found.p_sign_flip is None else f"; sign-flip p {found.p_sign_flip:.2g}"
+    if found.decision == OUT_OF_REACH:
+        more += ("; equal arms could be shown equivalent within "
+                 f"±{100 * found.smallest_margin:.1f} points at best")
+    if family == OUTSIDE:
+        more += "; outside both families, not adjusted"
     interval = (f"{confidence:g} % interval {points(low)} to {points(high)}" if found.se
                 else "no interval, for the values of each do not vary")
     return (f"{SCOPES[found.level]}, {told}{also}: {points(found.difference)} points, "
-            f"{interval}{outside}.")
+            f"{interval}{more}.")
 
 
 def answer_block(pairs: Sequence[PairAnswer], cautions: Sequence[Caution], metric: str, *,

@@ -104,8 +104,10 @@ def test_baselines_and_controls_stand_outside_both_families(pair, family):
     ({"decision": "inconclusive"}, "gan against real is inconclusive: +0.4 points, 95 % interval "
                                    "-1.6 to +2.4."),
     ({"decision": "out of reach at this n"},
-     "gan against real is out of reach at this n: even equal arms could be shown equivalent only "
-     "within ±1.7 points: +0.4 points, 95 % interval -1.6 to +2.4.")])
+     "gan against real is out of reach at this n: +0.4 points, 95 % interval -1.6 to +2.4; equal "
+     "arms could be shown equivalent within ±1.7 points at best."),
+    ({"decision": "worse", "p_sign_flip": 0.03125},
+     "gan scores lower than real: +0.4 points, 95 % interval -1.6 to +2.4; sign-flip p 0.031.")])
 def test_a_sentence_names_its_level_and_holds_the_interval(changed, told):
     found = replace(UNDECIDED, **changed)
     assert wording.sentence("gan", "real", PRIMARY, found, alpha=0.05, margin=0.02) == (
@@ -116,6 +118,6 @@ def test_a_sentence_names_its_level_and_holds_the_interval(changed, told):
                                 margin=0.02) == scope + told
     constant = wording.sentence("gan", "real", PRIMARY, replace(found, se=0.0), alpha=0.05,
                                 margin=0.02)
-    assert constant.endswith("no interval, for the values of each do not vary.")
+    assert "points, no interval, for the values of each do not vary" in constant
     assert wording.sentence("gan", "real", OUTSIDE, found, alpha=0.05, margin=0.02).endswith(
         "; outside both families, not adjusted.")
