@@ -117,7 +117,8 @@ stage_command() {	# sets what run_stages starts
 		nuclei) command=(python nuclei_classify.py --features "$root/datasets/voronoi" --real "$root/datasets/real"
 				--results "$run_dir/results" --repeats "$repeats" --replicate "$replicate" --seed "$seed") ;;
 		plan) command=(python -m lungkit.compare.plan --results "$run_dir/results" --real "$root/datasets/real"
-				--output "$plan" --arms "${names[@]}" --repeats "$repeats" --replicates "$REPLICATES"
+				--output "$plan" --arms "${names[@]}" ${baseline[0]:+--baselines "${baseline[@]}"}
+				--repeats "$repeats" --replicates "$REPLICATES"
 				${METRIC:+--metric "$METRIC"} ${MARGIN:+--margin "$MARGIN"} "${plan_options[@]}")
 			[[ ${FORCE:-0} == 0 ]] || command+=(--force) ;;
 		test) stdout=$verdict
@@ -156,6 +157,7 @@ if [[ -n $dry_run ]]; then
 	((${#names[@]} > 0)) || names=(real)
 	check_stages "$(named 'check cnn' "${here[0]}")" "$(named 'check nuclei' "${here[0]}")" 'check test'
 	read -ra names <<<"${DATASETS:-real ${LUNGKIT_ARMS:-} ${names[*]}}"	# also those to be made
+	[[ -z $BASELINE || " ${names[*]} " != *' voronoi '* ]] || baseline=(nuclei)
 	check_stages "$(named 'check plan' "${here[0]}")"
 	exit 0
 fi

@@ -236,9 +236,9 @@ def test_groups(real: Path) -> tuple[dict[str, int], float]:
             sum(counts["test"].values()) / sum(counts["train"].values()))
 
 
-def run(*, results: Path, real: Path, arms: list[str], repeats: int, replicates: int,
-        metric: str | None, margin: float | None, alpha: float | None, output: Path, force: bool,
-        dry_run: bool) -> None:
+def run(*, results: Path, real: Path, arms: list[str], baselines: list[str], repeats: int,
+        replicates: int, metric: str | None, margin: float | None, alpha: float | None,
+        output: Path, force: bool, dry_run: bool) -> None:
     """Read, reckon, say, refuse or write."""
     there = read(output) or {}
     metric = scores.choose(metric or there.get("metric"), scores.known())
@@ -250,7 +250,7 @@ def run(*, results: Path, real: Path, arms: list[str], repeats: int, replicates:
     arms = sorted(dict.fromkeys(arms), key=lambda name: (name != REAL, name))
     groups, overlap = test_groups(real)
     size = Size(repeats, replicates, groups, sum(arm != REAL for arm in arms),
-                math.comb(len(arms), 2))
+                math.comb(len(arms) + len(baselines), 2))
     found = pilot.read(results, arms)
     of = pilot.deviations(found, metric, DEFAULT, size.effective_groups)
     plan = make(size, arms, of, metric=metric, margin=margin, alpha=alpha, overlap=overlap,
@@ -281,6 +281,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="the plan, comparison/plan.json of a run")
     parser.add_argument("--arms", nargs="+", required=True, metavar="NAME",
                         help="datasets to compare, real among them, without baselines")
+    parser.add_argument("--baselines", nargs="+", default=[], metavar="NAME",
+                        help="classical baselines, further lines of the rank-sum table")
     parser.add_argument("--repeats", type=cli.positive_int, required=True, metavar="N",
                         help="CNN trainings of each arm in each replicate")
     parser.add_argument("--replicates", type=cli.positive_int, default=1, metavar="R",

@@ -69,6 +69,7 @@ def test_of_the_replicates_there_is_one_sample_one_plan_and_one_comparison(three
     assert plan.option("--output") == test.option("--plan") == str(
         three.run_dir / "comparison/plan.json")
     assert plan.options("--arms") == ["diffusion", "real", "voronoi"]
+    assert {call.option("--baselines") for call in three.calls("plan")} == {"nuclei"}
     assert {Path(call.option("--dataset")).parent for call in three.calls("contact_sheet")} == {
         three.run_dir / "datasets"}
     stages = [call.stage for call in three.calls(dry=False)]

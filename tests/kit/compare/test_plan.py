@@ -202,6 +202,15 @@ def test_a_plan_without_an_answer_ends_with_2_unless_forced(tmp_path, capsys):
     assert plan_it(tmp_path, repeats=3) == 2
 
 
+def test_baselines_are_further_pairs_of_the_table_and_no_arms(tmp_path, capsys):
+    assert plan_it(tmp_path, repeats=4) == 0
+    (tmp_path / "plan.json").unlink()
+    assert plan_it(tmp_path, "--baselines", "nuclei", repeats=4) == 2
+    assert "of 3 pairs" in capsys.readouterr().err
+    assert plan_it(tmp_path, "--baselines", "nuclei", repeats=5) == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["arms"] == ["real", "voronoi"]
+
+
 def test_a_run_is_not_ended_by_what_its_own_results_say_of_deviations(tmp_path, capsys):
     assert plan_it(tmp_path, repeats=4) == 0
     write_tree(tmp_path / "results", {("real", 0): [0.1, 0.9], ("voronoi", 0): [0.05, 0.95]})
