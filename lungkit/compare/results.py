@@ -292,7 +292,8 @@ def _number(text: str | None, what: str) -> float:
     try:
         return float(text or "")
     except ValueError:
-        raise Fault(f"{what} is {text!r}, not a number") from None
+        hint = " (percent? divide by 100)" if (text or "").strip().endswith("%") else ""
+        raise Fault(f"{what} is {text!r}, not a number{hint}") from None
 
 
 def _whole(text: str | None, what: str) -> int:

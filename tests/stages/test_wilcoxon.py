@@ -899,6 +899,8 @@ def write_csv(path, lines, header="dataset,repeat,accuracy"):
     ([*GOOD[:3], ("b", 1, "nan")], None, "line 5: accuracy is nan"),
     ([*GOOD[:3], ("b", 1, "")], None, "line 5: accuracy is '', not a number"),
     ([*GOOD[:3], ("b", 1, "good")], None, "'good', not a number"),
+    ([*GOOD[:3], ("b", 1, "80%")], None, "'80%', not a number (percent? divide by 100)"),
+    ([*GOOD[:3], ("b", 1, "0,8")], None, "line 5 has 4 cells, the header 3"),
     ([*GOOD[:3], ("b", 1, "80")], None, "80.0, not a fraction between 0 and 1 (percent?"),
     ([*GOOD[:3], ("b", 1, "-0.1")], None, "-0.1, not a fraction"),
     ([*GOOD[:3], ("b", 0, "0.8")], None, "b replicate 0 repeat 0 is given twice"),
