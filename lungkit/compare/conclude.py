@@ -103,12 +103,12 @@ def _pair(test: Pair, apart: set[str]) -> PairAnswer:
 def _estimate_all(pairs: Sequence[PairAnswer], found: Results, metric: str,
                   evidence: Evidence | None, few: dict[str, int], *, alpha: float,
                   margin: float) -> None:
-    reach_b = evidence is not None and not few and not any(
+    by_group = evidence is not None and not few and not any(
         split.unknown for split in evidence.splits)
-    trainings = {name: evidence.trainings(name) for name in found.datasets} if reach_b else {}
-    reach_b = reach_b and min(
-        len(one.values) for arm in trainings.values() for one in arm) > 1
-    draws = crossed_draws(trainings, evidence.strata) if reach_b else {}
+    trainings = {name: evidence.trainings(name) for name in found.datasets} if by_group else {}
+    trainings = {name: of_arm for name, of_arm in trainings.items()
+                 if min(len(one.values) for one in of_arm) > 1}
+    draws = crossed_draws(trainings, evidence.strata) if trainings else {}
     options = {"alpha": alpha, "margin": margin}
     for pair in pairs:
         arm, against = (_by_split(found, name, metric) for name in (pair.arm, pair.against))
@@ -118,7 +118,7 @@ def _estimate_all(pairs: Sequence[PairAnswer], found: Results, metric: str,
                 "A", seeds_mean(list(arm.values()), list(against.values())),
                 n_arm=sum(map(len, arm.values())), n_against=sum(map(len, against.values())),
                 **options)
-        if reach_b:
+        if {pair.arm, pair.against} <= trainings.keys():
             drawn = np.quantile(draws[pair.arm] - draws[pair.against], [alpha / 2, 1 - alpha / 2])
             pair.estimates["B"] = decide.estimate(
                 "B", crossed_mean(trainings[pair.arm], evidence.strata, trainings[pair.against]),

@@ -187,6 +187,16 @@ def test_one_training_a_split_reaches_level_c_alone():
     assert set(found.pairs[0].estimates) == {"C"} and found.components == []
 
 
+def test_an_arm_of_one_training_takes_level_b_from_no_other_pair():
+    made = simulate({"real": Truth(), "gan": Truth(), "one": Truth()}, seed=0, repeats=3)
+    made.rows = [row for row in made.rows if row["dataset"] != "one" or row["repeat"] == 0]
+    found = conclude_of(made)
+    levels = {(pair.arm, pair.against): pair.level for pair in found.pairs}
+    assert levels == {("gan", "real"): "B", ("one", "real"): None, ("gan", "one"): None}
+    assert found.level is None
+    assert "- one against real: one training each, nothing can be said." in found.answer
+
+
 def test_baselines_and_controls_are_told_but_take_no_part():
     truths = {"real": Truth(), "gan": Truth(), "nuclei": Truth(0.6, kind="baseline")}
     found = conclude_of(simulate(truths, seed=0, repeats=4))
