@@ -1,7 +1,7 @@
 """Write scans as Lung-PET-CT-Dx is published: each in two kernels, with PASCAL VOC boxes.
 
-The two series of a study show the same rays: their boxes were drawn one after the other and agree
-no better than that data set's do (intersection over union 0.57 to 0.94, median 0.76). The subject's
+The two series of a study show the same rays: their boxes are drawn one after the other and agree
+about as well as that data set's do (intersection over union 0.76 in the median). The subject's
 letter is the histology of the patient's largest nodule. A PET image lies in the tree, too.
 """
 
