@@ -284,6 +284,7 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
     print(f"{output}: {in_words(plan)}")
 
 
+# long: one call an option, and what it means
 def build_parser():
     parser = cli.stage_parser("ct_seg.py", __doc__)
     group = parser.add_argument_group("Main")
