@@ -79,6 +79,19 @@ def test_lungs_lie_on_their_sides_and_stop_at_heart_and_wall():
         assert (anatomy.diaphragm(chest, x, y, z) > 0).all()
 
 
+def test_vessels_and_nodules_turn_with_the_patient(monkeypatch):
+    monkeypatch.setattr(vessels, "POINTS", 60)
+    chest = chest_of(2, turn=0.5)
+    blood, airways = vessels.draw_trees(np.random.default_rng(0), chest)
+    rng = np.random.default_rng(1)
+    drawn = [nodules.place(rng, chest, blood, [], "isolated", 4.0, (-150, -150, -60),
+                           (150, 150, 40)) for _ in range(5)]
+    for points in (blood["stop"][blood["served"] < 0.02], np.float32(drawn)):
+        x, y, z = points.T
+        assert (anatomy.lungs(chest, *anatomy.to_patient(chest, x, y), z) < 0).mean() > 0.97
+    assert len(airways) > 10
+
+
 @pytest.mark.parametrize("spacing_mm", [0.7, 1.6])
 def test_a_nodule_fills_its_volume_in_partial_volumes(spacing_mm):
     size = int(40 / spacing_mm)
