@@ -230,7 +230,8 @@ def test_looks_are_added_once_each_and_cost(tmp_path):
     path = tmp_path / "plan.json"
     plan_it(tmp_path)
     planned = {name: json.loads(path.read_text())[name] for name in plan.LOOKED}
-    for now in (planned, {**planned, "repeats": 20}, {**planned, "repeats": 20}, planned,
+    for now in (planned, {**planned, "repeats": 20}, {**planned, "repeats": 20},
+                {**planned, "arms": ["voronoi", "real"]},
                 {**planned, "metric": "auroc_real", "arms": ["real"]}):
         holds = plan.note_look(path, **now)
     assert [look["changed"] for look in holds["looks"]] == [
@@ -261,7 +262,7 @@ def test_what_is_no_plan_is_a_fault(content, tmp_path):
         plan.read(path)
     path.unlink()
     with pytest.raises(Fault, match="is missing"):
-        plan.note_look(path)
+        plan.note_look(path, arms=["real"])
 
 
 def test_groups_are_those_of_reals_test_split(tmp_path):
