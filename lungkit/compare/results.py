@@ -185,12 +185,9 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
     if len(found) < 2:
         raise Fault(f"{source} holds results of one dataset only ({found[0]}): "
                     "a comparison needs two or more")
-    repeats = sorted({row["repeat"] for row in rows})
     if num_repeats is not None:
-        if num_repeats > len(repeats):
-            raise BadOptions(f"--repeats {num_repeats}: {source} holds {len(repeats)} repeats")
-        repeats = repeats[:num_repeats]
-        rows = [row for row in rows if row["repeat"] in repeats]
+        rows = _first_repeats(rows, num_repeats, source, of_each=not is_tree)
+    repeats = sorted({row["repeat"] for row in rows})
     replicates = sorted({row["replicate"] for row in rows})
     if num_replicates is not None:
         if num_replicates > len(replicates):
@@ -215,6 +212,23 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
     if is_tree:
         refusals.note_settings_and_warnings(found_results)
     return found_results
+
+
+def _first_repeats(rows: list[dict], num_repeats: int, source: Path, *,
+                   of_each: bool) -> list[dict]:
+    """The first so many repeats by number; of_each: of each dataset and replicate its own first.
+
+    The repeats of a run are numbered alike; in a CSV every dataset may have numbers of its own.
+    """
+    numbers = defaultdict(set)
+    for row in rows:
+        numbers[(row["dataset"], row["replicate"]) if of_each else None].add(row["repeat"])
+    fewest = min(map(len, numbers.values()))
+    if num_repeats > fewest:
+        raise BadOptions(f"--repeats {num_repeats}: {source} holds {fewest} repeats")
+    first = {key: sorted(each)[:num_repeats] for key, each in numbers.items()}
+    return [row for row in rows if row["repeat"] in
+            first[(row["dataset"], row["replicate"]) if of_each else None]]
 
 
 def _raise(faults: list[str]) -> None:

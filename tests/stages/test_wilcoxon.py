@@ -1166,5 +1166,11 @@ def test_a_csv_with_unequal_n_and_its_own_numbers_is_compared_and_that_is_named(
     assert (pair["n_a"], pair["n_b"]) == ("6", "4")
     greater, less, _ = enumerate_p(X, Y[:4])
     assert float(pair["p"]) == pytest.approx(2 * min(greater, less))
+    table = tmp_path / "t.csv"  # its first repeats are those of each dataset, by its own numbers
+    assert compared_by(table, "--output", tmp_path / "d", "--repeats", 4) == 0
+    [pair] = read_csv(tmp_path / "d/wilcoxon.csv")
+    assert (pair["n_a"], pair["n_b"]) == ("4", "4")
+    assert float(pair["median_a"]) == pytest.approx(np.median(X[:4]))
+    assert compared_by(table, "--output", tmp_path / "d", "--repeats", 5) == 2
     [first] = read_csv(out / "noninferiority.csv")
     assert float(first["difference"]) == pytest.approx(np.mean(Y[:4]) - np.mean(X))
