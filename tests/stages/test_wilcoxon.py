@@ -1154,6 +1154,15 @@ def test_equal_values_everywhere_are_no_difference_and_no_talk_of_test_images(
     assert json.loads((out / "comparison.json").read_text())["level"] == "A"
 
 
+def test_where_no_value_varies_the_exact_rank_test_gives_the_p(tmp_path, no_pictures):
+    lines = [(name, i, value) for name, value in (("real", 0.9), ("gan", 0.8)) for i in range(4)]
+    out = tmp_path / "c"
+    assert compared_by(write_csv(tmp_path / "t.csv", lines), "--output", out) == 0
+    [level] = read_csv(out / "levels.csv")
+    assert float(level["p_difference"]) == pytest.approx(2 / 70)
+    assert float(level["p_not_worse"]) == 1 and level["decision"] == "worse"
+
+
 def test_a_csv_with_unequal_n_and_its_own_numbers_is_compared_and_that_is_named(
         tmp_path, no_pictures, capsys):
     lines = [("real", i, value) for i, value in enumerate(X)] + [
