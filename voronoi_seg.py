@@ -65,7 +65,7 @@ from lungkit.nuclei.instanseg import check_file
 from lungkit.nuclei.voronoi import borders, voronoi_labels
 from lungkit.run import cli, faults
 from lungkit.run.journal import Journal
-from lungkit.run.output import Output
+from lungkit.run.output import Output, check_apart
 from lungkit.run.progress import Progress, say
 from lungkit.run.workers import mapper
 
@@ -238,14 +238,6 @@ def warn(nuclei: dict[str, dict]) -> list[str]:
 
 
 # ------------------------------------------------------------------ the stage
-
-def check_apart(real: Path, output: Path) -> None:
-    """Raise BadOptions where one of the two is the other or lies in it."""
-    at, to = Path(real).resolve(), Path(output).resolve()
-    if at == to or at in to.parents or to in at.parents:
-        raise faults.BadOptions(f"--output {output} and --real {real} lie in one another: "
-                                "choose an --output outside the real dataset")
-
 
 def report(made: Dataset, nuclei: dict[str, dict], warnings: list[str]) -> None:
     for warning in warnings:

@@ -91,6 +91,14 @@ def release(file, path: Path) -> None:
     file.close()
 
 
+def check_apart(real: Path, output: Path) -> None:
+    """Raise BadOptions where one of the two is the other or lies in it."""
+    at, to = Path(real).resolve(), Path(output).resolve()
+    if at == to or at in to.parents or to in at.parents:
+        raise BadOptions(f"--output {output} and --real {real} lie in one another: "
+                         "choose an --output outside the real dataset")
+
+
 class Output:
     """An output directory in the making: open it, fill `work_dir`, publish it.
 

@@ -28,8 +28,8 @@ from lungkit.data.dataset import SPLITS, open_dataset, parent_of
 from lungkit.run.seeds import stream
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ["tumor_seg", "ct_seg", "voronoi_seg", "diffusion_seg", "prompt_seg", "context_seg",
-          "cnn_classify", "nuclei_classify", "wilcoxon_test"]
+STAGES = ["tumor_seg", "ct_seg", "voronoi_seg", "layout_seg", "diffusion_seg", "prompt_seg",
+          "context_seg", "cnn_classify", "nuclei_classify", "wilcoxon_test"]
 
 
 @pytest.fixture(scope="module", params=list(ARMS))
