@@ -41,6 +41,7 @@ from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.draws import draw_images, num_draws, shared_with_earlier
 from lungkit.data.orientations import as_setting, square_symmetries
 from lungkit.data.repeats import Repeats, add_options, open_both, open_repeats, report
+from lungkit.learn import augment
 from lungkit.learn.cnns import MODELS, build_model
 from lungkit.learn.device import autocast, device_name, use_device
 from lungkit.learn.pixels import bring, hold
@@ -66,19 +67,23 @@ EVAL_BATCH_SIZE, EVAL_PIXELS = 128, 2**20  # whichever is less: testing must not
 # ------------------------------------------------------------------ the order
 
 def plan_batches(drawn: np.ndarray, steps: int, batch_size: int,
-                 rng: np.random.Generator, symmetries: int = 8) -> dict[str, np.ndarray]:
+                 rng: np.random.Generator, symmetries: int = 8,
+                 hu_per_level: float | None = None) -> dict[str, np.ndarray]:
     """What every step sees, all of it drawn beforehand, so that a resumed step sees the same.
 
     Returns index int64 [steps, batch]: epochs without replacement; symmetry int64 [steps, batch]
-    in 0..symmetries-1, one of `square_symmetries`; brightness float32 [steps, batch], a factor.
+    in 0..symmetries-1, one of `square_symmetries`; brightness float32 [steps, batch], a factor,
+    or, with the HU of a grey level, augment.draw_scans.
     """
     num_images = steps * batch_size
     num_epochs = math.ceil(num_images / len(drawn))
     order = np.concatenate([rng.permutation(drawn) for _ in range(num_epochs)])[:num_images]
     shape = (steps, batch_size)
-    return {"index": order.reshape(shape),
-            "symmetry": rng.integers(0, symmetries, shape),
-            "brightness": rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS, shape).astype(np.float32)}
+    plan = {"index": order.reshape(shape), "symmetry": rng.integers(0, symmetries, shape)}
+    if hu_per_level is not None:
+        return {**plan, **augment.draw_scans(shape, hu_per_level, rng)}
+    brightness = rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS, shape)
+    return {**plan, "brightness": brightness.astype(np.float32)}
 
 
 def one_cycle(step: int, steps: int) -> float:
@@ -123,7 +128,8 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries
     pixels = images.flatten(1, 2)
     orders = square_symmetries(size, symmetries).to(pixels.device)
     scale, shift = pixel_scale(device)
-    plan = {name: torch.from_numpy(values).to(device if name == "brightness" else pixels.device)
+    with_pixels = ("index", "symmetry")
+    plan = {name: torch.from_numpy(values).to(pixels.device if name in with_pixels else device)
             for name, values in plan.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate,
                                   weight_decay=WEIGHT_DECAY, fused=True)
@@ -138,8 +144,12 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries
         index = plan["index"][step]
         # one gather fetches and turns the batch; its order is channels_last already
         batch = pixels[index[:, None], orders[plan["symmetry"][step]]].unflatten(1, (size, size))
-        batch = normalise(bring(batch, device),
-                          plan["brightness"][step, :, None, None, None] * scale, shift)
+        batch = bring(batch, device)
+        if "brightness" in plan:
+            batch = normalise(batch, plan["brightness"][step, :, None, None, None] * scale, shift)
+        else:
+            batch = normalise(augment.scan_again(batch, plan["shift"][step], plan["noise"][step]),
+                              scale, shift)
         with autocast(device):
             loss = cross_entropy(forward(batch), labels[index], label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
@@ -206,7 +216,8 @@ class Bench:
         train_labels = self.labels["train"].cpu().numpy()
         drawn = draw_images(train_labels, self.wanted, *key)
         plan = plan_batches(drawn, settings["steps"], settings["batch_size"],
-                            seeds.order_draws(*key), self.data.symmetries)
+                            seeds.order_draws(*key), self.data.symmetries,
+                            augment.hu_per_level(self.data.modality, self.data.intensity))
         torch.manual_seed(seeds.weights_seed(*key))
         model = build_model(identity["model"], len(self.data.classes), weights_path)
         model = model.to(self.device, memory_format=torch.channels_last)
@@ -333,7 +344,8 @@ def identify(data: dict, real: dict, repeats: range, *, replicate: int, seed: in
              "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
              "seed": seed + repeat, "model": model, **draws,
              "settings": {**settings, "image_size": data["image_size"],
-                          **as_setting(data["symmetries"])}} for repeat in repeats]
+                          **as_setting(data["symmetries"]),
+                          **augment.as_setting(data["modality"])}} for repeat in repeats]
 
 
 def build_parser():
