@@ -139,7 +139,7 @@ class Project:
             job.replace("/sys/fs/cgroup/cpu.max", f"'{self.quota_path}'").replace(" 0.2", " 0.02")
             .replace("in 5 10 15 30 0", "in 0 0 0 0 0"))
         (self.path / "setup_env.sh").write_text(SETUP_ENV)
-        for arm in ARMS:
+        for arm in (*ARMS, "layout"):
             (self.path / f"{arm}_seg.py").touch()
         for name, text in {"python": PYTHON, "nvidia-smi": NVIDIA_SMI, "srun": SRUN,
                            "scontrol": SCONTROL, "nproc": "#!/bin/bash\necho 8\n"}.items():

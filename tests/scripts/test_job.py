@@ -30,6 +30,8 @@ def errors(result) -> list[str]:
 
 # variable: its value, and (stage, option, value) that must be seen of it; "*" is every stage's
 PIPELINE = {
+    "MODALITY": ("tissue", []),
+    "TASK": ("", []),
     "INPUT": ("images", [("tumor", "--input", "{cwd}/images")]),
     "BENIGN": ("healthy", [("tumor", "--benign", "healthy")]),
     "GROUPS_CSV": ("groups.csv", [("tumor", "--groups", "{cwd}/groups.csv")]),
@@ -61,7 +63,8 @@ PIPELINE = {
     **{name: (value, [("setup_env", name, value)]) for name, value in ENVIRONMENT.items()},
 }
 # held by tests of their own
-ELSEWHERE = {"ARMS": "test_arms_are_those_named", "WORKERS": "test_trainings_at_a_time",
+ELSEWHERE = {"MODALITY": "test_ct_is_another_maker", "TASK": "test_ct_is_another_maker",
+             "ARMS": "test_arms_are_those_named", "WORKERS": "test_trainings_at_a_time",
              "MAX_RESTARTS": "test_a_stopped_job", "FORCE": "test_a_plan_that_is_refused",
              "SAMPLE_OPTIONS": "test_without_input_the_sample_is_made_first"}
 COMPARISON = {
@@ -174,7 +177,7 @@ def read_by(script: str) -> set[str]:
 @pytest.mark.parametrize(("script", "table"), [
     ("run_pipeline.slurm", PIPELINE), ("compare_models.sh", COMPARISON)])
 def test_what_is_documented_is_what_is_read_and_tested(script, table):
-    by_stage = {f"{name.upper()}_OPTIONS" for name in ("sample", "tumor", *ARMS)}
+    by_stage = {f"{name.upper()}_OPTIONS" for name in ("sample", "tumor", "ct", "layout", *ARMS)}
     inherited = {*ENVIRONMENT, *({"BASELINE", "CNN_OPTIONS", "TEST_OPTIONS"} | by_stage
                                  if script == "run_pipeline.slurm" else ())}
     assert documented(script) == read_by(script) | inherited
@@ -206,6 +209,69 @@ def test_without_input_the_sample_is_made_first(project):
     assert tumor.option("--groups") == str(project.run_dir / "sample/groups.csv")
     assert tumor.option("--benign") == "lung_n" and tumor.option("--source-mpp") == "0.80357"
     assert tumor.option("--preset") == "demo" and tumor.option("--seed") == "3"
+
+
+def test_ct_is_another_maker_of_real_and_has_arms_of_its_own(project):
+    (project.path / "scans").mkdir()
+    result = project.pipeline(MODALITY="ct", INPUT="scans", TASK="slice-grade", SEED=3,
+                              CT_OPTIONS="--min-readers 2", LAYOUT_OPTIONS="--render labels")
+    assert result.returncode == 0, result.stderr
+    made, = project.calls("ct")
+    assert [made.option(f"--{name}") for name in ("input", "output", "view", "labels", "seed",
+                                                  "preset", "min-readers")] == \
+        [str(project.path / "scans"), str(project.run_dir / "datasets/real"), "slice", "grade", "3",
+         "demo", "2"]
+    assert {call.stage for call in project.calls(dry=False)} >= {"diffusion", "layout", "cnn"}
+    assert {call.option("--render") for call in project.calls("layout")} == {"labels"}
+    for stage in ("tumor", "phantom", "voronoi", "nuclei", "context"):
+        assert not project.calls(stage), stage
+    kept = project.run_dir / "decided"
+    assert [(kept / name).read_text() for name in ("modality", "task")] == ["ct\n", "slice-grade\n"]
+
+
+@pytest.mark.parametrize(("folds", "seeds"), [(None, ["0", "1000"]), (3, ["0", "0"])])
+def test_replicates_of_ct_have_a_split_each(project, folds, seeds):
+    more = {"FOLDS": folds} if folds else {"REPLICATES": 2}
+    project.pipeline(MODALITY="ct", ARMS="layout", FAULTS="layout*=1", **more)
+    made = project.calls("ct", dry=False)
+    assert [call.option("--seed") for call in made][:2] == seeds
+    assert [call.option("--fold") for call in made][:2] == (["1/3", "2/3"] if folds else [None] * 2)
+
+
+def test_ct_without_input_is_a_simulated_thorax(project):
+    assert project.pipeline(MODALITY="ct", RUN="", SAMPLE_OPTIONS="--num-patients 4",
+                            FAULTS="ct*=1").returncode == 1
+    sample, made = [call for call in project.calls(dry=False) if call.stage != "setup_env"]
+    run_dir = project.path / "runs/ct-crop-binary-demo"
+    assert (sample.stage, made.stage) == ("phantom.thorax", "ct")
+    assert sample.option("--output") == str(run_dir / "sample")
+    assert sample.option("--num-patients") == "4"
+    assert made.option("--input") == str(run_dir / "sample/LIDC-IDRI")
+    assert (made.option("--view"), made.option("--labels")) == ("crop", "binary")
+
+
+def test_a_run_of_ct_goes_on_as_it_was_begun(project):
+    first = {"MODALITY": "ct", "TASK": "crop-grade"}
+    assert project.pipeline(**first, FAULTS="ct*=1").returncode == 1
+    project.forget()
+    assert project.pipeline().returncode == 0
+    made, = project.calls("ct", dry=False)
+    assert made.option("--labels") == "grade" and not project.calls("tumor")
+    for other in ({"MODALITY": "tissue"}, {"TASK": "crop-binary"}):
+        result = project.pipeline(**other)
+        assert result.returncode == 2 and "was begun with" in errors(result)[0]
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"MODALITY": "mri"}, "expected tissue or ct"), ({"TASK": "crop-binary"}, "of MODALITY=ct"),
+    *(({"MODALITY": "ct", "TASK": task}, "such as crop-binary")
+      for task in ("crop", "binary", "crop-binary-grade", "segment")),
+    ({"MODALITY": "ct", "BENIGN": "x"}, "of tissue"),
+    ({"MODALITY": "ct", "REPLICATES": 2, "CT_OPTIONS": "--seed 3"}, "CT_OPTIONS holds --seed")])
+def test_options_of_ct_that_contradict_each_other(project, settings, said):
+    result = project.pipeline(**settings)
+    assert result.returncode == 2 and said in errors(result)[0] and not project.calls()
+    assert len(errors(result)) == 1
 
 
 @pytest.mark.parametrize(("settings", "preset", "repeats"), [

@@ -28,7 +28,7 @@ SCRIPTS = sorted(  # every shell script, wherever it lies
     and re.match(rb"#!.*\b(ba)?sh\n|# shellcheck shell=", path.read_bytes()))
 SETTINGS = """INPUT GROUPS_CSV RUN PRESET REPEATS SEED BASE_MODEL ADAPTER POOL ARMS JOBS WORKERS
     MODEL METRIC MARGIN FORCE REPLICATES FOLDS MAX_RESTARTS DATASETS BENIGN BASELINE VENV PYTHON
-    MODULES TORCH_INDEX_URL EXTRA_REQUIREMENTS PYTHONPATH""".split()
+    MODULES TORCH_INDEX_URL EXTRA_REQUIREMENTS PYTHONPATH MODALITY TASK""".split()
 
 
 def clean_env(**settings: object) -> dict[str, str]:
