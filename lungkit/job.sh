@@ -89,12 +89,14 @@ place() {	# place REPLICATE: its run directory
 	(($1 == 0)) && printf '%s\n' "$run_dir" || printf '%s/replicates/%03d\n' "$run_dir" "$1"
 }
 
+# shellcheck disable=SC2153	# the scripts set SEED
 seed_of() { printf '%s\n' "$((10#$SEED + 1000 * $1))"; }	# seed_of REPLICATE: of its split, generators, trainings
 
 named() {	# named STAGE REPLICATE: what run_stages starts
 	(($2 == 0)) && printf '%s\n' "$1" || printf '%s of replicate %d\n' "$1" "$2"
 }
 
+# shellcheck disable=SC2034	# the scripts' stage_command reads what it sets
 read_name() {	# read_name NAME: sets stage, replicate, root (its run directory) and seed
 	stage=$1 replicate=0
 	if [[ $1 =~ ^(.*)\ of\ replicate\ ([0-9]+)(.*)$ ]]; then
@@ -105,6 +107,7 @@ read_name() {	# read_name NAME: sets stage, replicate, root (its run directory) 
 
 # Sets REPLICATES, where it is not given (as many as the run has, or as the job array), and here: all
 # of them, or the one of this task of an array.
+# shellcheck disable=SC2034	# the scripts read `here`
 find_replicates() {
 	local folder task=${SLURM_ARRAY_TASK_ID:-}
 	if [[ -z $REPLICATES ]]; then

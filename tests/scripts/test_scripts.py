@@ -279,7 +279,7 @@ def test_larger_n_adds_and_smaller_uses_the_first(finished, environment):
     before = content(run_dir / "results")
     assert bash("compare_models.sh", 3, **settings).returncode == 0
     after = content(run_dir / "results")
-    assert len([name for name in after if name.endswith(".json")]) == 9
+    assert len([name for name in after if "/repeat_" in name and name.endswith(".json")]) == 9
     assert {name: after[name] for name in before} == before
     assert bash("compare_models.sh", 2, **settings).returncode == 0
     lines = (run_dir / "comparison/accuracies.csv").read_text().splitlines()
