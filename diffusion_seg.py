@@ -22,6 +22,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lungkit.data.manifest import read_manifest
 from lungkit.generate.base_model import BASE_MODEL_DIR
 from lungkit.generate.items import (
     Arm,
@@ -270,6 +271,8 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
         pool: int, seed: int, device: str, overwrite: bool, dry_run: bool,
         **options: object) -> None:
     """Train the model unless it is there, draw the dataset, publish both."""
+    if options["autoencoder"] is None and read_manifest(real)["modality"] == "ct":
+        options["autoencoder"] = "train"  # the base's is of tissue, and shows CT 218 HU off
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
     autoencoder = options["autoencoder"]
     widths = options["widths"] = [int(width) for width in options["widths"]]
@@ -305,7 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_generator_options(group, hyperparameters)
     group.add_argument("--autoencoder", metavar="base|train|DIR",
                        help="the embedded base model's, one trained here on REAL's train split, or "
-                            "a folder in diffusers layout (default: demo base, full train)")
+                            "a folder in diffusers layout (default: demo base, full and CT train)")
     hyperparameters.add_argument("--widths", nargs="+", type=cli.positive_int, metavar="INT",
                                  help="UNet channels, finest level first, multiples of 32")
     hyperparameters.add_argument("--train-steps", type=cli.positive_int, metavar="INT",

@@ -21,7 +21,8 @@ SIZE = 64
 LORA = "pytorch_lora_weights.safetensors"
 
 
-def write_real(path: Path, *, channels: int = 3, symmetries: int = 8) -> Path:
+def write_real(path: Path, *, channels: int = 3, symmetries: int = 8,
+               modality: str = "he") -> Path:
     """A dataset "real" of unlike counts; the first pixel's red numbers the images from 1."""
     rng = np.random.default_rng(0)
     output = Output(path, "dataset.json", {"seed": 0})
@@ -35,7 +36,7 @@ def write_real(path: Path, *, channels: int = 3, symmetries: int = 8) -> Path:
                     image[0, 0, 0] = index + 1
                     writer.add(split, label, index, image, group=f"patient {index}")
                     index += 1
-        writer.publish(parents=[], seed=0, um_per_px=200 / SIZE, modality="he",
+        writer.publish(parents=[], seed=0, um_per_px=200 / SIZE, modality=modality,
                        symmetries=symmetries)
     return path
 

@@ -357,3 +357,15 @@ def test_sizes_the_model_cannot_halve_are_refused(image_size, autoencoder, prese
     with pytest.raises(BadOptions, match=words):
         diffusion_seg.check_sizes(image_size, autoencoder, preset, widths)
     diffusion_seg.check_sizes(96, autoencoder, preset, [32, 32, 32])
+
+
+@pytest.mark.parametrize(("modality", "more", "trained"), [
+    ("ct", [], ["autoencoder", "diffusion UNet"]), ("he", [], ["diffusion UNet"]),
+    ("ct", ["--autoencoder", "base"], ["diffusion UNet"])])
+def test_ct_has_an_autoencoder_of_its_own_unless_another_is_asked_for(
+        tmp_path, modality, more, trained):
+    real = write_real(tmp_path / "real", modality=modality, channels=1)
+    calls = watch(real, tmp_path, 0, *more)
+    assert calls.code == 0 and [call["what"] for call in calls.trained] == trained
+    made = open_dataset(calls.output)
+    assert (made.channels, made.modality) == (1, modality)
