@@ -320,7 +320,7 @@ def test_arms_are_those_named(project):
 
 
 @pytest.mark.parametrize(("fault", "exit_status", "never_started"), [
-    ("*phantom*=1", 1, "tumor"), ("tumor_seg.py*=75", 75, "voronoi"),
+    ("*phantom*=1", 1, "tumor"), ("tumor_seg.py*[0-9]?=75", 75, "voronoi"),
     ("*contact_sheet*=1", 1, "cnn"),
     ("cnn_classify.py*--dry-run*=2", 2, "nuclei"), ("cnn_classify.py*--seed?0?=75", 75, "test"),
     ("nuclei_classify.py*=1", 1, "test"), ("wilcoxon_test.py*=1", 1, "nothing")])
