@@ -9,6 +9,7 @@ Writes  OUTPUT/noninferiority.csv   each synthetic arm against real: margin, int
         OUTPUT/arms.csv, classes.csv, confusion.csv, components.csv   each arm looked at closely
         OUTPUT/wilcoxon.csv         one line per pair of datasets, rank-sum tests
         OUTPUT/accuracies.csv       tidy, one line per repeat
+        OUTPUT/looks.csv, power.csv the plan and every look beyond it, where there is a plan
         OUTPUT/accuracy_boxplot.png, accuracy_differences.png
         OUTPUT/report.html          one self-contained page
         OUTPUT/comparison.json      last: present means complete
@@ -139,11 +140,8 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
                           margin=margin, controls=controls, plan=looked)
     printed = "\n".join([*comparison.answer, "", report.verdict_table(comparison.pairs)])
     also = [str(each) for each in comparison.warnings if not each.limits]
-    arms = report.summarise(found, metric, {arm.dataset: (arm.low, arm.high)
-                                            for arm in comparison.arms})
     contents = {name: text.encode() for name, text in csv_tables.csv_files(comparison).items()}
-    contents |= report.contents(found, metric, arms, tests, alpha=alpha, margin=margin,
-                                warnings=also, sheets_dir=sheets, answer=comparison.answer)
+    contents |= report.contents(found, comparison, tests, sheets)
     publish(output, contents, {
         **comparison.to_json(), "inputs": inputs, "options": options, "unit": found.unit,
         "printed": printed, "tests": [plain(asdict(test)) for test in tests]})

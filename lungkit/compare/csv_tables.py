@@ -17,6 +17,8 @@ def csv_files(found: Comparison) -> dict[str, str]:
     classes.csv         every class of every arm
     confusion.csv       what was said of each class, summed over repeats
     components.csv      where the variance of a difference is from
+    looks.csv           the plan and every look beyond it
+    power.csv           what the plan could show at every level
     """
     levels = [{"arm": pair.arm, "against": pair.against, "family": pair.family, "margin":
                found.margin, **asdict(estimate)}
@@ -39,5 +41,16 @@ def csv_files(found: Comparison) -> dict[str, str]:
                  for said, count in zip(arm.classes, line)]
     tables = {"noninferiority.csv": first, "levels.csv": levels, "arms.csv": arms,
               "classes.csv": classes, "confusion.csv": confusion,
-              "components.csv": [asdict(each) for each in found.components]}
+              "components.csv": [asdict(each) for each in found.components],
+              **_of_plan(found.plan or {})}
     return {name: table_csv(lines) for name, lines in tables.items() if lines}
+
+
+def _of_plan(plan: dict) -> dict[str, list[dict]]:
+    from lungkit.compare.plan import LOOKED  # reads datasets, which --help must not wait for
+
+    looks = [{"made_at": look.get("made_at"), **{name: look[name] for name in LOOKED},
+              "arms": " ".join(look["arms"]), "changed": "; ".join(look.get("changed", []))}
+             for look in ([plan, *plan["looks"]] if plan else [])]
+    return {"looks.csv": looks, "power.csv": [
+        {"level": level, **shown} for level, shown in plan.get("outlook", {}).items()]}

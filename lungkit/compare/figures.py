@@ -1,26 +1,29 @@
-"""The comparison as pictures: every repeat of every dataset, every difference with its interval."""
+"""The comparison as pictures: every repeat of every arm, every difference at every level."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 from lungkit.compare import scores
+from lungkit.compare.answer import PRIMARY, ArmAnswer, Comparison
 from lungkit.compare.results import REAL, Results
+from lungkit.compare.tables import largest_class
 
 # Okabe and Ito 2008: told apart with every common colour vision; real is always the first
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8200", "#555555")
 
 
-def boxplot_png(found: Results, metric: str, arms: list[dict]) -> bytes:
+def boxplot_png(found: Results, metric: str, arms: Sequence[ArmAnswer]) -> bytes:
     """Box and strip plot of `metric`: every repeat a dot, tied dots side by side."""
     figure, axes = _figure(max(6.0, 1.5 * len(arms) + 1.6), 4.6)
     by_replicate = len(found.replicates) > 1
-    name, split = scores.parts(metric)
+    marked = None
     for place, arm in enumerate(arms):
         colour = COLOURS[place % len(COLOURS)]
-        dots = [100 * row[metric] for row in found.rows if row["dataset"] == arm["dataset"]]
-        units = [100 * value for value in found.values(arm["dataset"], metric)]
+        dots = [100 * row[metric] for row in found.rows if row["dataset"] == arm.dataset]
+        units = [100 * value for value in found.values(arm.dataset, metric)]
         axes.boxplot([units], positions=[place], widths=0.56, showfliers=False, patch_artist=True,
                      boxprops={"facecolor": colour, "alpha": 0.18, "edgecolor": colour},
                      medianprops={"color": colour, "linewidth": 2.4},
@@ -31,18 +34,19 @@ def boxplot_png(found: Results, metric: str, arms: list[dict]) -> bytes:
         if by_replicate:
             axes.scatter([place + offset for offset in _spread(units)], units, s=52, marker="D",
                          color=colour, edgecolors="white", linewidths=0.8, zorder=4)
-        if split == "real" and arm["dataset"] != REAL:
-            axes.scatter([place], [100 * arm[f"{name}_own"]], s=60, marker="_", color="#333333",
+        if arm.own is not None and arm.dataset != REAL:
+            axes.scatter([place], [100 * arm.own], s=60, marker="_", color="#333333",
                          linewidths=1.8, zorder=5,
-                         label="mean on its own test split" if place == 1 else None)
-    if "majority_share" in arms[0]:
-        axes.axhline(100 * max(arm["majority_share"] for arm in arms), color="#777777",
-                     linestyle=(0, (4, 3)), linewidth=1.1, zorder=1,
-                     label="always the largest class")
+                         label=None if marked else "mean on its own test split")
+            marked = True
+    largest = [share for arm in arms if (share := largest_class(arm)) is not None]
+    if largest:
+        axes.axhline(100 * max(largest), color="#777777", linestyle=(0, (4, 3)), linewidth=1.1,
+                     zorder=1, label="always the largest class")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13),
                     ncols=2)
-    axes.set_xticks(range(len(arms)), [_short(arm["dataset"]) for arm in arms], parse_math=False)
+    axes.set_xticks(range(len(arms)), [_short(arm.dataset) for arm in arms], parse_math=False)
     axes.set_xlim(-0.6, len(arms) - 0.4)
     axes.set_ylabel(f"{scores.capital(scores.metric_words(metric))} (%)")
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
@@ -51,34 +55,55 @@ def boxplot_png(found: Results, metric: str, arms: list[dict]) -> bytes:
     return _png(figure)
 
 
-def differences_png(pairs: list, margin: float) -> bytes:
-    """Shift of every pair with its interval, beside the margin."""
-    figure, axes = _figure(7.6, 0.36 * len(pairs) + 1.5)
-    ends = [100 * end for pair in pairs for end in (pair.shift, pair.shift_low, pair.shift_high)
-            if math.isfinite(end)]
-    reach = 1.12 * max([100 * margin * 1.5, *map(abs, ends)])
-    axes.axvspan(-100 * margin, 100 * margin, color="#009E73", alpha=0.13, linewidth=0,
-                 label=f"margin ±{100 * margin:g} points")
+def differences_png(said: Comparison) -> bytes:
+    """The difference of every pair at every level it reaches, beside the margin.
+
+    The highest level is drawn strong, its equivalence interval thick; the others thin below it.
+    """
+    pairs = [pair for pair in said.pairs if pair.estimates]
+    figure, axes = _figure(7.6, 0.5 * len(pairs) + 1.7)
+    ends = [100 * end for pair in pairs for each in pair.estimates.values()
+            for end in (each.low, each.high) if math.isfinite(end)]
+    reach = 1.12 * max([100 * said.margin * 1.5, *map(abs, ends)])
+    axes.axvspan(-100 * said.margin, 100 * said.margin, color="#009E73", alpha=0.13, linewidth=0,
+                 label=f"margin ±{100 * said.margin:g} points")
     axes.axvline(0, color="#555555", linewidth=1)
     for place, pair in enumerate(pairs):
-        low, high = (min(reach, max(-reach, 100 * end))
-                     for end in (pair.shift_low, pair.shift_high))
-        colour = COLOURS[0] if pair.dataset_a == REAL else "#555555"
-        axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
-        for end, mark in ((pair.shift_low, "<"), (pair.shift_high, ">")):
-            if math.isinf(end):  # no data of this size could exclude more
-                axes.plot([math.copysign(reach, end)], [place], marker=mark, color=colour)
-        axes.plot([100 * pair.shift], [place], "o", color=colour, markersize=6.5,
+        colour = COLOURS[0] if pair.family == PRIMARY else "#555555"
+        best, *others = sorted(pair.estimates.values(), key=lambda each: each.level, reverse=True)
+        _interval(axes, place, (best.low, best.high), reach, color=colour, linewidth=1.8)
+        _interval(axes, place, (best.low_equivalence, best.high_equivalence), reach, color=colour,
+                  linewidth=5)
+        axes.plot([100 * best.difference], [place], "o", color=colour, markersize=7.5,
                   markeredgecolor="white")
+        for step, each in enumerate(others, 1):
+            _interval(axes, place + 0.16 * step + 0.04, (each.low, each.high), reach,
+                      color="#AAAAAA", linewidth=1.2)
     axes.set_xlim(-reach, reach)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
-    axes.set_yticks(range(len(pairs)), [f"{_short(pair.dataset_a)} − {_short(pair.dataset_b)}"
+    axes.set_yticks(range(len(pairs)), [f"{_short(pair.arm)} − {_short(pair.against)}"
                                         for pair in pairs], parse_math=False)
-    axes.set_xlabel(f"difference in {scores.metric_words(pairs[0].metric)}, points "
-                    f"(Hodges-Lehmann, {100 * pairs[0].confidence:g} % interval)", loc="right")
+    words = axes.secondary_yaxis("right")
+    words.set_yticks(range(len(pairs)), [f"{pair.level}: {pair.decision}" for pair in pairs])
+    words.tick_params(length=0, labelsize=9)
+    words.spines["right"].set_visible(False)
+    axes.set_xlabel(f"difference of means in {scores.metric_words(said.metric)}, points",
+                    loc="right")
+    axes.set_title(f"{100 - 100 * said.alpha:g} % intervals, thick: "
+                   f"{100 - 200 * said.alpha:g} %; grey: lower levels", fontsize=9, loc="left",
+                   color="#444444")
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
     axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))
     return _png(figure)
+
+
+def _interval(axes, place: float, interval: tuple[float, float], reach: float, **style) -> None:
+    """A line from end to end in points; an end without a bound is an arrow at the edge."""
+    low, high = (min(reach, max(-reach, 100 * end)) for end in interval)
+    axes.plot([low, high], [place, place], solid_capstyle="butt", **style)
+    for end, mark in zip(interval, "<>"):
+        if math.isinf(end):  # no data of this size could exclude more
+            axes.plot([math.copysign(reach, end)], [place], marker=mark, color=style["color"])
 
 
 def _figure(width_in: float, height_in: float):

@@ -1,73 +1,43 @@
-"""The comparison for readers: tables, and one self-contained HTML page; no test is made here."""
+"""The comparison for readers: one self-contained HTML page; nothing is tested or decided here."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import io
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import figures, scores
+from lungkit.compare import figures, scores, tables
+from lungkit.compare.answer import OUTSIDE, PRIMARY, SECOND, Comparison, PairAnswer
+from lungkit.compare.pairs import Pair
 from lungkit.compare.results import Results
-from lungkit.data.result import SCORES, SPLITS
+from lungkit.compare.tables import p_words, points
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")  # the page's words and its style
-MEASURES = (*dict.fromkeys(name for of_task in SCORES.values() for name in of_task),
-            "auprc_baseline")  # in the order of the columns
-
-
-# ------------------------------------------------------------------ one line per dataset
-
-def summarise(found: Results, metric: str, intervals: dict[str, tuple] | None = None) -> list[dict]:
-    """Per dataset: means and spread over repeats, and the test set's own limits.
-
-    intervals: (low, high) of each mean over test groups and trainings; None: not known.
-    """
-    arms, named = [], [f"{name}_{split}" for split in SPLITS for name in MEASURES]
-    for name in found.datasets:
-        rows = [row for row in found.rows if row["dataset"] == name]
-        values = found.values(name, metric)
-        arm = {"dataset": name, "metric": metric, "n": len(values),
-               "mean": statistics.fmean(values), "median": statistics.median(values),
-               "sd": statistics.stdev(values) if len(values) > 1 else None}
-        for measure in dict.fromkeys([*named, *found.metrics]):
-            known = [row[measure] for row in rows if row.get(measure) is not None]
-            if known:
-                arm[measure] = statistics.fmean(known)
-        split = scores.parts(metric)[1]
-        if split and scores.is_accuracy(metric):
-            lines = rows[0][split]["confusion_matrix"]  # one per true class, in any repeat the same
-            arm["num_images"] = sum(map(sum, lines))
-            arm["majority_share"] = max(map(sum, lines)) / arm["num_images"]
-        if intervals:
-            arm["test_low"], arm["test_high"] = intervals[name]
-        arms.append(arm)
-    return arms
+FAMILIES = {PRIMARY: "each synthetic arm against real", SECOND: "all other pairs",
+            OUTSIDE: "a baseline or a control, in no family"}
 
 
 # ------------------------------------------------------------------ the page
 
-def contents(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: float,
-             margin: float, warnings: list[str], sheets_dir: Path | None,
-             answer: Sequence[str]) -> dict[str, bytes]:
-    """The files of a comparison, all but its manifest."""
-    pictures = {"accuracy_boxplot.png": figures.boxplot_png(found, metric, arms),
-                "accuracy_differences.png": figures.differences_png(pairs, margin)}
-    html = page(found, metric, arms, pairs, alpha=alpha, margin=margin, warnings=warnings,
-                pictures=pictures, sheets=read_sheets(sheets_dir, found.datasets),
-                answer=answer)
+def contents(found: Results, said: Comparison, tests: Sequence[Pair],
+             sheets_dir: Path | None) -> dict[str, bytes]:
+    """The files of a comparison, all but its manifest and the tables of `csv_tables`."""
+    pictures = {"accuracy_boxplot.png": figures.boxplot_png(found, said.metric, said.arms)}
+    if any(pair.estimates for pair in said.pairs):
+        pictures["accuracy_differences.png"] = figures.differences_png(said)
+    html = page(found, said, tests, pictures=pictures,
+                sheets=read_sheets(sheets_dir, found.datasets))
     return {"accuracies.csv": table_csv([tidy(row) for row in found.rows]).encode(),
-            "wilcoxon.csv": table_csv([asdict(pair) for pair in pairs]).encode(),
+            "wilcoxon.csv": table_csv([asdict(pair) for pair in tests]).encode(),
             **pictures, "report.html": html.encode()}
 
 
-def page(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: float,
-         margin: float, warnings: list[str], pictures: dict[str, bytes],
-         sheets: dict[str, bytes], answer: Sequence[str] = ()) -> str:
+def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: dict[str, bytes],
+         sheets: dict[str, bytes]) -> str:
     """The whole report as one HTML page that needs no other file."""
     import jinja2
 
@@ -75,29 +45,40 @@ def page(found: Results, metric: str, arms: list[dict], pairs: list, *, alpha: f
                                      trim_blocks=True, lstrip_blocks=True,
                                      keep_trailing_newline=True)
     environment.filters |= {
-        "points": points, "p_words": p_words, "percent": percent, "capital": scores.capital,
+        "percent": tables.percent, "capital": scores.capital,
         "metric_words": scores.metric_words,
-        "parts": scores.parts,
         "base64": lambda content: base64.b64encode(content).decode("ascii")}
     environment.tests |= {"accuracy": scores.is_accuracy, "on_grid": scores.on_grid}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    score, split = scores.parts(metric)
+    score, split = scores.parts(said.metric)
+    counts = sorted({arm.n for arm in said.arms})
     return template.render(
-        found=found, metric=metric, score=score, split=split, arms=arms, pairs=pairs, alpha=alpha,
-        margin=margin, warnings=warnings, pictures=pictures, sheets=sheets, answer=answer,
-        columns=known_columns(arms, metric), malignancy=malignancy(found),
-        sizes=sorted({arm["num_images"] for arm in arms if "num_images" in arm}),
-        fingerprints={(row["dataset"], row["replicate"]): row["dataset_fingerprint"]
-                      for row in found.rows if "dataset_fingerprint" in row})
+        found=found, said=said, tests=tests, tables=tables, pictures=pictures, sheets=sheets,
+        score=score, split=split, families=FAMILIES, plan=plan_in_words(said.plan),
+        n=" to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))),
+        also=[str(each) for each in said.warnings if not each.limits],
+        sizes=test_sizes(found, split), malignancy=malignancy(found),
+        provenance=provenance(found))
 
 
-def known_columns(arms: list[dict], metric: str) -> list[str]:
-    """What a table of the arms shows of each, in order: all that is known of any of them."""
-    score, split = scores.parts(metric)
-    elsewhere = {"real": f"{score}_own", "own": f"{score}_real"}.get(split)
-    columns = ["mean", "sd", "median", "test_low", elsewhere, "majority_share",
-               *(f"{name}_{split}" for name in MEASURES if name != score)]
-    return [name for name in columns if any(arm.get(name) is not None for arm in arms)]
+def plan_in_words(plan: dict | None) -> dict[str, list[str]] | None:
+    """What was planned, and every look beyond it; None without a plan."""
+    from lungkit.compare import plan as plans  # reads datasets, which --help must not wait for
+
+    if plan is None:
+        return None
+    planned = plans.in_words(plan) if "outlook" in plan else [
+        ", ".join(f"{name} {plan[name]}" for name in plans.LOOKED)]
+    if plan.get("out_of_reach"):
+        planned.append(f"planned although it could not reach an answer: {plan['out_of_reach']}")
+    looks = [f"{look['made_at']}: {', '.join(look['changed'])}" for look in plan["looks"]]
+    return {"made": [f"{plan[name]}" for name in ("made_at", "made_by") if name in plan],
+            "planned": planned, "looks": looks, "cost": f"{100 * plans.cost(plan):.0f}"}
+
+
+def test_sizes(found: Results, split: str | None) -> list[int]:
+    """How many test images the results are of; several where arms or replicates differ."""
+    return sorted({row[split]["num_images"] for row in found.rows}) if split else []
 
 
 def malignancy(found: Results) -> list[dict]:
@@ -113,21 +94,33 @@ def malignancy(found: Results) -> list[dict]:
     return lines
 
 
-def points(shift: float) -> str:
-    """A difference in accuracy as it is printed, in points: +1.7, 0.0, -unbounded."""
-    if math.isinf(shift):
-        return "-unbounded" if shift < 0 else "unbounded"
-    return f"{shown:+.1f}" if (shown := round(100 * shift, 1)) else "0.0"  # never -0.0
-
-
-def p_words(p: float) -> str:
-    """A p-value as it is printed: 0.0123, or <0.0001."""
-    return "<0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
-
-
-def percent(share: float | None) -> str:
-    """A share as it is printed, in percent; None, not known, is empty."""
-    return "" if share is None else f"{100 * share:.1f}"
+def provenance(found: Results) -> list[str]:
+    """What the results were made from and by, a line each."""
+    rows = found.rows
+    lines = [f"{name}: {value}" for name, value in found.settings.items()]
+    lines.append(f"repeats {', '.join(map(str, found.repeats))}; replicates "
+                 f"{', '.join(map(str, found.replicates))}")
+    lines += [f"{name}, replicate {replicate}: fingerprint {fingerprint}"
+              for name, replicate, fingerprint in dict.fromkeys(
+                  (row["dataset"], row["replicate"], row["dataset_fingerprint"])
+                  for row in rows if "dataset_fingerprint" in row)]
+    checked = [row["leaks"] for row in rows if row.get("leaks")]
+    if checked:
+        passed = sum(bool(each["passed"]) for each in checked)
+        lines.append(f"no training image is or copies a test image of real: looked for and passed "
+                     f"for {passed} of {len(rows)} results")
+    devices = dict.fromkeys(str(row["device"]) for row in rows if row.get("device"))
+    if devices:
+        lines.append(f"trained on: {', '.join(devices)}")
+    versions = dict.fromkeys(f"{name} {version}" for row in rows
+                             for name, version in (row.get("versions") or {}).items())
+    if versions:
+        lines.append(f"versions: {', '.join(versions)}")
+    commits = dict.fromkeys(f"{run['commit']}{', changed' if run.get('dirty') else ''}"
+                            for row in rows if (run := row.get("run") or {}).get("commit"))
+    if commits:
+        lines.append(f"code: {', '.join(commits)}")
+    return lines
 
 
 def read_sheets(sheets_dir: Path | None, datasets: list[str]) -> dict[str, bytes]:
@@ -138,7 +131,7 @@ def read_sheets(sheets_dir: Path | None, datasets: list[str]) -> dict[str, bytes
     return {name: paths[name].read_bytes() for name in datasets if name in paths}
 
 
-# ------------------------------------------------------------------ tables
+# ------------------------------------------------------------------ as text
 
 def table_csv(lines: list[dict]) -> str:
     """Lines as CSV text; None is an empty cell, nested values are left out."""
@@ -151,13 +144,17 @@ def table_csv(lines: list[dict]) -> str:
 
 
 def tidy(row: dict) -> dict:
-    """A row as one flat line, the dataset first: its numbers and words, and nothing nested."""
+    """A row as one flat line, the dataset first: its numbers and words, and nothing nested.
+
+    Only what a baseline says of tumour is flattened, its names after `malignancy_`.
+    """
+    told = {f"malignancy_{name}": value for name, value in (row.get("malignancy") or {}).items()}
     return {"dataset": row["dataset"], **{
-        name: value for name, value in row.items()
+        name: value for name, value in (row | told).items()
         if isinstance(value, (str, int, float)) and name != "schema"}}
 
 
-def verdict_table(pairs: Sequence) -> str:
+def verdict_table(pairs: Sequence[PairAnswer]) -> str:
     """Every pair at its highest level as aligned plain text."""
     lines = [("arm", "against", "level", "difference", "decision", "rank-sum p (Holm)")]
     lines += [(pair.arm, pair.against, pair.level or "-",

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lungkit.compare import figures, report
+from lungkit.compare import figures
+from lungkit.compare.conclude import conclude
 from lungkit.compare.pairs import compare
 from lungkit.compare.results import read_results
 from result_trees import OTHERS, record, right, split_of, write, write_counts
@@ -44,8 +45,14 @@ def found(tmp_path_factory):
     return read_results(write_counts(tmp_path_factory.mktemp("results"), COUNTS, own=48))
 
 
+def said_of(found, metric="accuracy_real", *, alpha=0.05, margin=0.05):
+    tests = compare({name: found.values(name, metric) for name in found.datasets}, metric=metric,
+                    unit=found.unit, alpha=alpha, margin=margin)
+    return conclude(found, tests, metric, None, None, alpha=alpha, margin=margin)
+
+
 def arms_of(found, metric="accuracy_real"):
-    return report.summarise(found, metric)
+    return said_of(found, metric).arms
 
 
 def scattered(axes):
@@ -134,8 +141,9 @@ def test_by_the_arms_own_tests_their_own_values_are_drawn_and_marked_once(axes_o
 
 def test_several_replicates_are_diamonds_over_the_dots_of_their_repeats(axes_of, tmp_path):
     for replicate, counts in enumerate(([54, 60], [30, 36])):
-        write_counts(tmp_path, {"real": counts, "gan": counts}, replicate=replicate, trained_on=OTHERS,
-                     real_fingerprint=f"real{replicate}", dataset_fingerprint=f"{replicate}")
+        write_counts(tmp_path, {"real": counts, "gan": counts}, replicate=replicate,
+                     trained_on=OTHERS, real_fingerprint=f"real{replicate}",
+                     dataset_fingerprint=f"{replicate}")
     found = read_results(tmp_path)
     axes = axes_of(figures.boxplot_png, found, "accuracy_real", arms_of(found))
     for place in (0, 1):
@@ -172,45 +180,72 @@ def test_equal_values_lie_side_by_side_around_the_middle():
 # ------------------------------------------------------------------ every difference
 
 @pytest.fixture(scope="module")
-def pairs(found):
-    return compare({name: found.values(name, "accuracy_real") for name in found.datasets},
-                         metric="accuracy_real", unit="repeat", alpha=0.1, margin=0.05)
+def said(found):
+    """Three arms at level A, and the first of them at level C too, wider."""
+    made = said_of(found, alpha=0.1)
+    first = made.pairs[0]
+    first.estimates["C"] = replace(first.estimates["A"], level="C", difference=-0.5, low=-0.9,
+                                   high=-0.1, low_equivalence=-0.8, high_equivalence=-0.2)
+    first.level, first.decision = "C", "worse"
+    return made
 
 
 def drawn_pairs(axes):
-    """Per row from the top: the ends of its interval, its shift, its colour and its arrows."""
+    """Per row from the top: the ends of every interval by width, the dot, colours and arrows."""
     rows = {}
     for line in axes.lines:
         x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
         if len(set(y)) != 1 or line.get_transform() != axes.transData:
             continue
-        row = rows.setdefault(y[0], {"colour": line.get_color().upper(), "arrows": []})
+        row = rows.setdefault(round(y[0]), {"arrows": [], "ends": {}, "colours": set()})
+        row["colours"].add(line.get_color().upper())
         if len(x) == 2:
-            row["ends"] = tuple(x)
+            row["ends"][line.get_linewidth()] = tuple(x)
         elif line.get_marker() == "o":
-            row["shift"] = x[0]
+            row["dot"] = x[0]
         else:
             row["arrows"].append((line.get_marker(), x[0]))
     return [rows[place] for place in sorted(rows)]
 
 
-def test_every_pair_is_its_shift_and_interval_in_points_beside_its_names(axes_of, pairs):
-    axes = axes_of(figures.differences_png, pairs, 0.05)
+def test_every_pair_is_its_difference_at_the_answers_level_and_the_lower_levels_grey(axes_of, said):
+    axes = axes_of(figures.differences_png, said)
     rows = drawn_pairs(axes)
-    assert ticks(axes.yaxis) == ["real − a name of more th…", "real − gan",
+    assert ticks(axes.yaxis) == ["a name of more th… − real", "gan − real",
                                  "a name of more th… − gan"]
     assert list(axes.get_yticks()) == [0, 1, 2] and axes.yaxis_inverted()
-    for row, pair in zip(rows, pairs, strict=True):
-        assert row["shift"] == pytest.approx(100 * pair.shift)
-        assert row["ends"] == pytest.approx((100 * pair.shift_low, 100 * pair.shift_high))
+    for row, pair in zip(rows, said.pairs, strict=True):
+        best = pair.estimates[pair.level]
+        assert row["dot"] == pytest.approx(100 * best.difference)
+        assert row["ends"][1.8] == pytest.approx((100 * best.low, 100 * best.high))
+        assert row["ends"][5] == pytest.approx(
+            (100 * best.low_equivalence, 100 * best.high_equivalence))
         assert row["arrows"] == []
-        assert row["colour"] == (figures.COLOURS[0] if pair.dataset_a == "real" else "#555555")
+        assert (figures.COLOURS[0] in row["colours"]) == (pair.family == "primary")
+    lower = said.pairs[0].estimates["A"]
+    assert rows[0]["dot"] == -50 and rows[0]["ends"][1.2] == pytest.approx(
+        (100 * lower.low, 100 * lower.high))
+    assert 1.2 not in rows[1]["ends"] and "#AAAAAA" in rows[0]["colours"]
     low, high = axes.get_xlim()
-    assert low == -high and high > max(abs(end) for row in rows for end in row["ends"])
+    assert low == -high and high > max(abs(end) for row in rows for ends in row["ends"].values()
+                                       for end in ends)
 
 
-def test_the_band_is_the_margin_around_no_difference(axes_of, pairs):
-    axes = axes_of(figures.differences_png, pairs, 0.05)
+def test_every_pairs_level_and_word_stand_beside_it(axes_of, said):
+    axes = axes_of(figures.differences_png, said)
+    [words] = axes.child_axes
+    assert ticks(words.yaxis) == [f"{pair.level}: {pair.decision}" for pair in said.pairs]
+    assert ticks(words.yaxis)[0] == "C: worse" and list(words.get_yticks()) == [0, 1, 2]
+
+
+def test_a_pair_without_an_interval_is_not_drawn(axes_of, said):
+    silent = replace(said.pairs[1], estimates={}, level=None)
+    axes = axes_of(figures.differences_png, replace(said, pairs=[silent, said.pairs[0]]))
+    assert ticks(axes.yaxis) == ["a name of more th… − real"]
+
+
+def test_the_band_is_the_margin_around_no_difference(axes_of, said):
+    axes = axes_of(figures.differences_png, said)
     [band] = axes.patches
     extent = band.get_extents().transformed(axes.transData.inverted())
     assert (extent.x0, extent.x1) == pytest.approx((-5, 5))
@@ -219,27 +254,33 @@ def test_the_band_is_the_margin_around_no_difference(axes_of, pairs):
                for line in axes.lines)
 
 
-def test_the_axis_of_differences_names_metric_and_confidence(axes_of, pairs):
-    axes = axes_of(figures.differences_png, pairs, 0.05)
-    assert axes.get_xlabel() == ("difference in accuracy on real test images, points "
-                                 "(Hodges-Lehmann, 90 % interval)")
+def test_the_axis_of_differences_names_metric_and_confidence(axes_of, said):
+    axes = axes_of(figures.differences_png, said)
+    assert axes.get_xlabel() == "difference of means in accuracy on real test images, points"
+    assert axes.get_title(loc="left") == "90 % intervals, thick: 80 %; grey: lower levels"
 
 
-def test_an_end_without_a_bound_is_an_arrow_at_the_edge(axes_of, pairs):
-    one, both, none = (replace(pairs[0], shift=0.01, shift_low=low, shift_high=high)
-                       for low, high in ((-0.02, math.inf), (-math.inf, math.inf), (-0.02, 0.03)))
-    axes = axes_of(figures.differences_png, [one, both, none], 0.02)
+def test_an_end_without_a_bound_is_an_arrow_at_the_edge(axes_of, said):
+    whole = said.pairs[1]
+    pairs = [replace(whole, estimates={"A": replace(
+        whole.estimates["A"], difference=0.01, low=low, high=high, low_equivalence=-0.01,
+        high_equivalence=0.02)}) for low, high in (
+            (-0.02, math.inf), (-math.inf, math.inf), (-0.02, 0.03))]
+    axes = axes_of(figures.differences_png, replace(said, pairs=pairs, margin=0.02))
     edge = axes.get_xlim()[1]
     rows = drawn_pairs(axes)
-    assert rows[0]["ends"] == pytest.approx((-2, edge)) and rows[0]["arrows"] == [(">", edge)]
-    assert rows[1]["ends"] == pytest.approx((-edge, edge))
+    assert rows[0]["ends"][1.8] == pytest.approx((-2, edge)) and rows[0]["arrows"] == [(">", edge)]
+    assert rows[1]["ends"][1.8] == pytest.approx((-edge, edge))
     assert rows[1]["arrows"] == [("<", -edge), (">", edge)]
-    assert rows[2]["ends"] == pytest.approx((-2, 3)) and rows[2]["arrows"] == []
+    assert rows[2]["ends"][1.8] == pytest.approx((-2, 3)) and rows[2]["arrows"] == []
 
 
-def test_the_margin_is_in_view_where_the_differences_are_smaller(axes_of, pairs):
-    small = replace(pairs[0], shift=0.0, shift_low=-0.001, shift_high=0.001)
-    assert axes_of(figures.differences_png, [small], 0.1).get_xlim()[1] > 10
+def test_the_margin_is_in_view_where_the_differences_are_smaller(axes_of, said):
+    pair = said.pairs[1]
+    small = replace(pair, estimates={"A": replace(
+        pair.estimates["A"], difference=0.0, low=-0.001, high=0.001)})
+    axes = axes_of(figures.differences_png, replace(said, pairs=[small], margin=0.1))
+    assert axes.get_xlim()[1] > 10
 
 
 @pytest.mark.parametrize("name", ["pa$$word", "$x", "$_{$", "a^{b$c$", "Dr\u00fcse \\alpha"])
@@ -250,9 +291,7 @@ def test_names_are_drawn_as_they_are(name, tmp_path, monkeypatch):
     monkeypatch.setattr(Text, "draw", lambda text, renderer: (
         drawn.append((text.get_text(), text.get_parse_math())), draw(text, renderer)))
     found = read_results(write_counts(tmp_path, {"real": [54, 57], name: [30, 33]}, own=48))
-    pairs = compare({each: found.values(each, "accuracy_real") for each in found.datasets},
-                    metric="accuracy_real", unit="repeats", alpha=0.05, margin=0.02)
     pictures = [figures.boxplot_png(found, "accuracy_real", arms_of(found)),
-                figures.differences_png(pairs, 0.02)]
+                figures.differences_png(said_of(found))]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
-    assert {(name, False), (f"real \u2212 {name}", False)} <= set(drawn)
+    assert {(name, False), (f"{name} \u2212 real", False)} <= set(drawn)
