@@ -15,7 +15,7 @@ from lungkit.generate.model_files import (
     choose_weights,
     open_part,
 )
-from lungkit.generate.prompts import Prompts
+from lungkit.generate.prompts import PROMPTS_PATH, Prompts
 from lungkit.run import faults
 from lungkit.run.faults import BadOptions, Fault
 from lungkit.run.files import read_json
@@ -194,6 +194,8 @@ def check_image_size(folder: Path, image_size: int) -> None:
 def check_base_model(folder: Path, manifest: dict, words: Prompts, *,
                      context: bool = False) -> None:
     """Raise BadOptions or Fault unless the base fits the images of `manifest` and all captions."""
+    if manifest["modality"] == "ct":
+        check_for_ct(folder, words, context=context)
     check_image_size(folder, manifest["image_size"])
     try:
         parts = open_parts(folder)
@@ -203,6 +205,18 @@ def check_base_model(folder: Path, manifest: dict, words: Prompts, *,
     except Fault as fault:
         raise BadOptions(f"--base-model {folder}: {fault}") from None
     words.check_token_limit(tokenizer, manifest["classes"], context=context)
+
+
+def check_for_ct(folder: Path, words: Prompts, *, context: bool) -> None:
+    """Raise BadOptions where base, prompts or arm are of tissue: images would look like nothing."""
+    if context:
+        raise BadOptions("--real holds CT, which shows no nuclei to lay out: leave this arm out")
+    if folder == BASE_MODEL_DIR:
+        raise BadOptions("--base-model embedded knows simulated tissue alone, and --real holds CT: "
+                         "give a Stable Diffusion")
+    if words.path == PROMPTS_PATH:
+        raise BadOptions("--prompts: the default's are of H&E, and --real holds CT: give a file of "
+                         "prompts for CT")
 
 
 def check_networks(parts: dict[str, Part]) -> None:

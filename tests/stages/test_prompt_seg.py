@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapters import COUNTS, LORA, run_arm, write_prompts, write_real
-from arms import content
+from arms import content, main_of
 from lungkit.data.dataset import open_dataset
 from lungkit.generate.prompts import Prompts
 
@@ -195,3 +195,18 @@ def test_an_adapter_missing_from_a_finished_model_is_one_line(real, tmp_path, ca
     assert again.status == 1 and not again.trained and not again.drawn
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert f"lung_n/{LORA}" in error and "lung_aca" not in error
+
+
+@pytest.mark.parametrize(("arm", "more", "said"), [
+    ("context", [], "no nuclei"), ("prompt", ["--base-model", "embedded"], "--base-model embedded"),
+    ("prompt", ["--base-model", "copy"], "--prompts")])
+def test_what_is_of_tissue_is_refused_for_ct_in_one_line(arm, more, said, tmp_path, capsys):
+    from lungkit.generate.base_model import BASE_MODEL_DIR
+
+    (tmp_path / "copy").symlink_to(BASE_MODEL_DIR)
+    more = [str(tmp_path / word) if word == "copy" else word for word in more]
+    real = write_real(tmp_path / "real", channels=1, modality="ct")
+    given = ["--real", str(real), "--output", str(tmp_path / "datasets" / arm), "--dry-run", *more]
+    assert main_of(arm)(given) == 2
+    line, = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert said in line
