@@ -11,7 +11,9 @@ code ends a block of pixels (a flat picture is full of them), it is one coeffici
 which no encoder writes.
 
 ITU-T T.81 (1992), "Digital compression and coding of continuous-tone still images", annexes B, F
-and G. Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
+and G.
+
+Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 """
 
 from __future__ import annotations
