@@ -310,13 +310,13 @@ def test_every_arm_passes_a_dry_run_before_the_first_is_made(project):
 
 
 def test_arms_are_those_named(project):
-    (project.path / "ct_seg.py").touch()
-    assert project.pipeline(ARMS="ct voronoi", JOBS=1).returncode == 0
+    (project.path / "mri_seg.py").touch()
+    assert project.pipeline(ARMS="mri voronoi", JOBS=1).returncode == 0
     called = [call.stage for call in project.calls(dry=False)]
-    assert [name for name in called if name in (*ARMS, "ct")] == ["ct", "voronoi"]
+    assert [name for name in called if name in (*ARMS, "mri")] == ["mri", "voronoi"]
     test, = project.calls("test", dry=False)
     assert test.words[test.words.index("--datasets") + 1:][:4] == [
-        "ct", "real", "voronoi", "nuclei"]
+        "mri", "real", "voronoi", "nuclei"]
 
 
 @pytest.mark.parametrize(("fault", "exit_status", "never_started"), [
