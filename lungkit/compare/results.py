@@ -8,6 +8,7 @@ raised once.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,7 +295,7 @@ def _read_csv(source: Path, lines: list[tuple[int, dict]], faults: list[str]) ->
             row = {"dataset": line["dataset"].strip(),
                    "replicate": _whole(line.get("replicate", "0"), f"{where}: replicate"),
                    "repeat": _whole(line["repeat"], f"{where}: repeat"),
-                   "accuracy": _number(line["accuracy"].replace(",", "."), f"{where}: accuracy")}
+                   "accuracy": _number(line["accuracy"], f"{where}: accuracy")}
             check_fraction(row["accuracy"], f"{where}: accuracy")
             rows.append(row)
         except Fault as fault:
@@ -307,6 +308,8 @@ def _number(text: str | None, what: str) -> float:
         return float(text or "")
     except ValueError:
         hint = " (percent? divide by 100)" if (text or "").strip().endswith("%") else ""
+        if re.fullmatch(r"\s*\d+,\d+\s*", text or ""):
+            hint = " (a decimal comma? write a point)"
         raise Fault(f"{what} is {text!r}, not a number{hint}") from None
 
 

@@ -452,7 +452,7 @@ def test_a_preset_asked_for_replaces_one_by_which_nothing_was_made(is_made, pres
 def test_what_the_node_offers_is_kept_once_bytes_depend_on_it(fault, kept, project):
     assert project.pipeline(ARMS="voronoi", GPUS="0", FAULTS=fault).returncode in (1, 2)
     found = {path.name for path in (project.run_dir / "decided").iterdir()}
-    assert found == {"preset", "preset_by_node"} | kept
+    assert found == {"preset", "preset_by_node", "modality"} | kept
 
 
 def test_a_comparison_has_the_preset_of_its_run(project):

@@ -194,6 +194,7 @@ def test_nothing_foreign_is_deleted(checkout, wheels, tmp_path):
     ({"SEED": "-1"}, 2, ["SEED"]),
     ({"ADAPTER": "full"}, 2, ["ADAPTER", "lora or dora"]),
     ({"ARMS": "voronoi gan"}, 2, ["ARMS", "'gan'", "gan_seg.py"]),
+    ({"ARMS": "voronoi tumor"}, 2, ["ARMS", "'tumor' is not an arm", "real images"]),
     ({"ARMS": "voronoi", "GROUPS_CSV": "groups.csv"}, 2, ["GROUPS_CSV", "INPUT"]),
     ({"ARMS": "voronoi", "INPUT": "/not/there"}, 1, ["INPUT=/not/there", "one folder"]),
 ])
