@@ -86,13 +86,17 @@ def complete_manifest(output: Path, inputs: str) -> dict | None:
 
 
 def publish(output: Path, contents: dict[str, bytes], manifest: dict) -> None:
-    """Write every file whole, the manifest last."""
+    """Write every file whole, the manifest last, and take away what it named and no longer does."""
+    path = output / "comparison.json"
     with lock(output):
+        before = files.read_json(path).get("files", {}) if path.exists() else {}
         for name, content in contents.items():
             files.write_bytes(output / name, content)
-        files.write_json(output / "comparison.json", {
+        files.write_json(path, {
             "schema": SCHEMA, **manifest,
             "files": {name: files.sha256(content) for name, content in contents.items()}})
+        for name in before.keys() - contents.keys():
+            (output / Path(name).name).unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------ the stage

@@ -888,6 +888,16 @@ def test_nothing_to_compare_is_refused(tmp_path, capsys):
     assert not (tmp_path / "c").exists()
 
 
+def test_a_table_that_no_longer_belongs_is_not_left(tmp_path):
+    command = write_counts(tmp_path / "r", COUNTS), "--output", tmp_path / "c"
+    assert compared_by(*command) == 0
+    assert (tmp_path / "c/noninferiority.csv").exists()
+    (tmp_path / "c/notes.txt").write_text("mine")
+    assert compared_by(*command, "--metric", "accuracy_own") == 0
+    assert not (tmp_path / "c/noninferiority.csv").exists()
+    assert (tmp_path / "c/notes.txt").read_text() == "mine"
+
+
 GOOD = [("a", 0, "0.5"), ("a", 1, "0.6"), ("b", 0, "0.7"), ("b", 1, "0.8")]
 
 
