@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from lungkit.compare import decide, limits
+from lungkit.compare import answer, decide, limits
 from lungkit.compare.answer import BETTER, EQUIVALENT, NOT_WORSE, PRIMARY, WORSE
 from lungkit.compare.bootstrap import Trainings, crossed_mean
 from lungkit.compare.replicates import seeds_mean
@@ -266,3 +266,8 @@ def test_components_share_out_the_variance_and_say_what_less_would_cost():
     assert group.units == 90 and group.cost.startswith("as many test groups again: standard error ")
     before, after = group.cost.split("error ")[1].removesuffix(" points").split(" to ")
     assert float(after) < float(before)
+
+
+def test_an_infinite_end_is_no_number_of_json():
+    infinite = float("inf")
+    assert answer.plain({"ends": [-infinite, (infinite, 0.5)]}) == {"ends": [None, [None, 0.5]]}

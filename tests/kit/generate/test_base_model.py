@@ -151,7 +151,7 @@ BY_SHAPES = {
 
 
 def check(folder: Path) -> None:
-    check_base_model(folder, {"image_size": 64, "classes": ["lung_n"]}, Prompts())
+    check_base_model(folder, {"image_size": 64, "classes": ["lung_n"], "modality": "he"}, Prompts())
 
 
 @pytest.mark.parametrize("case", NOT_WHOLE)
