@@ -176,8 +176,8 @@ def test_a_base_that_predicts_what_is_not_trained_here_is_refused_by_name(kind, 
     shutil.copytree(BASE_MODEL_DIR, tmp_path / "base")
     config = tmp_path / "base" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "prediction_type": kind}))
-    check = partial(check_base_model, tmp_path / "base", {"image_size": 64, "classes": ["lung_n"], "modality": "he"},
-                    Prompts())
+    check = partial(check_base_model, tmp_path / "base",
+                    {"image_size": 64, "classes": ["lung_n"], "modality": "he"}, Prompts())
     if kind == "flow_prediction":
         with pytest.raises(faults.BadOptions, match="flow_prediction.*v_prediction"):
             check()
