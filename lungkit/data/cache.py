@@ -34,9 +34,22 @@ def map_split(dataset: Path, fingerprint: str, split: str, shape: tuple[int, ...
     images: N of [S, S, C] in order, decoded one by one and only where no file holds them yet.
     Raises Fault where no place for the file is found, Stopped after a signal.
     """
-    places = [folder / f"{split}.npy" for folder in folders(dataset, fingerprint)]
+    return map_rows(dataset, fingerprint, split, shape, images,
+                    what=f"decoding {split}",
+                    why=f"the {split} split of {dataset} is too large for memory")
+
+
+def map_rows(dataset: Path, fingerprint: str, name: str, shape: tuple[int, ...],
+             rows: Iterable[np.ndarray], *, what: str, why: str, dtype=np.uint8) -> np.ndarray:
+    """What is worked out of a dataset row by row, of `shape` and `dtype`, kept in `<name>.npy`.
+
+    rows: as many as shape[0] says, asked for only where no file holds them yet. what: is done, as
+    the progress calls it. why: a file is needed, for the fault. Mapped, not to be written to.
+    Raises as `map_split` does.
+    """
+    places = [folder / f"{name}.npy" for folder in folders(dataset, fingerprint)]
     for path in places:
-        if (mapped := map_file(path, shape)) is not None:
+        if (mapped := map_file(path, shape, dtype)) is not None:
             return mapped
     for path in places:
         try:
@@ -45,10 +58,9 @@ def map_split(dataset: Path, fingerprint: str, split: str, shape: tuple[int, ...
         except OSError:
             continue
         if os.access(path.parent, os.W_OK) and (is_beside(path) or is_private(*path.parents[:2])):
-            return build(path, shape, images)
-    raise Fault(f"the {split} split of {dataset} is too large for memory and its cache cannot be "
-                f"written, or others could write it too, in all of "
-                f"{', '.join(str(path.parent) for path in places)}: set TMPDIR to a folder with "
+            return build(path, shape, rows, dtype=dtype, what=what)
+    raise Fault(f"{why} and its cache cannot be written, or others could write it too, in all "
+                f"of {', '.join(str(path.parent) for path in places)}: set TMPDIR to a folder with "
                 "room for it")
 
 
@@ -72,7 +84,7 @@ def is_private(*paths: Path) -> bool:
                and not path.stat().st_mode & 0o022 for path in paths)
 
 
-def map_file(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def map_file(path: Path, shape: tuple[int, ...], dtype=np.uint8) -> np.ndarray | None:
     """The array of a cache file, or None if there is no whole one of this shape to be believed."""
     try:
         if not (is_beside(path) or is_private(path, *path.parents[:2])):
@@ -80,31 +92,33 @@ def map_file(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         mapped = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return np.asarray(mapped) if mapped.shape == shape and mapped.dtype == np.uint8 else None
+    return np.asarray(mapped) if mapped.shape == shape and mapped.dtype == dtype else None
 
 
-def build(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> np.ndarray:
+def build(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray], *, dtype,
+          what: str) -> np.ndarray:
     """Write the file, unless another process does so meanwhile, and map it."""
     waiting = False
     while (held := try_lock(path)) is None:
         if not waiting:
-            say(f"waiting for another process that decodes into {path} ({holder(path)})")
+            say(f"waiting for another process that writes {path} ({holder(path)})")
         waiting = True
         check_stop()
         time.sleep(WAIT_SEC)
     try:
-        if (mapped := map_file(path, shape)) is not None:
+        if (mapped := map_file(path, shape, dtype)) is not None:
             return mapped
         forget_others(path)
-        say(f"decoding {shape[0]} images, {np.prod(shape) / 1e9:.1f} GB, once into {path}")
-        progress = Progress(f"decoding {path.stem}", shape[0])
+        size = np.prod(shape) * np.dtype(dtype).itemsize
+        say(f"{what}: {shape[0]} images, {size / 2**20:.1f} MB, once into {path}")
+        progress = Progress(what, shape[0])
         with atomic_path(path) as hidden, open(hidden, "wb") as file:
             if not is_beside(path):
                 os.fchmod(file.fileno(), 0o600)
             np.lib.format.write_array_header_1_0(
-                file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for number, image in enumerate(images, start=1):  # writing, not mapping: a full disk
-                file.write(np.ascontiguousarray(image))       # is then an error, not a signal
+                file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+            for number, row in enumerate(rows, start=1):    # writing, not mapping: a full disk
+                file.write(np.ascontiguousarray(row, dtype))  # is then an error, not a signal
                 progress.update(number)
                 check_stop()
             file.flush()
@@ -114,7 +128,7 @@ def build(path: Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> n
                     "take write permission from the folder") from None
     finally:
         release(held, path)
-    mapped = map_file(path, shape)
+    mapped = map_file(path, shape, dtype)
     assert mapped is not None, f"{path} is not whole"
     return mapped
 

@@ -1,4 +1,4 @@
-"""The CNNs that repeats train: models by name, their peak rates, weights from a file.
+"""The CNNs that repeats train: models by name, their peak rates, weights from file or package.
 
 Feeds cnn_classify.RECIPE: raise it when this gives other bytes.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from lungkit.learn import pretrained
 from lungkit.run import faults
 
 
@@ -34,10 +35,35 @@ def of_torchvision(name: str, num_classes: int):
     return getattr(models, name)(num_classes=num_classes)
 
 
+def efficientnet_lite0(num_classes: int):
+    """EfficientNet-Lite0, 3.4 M weights; it takes other pixels than ImageNet's usual ones."""
+    model = pretrained.build(pretrained.LITE0, num_classes)
+    model.pixels = pretrained.MEAN, pretrained.STD
+    return model
+
+
+LITE0 = "efficientnet_lite0"
 # name: what builds it for so many classes, and the peak of its learning rate's cycle
 MODELS = {"small": (small_cnn, 2e-3),
           "resnet18": (partial(of_torchvision, "resnet18"), 1e-3),
-          "convnext_tiny": (partial(of_torchvision, "convnext_tiny"), 5e-4)}
+          "convnext_tiny": (partial(of_torchvision, "convnext_tiny"), 5e-4),
+          LITE0: (efficientnet_lite0, 1e-3)}
+
+
+def resolve(model: str | None, weights: Path | None, *,
+            frozen: bool) -> tuple[str | None, Path | None]:
+    """The model (None: the preset's) and the file that the options mean. Raises BadOptions."""
+    if weights is not None and str(weights) == pretrained.IMAGENET_LITE0:
+        if model not in (None, LITE0):
+            raise faults.BadOptions(f"--weights {weights} are of --model {LITE0}, not of {model}")
+        model, weights = LITE0, pretrained.weights_path()
+    elif weights is not None and not weights.is_file():
+        raise faults.BadOptions(f"--weights {weights} is not a file")
+    if frozen and (weights is None or model != LITE0):
+        raise faults.BadOptions("--frozen trains a head on the features of pretrained weights: "
+                                f"give --weights {pretrained.IMAGENET_LITE0}, or a file and "
+                                f"--model {LITE0}")
+    return model, weights
 
 
 def build_model(name: str, num_classes: int, weights_path: Path | None):
@@ -59,7 +85,7 @@ def load_weights(model, path: Path, name: str) -> None:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state.get("model", state))
+        state = pretrained.in_timms_words(state.get("state_dict", state.get("model", state)))
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     except Exception as error:  # a file from elsewhere can be wrong in any way
         raise faults.BadOptions(f"--weights {path} is not a state dict "
