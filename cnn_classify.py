@@ -254,7 +254,8 @@ class Bench:
             else:
                 probabilities = predict(model, self.images[name], self.device)
             tested[name] = (probabilities, self.labels[name].cpu().numpy(), dataset.select("test"))
-        scores, arrays = metrics.score_classes(tested, self.data.classes)
+        scores, arrays = metrics.score_classes(tested, self.data.classes,
+                                               ordinal=self.real.is_ordinal)
         predicted = predict(model, self.images["val"], self.device).argmax(1)
         scores["accuracy_val"] = float((predicted == self.labels["val"].cpu().numpy()).mean())
         return scores, arrays

@@ -186,7 +186,8 @@ class Bench:
         probabilities = model.predict_proba(self.values["test"]).astype(np.float32)
         test = self.labels["test"]
         tested = (probabilities, test, self.rows["test"])
-        scores, arrays = metrics.score_classes({"own": tested, "real": tested}, self.data.classes)
+        scores, arrays = metrics.score_classes({"own": tested, "real": tested}, self.data.classes,
+                                               ordinal=self.real.is_ordinal)
         said = np.clip(model.predict_proba(values[drawn])[np.arange(drawn.sum()), labels[drawn]],
                        1e-12, 1)
         family, settings = CANDIDATES[best]

@@ -6,7 +6,7 @@ Reads   RESULTS, a results tree <dataset>/replicate_000/repeat_0000.json and .np
         Compared is the accuracy on the real test images, or any score that all results have.
 Writes  OUTPUT/noninferiority.csv   each synthetic arm against real: margin, interval, Holm
         OUTPUT/levels.csv           every pair at every level that the data reach
-        OUTPUT/arms.csv, classes.csv, confusion.csv, components.csv   each arm looked at closely
+        OUTPUT/arms.csv, classes.csv, sizes.csv, confusion.csv, components.csv   each arm closely
         OUTPUT/wilcoxon.csv         one line per pair of datasets, rank-sum tests
         OUTPUT/accuracies.csv       tidy, one line per repeat
         OUTPUT/looks.csv, power.csv the plan and every look beyond it, where there is a plan

@@ -83,6 +83,22 @@ class ClassScores:
 
 
 @dataclass
+class BandScores:
+    """One arm on the real test images of one size band, as ClassScores."""
+
+    name: str                    # of lungkit.data.size_bands.BANDS
+    num_images: int
+    num_groups: int
+    largest_class: float | None  # share of the band's largest class; None: no image, as below
+    accuracy: float | None
+    accuracy_low: float | None   # None: too few groups
+    accuracy_high: float | None
+    auroc: float | None          # None: one class only, in any split of real
+    auroc_low: float | None
+    auroc_high: float | None
+
+
+@dataclass
 class ArmAnswer:
     """One arm: its scores over repeats, and what they hide."""
 
@@ -100,6 +116,7 @@ class ArmAnswer:
     own: float | None                # mean of the same score on the arm's own test images
     scores: dict[str, float]         # means over repeats, <name>_<split>
     classes: list[ClassScores] = field(default_factory=list)
+    bands: list[BandScores] = field(default_factory=list)  # empty: no sizes known
     confusion: list[list[int]] = field(default_factory=list)  # summed over repeats, row per truth
     brier: float | None = None       # mean squared error of the probabilities, 0..2
     calibration_error: float | None = None  # expected, ten bins of equal counts

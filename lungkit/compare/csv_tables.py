@@ -15,6 +15,7 @@ def csv_files(found: Comparison) -> dict[str, str]:
     levels.csv          every pair at every level
     arms.csv            every arm: means, spreads, calibration, worst group
     classes.csv         every class of every arm
+    sizes.csv           every size band of every arm, where sizes of nodules are known
     confusion.csv       what was said of each class, summed over repeats
     components.csv      where the variance of a difference is from
     looks.csv           the plan and every look beyond it
@@ -31,6 +32,7 @@ def csv_files(found: Comparison) -> dict[str, str]:
              for pair in found.pairs if pair.family == PRIMARY and pair.level]
     classes = [{"dataset": arm.dataset, **asdict(each)} for arm in found.arms
                for each in arm.classes]
+    sizes = [{"dataset": arm.dataset, **asdict(each)} for arm in found.arms for each in arm.bands]
     arms = [{**{name: value for name, value in asdict(arm).items()
                 if not isinstance(value, (list, dict))}, **arm.scores,
              "num_outlying": len(arm.outlying), **{
@@ -40,7 +42,7 @@ def csv_files(found: Comparison) -> dict[str, str]:
                  for arm in found.arms for true, line in zip(arm.classes, arm.confusion)
                  for said, count in zip(arm.classes, line)]
     tables = {"noninferiority.csv": first, "levels.csv": levels, "arms.csv": arms,
-              "classes.csv": classes, "confusion.csv": confusion,
+              "classes.csv": classes, "sizes.csv": sizes, "confusion.csv": confusion,
               "components.csv": [asdict(each) for each in found.components],
               **_of_plan(found.plan or {})}
     return {name: table_csv(lines) for name, lines in tables.items() if lines}

@@ -17,6 +17,8 @@ from lungkit.compare import scores
 from lungkit.compare.bootstrap import Trainings
 from lungkit.compare.influence import SCORES, influence
 from lungkit.compare.results import Results
+from lungkit.data import size_bands
+from lungkit.data.metrics import mean_auroc
 from lungkit.data.result import TUMOUR_SCORES, repeat_path, replicate_dir
 from lungkit.run.faults import Fault, check_stop
 
@@ -39,6 +41,14 @@ class TestSet:
     group: np.ndarray     # int [N], an index into groups
     unknown: int          # images that have no group id, each its own group
     counts: np.ndarray    # int [G, C], images of each class in each group
+    band: np.ndarray | None  # int [N], the size band of each image, -1: none; None: no sizes
+
+    def in_bands(self, images: np.ndarray) -> np.ndarray:
+        """int [B, G, C], how many of `images`, bool [N], are of each band, group and class."""
+        found = np.zeros((len(size_bands.BANDS), *self.counts.shape), np.int64)
+        chosen = images & (self.band >= 0)
+        np.add.at(found, (self.band[chosen], self.group[chosen], self.labels[chosen]), 1)
+        return found
 
     @property
     def groups_per_class(self) -> dict[str, int]:
@@ -54,6 +64,9 @@ class Answers:
     values: list[float] = field(default_factory=list)               # the score compared
     influence: list[np.ndarray] = field(default_factory=list)       # T of float64 [G]
     confusion: list[np.ndarray] = field(default_factory=list)       # T of int [G, C, C], row: true
+    right_in_bands: list[np.ndarray] = field(default_factory=list)  # T of int [B, G, C]
+    auroc_in_bands: list[np.ndarray] = field(default_factory=list)  # T of float [B], NaN: none
+    influence_in_bands: list[np.ndarray] = field(default_factory=list)  # on these, T of [B, G]
     brier: list[float] = field(default_factory=list)
     calibration: list[float] = field(default_factory=list)
 
@@ -153,7 +166,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             if missing:
                 raise NoEvidence(f"{path.parent.parent.name}/{path.parent.name}/{path.name} lacks "
                                  f"{', '.join(missing)} (results of version 1 have no groups)")
-            return {name: file[name] for name in wanted}
+            also = [f"real_{size_bands.COLUMN}"] if f"real_{size_bands.COLUMN}" in file else []
+            return {name: file[name] for name in (*wanted, *also)}
     except FileNotFoundError:
         raise NoEvidence(f"{path.parent.parent.name}/{path.parent.name}/{path.name} is not "
                          "there") from None
@@ -168,7 +182,9 @@ def _test_set(arrays: dict[str, np.ndarray], replicates: list[int]) -> TestSet:
     counts = np.zeros((len(groups), len(classes)), np.int64)
     np.add.at(counts, (group, labels), 1)
     unknown = int((arrays["real_groups"] == arrays["real_file_names"]).sum())
-    return TestSet(replicates, classes, labels, groups.tolist(), group, unknown, counts)
+    diameters = arrays.get(f"real_{size_bands.COLUMN}")
+    return TestSet(replicates, classes, labels, groups.tolist(), group, unknown, counts,
+                   None if diameters is None else size_bands.band_of(diameters))
 
 
 def _check_same(arrays: dict[str, np.ndarray], test_set: TestSet, path: Path) -> None:
@@ -201,9 +217,27 @@ def _add(answers: Answers, row: dict, probabilities: np.ndarray, test_set: TestS
     answers.values.append(row[metric])
     answers.influence.append(np.bincount(test_set.group, by_image, num_groups))
     answers.confusion.append(counts.reshape(num_groups, num_classes, num_classes))
+    if test_set.band is not None:
+        _add_bands(answers, probabilities, right, test_set)
     one_hot = np.eye(num_classes)[labels]
     answers.brier.append(float(((probabilities - one_hot)**2).sum(1).mean()))
     answers.calibration.append(calibration_error(probabilities.max(1), right))
+
+
+def _add_bands(answers: Answers, probabilities: np.ndarray, right: np.ndarray,
+               test_set: TestSet) -> None:
+    """Add what one training answered in each size band."""
+    areas, moved = [], []
+    for band in range(len(size_bands.BANDS)):
+        inside = test_set.band == band
+        told, labels = probabilities[inside], test_set.labels[inside]
+        ranked = len(np.unique(labels)) > 1
+        areas.append(mean_auroc(told, labels) if ranked else np.nan)
+        by_image = influence("auroc", told, labels) if ranked else np.zeros(len(labels))
+        moved.append(np.bincount(test_set.group[inside], by_image, len(test_set.groups)))
+    answers.right_in_bands.append(test_set.in_bands(right))
+    answers.auroc_in_bands.append(np.array(areas))
+    answers.influence_in_bands.append(np.stack(moved))
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:

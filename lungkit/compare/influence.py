@@ -60,6 +60,37 @@ def _macro_f1(probabilities: np.ndarray, labels: np.ndarray, said: np.ndarray) -
     return total / probabilities.shape[1]
 
 
+def _weighted_f1(_: np.ndarray, labels: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """The mean of each class's F1 by its share of images, which the weights move as well."""
+    total = np.zeros(len(labels))
+    for k in np.unique(labels):
+        true, told = labels == k, said == k
+        count, share = true.sum() + told.sum(), true.mean()
+        f1 = 2 * (true & told).sum() / count
+        moved = (2.0 * (true & told) - f1 * (true.astype(float) + told)) / count
+        total += share * moved + f1 * (true - share) / len(labels)
+    return total
+
+
+def _grade_closeness(probabilities: np.ndarray, labels: np.ndarray,
+                     said: np.ndarray) -> np.ndarray:
+    away = np.abs(labels - said) / (probabilities.shape[1] - 1)
+    return _mean_over(1 - away, np.ones(len(labels), bool))
+
+
+def _kappa_quadratic(_: np.ndarray, labels: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """Kappa is 1 - observed / by chance, both mean squares of true - said; 0 where cut at 0."""
+    observed = (labels - said)**2.0
+    true, told = labels - labels.mean(), said - said.mean()
+    apart = labels.mean() - said.mean()
+    by_chance = true.var() + told.var() + apart**2
+    if not by_chance or observed.mean() >= by_chance:
+        return np.zeros(len(labels))
+    moved = true**2 - true.var() + told**2 - told.var() + 2 * apart * (true - told)
+    return (observed.mean() * moved / by_chance - (observed - observed.mean())) \
+        / by_chance / len(labels)
+
+
 def _auroc(probabilities: np.ndarray, labels: np.ndarray, _: np.ndarray) -> np.ndarray:
     there = np.unique(labels)
     if len(there) == 1:
@@ -116,4 +147,5 @@ def _average_precision(score: np.ndarray, positive: np.ndarray) -> tuple[float, 
 
 SCORES: dict[str, Callable] = {
     "accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "macro_f1": _macro_f1,
-    "auroc": _auroc, "auprc_weighted": _auprc_weighted}
+    "weighted_f1": _weighted_f1, "auroc": _auroc, "auprc_weighted": _auprc_weighted,
+    "kappa_quadratic": _kappa_quadratic, "grade_closeness": _grade_closeness}

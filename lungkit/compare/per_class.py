@@ -1,4 +1,4 @@
-"""One arm looked at closely: classes, calibration, worst group, failed trainings."""
+"""One arm looked at closely: classes, size bands, calibration, worst group, failed trainings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lungkit.compare import scores
-from lungkit.compare.answer import ArmAnswer, ClassScores
+from lungkit.compare.answer import ArmAnswer, BandScores, ClassScores
 from lungkit.compare.bootstrap import Mean, Trainings, crossed_mean, share_interval
 from lungkit.compare.evidence import Answers, Evidence
 from lungkit.compare.results import Results
+from lungkit.data import size_bands
 from lungkit.data.result import TUMOUR_SCORES, is_baseline
 
 # a training is outlying further from the median than both: ours. Of ten or twenty values the robust
@@ -47,6 +48,7 @@ def arm_answer(found: Results, arm: str, metric: str, values: Sequence[float],
             value for each in answers for value in each.calibration)
         said.worst_group = _worst_group(evidence, answers)
         said.classes = class_scores(evidence, answers, alpha=alpha)
+        said.bands = band_scores(evidence, answers, alpha=alpha)
         mean = _mean(evidence, evidence.trainings(arm))
         if mean:
             said.low, said.high = interval_of(mean, metric, len(evidence.groups), alpha=alpha)
@@ -103,6 +105,45 @@ def _ratio(evidence: Evidence, right: Sequence[np.ndarray], among: Sequence[np.n
     mean = _mean(evidence, trainings)
     value = float(np.mean([one.values.mean() for one in trainings]))
     return (value, *(share_interval(mean, 1 - alpha, num_groups) if mean else (None, None)))
+
+
+# ------------------------------------------------------------------ size bands
+
+def band_scores(evidence: Evidence, answers: Sequence[Answers], *,
+                alpha: float) -> list[BandScores]:
+    """Accuracy and AUROC in every size band, with intervals over groups and trainings.
+
+    Empty where the sizes of a split are not known.
+    """
+    if any(split.band is None for split in evidence.splits):
+        return []
+    there = [split.in_bands(np.ones(len(split.labels), bool)) for split in evidence.splits]
+    lines = []
+    for band, name in enumerate(size_bands.BANDS):
+        by_class = sum(each[band].sum(0) for each in there)
+        groups = len({group for split, each in zip(evidence.splits, there)
+                      for group, images in zip(split.groups, each[band].sum(1)) if images})
+        accuracy = _ratio(
+            evidence, [np.stack(each.right_in_bands)[:, band].sum(-1) for each in answers],
+            [np.tile(each[band].sum(-1), (len(of_split.trainings), 1))
+             for each, of_split in zip(there, answers)], groups, alpha)
+        lines.append(BandScores(
+            name, int(by_class.sum()), groups,
+            float(by_class.max() / by_class.sum()) if by_class.any() else None, *accuracy,
+            *_auroc_in(evidence, answers, band, alpha)))
+    return lines
+
+
+def _auroc_in(evidence: Evidence, answers: Sequence[Answers], band: int,
+              alpha: float) -> tuple[float | None, float | None, float | None]:
+    """The AUROC in a band and its interval; None where a split has one class there."""
+    trainings = [Trainings(np.stack(each.auroc_in_bands)[:, band],
+                           np.stack(each.influence_in_bands)[:, band]) for each in answers]
+    if any(np.isnan(one.values).any() for one in trainings):
+        return None, None, None
+    mean = _mean(evidence, evidence.over_groups(trainings))
+    value = float(np.mean([one.values.mean() for one in trainings]))
+    return (value, *(interval_of(mean, "auroc", 0, alpha=alpha) if mean else (None, None)))
 
 
 # ------------------------------------------------------------------ what a mean hides

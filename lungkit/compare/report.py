@@ -15,6 +15,8 @@ from lungkit.compare.answer import OUTSIDE, PRIMARY, SECOND, Comparison, PairAns
 from lungkit.compare.pairs import Pair
 from lungkit.compare.results import Results
 from lungkit.compare.tables import p_words, points
+from lungkit.data.result import SPLITS
+from lungkit.data.size_bands import column
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")  # the page's words and its style
 FAMILIES = {PRIMARY: "each synthetic arm against real", SECOND: "all other pairs",
@@ -146,9 +148,13 @@ def table_csv(lines: list[dict]) -> str:
 def tidy(row: dict) -> dict:
     """A row as one flat line, the dataset first: its numbers and words, and nothing nested.
 
-    Only what a baseline says of tumour is flattened, its names after `malignancy_`.
+    Only what a baseline says of tumour is flattened, its names after `malignancy_`, and what is
+    known by size: accuracy_6_to_8_mm_real.
     """
     told = {f"malignancy_{name}": value for name, value in (row.get("malignancy") or {}).items()}
+    told |= {f"{column(name, band['band'])}_{split}": value for split in SPLITS
+             for band in (row.get(split) or {}).get("by_size", [])
+             for name, value in band.items() if name != "band"}
     return {"dataset": row["dataset"], **{
         name: value for name, value in (row | told).items()
         if isinstance(value, (str, int, float)) and name != "schema"}}

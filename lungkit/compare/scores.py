@@ -6,10 +6,12 @@ share, or auroc_own: on the test split of the dataset itself. A CSV has one scor
 
 from __future__ import annotations
 
-from lungkit.data.result import SCORES, TUMOUR_SCORES
+from lungkit.data.result import ORDINAL_SCORES, SCORES, TUMOUR_SCORES
 from lungkit.run.faults import BadOptions, Fault
 
-WORDS = {"macro_f1": "macro F1", "auroc": "AUROC", "auprc_weighted": "weighted AUPRC",
+WORDS = {"macro_f1": "macro F1", "weighted_f1": "weighted F1", "auroc": "AUROC",
+         "auprc_weighted": "weighted AUPRC", "kappa_quadratic": "quadratic-weighted kappa",
+         "grade_closeness": "closeness of grades",
          "auprc_baseline": "AUPRC by prevalence", "sensitivity": "sensitivity for tumour",
          "specificity": "specificity for tumour", "ap50": "AP50", "dice": "Dice"}
 SPLIT_WORDS = {"real": "on real test images", "own": "on its own test images"}
@@ -46,7 +48,8 @@ def capital(words: str) -> str:
 def known(names: set[str] | None = None) -> list[str]:
     """The scores of these names on both splits, accuracies first; None: those of every task."""
     if names is None:
-        names = {name for of_task in SCORES.values() for name in of_task} | {*TUMOUR_SCORES}
+        names = {name for of_task in SCORES.values() for name in of_task} | {
+            *ORDINAL_SCORES, *TUMOUR_SCORES}
     return [f"{name}_{split}" for name in sorted(names, key=lambda name: (name != "accuracy", name))
             for split in SPLIT_WORDS]
 

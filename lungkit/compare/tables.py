@@ -11,10 +11,10 @@ from lungkit.compare import scores
 from lungkit.compare.answer import EQUIVALENT, LEVELS, PRIMARY, ArmAnswer, Comparison, Estimate
 from lungkit.compare.pairs import Pair
 from lungkit.compare.results import Results
-from lungkit.data.result import SCORES, TUMOUR_SCORES
+from lungkit.data.result import ORDINAL_SCORES, SCORES, TUMOUR_SCORES
 
 MEASURES = (*dict.fromkeys(name for of_task in SCORES.values() for name in of_task),
-            *TUMOUR_SCORES)  # in the order of the columns
+            *ORDINAL_SCORES, *TUMOUR_SCORES)  # in the order of the columns
 UNKNOWN = "–"
 
 
@@ -158,15 +158,17 @@ def arms(found: Results, said: Comparison) -> Table:
     heads = ["Arm", "n", "Mean", f"{_confidence(said.alpha)[0]}, groups and trainings",
              "SD", "SD within a replicate", "Median", own, "Largest class",
              *(scores.capital(scores.metric_words(other)) for other in others),
-             "AUPRC by prevalence", "Brier score", "Calibration error"]
+             "AUPRC by prevalence", "Mean absolute error, grades", "Brier score",
+             "Calibration error"]
     lines = [[arm.dataset, str(arm.n), percent(arm.mean), _between(arm.low, arm.high, percent),
               percent(arm.sd),
               UNKNOWN if said.num_replicates == 1 else percent(arm.training_sd),
               percent(arm.median), percent(arm.own),
               percent(largest_class(arm)),
               *(percent(arm.scores.get(f"{other}_{split}")) for other in others),
-              percent(_prevalence(found, arm, split)),
-              UNKNOWN if arm.brier is None else f"{arm.brier:.3f}",
+              percent(_mean_of(found, arm, f"auprc_baseline_{split}")),
+              _decimals(_mean_of(found, arm, f"mean_absolute_error_{split}")),
+              _decimals(arm.brier),
               percent(arm.calibration_error)] for arm in said.arms]
     known = [place for place in range(len(heads))
              if any(line[place] != UNKNOWN for line in lines)]
@@ -183,11 +185,15 @@ def largest_class(arm: ArmAnswer) -> float | None:
     return max(lines) / sum(lines)
 
 
-def _prevalence(found: Results, arm: ArmAnswer, split: str | None) -> float | None:
-    """The weighted AUPRC of guessing by prevalence, a mean over repeats."""
-    known = [row[f"auprc_baseline_{split}"] for row in found.rows
-             if row["dataset"] == arm.dataset and row.get(f"auprc_baseline_{split}") is not None]
+def _mean_of(found: Results, arm: ArmAnswer, name: str) -> float | None:
+    """The mean over an arm's repeats of a number that is no score; None where none has it."""
+    known = [row[name] for row in found.rows
+             if row["dataset"] == arm.dataset and row.get(name) is not None]
     return statistics.fmean(known) if known else None
+
+
+def _decimals(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.3f}"
 
 
 def outlying(said: Comparison) -> Table | None:
@@ -220,6 +226,19 @@ def classes(said: Comparison) -> Table | None:
     return Table("Recall and precision of every class in percent, intervals over test groups and "
                  "trainings", ["Arm", "Class", "Note", "Images", "Groups", "Recall", interval,
                                "Precision", interval], lines, named=2, words=1) if lines else None
+
+
+def sizes(said: Comparison) -> Table | None:
+    """The scores in every band of nodule size; None where sizes are not known."""
+    interval = _confidence(said.alpha)[0]
+    lines = [[arm.dataset, each.name, str(each.num_images), str(each.num_groups),
+              percent(each.largest_class), percent(each.accuracy),
+              _between(each.accuracy_low, each.accuracy_high, percent), percent(each.auroc),
+              _between(each.auroc_low, each.auroc_high, percent)]
+             for arm in said.arms for each in arm.bands]
+    return Table("By the size of the nodule, in percent, intervals over test groups and trainings",
+                 ["Arm", "Diameter", "Images", "Groups", "Largest class", "Accuracy", interval,
+                  "AUROC", interval], lines, named=2) if lines else None
 
 
 def confusions(found: Results, said: Comparison) -> list[Table]:

@@ -130,6 +130,14 @@ class Dataset:
                          "splits": sorted(splits)})
         return seen
 
+    @property
+    def is_ordinal(self) -> bool:
+        """Whether the classes are grades: <target>_<value> of an ordinal target, in its order."""
+        named = [[f"{name}_{value}" for value in target["values"]]
+                 for name, target in self.targets.items() if target["kind"] == "ordinal"]
+        return any(self.classes == [grade for grade in grades if grade in self.classes]
+                   for grades in named)
+
     @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
         return count(self.rows, self.classes)

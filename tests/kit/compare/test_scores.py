@@ -13,6 +13,9 @@ from lungkit.run.faults import Fault
     ("accuracy_own", "accuracy on its own test images"), ("accuracy", "accuracy"),
     ("balanced_accuracy_real", "balanced accuracy on real test images"),
     ("auroc_own", "AUROC on its own test images"), ("macro_f1", "macro F1"),
+    ("weighted_f1_real", "weighted F1 on real test images"),
+    ("kappa_quadratic_real", "quadratic-weighted kappa on real test images"),
+    ("grade_closeness", "closeness of grades"),
     ("ap50_real", "AP50 on real test images"), ("dice_real", "Dice on real test images")])
 def test_a_metric_in_words(metric, words):
     assert scores.metric_words(metric) == words

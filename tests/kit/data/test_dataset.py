@@ -8,11 +8,12 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lungkit.data.dataset import Row, check_same_task, fingerprint, open_dataset, parent_of
+from lungkit.data.dataset import Dataset, Row, check_same_task, fingerprint, open_dataset, parent_of
 from lungkit.data.png import decode_png, encode_png
 from lungkit.data.writer import DatasetWriter
 from lungkit.run.faults import BadOptions, Fault
@@ -545,3 +546,21 @@ def test_an_item_given_as_a_png_is_kept_as_it_is(tmp_path):
         writer.add("train", "a", 0, content)
         assert (writer.work_dir / "train/a/000000.png").read_bytes() == content
         assert writer.records["train/a/000000.png"]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+GRADES = {"kind": "ordinal", "values": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(("classes", "targets", "wanted"), [
+    (["grade_1", "grade_2", "grade_3"], {"grade": GRADES}, True),
+    (["grade_1", "grade_3"], {"grade": GRADES, "diameter_mm": {"kind": "number", "values": []}},
+     True),  # one that no image has
+    (["grade_2", "grade_1"], {"grade": GRADES}, False),
+    (["benign", "malignant"], {"grade": GRADES}, False),
+    (["grade_1", "grade_2", "other"], {"grade": GRADES}, False),
+    (["grade_1", "grade_2"], {"grade": {"kind": "class", "values": [1, 2]}}, False),
+    (["grade_1", "grade_2"], {}, False)])
+def test_classes_are_grades_where_an_ordinal_target_names_them_in_its_order(classes, targets,
+                                                                            wanted):
+    found = SimpleNamespace(classes=classes, targets=targets)
+    assert Dataset.is_ordinal.fget(found) is wanted

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
-from lungkit.data import metrics
+from lungkit.data import metrics, size_bands
 from lungkit.data.dataset import Row
-from lungkit.data.result import SCORES
+from lungkit.data.result import ORDINAL_SCORES, SCORES
 
 CLASSES = ["a", "b", "c"]
 
@@ -29,6 +29,7 @@ def test_metrics_by_hand():
     assert found["num_images"] == 6 and found["accuracy"] == pytest.approx(4 / 6)
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
     assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
+    assert found["weighted_f1"] == pytest.approx((3 * 4 / 5 + 2 * 2 / 4 + 2 / 3) / 6)
     # class 0: 8 of 9 pairs right; class 1: 4.5 of 8 (a tie at .1); class 2: 5 of 5
     assert found["auroc"] == pytest.approx((8 / 9 + 4.5 / 8 + 1) / 3)
     # class 0: hits at ranks 1, 2, 4; class 1: at rank 1, then both ties at .1 close at rank 6
@@ -72,11 +73,12 @@ def test_auroc_is_the_share_of_pairs_in_order(scores, wanted):
 def by_hand(probabilities, labels, num_classes) -> dict:
     """The definitions, slowly: ties of two images of one class against the rest count half."""
     said = [int(np.argmax(each)) for each in probabilities]
-    found = {"recall": [], "f1": [], "auroc": [], "precision": [], "share": []}
+    found = {"recall": [], "f1": [], "auroc": [], "precision": [], "share": [], "weight": []}
     for k in range(num_classes):
         true, told = labels == k, np.array(said) == k
         both = 2 * (true & told).sum()
         found["f1"].append(both / max(1, true.sum() + told.sum()))
+        found["weight"].append(true.mean())
         if not true.any():
             continue
         found["recall"].append((true & told).sum() / true.sum())
@@ -87,7 +89,8 @@ def by_hand(probabilities, labels, num_classes) -> dict:
         found["precision"].append(np.mean(hits))
         found["share"].append(true.mean())
     return {"accuracy": np.mean(labels == said), "balanced_accuracy": np.mean(found["recall"]),
-            "macro_f1": np.mean(found["f1"]), "auroc": np.mean(found["auroc"]),
+            "macro_f1": np.mean(found["f1"]),
+            "weighted_f1": np.dot(found["weight"], found["f1"]), "auroc": np.mean(found["auroc"]),
             "auprc_weighted": np.dot(found["share"], found["precision"])}
 
 
@@ -105,6 +108,86 @@ def test_scores_are_their_definitions_to_the_last_digits_and_nothing_is_warned_o
     wanted = by_hand(probabilities.astype(np.float32), labels, num_classes)
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-12, rel=0)
 
+
+# ------------------------------------------------------------------ grades
+
+def test_grades_are_scored_by_how_far_they_are_off():
+    # true 0 1 2 3 4; said 0 1 2 3 0: one off by four of four
+    scores, about = metrics.ordinal_metrics(np.arange(5), np.array([0, 1, 2, 3, 0]), 5)
+    assert tuple(scores) == ORDINAL_SCORES
+    assert about["mean_absolute_error"] == pytest.approx(4 / 5)
+    assert scores["grade_closeness"] == pytest.approx(1 - 4 / 5 / 4)
+    # observed 16 / 5; by chance the mean of (i - k)^2 with k of 0, 0, 1, 2, 3: 30/5, 14/5, ...
+    by_chance = np.mean([(i - k)**2 for i in range(5) for k in (0, 0, 1, 2, 3)])
+    assert scores["kappa_quadratic"] == about["kappa_uncut"] == pytest.approx(
+        1 - 16 / 5 / by_chance)
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_kappa_and_error_are_those_of_scikit_learn(case):
+    from sklearn.metrics import cohen_kappa_score, mean_absolute_error
+
+    rng = np.random.default_rng(case)
+    labels = rng.integers(0, 5 - (case % 3 == 0), 30)  # of one grade nobody
+    said = np.clip(labels + rng.integers(-2, 3, 30), 0, 4)
+    scores, about = metrics.ordinal_metrics(labels, said, 5)
+    assert about["kappa_uncut"] == pytest.approx(
+        cohen_kappa_score(labels, said, weights="quadratic", labels=range(5)), abs=1e-12)
+    assert about["mean_absolute_error"] == pytest.approx(mean_absolute_error(labels, said))
+    assert all(type(value) is float and 0 <= value <= 1 for value in scores.values())
+
+
+def test_worse_than_chance_is_no_less_than_chance_and_one_grade_agrees_with_nothing():
+    scores, about = metrics.ordinal_metrics(np.arange(5), np.arange(5)[::-1], 5)
+    assert about["kappa_uncut"] == pytest.approx(-1) and scores["kappa_quadratic"] == 0
+    scores, about = metrics.ordinal_metrics(np.full(4, 2), np.full(4, 2), 5)
+    assert about["kappa_uncut"] == 0 and scores == {"kappa_quadratic": 0, "grade_closeness": 1}
+    scores, about = metrics.ordinal_metrics(np.arange(5), np.full(5, 1), 5)
+    assert about["kappa_uncut"] == pytest.approx(0)  # the same grade of all images: chance
+
+
+# ------------------------------------------------------------------ sizes
+
+@pytest.mark.parametrize(("diameter", "band"), [
+    (0.1, 0), (5.999, 0), (6, 1), (7.999, 1), (8, 2), (14.999, 2), (15, 3), (60, 3), (np.nan, -1)])
+def test_a_band_holds_its_lower_edge(diameter, band):
+    assert size_bands.band_of(np.array([diameter], np.float32)).tolist() == [band]
+
+
+def test_what_a_band_scores_is_of_its_images_alone():
+    diameters = np.array([4, 5, 5.5, 6, 7, 7, 7.9, 20, np.nan], np.float32)
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 1, 0])
+    malignant = np.array([.1, .2, .9, .1, .6, .4, .8, .3, .9])
+    found = metrics.by_size(np.stack([1 - malignant, malignant], 1), labels, diameters)
+    assert found == [
+        {"band": "below 6 mm", "num_images": 3, "accuracy": 2 / 3, "largest_class": 1,
+         "auroc": None},
+        {"band": "6 to 8 mm", "num_images": 4, "accuracy": 2 / 4, "largest_class": 1 / 2,
+         "auroc": 3 / 4},
+        {"band": "8 to 15 mm", "num_images": 0, "accuracy": None, "largest_class": None,
+         "auroc": None},
+        {"band": "from 15 mm", "num_images": 1, "accuracy": 0, "largest_class": 1, "auroc": None}]
+
+
+def test_a_record_of_nodules_says_its_scores_by_size_and_of_grades_their_distance():
+    rows = [Row(f"test/a/{k}.png", "a", "test", extra={"diameter_mm": mm} if mm else {})
+            for k, mm in enumerate(("7.25", "", None))]
+    tested = (np.eye(3)[[0, 1, 1]], np.arange(3), rows)
+    plain = (np.eye(3)[[0, 1, 1]], np.arange(3), [rows[2]] * 3)
+    record, arrays = metrics.score_classes({"own": plain, "real": tested}, CLASSES, ordinal=True)
+    assert set(record["real"]) - set(record["own"]) == {"by_size"}
+    assert [each["num_images"] for each in record["real"]["by_size"]] == [0, 1, 0, 0]
+    np.testing.assert_array_equal(arrays["real_diameter_mm"],
+                                  np.array([7.25, np.nan, np.nan], np.float32))
+    assert "own_diameter_mm" not in arrays
+    for split in ("own", "real"):
+        assert set(record["scores"][split]) == {*SCORES["classify"], *ORDINAL_SCORES}
+        assert record[split]["mean_absolute_error"] == pytest.approx(1 / 3)
+    unordered, _ = metrics.score_classes({"own": plain, "real": plain}, CLASSES)
+    assert set(unordered["scores"]["real"]) == set(SCORES["classify"])
+
+
+# ------------------------------------------------------------------ records
 
 def test_a_record_gets_scores_and_its_npz_the_group_of_every_test_image():
     rows = [Row(f"test/a/{k}.png", CLASSES[k], "test", group=group)
