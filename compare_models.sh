@@ -28,8 +28,9 @@ METRIC=${METRIC:-}			# score to compare: auroc, macro_f1, ... (as planned; accur
 MARGIN=${MARGIN:-}			# difference of no account, 0.02 is two points (as planned; 0.02)
 FORCE=${FORCE:-}			# 1: also by a plan that cannot reach an answer
 SEED=${SEED:-0}				# repeat i of replicate r has seed SEED + 1000 r + i
-BASELINE=${BASELINE-nuclei}		# classical baseline on the nuclei's features, from RUN/datasets/voronoi;
-					# BASELINE= for none
+BASELINE=${BASELINE-all}		# classical baselines: nuclei, on the nuclei's features of
+					# RUN/datasets/voronoi; of CT size, the ruler, and nodule, with texture (all
+					# that the data have); BASELINE= for none
 WORKERS=${WORKERS:-}			# trainings at a time (one per Slurm task, GPU or core)
 CNN_OPTIONS=${CNN_OPTIONS:-}		# more options of cnn_classify.py, e.g. "--steps 500"
 TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--alpha 0.01"
@@ -72,7 +73,6 @@ check_replicates CNN_OPTIONS
 [[ -z $WORKERS ]] || check_positive WORKERS "$WORKERS"
 check_positive MAX_RESTARTS "$MAX_RESTARTS"
 [[ $SEED =~ ^[0-9]+$ ]] || bad_option "SEED is '$SEED': expected a whole number"
-[[ -z $BASELINE || $BASELINE == nuclei ]] || bad_option "BASELINE is '$BASELINE': expected nuclei, or nothing"
 log_dir=$run_dir/logs
 verdict=$log_dir/verdict.$job_id.txt	# another job may compare at the same time
 cd "$project"
@@ -88,10 +88,41 @@ for ((k = 0; k < ${#test_options[@]}; k++)); do
 done
 plan=$run_dir/comparison/plan.json
 first=$(place "${here[0]}")/datasets	# whose names all others must have
-baseline=()	# one more row, where its features are at hand
+baseline=()	# further rows, where their features are at hand
 names=(real)
 
 # ---------------------------------------------------------------- what is started
+
+says() { grep -qsE "$1" "$first/real/dataset.json"; }	# says PATTERN: whether real's manifest does
+
+choose_baselines() {	# sets wanted: the classical baselines asked for
+	local known=(nuclei) among name
+	if [[ $(kept modality) == ct ]] || says '"modality": *"ct"'; then
+		known=(size nodule)
+	fi
+	among="expected ${known[*]}, all, or nothing"
+	# what has a size is a nodule: where that is the class, size would be the answer itself
+	if [[ $(kept task) == *-presence ]] || says '"labels": *"presence"'; then
+		known=() among='of nodule or none there is no baseline'
+	fi
+	[[ $BASELINE != all ]] || BASELINE=${known[*]}
+	read -ra wanted <<<"$BASELINE"
+	for name in "${wanted[@]}"; do
+		[[ " ${known[*]} " == *" $name "* ]] || bad_option "BASELINE is '$BASELINE': $among"
+	done
+}
+
+find_baselines() {	# sets baseline: of those wanted, each whose features are, or will be, of this run
+	local name
+	baseline=()
+	for name in "${wanted[@]}"; do
+		if [[ $name == nuclei ]]; then	# voronoi_seg.py measures them
+			[[ " ${names[*]} " == *' voronoi '* ]] || continue
+			[[ -n $dry_run || -f $first/voronoi/image_features.csv ]] || continue
+		fi
+		baseline+=("$name")
+	done
+}
 
 find_datasets() {	# sets names: the datasets there are, of DATASETS where it is set
 	local manifest name
@@ -103,7 +134,7 @@ find_datasets() {	# sets names: the datasets there are, of DATASETS where it is 
 }
 
 stage_command() {	# sets what run_stages starts
-	local stage replicate root seed name
+	local stage replicate root seed name features=real
 	read_name "$1"
 	name=${stage#* }
 	case $stage in
@@ -114,8 +145,11 @@ stage_command() {	# sets what run_stages starts
 			command=(python cnn_classify.py --data "${names[@]/#/$root/datasets/}" --real "$root/datasets/real"
 				--results "$run_dir/results" --repeats "$repeats" --replicate "$replicate" --preset "$PRESET"
 				--seed "$seed" ${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
-		nuclei) command=(python nuclei_classify.py --features "$root/datasets/voronoi" --real "$root/datasets/real"
-				--results "$run_dir/results" --repeats "$repeats" --replicate "$replicate" --seed "$seed") ;;
+		nuclei | size | nodule)
+			[[ $stage != nuclei ]] || features=voronoi
+			command=(python nuclei_classify.py --baseline "$stage" --features "$root/datasets/$features"
+				--real "$root/datasets/real" --results "$run_dir/results" --repeats "$repeats"
+				--replicate "$replicate" --seed "$seed") ;;
 		plan) command=(python -m lungkit.compare.plan --results "$run_dir/results" --real "$root/datasets/real"
 				--output "$plan" --arms "${names[@]}" ${baseline[0]:+--baselines "${baseline[@]}"}
 				--repeats "$repeats" --replicates "$REPLICATES"
@@ -137,7 +171,6 @@ stage_command() {	# sets what run_stages starts
 check_stages() {	# check_stages NAME...
 	local name status said
 	for name in "$@"; do
-		[[ $name != 'check nuclei' || -n $BASELINE ]] || continue
 		[[ $name != 'check plan' || ${#names[@]} -gt 1 ]] || continue
 		stage_command "$name"
 		status=0
@@ -150,14 +183,17 @@ check_stages() {	# check_stages NAME...
 	done
 }
 
+choose_baselines
 if [[ -n $dry_run ]]; then
 	# shellcheck source=setup_env.sh
 	[[ -n ${LUNGKIT_JOB:-} ]] || source ./setup_env.sh
 	find_datasets	# one that was renamed or altered is told now, not after the arms' trainings
 	((${#names[@]} > 0)) || names=(real)
-	check_stages "$(named 'check cnn' "${here[0]}")" "$(named 'check nuclei' "${here[0]}")" 'check test'
+	checks=("$(named 'check cnn' "${here[0]}")")
+	for name in "${wanted[@]}"; do checks+=("$(named "check $name" "${here[0]}")"); done
+	check_stages "${checks[@]}" 'check test'
 	read -ra names <<<"${DATASETS:-real ${LUNGKIT_ARMS:-} ${names[*]}}"	# also those to be made
-	[[ -z $BASELINE || " ${names[*]} " != *' voronoi '* ]] || baseline=(nuclei)
+	find_baselines
 	check_stages "$(named 'check plan' "${here[0]}")"
 	exit 0
 fi
@@ -177,10 +213,10 @@ for r in "${here[@]}"; do
 done
 ((${#names[@]} > 1)) || { fault "$first holds one dataset only (${names[*]}): a comparison needs two or more"; exit 1; }
 
-if [[ -n $BASELINE && " ${names[*]} " == *' voronoi '* && -f $first/voronoi/image_features.csv ]]; then
-	baseline=(nuclei)
-	[[ " ${names[*]} " != *' nuclei '* ]] || bad_option "$first/nuclei has the name of the baseline, where its results lie: make that dataset under another name, or set BASELINE="
-fi
+find_baselines
+for name in "${baseline[@]}"; do
+	[[ " ${names[*]} " != *" $name "* ]] || bad_option "$first/$name has the name of the baseline, where its results lie: make that dataset under another name, or set BASELINE="
+done
 
 begin_job
 [[ -n ${LUNGKIT_JOB:-} ]] || set_up

@@ -1,13 +1,18 @@
 #!/usr/bin/env python
-"""Predict the class from the nuclei alone: a classical baseline, one more row of the comparison.
+"""Predict the class from what was measured alone: classical baselines, rows of the comparison.
 
-Reads   FEATURES, the dataset made by voronoi_seg.py with its image_features.csv (number, density,
-        size, shape, stain and spacing of an image's nuclei), and REAL, which it was made from.
-Writes  RESULTS/nuclei/replicate_000/repeat_0000.json   the record that cnn_classify.py writes,
-                                                        of kind "baseline"
-        RESULTS/nuclei/replicate_000/repeat_0000.npz    probabilities of every test image
+Reads   REAL, the real dataset, and FEATURES. Of tissue that is the dataset made by voronoi_seg.py
+        with its image_features.csv (number, density, size, shape, stain and spacing of an image's
+        nuclei). Of CT it is REAL itself: nodule sizes of its metadata.csv, its images and masks.
+Writes  RESULTS/<baseline>/replicate_000/repeat_0000.json   the record that cnn_classify.py writes,
+                                                            of kind "baseline"
+        RESULTS/<baseline>/replicate_000/repeat_0000.npz    probabilities of every test image
 Prints  mean, standard deviation and number of the accuracies; with --benign, how well tumour is
         told from benign.
+
+Baselines: nuclei, of tissue; size, of CT, the logarithms of the nodule's diameter and area, the
+ruler that every CNN has to beat; and nodule, these with its attenuation, texture and outline. An
+image without a nodule has no size, and where a class is of such images CT has no baseline.
 
 Logistic regression (regularised) and random forests (Breiman, Mach Learn 45, 2001) compete: the
 one with the best accuracy in cross-validation by group within REAL's train split is fitted to that
@@ -34,6 +39,7 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.audit import leaks
+from lungkit.ct import features as ct
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.repeats import (
@@ -44,13 +50,14 @@ from lungkit.data.repeats import (
     report as report_repeats,
 )
 from lungkit.data.result import BASELINE
-from lungkit.nuclei.features import IMAGE_COLUMNS, IMAGES_FILE, read_image_features
+from lungkit.nuclei.features import IMAGES_FILE, read_image_features
 from lungkit.run import cli, seeds
 from lungkit.run.faults import BadOptions, Fault, check_stop
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
 
-NAME, MODEL = "nuclei", "nuclear features"
+NUCLEI = "nuclei"
+MODELS = {NUCLEI: "nuclear features", "size": "nodule size", "nodule": "nodule size and texture"}
 RECIPE = 1   # raise it when what follows changes: results of two recipes must not be mixed
 FOLDS = 5    # usual; fewer where a class has fewer groups
 MOST_DRAWS = 1000  # ours: draws with two groups of every class are rarer only where none is
@@ -145,11 +152,12 @@ def choose(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, times: np
 class Bench:
     """The features of all splits, and what all repeats share."""
 
-    def __init__(self, data: Dataset, real: Dataset, benign: str | None) -> None:
+    def __init__(self, data: Dataset, real: Dataset, baseline: str, benign: str | None) -> None:
         self.data, self.real, self.benign = data, real, benign
         self.checked: dict | None = None  # what leaks.require says of real, the features' origin
         self.warnings = list(dict.fromkeys([*data.warnings, *real.warnings]))
-        table = read_image_features(data.path, data.manifest)
+        table = read_image_features(data.path, data.manifest) if baseline == NUCLEI else \
+            ct.read_features(data, baseline)
         self.rows = {split: data.select(split) for split in ("train", "val", "test")}
         if [(row.file_name, row.label) for row in self.rows["test"]] != \
                 [(row.file_name, row.label) for row in real.select("test")]:
@@ -174,7 +182,7 @@ class Bench:
     def run_repeat(self, identity: dict, directory: Path) -> None:
         """Draw, choose, fit, test and record the repeat that `identity` describes."""
         start = time.monotonic()
-        rng = seeds.repeat_draws(NAME, identity["seed"], identity["replicate"])
+        rng = seeds.repeat_draws(identity["dataset"], identity["seed"], identity["replicate"])
         values, labels = self.values["train"], self.labels["train"]
         times = draw_groups(self.groups, labels, rng)
         seed = int(rng.integers(2**31))
@@ -237,17 +245,19 @@ def versions() -> dict[str, str]:
 # ------------------------------------------------------------------ the stage
 
 def run(*, features: Path, real: Path, results: Path, repeats: range, replicate: int,
-        benign: str | None, seed: int, overwrite: bool, dry_run: bool) -> None:
-    manifest = read_manifest(real)
+        baseline: str | None, benign: str | None, seed: int, overwrite: bool,
+        dry_run: bool) -> None:
+    manifest, data = read_manifest(real), read_manifest(features)
+    baseline = choose_baseline(baseline, data["modality"])
     benign = benign_class(benign, manifest)
-    identities = identify(features, read_manifest(features), manifest, repeats,
+    identities = identify(features, data, manifest, repeats, baseline=baseline,
                           replicate=replicate, seed=seed, benign=benign)
     asked = open_repeats(results, identities, kind=BASELINE, overwrite=overwrite)
     if asked.are_complete:
         return report(asked, "already complete")
-    bench = Bench(*open_both(features, real, results), benign)
+    bench = Bench(*open_both(features, real, results), baseline, benign)
     bench.checked, = leaks.require([(bench.real, bench.real)], results, dry_run=dry_run)
-    say(f"{NAME}: {len(IMAGE_COLUMNS)} features of {len(bench.groups)} images in "
+    say(f"{baseline}: {bench.values['train'].shape[1]} features of {len(bench.groups)} images in "
         f"{len(set(bench.groups))} groups, {len(CANDIDATES)} candidates")
     asked.say_plan()
     if dry_run:
@@ -256,21 +266,38 @@ def run(*, features: Path, real: Path, results: Path, repeats: range, replicate:
     return report(asked, "complete")
 
 
-def identify(path: Path, data: dict, real: dict, repeats: range, *, replicate: int, seed: int,
-             benign: str | None) -> list[dict]:
+def choose_baseline(asked: str | None, modality: str | None) -> str:
+    """The baseline asked for, or the first that images of the modality have."""
+    known = tuple(ct.COLUMNS) if modality == "ct" else (NUCLEI,)
+    if asked not in (None, *known):
+        raise BadOptions(f"--baseline {asked}: of images of modality {modality or 'unknown'} there "
+                         f"is {' or '.join(known)}")
+    return asked or known[0]
+
+
+def identify(path: Path, data: dict, real: dict, repeats: range, *, baseline: str, replicate: int,
+             seed: int, benign: str | None) -> list[dict]:
     """What decides each repeat asked for; data and real are manifests."""
-    table = data.get("features", {}).get(IMAGES_FILE)
-    if table is None:
-        raise Fault(f"{path} holds no {IMAGES_FILE}: --features takes a dataset made by "
-                    "voronoi_seg.py (--overwrite there, if it is of an older version)")
+    settings = {"recipe": RECIPE, "folds": FOLDS, "trees": TREES, "benign": benign,
+                "image_size": data["image_size"]}
+    if baseline == NUCLEI:
+        measured = data.get("features", {}).get(IMAGES_FILE, {}).get("sha256")
+        if measured is None:
+            raise Fault(f"{path} holds no {IMAGES_FILE}: --features takes a dataset made by "
+                        "voronoi_seg.py (--overwrite there, if it is of an older version)")
+    else:
+        if data["fingerprint"] != real["fingerprint"]:
+            raise Fault(f"{path} is not the real dataset: of CT sizes and texture are those of "
+                        "real itself, give --features the folder that --real has")
+        measured = ct.table_sha256(path)
+        settings["features_recipe"] = ct.RECIPE
     if benign is not None and benign not in real["classes"]:
         raise BadOptions(f"--benign {benign} is not a class: there are "
                          f"{', '.join(real['classes'])}")
-    settings = {"recipe": RECIPE, "folds": FOLDS, "trees": TREES, "benign": benign,
-                "image_size": data["image_size"]}
-    return [{"dataset": NAME, "dataset_fingerprint": table["sha256"],
+    return [{"dataset": baseline, "dataset_fingerprint": measured,
              "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
-             "seed": seed + repeat, "model": MODEL, "settings": settings} for repeat in repeats]
+             "seed": seed + repeat, "model": MODELS[baseline], "settings": settings}
+            for repeat in repeats]
 
 
 def benign_class(asked: str | None, real: dict) -> str | None:
@@ -298,8 +325,11 @@ def build_parser():
     parser = cli.stage_parser("nuclei_classify.py", __doc__)
     group = parser.add_argument_group("Main")
     group.add_argument("--features", type=cli.directory, required=True, metavar="DIR",
-                       help="the dataset made by voronoi_seg.py")
+                       help="the dataset made by voronoi_seg.py; of CT, the real one")
     add_options(group)
+    group.add_argument("--baseline", choices=list(MODELS),
+                       help="what is measured, and the name of the results (default: nuclei; of "
+                            "CT size)")
     group.add_argument("--benign", metavar="CLASS",
                        help="the class without tumour, to say how well tumour is told from it "
                             "(default: as tumor_seg.py --benign said, if it named one)")

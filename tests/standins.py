@@ -40,15 +40,14 @@ esac
 # in it: what the trainings leave, empty records
 RECORDS = r"""
 if [[ $name == cnn_classify.py || $name == nuclei_classify.py ]]; then
-	arms=nuclei key=''
+	arms='' key=''
 	for word in "$@"; do
 		[[ $word != --* ]] || { key=$word; continue; }
 		case $key in
-			--data) arms+=" ${word##*/}" ;; --results) results=$word ;;
+			--data) arms+=" ${word##*/}" ;; --baseline) arms=$word ;; --results) results=$word ;;
 			--repeats) repeats=$word ;; --replicate) replicate=$word ;;
 		esac
 	done
-	[[ $name == nuclei* ]] || arms=${arms#nuclei}
 	for arm in $arms; do
 		for ((k = 0; k < repeats; k++)); do
 			printf -v place 'replicate_%03d/repeat_%04d.json' "$replicate" "$k"

@@ -59,7 +59,8 @@ PIPELINE = {
     "MAX_RESTARTS": ("7", []),
     **{f"{stage.upper()}_OPTIONS": (f"--of-{stage} x", [(stage, f"--of-{stage}", "x")])
        for stage in ("tumor", *ARMS, "cnn", "test")},
-    "BASELINE": ("nuclei", [("nuclei", "--features", "{cwd}/elsewhere/datasets/voronoi")]),
+    "BASELINE": ("nuclei", [("nuclei", "--features", "{cwd}/elsewhere/datasets/voronoi"),
+                            ("nuclei", "--baseline", "nuclei")]),
     **{name: (value, [("setup_env", name, value)]) for name, value in ENVIRONMENT.items()},
 }
 # held by tests of their own
@@ -223,7 +224,7 @@ def test_ct_is_another_maker_of_real_and_has_arms_of_its_own(project):
          "demo", "2"]
     assert {call.stage for call in project.calls(dry=False)} >= {"diffusion", "layout", "cnn"}
     assert {call.option("--render") for call in project.calls("layout")} == {"labels"}
-    for stage in ("tumor", "phantom", "voronoi", "nuclei", "context"):
+    for stage in ("tumor", "phantom", "voronoi", "context"):
         assert not project.calls(stage), stage
     kept = project.run_dir / "decided"
     assert [(kept / name).read_text() for name in ("modality", "task")] == ["ct\n", "slice-grade\n"]

@@ -253,7 +253,7 @@ def tiny_bench(monkeypatch):
         monkeypatch.setattr(nuclei_classify, "read_image_features", lambda *_: table)
         return nuclei_classify.Bench(dataset("voronoi", rows, ["of the features", "of both"]),
                                      dataset("real", real_rows or rows, ["of both", "of real"]),
-                                     benign)
+                                     "nuclei", benign)
     return make
 
 
@@ -378,8 +378,8 @@ def test_what_decides_a_repeat():
     data = {"fingerprint": "images", "features": {IMAGES_FILE: {"sha256": "table"}},
             "image_size": 64, "classes": CLASSES}
     real = {"fingerprint": "real", "classes": CLASSES}
-    found = nuclei_classify.identify(Path("x"), data, real, range(2, 4), replicate=5, seed=10,
-                                     benign="a")
+    found = nuclei_classify.identify(Path("x"), data, real, range(2, 4), baseline="nuclei",
+                                     replicate=5, seed=10, benign="a")
     assert [(each["repeat"], each["seed"]) for each in found] == [(2, 12), (3, 13)]
     for each in found:
         assert (each["dataset_fingerprint"], each["real_fingerprint"]) == ("table", "real")
