@@ -37,7 +37,13 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from lungkit.audit.candidates import CANDIDATES, propose, propose_between
-from lungkit.audit.registration import FLAT, LEAST_INLIERS, Registration, register_pair
+from lungkit.audit.registration import (
+    FLAT,
+    LEAST_AGREEMENT,
+    LEAST_INLIERS,
+    Registration,
+    register_pair,
+)
 from lungkit.audit.signature import Signature
 from lungkit.audit.survey import Original
 from lungkit.run import faults
@@ -80,17 +86,19 @@ def find_pairs(signatures: list[Signature], mapped: Callable = in_this_process, 
 
 
 def copies_among(asked: list[Signature], others: list[Signature],
-                 mapped: Callable = in_this_process) -> dict[int, int]:
+                 mapped: Callable = in_this_process, *,
+                 least_agreement: float = LEAST_AGREEMENT) -> dict[int, int]:
     """The image of `others` that each image asked about is a copy of, where one was found.
 
     Only the candidates that share most features are registered: it is no grouping, one is enough.
+    least_agreement: a higher one than LEAST_AGREEMENT, for images that are alike by nature.
     """
     pairs = [(i, j) for i, j in propose_between(asked, others, most=REGISTERED)]
     found: dict[int, int] = {}
     for (i, j), result in zip(pairs, mapped(
             register_pair, ((asked[i], others[j]) for i, j in pairs), chunk=64), strict=True):
         faults.check_stop()
-        if result.are_copies:
+        if result.are_copies and result.agreement >= least_agreement:
             found.setdefault(i, j)
     for i, j in plain_copies([*asked, *others]):
         if i < len(asked) <= j:

@@ -7,7 +7,8 @@ image of real
 - by the hash of its file;
 - by its pixels, in any of the eight orientations of a square;
 - as a copy: turned, cropped, shifted, re-encoded or re-stained, found by the search that keeps
-  copies in one split when real is made (lungkit.audit.copies).
+  copies in one split when real is made (lungkit.audit.copies). Two chests are alike enough to
+  register: of CT a copy has to agree by CT_AGREEMENT.
 
 One is too many: the accuracy on real's test split would be a memory in part. An image of one
 colour is nobody's copy, for it equals every other one. Rates, false alarms and seconds:
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.audit.copies import copies_among
+from lungkit.audit.registration import LEAST_AGREEMENT
 from lungkit.audit.signature import describe
 from lungkit.data.dataset import Dataset, Row
 from lungkit.data.orientations import orient
@@ -37,6 +39,9 @@ from lungkit.run.progress import say
 
 SCHEMA = "lungkit.leaks/1"
 RECIPE = 1    # raise it when other pairs are found: outcomes of another one are not believed
+# ours, on 666 LIDC crops of 367 patients at 64 px: two strangers of one rib and lung had 0.86 (the
+# next 0.66); of 60 turned, cropped, shifted or re-encoded ones 95 % had 0.97 or more
+CT_AGREEMENT = 0.95
 TRAINING = ("train", "val")
 FILE, PIXELS, COPY = "the same file", "the same pixels", "a copy"
 FOLDER = ".leaks"
@@ -73,9 +78,15 @@ def find_leaks(data: Dataset, real: Dataset) -> dict[str, tuple[str, str]]:
             asked[row.file_name] = describe(image)
         check_stop()
     names = list(asked)
-    for i, j in copies_among(list(asked.values()), signatures).items():
+    for i, j in copies_among(list(asked.values()), signatures,
+                             least_agreement=agreement_of(real)).items():
         found[names[i]] = trained[j].file_name, COPY
     return dict(sorted(found.items()))
+
+
+def agreement_of(real: Dataset) -> float:
+    """How well a copy of a test image of real agrees with it, at least."""
+    return CT_AGREEMENT if real.modality == "ct" else LEAST_AGREEMENT
 
 
 def is_blank(image: np.ndarray) -> bool:
@@ -149,7 +160,7 @@ def outcome(data: Dataset, real: Dataset) -> dict:
     return {"schema": SCHEMA, "recipe": RECIPE, "passed": not found,
             "dataset": data.name, "dataset_fingerprint": data.fingerprint,
             "real_fingerprint": real.fingerprint, "num_training_images": len(trained),
-            "num_test_images": len(test), "images": found,
+            "num_test_images": len(test), "least_agreement": agreement_of(real), "images": found,
             "found": {how: kinds[how] for how in (FILE, PIXELS, COPY)}}
 
 
@@ -174,9 +185,10 @@ def outcome_path(data: Dataset, real: Dataset, results: Path) -> Path:
 def read_outcome(path: Path, data: Dataset, real: Dataset) -> dict | None:
     """The outcome of this search of these datasets, None where there is none to be believed."""
     wanted = {"schema": SCHEMA, "recipe": RECIPE, "dataset_fingerprint": data.fingerprint,
-              "real_fingerprint": real.fingerprint}
+              "real_fingerprint": real.fingerprint, "least_agreement": agreement_of(real)}
     with contextlib.suppress(Fault):
         there = read_json(path)
+        there.setdefault("least_agreement", LEAST_AGREEMENT)  # of before CT had another
         if wanted.items() <= there.items() and isinstance(there.get("images"), dict):
             return there
     return None

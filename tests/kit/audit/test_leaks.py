@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lungkit.audit import leaks
+from lungkit.audit import copies, leaks, registration
 from lungkit.data.dataset import open_dataset, parent_of
 from lungkit.data.writer import DatasetWriter
 from lungkit.phantom.paint import CLASSES, draw_tile
@@ -131,6 +131,30 @@ def test_a_grey_copy_of_a_colour_image_is_found(real, tmp_path):
     found = leaks.find_leaks(
         arm(tmp_path / "arm", grey[:2], real, val=grey[1:2], test=grey[2:]), real)
     assert found == {"test/a/000001.png": ("train/a/000000.png", leaks.COPY)}
+
+
+@pytest.mark.parametrize(("modality", "agreement", "is_copy"), [
+    ("he", 0.86, True), ("ct", 0.86, False), ("ct", 0.96, True)])
+def test_chests_of_two_patients_are_alike_and_no_copies(tmp_path, monkeypatch, modality, agreement,
+                                                       is_copy):
+    """0.86 of one rib beside one lung in LIDC; 0.7 is enough in tissue."""
+    real = open_dataset(write(tmp_path / "real", {
+        "train": [tile(0)], "val": [tile(1)], "test": [turned(tile(0), 10)]}))
+    real.modality = modality
+    alike = registration.Registration(8, agreement, 0.94)
+    monkeypatch.setattr(copies, "register_pair", lambda _: alike)
+    assert bool(leaks.find_leaks(real, real)) == is_copy
+
+
+def test_an_outcome_of_ct_by_tissues_measure_is_not_believed(real, pair, tmp_path, monkeypatch):
+    made = leaks.outcome(pair[1], real)
+    path = leaks.outcome_path(pair[1], real, tmp_path)
+    path.parent.mkdir()
+    old = {name: value for name, value in made.items() if name != "least_agreement"}
+    path.write_text(json.dumps(old))
+    assert leaks.read_outcome(path, pair[1], real)["passed"] is False
+    monkeypatch.setattr(real, "modality", "ct")
+    assert leaks.read_outcome(path, pair[1], real) is None
 
 
 # ------------------------------------------------------------------ once for all, and what follows
