@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -118,6 +119,34 @@ def test_a_variable_reaches_every_stage_it_concerns(script, name, request):
         pattern = re.escape(value.format(cwd=project.path)).replace(r"\*", "[a-z]+")
         assert all(re.fullmatch(pattern, call.option(option) or "") for call in calls), \
             (stage, option, calls)
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory) -> Project:
+    """A pipeline of simulated scans, in folds."""
+    project = Project(tmp_path_factory.mktemp("ct"))
+    assert project.pipeline(MODALITY="ct", FOLDS=3, RUN="ct").returncode == 0
+    return project
+
+
+@pytest.mark.parametrize("script", ["pipeline", "comparison", "ct"])
+def test_every_stage_knows_the_options_that_it_is_given(script, request):
+    started = set()
+    for call in request.getfixturevalue(script).calls():
+        if call.words[0] != "python":
+            continue
+        if call.words[1] == "-m":
+            name, words = call.words[2], call.words[3:]
+            name += ".sample" * name.startswith("lungkit.phantom")  # their __main__ runs this
+        else:
+            name, words = Path(call.words[1]).stem, call.words[2:]
+        words = re.sub(r"--of-\w+\tx(\t|$)", "", "\t".join(words)).split("\t")
+        importlib.import_module(name).build_parser().parse_args([w for w in words if w])
+        started.add(call.stage)
+    compared = {"cnn", "nuclei", "plan", "contact_sheet", "test"}
+    assert started >= {
+        "pipeline": {"tumor", *ARMS, *compared}, "comparison": compared,
+        "ct": {"phantom.thorax", "ct", "diffusion", "layout", "cnn", "test"}}[script]
 
 
 def test_workers_are_trainings_at_a_time_of_the_pipeline_too(pipeline):
