@@ -22,7 +22,8 @@ The loop keeps the images as bytes on the device and augments whole batches ther
 Jordan 2024 (arXiv:2404.00498); one-cycle schedule: Smith and Topin 2018 (arXiv:1708.07120);
 AdamW: Loshchilov and Hutter 2019 (arXiv:1711.05101); label smoothing: Szegedy et al. 2016
 (arXiv:1512.00567); ResNet: He et al. 2016 (arXiv:1512.03385); ConvNeXt: Liu et al. 2022
-(arXiv:2201.03545).
+(arXiv:2201.03545);
+EfficientNet: Tan and Le 2019 (arXiv:1905.11946).
 Exit statuses: 0 all repeats complete, 1 bad data or failed run, 2 bad options, 75 stopped, run
 it again.
 """
@@ -39,11 +40,13 @@ from lungkit.audit import leaks
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.draws import draw_images, num_draws, shared_with_earlier
-from lungkit.data.orientations import as_setting, square_symmetries
+from lungkit.data.orientations import as_setting
 from lungkit.data.repeats import Repeats, add_options, open_both, open_repeats, report
-from lungkit.learn import augment
-from lungkit.learn.cnns import MODELS, build_model
+from lungkit.learn import augment, heads
+from lungkit.learn.batches import as_inputs, scale_for, training_batches
+from lungkit.learn.cnns import MODELS, build_model, resolve
 from lungkit.learn.device import autocast, device_name, use_device
+from lungkit.learn.features import Extractor
 from lungkit.learn.pixels import bring, hold
 from lungkit.run import cli, faults, files, seeds
 from lungkit.run.progress import say
@@ -60,7 +63,6 @@ WEIGHT_DECAY = 0.05      # ConvNeXt's (Liu et al. 2022)
 LABEL_SMOOTHING = 0.1    # Szegedy et al. 2016
 WARMUP = 0.2             # share of the steps in which the learning rate rises
 BRIGHTNESS = 0.1         # an image is made up to so much brighter or darker; ours
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which --weights expect
 EVAL_BATCH_SIZE, EVAL_PIXELS = 128, 2**20  # whichever is less: testing must not need more memory
 
 
@@ -96,41 +98,20 @@ def one_cycle(step: int, steps: int) -> float:
 
 # ------------------------------------------------------------------ training and testing
 
-def pixel_scale(device):
-    """What turns bytes into the numbers ImageNet's weights expect: scale and shift, float32 [3]."""
-    import torch
-
-    return (torch.tensor([1 / (255 * std) for std in STD], device=device),
-            torch.tensor([-mean / std for mean, std in zip(MEAN, STD)], device=device))
-
-
-def normalise(batch, scale, shift):
-    """uint8 [B, H, W, 3 or 1] to float32 [B, 3, H, W] in channels_last order."""
-    import torch
-
-    return torch.addcmul(shift, batch.float(), scale).permute(0, 3, 1, 2)
-
-
 def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries: int = 8,
           compile_model: bool = False, **kept: object) -> float:
     """Train `model` in place by `plan`; return the mean loss of the last tenth of the steps.
 
-    images: uint8 [N, S, S, C], of lungkit.learn.pixels.hold; labels: int64 [N]. kept: how `loop`
-    calls and keeps the training (what, identity, checkpoint_path, ...), and what it raises.
+    images: uint8 [N, S, S, C], of lungkit.learn.pixels.hold, or features float32 [N, D]; labels:
+    int64 [N]. kept: how `loop` calls and keeps the training (what, identity, ...), what it raises.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
     from lungkit.learn.loop import Losses, RandomStates, loop
 
-    device, size = next(model.parameters()).device, images.shape[1]
-    steps = len(plan["index"])
-    pixels = images.flatten(1, 2)
-    orders = square_symmetries(size, symmetries).to(pixels.device)
-    scale, shift = pixel_scale(device)
-    with_pixels = ("index", "symmetry")
-    plan = {name: torch.from_numpy(values).to(pixels.device if name in with_pixels else device)
-            for name, values in plan.items()}
+    device, steps = next(model.parameters()).device, len(plan["index"])
+    batch_at = training_batches(images, plan, symmetries, *scale_for(model, device), device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate,
                                   weight_decay=WEIGHT_DECAY, fused=True)
     losses = Losses()
@@ -141,15 +122,7 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries
     forward = torch.compile(model) if compile_model else model
     model.train()
     for step in steps_left:
-        index = plan["index"][step]
-        # one gather fetches and turns the batch; its order is channels_last already
-        batch = pixels[index[:, None], orders[plan["symmetry"][step]]].unflatten(1, (size, size))
-        batch = bring(batch, device)
-        if "brightness" in plan:
-            batch = normalise(batch, plan["brightness"][step, :, None, None, None] * scale, shift)
-        else:
-            batch = normalise(augment.scan_again(batch, plan["shift"][step], plan["noise"][step]),
-                              scale, shift)
+        batch, index = batch_at(step)
         with autocast(device):
             loss = cross_entropy(forward(batch), labels[index], label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
@@ -160,21 +133,21 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries
 
 
 def predict(model, images, device=None) -> np.ndarray:
-    """Class probabilities float32 [N, C] of uint8 [N, S, S, 3 or 1] images of pixels.hold.
+    """Class probabilities float32 [N, C] of images uint8 [N, S, S, 3 or 1] of pixels.hold.
 
-    device: the model's; None: the images'.
+    images: or features, float32 [N, D]. device: the model's; None: the images'.
     """
     import torch
 
     model.eval()
     device = device or images.device
-    scale, shift = pixel_scale(device)
+    scale, shift = scale_for(model, device)
     parts = []
     with torch.inference_mode():
         most = EVAL_PIXELS // images[0, ..., 0].numel()
         for batch in images.split(max(1, min(EVAL_BATCH_SIZE, most))):
             with autocast(device):
-                logits = model(normalise(bring(batch, device), scale, shift))
+                logits = model(as_inputs(bring(batch, device), scale, shift))
             parts.append(logits.float().softmax(1))
             faults.check_stop()
     return torch.cat(parts).cpu().numpy()
@@ -183,10 +156,13 @@ def predict(model, images, device=None) -> np.ndarray:
 # ------------------------------------------------------------------ one repeat
 
 class Bench:
-    """Both datasets, decoded once and at hand for the device, and what all repeats share."""
+    """Both datasets, decoded once and at hand for the device, and what all repeats share.
 
-    def __init__(self, data: Dataset, real: Dataset, device) -> None:
-        self.data, self.real, self.device = data, real, device
+    extractor: of features, which are then what is trained on and tested; None: the images.
+    """
+
+    def __init__(self, data: Dataset, real: Dataset, device, extractor=None) -> None:
+        self.data, self.real, self.device, self.extractor = data, real, device, extractor
         self.images, self.labels = {}, {}
         for name, dataset, split in (("train", data, "train"), ("val", data, "val"),
                                      ("own", data, "test"), ("real", real, "test")):
@@ -199,7 +175,8 @@ class Bench:
     def _load(self, dataset: Dataset, split: str):
         import torch
 
-        images, labels = dataset.load(split)
+        load = self.extractor.load if self.extractor else Dataset.load
+        images, labels = load(dataset, split)
         return hold(images, self.device), torch.from_numpy(labels).to(self.device)
 
     def run_repeat(self, identity: dict, directory: Path, *, weights_path: Path | None,
@@ -219,7 +196,10 @@ class Bench:
                             seeds.order_draws(*key), self.data.symmetries,
                             augment.hu_per_level(self.data.modality, self.data.intensity))
         torch.manual_seed(seeds.weights_seed(*key))
-        model = build_model(identity["model"], len(self.data.classes), weights_path)
+        if self.extractor:
+            model = heads.build(self.images["train"][drawn], len(self.data.classes))
+        else:
+            model = build_model(identity["model"], len(self.data.classes), weights_path)
         model = model.to(self.device, memory_format=torch.channels_last)
         path = result.checkpoint_path(directory, repeat)
         decided = {**identity, **settings}
@@ -276,14 +256,17 @@ def warnings_of(data: Dataset, real: Dataset) -> list[str]:
 # ------------------------------------------------------------------ the stage
 
 def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicate: int,
-        model: str | None, weights: Path | None, steps: int | None, batch_size: int | None,
-        learning_rate: float | None, preset: str, seed: int, device: str, compile_model: bool,
-        overwrite: bool, dry_run: bool) -> None:
+        model: str | None, weights: Path | None, frozen: bool, steps: int | None,
+        batch_size: int | None, learning_rate: float | None, preset: str, seed: int, device: str,
+        compile_model: bool, overwrite: bool, dry_run: bool) -> None:
+    model, weights = resolve(model, weights, frozen=frozen)
     chosen = cli.fill_preset({"preset": preset, "model": model, "steps": steps,
                               "batch_size": batch_size}, PRESETS)
+    peak = heads.PEAK_RATE if frozen else MODELS[chosen["model"]][1]
     settings = {"steps": chosen["steps"], "batch_size": chosen["batch_size"],
-                "learning_rate": learning_rate or MODELS[chosen["model"]][1],
-                "recipe": RECIPE, "weights_sha256": weights_hash(weights)}
+                "learning_rate": learning_rate or peak,
+                "recipe": RECIPE, "weights_sha256": weights and files.sha256_file(weights),
+                **heads.as_setting(frozen)}
     if settings["batch_size"] < 2:
         raise faults.BadOptions("--batch-size 1: batch normalisation needs two images or more")
     asked = {path: open_repeats(results, identify(
@@ -303,15 +286,15 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
         for waits in (False, True):  # first what no other process holds, of every dataset
             for path in pending:
                 train_all(asked[path], datasets[path], torch_device, waits=waits,
-                          weights_path=weights, compile_model=compile_model, overwrite=overwrite,
-                          checked=checked[path])
+                          frozen=frozen, weights_path=weights, compile_model=compile_model,
+                          overwrite=overwrite, checked=checked[path])
     for path in asked:
         if path not in pending or not dry_run:
             report(asked[path], "complete" if path in pending else "already complete")
 
 
 def train_all(asked: Repeats, datasets: tuple[Dataset, Dataset], device, *, waits: bool,
-              **options) -> None:
+              frozen: bool, **options) -> None:
     """Make the repeats of one dataset that are missing; decode it for the first of them."""
     if device.type == "cuda":
         import torch
@@ -320,18 +303,13 @@ def train_all(asked: Repeats, datasets: tuple[Dataset, Dataset], device, *, wait
 
     def work(identity: dict) -> None:
         nonlocal bench
-        bench = bench or Bench(*datasets, device)
+        if not bench:
+            weights_path = options["weights_path"]
+            bench = Bench(*datasets, device, Extractor(weights_path=weights_path, device=device)
+                          if frozen else None)
         bench.run_repeat(identity, asked.directory, **options)
 
     asked.make(work, waits=waits)
-
-
-def weights_hash(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    if not path.is_file():
-        raise faults.BadOptions(f"--weights {path} is not a file")
-    return files.sha256_file(path)
 
 
 def identify(data: dict, real: dict, repeats: range, *, replicate: int, seed: int, model: str,
@@ -358,8 +336,12 @@ def build_parser():
     group = parser.add_argument_group("Hyperparameters (no default shown: the preset decides)")
     group.add_argument("--model", choices=list(MODELS), help="architecture")
     group.add_argument("--weights", type=Path, metavar="FILE",
-                       help="local weights to start from, .safetensors or a torch state dict; "
-                            "none are downloaded")
+                       help="weights to start from, .safetensors or a torch state dict; or "
+                            "imagenet-lite0, ImageNet's, which come as a package (with them the "
+                            "model is efficientnet_lite0); none are downloaded")
+    group.add_argument("--frozen", action="store_true",
+                       help="leave the weights as they are: features are worked out once, and "
+                            "each repeat trains a linear head on them, without augmentation")
     group.add_argument("--steps", type=cli.positive_int, metavar="INT", help="optimiser steps")
     group.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES",
                        help="images a step")

@@ -22,7 +22,7 @@
 RUN=${RUN:-}				# run directory (runs/demo)
 DATASETS=${DATASETS:-}			# names to compare, e.g. "real voronoi" (all in RUN/datasets)
 PRESET=${PRESET:-}			# demo or full (the run's)
-MODEL=${MODEL:-}			# small, resnet18 or convnext_tiny (by preset)
+MODEL=${MODEL:-}			# small, resnet18, convnext_tiny or efficientnet_lite0 (by preset)
 REPLICATES=${REPLICATES:-}		# those to compare (all that the run has)
 METRIC=${METRIC:-}			# score to compare: auroc, macro_f1, ... (as planned; accuracy_real)
 MARGIN=${MARGIN:-}			# difference of no account, 0.02 is two points (as planned; 0.02)

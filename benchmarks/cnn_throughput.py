@@ -31,7 +31,7 @@ import numpy as np
 
 import cnn_classify
 from lungkit.data.png import decode_png, encode_png
-from lungkit.learn import cnns
+from lungkit.learn import batches, cnns
 from lungkit.learn.device import use_device
 from lungkit.run import cli
 
@@ -88,7 +88,7 @@ def plain_loop(options, root: Path, device) -> float:
     dataset = ImageFolder(root, transforms.Compose([
         transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip(), quarter_turns,
         transforms.ColorJitter(brightness=cnn_classify.BRIGHTNESS), transforms.ToTensor(),
-        transforms.Normalize(cnn_classify.MEAN, cnn_classify.STD)]))
+        transforms.Normalize(batches.MEAN, batches.STD)]))
     loader = DataLoader(dataset, options.batch_size, shuffle=True, drop_last=True,
                         num_workers=options.workers, pin_memory=device.type == "cuda",
                         persistent_workers=options.workers > 0)

@@ -121,3 +121,8 @@ class Extractor:
                 what=f"features of {dataset.name} {split}",
                 why=f"features of {dataset.path} are worked out once,"))
         return np.concatenate(parts)
+
+    def load(self, dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Features float32 [N, D] and labels int64 [N] of a split, as `Dataset.load` has images."""
+        labels = [dataset.classes.index(row.label) for row in dataset.select(split)]
+        return self.of_split(dataset, split), np.array(labels, np.int64)

@@ -17,7 +17,7 @@ import cnn_classify
 from lungkit.data import metrics, orientations, repeats, result
 from lungkit.data.dataset import open_dataset, parent_of
 from lungkit.data.writer import DatasetWriter
-from lungkit.learn import cnns, loop
+from lungkit.learn import batches, cnns, loop
 from lungkit.run import files, output
 from lungkit.run.output import Output
 from result_trees import arrays_of, keys_of, keys_on_page, write_repeat
@@ -173,8 +173,8 @@ def test_symmetries_are_the_eight_of_a_square():
 def test_normalise_is_exact():
     import torch
     batch = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
-    wanted = (batch.numpy() / 255 - cnn_classify.MEAN) / cnn_classify.STD
-    found = cnn_classify.normalise(batch, *cnn_classify.pixel_scale("cpu"))
+    wanted = (batch.numpy() / 255 - batches.MEAN) / batches.STD
+    found = batches.normalise(batch, *batches.pixel_scale("cpu"))
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert np.allclose(found.numpy(), wanted.transpose(0, 3, 1, 2), atol=1e-5)
 
@@ -182,7 +182,7 @@ def test_normalise_is_exact():
 def test_a_red_image_has_imagenets_numbers_of_red():
     import torch
     red = torch.tensor([[[[255, 0, 0]]]], dtype=torch.uint8)
-    found = cnn_classify.normalise(red, *cnn_classify.pixel_scale("cpu")).flatten().tolist()
+    found = batches.normalise(red, *batches.pixel_scale("cpu")).flatten().tolist()
     assert found == pytest.approx([0.515 / 0.229, -0.456 / 0.224, -0.406 / 0.225], abs=1e-5)
 
 
@@ -205,7 +205,7 @@ def test_the_loop_shows_the_model_what_the_plan_says():
     wanted = [[pixels[4], 1.5 * pixels[2, ::-1]],  # up and down, left and right, main diagonal
               [pixels[0].transpose(1, 0, 2), 0.5 * pixels[4, ::-1, ::-1]]]
     for batch, image_pair in zip(seen, wanted):
-        normal = (np.stack(image_pair) / 255 - cnn_classify.MEAN) / cnn_classify.STD
+        normal = (np.stack(image_pair) / 255 - batches.MEAN) / batches.STD
         assert np.allclose(batch, normal.transpose(0, 3, 1, 2), atol=1e-5)
 
 
@@ -283,7 +283,7 @@ def test_a_prediction_depends_on_its_image_alone():
         model.train()
         assert np.allclose(together[k], cnn_classify.predict(model, images[k:k + 1]), atol=1e-6)
     model.eval()
-    inputs = (images[:3].numpy() / 255 - cnn_classify.MEAN) / cnn_classify.STD
+    inputs = (images[:3].numpy() / 255 - batches.MEAN) / batches.STD
     with torch.no_grad():
         wanted = model(torch.tensor(inputs.transpose(0, 3, 1, 2), dtype=torch.float32)).softmax(1)
     assert np.allclose(together[:3], wanted, atol=1e-5)
@@ -315,7 +315,7 @@ class KnowsByHeart:
 
     def __call__(self, batch):
         import torch
-        pixels = (batch.permute(0, 2, 3, 1).numpy() * cnn_classify.STD + cnn_classify.MEAN) * 255
+        pixels = (batch.permute(0, 2, 3, 1).numpy() * batches.STD + batches.MEAN) * 255
         said = [self.answers[each.tobytes()] for each in np.rint(pixels).astype(np.uint8)]
         return 9 * torch.nn.functional.one_hot(torch.tensor(said), 3).float()
 

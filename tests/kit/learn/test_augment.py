@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cnn_classify
-from lungkit.learn import augment
+from lungkit.learn import augment, batches
 
 HU = {"unit": "HU", "window": [-1000, 400]}
 
@@ -69,6 +69,6 @@ def test_what_the_network_sees_of_ct_is_scanned_again():
     images = torch.full((2, 4, 4, 1), 100, dtype=torch.uint8)
     cnn_classify.train(Net(), images, torch.tensor([0, 1]), plan, learning_rate=0.1, what="t",
                        identity={}, checkpoint_path=None)
-    scale, shift = cnn_classify.pixel_scale("cpu")
+    scale, shift = batches.pixel_scale("cpu")
     for image, grey in zip(seen[0], (110, 90), strict=True):
         assert image.mean((1, 2)).tolist() == pytest.approx((grey * scale + shift).tolist())
