@@ -101,21 +101,24 @@ def test_records_of_ct_keep_the_contract_and_say_what_decided_them(made, by_size
             row.file_name for row in real.select("test")]
 
 
-def test_two_baselines_draw_their_groups_independently(made):
+def test_two_baselines_draw_their_groups_independently(by_size, tmp_path, monkeypatch):
     """The rank-sum test takes them as two arms."""
-    size, nodule = (read(made["by_size"], name)[0] for name in ("size", "nodule"))
-    assert size["num_distinct_images"] != nodule["num_distinct_images"] \
-        or size["candidates"] != nodule["candidates"]
-    fits = {}
-    for name in ("size", "nodule"):
-        fits[name] = nuclei_classify.draw_groups(
-            np.arange(40).astype(str), np.arange(40) % 2,
-            nuclei_classify.seeds.repeat_draws(name, 0, 0)).tolist()
-    assert fits["size"] != fits["nodule"]
+    drawn, draw = [], nuclei_classify.draw_groups
+    monkeypatch.setattr(nuclei_classify, "draw_groups",
+                        lambda *asked: drawn.append(draw(*asked)) or drawn[-1])
+    for baseline in ("size", "nodule"):
+        assert classify(by_size, tmp_path / "out", "--baseline", baseline, "--repeats", "1") == 0
+    assert len(drawn) == 2 and not np.array_equal(*drawn)
 
 
-def test_the_comparison_takes_both_as_baselines(made):
+def test_the_comparison_takes_both_as_baselines_and_says_what_they_measure(made, tmp_path):
+    import wilcoxon_test
+
     assert read_results(made["by_size"]).baselines == ["nodule", "size"]
+    assert wilcoxon_test.main([str(made["by_size"]), "--output", str(tmp_path)]) == 0
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    assert "nodule and size: classical baselines, no CNN. Logistic regression or a random forest " \
+        "on what is measured of the same real images (nodule size and texture; nodule size)" in page
 
 
 def test_without_a_name_ct_has_its_ruler(by_size, tmp_path, capsys):
