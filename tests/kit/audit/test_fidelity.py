@@ -1,0 +1,112 @@
+"""FID, KID, precision, recall, density, coverage: as others compute them, and where they point."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lungkit.audit import fidelity
+from lungkit.audit.fidelity import Compared, measure
+
+
+def features(seed, num=60, width=16, shift=0.0):
+    rng = np.random.default_rng(seed)
+    return rng.gamma(2.0, 1.0, (num, width)) @ rng.normal(size=(width, width)) * 0.1 + 5 + shift
+
+
+@pytest.fixture(scope="module", params=[(60, 60, 16), (40, 70, 100)], ids=["more", "fewer"])
+def pair(request):
+    """Reference and candidate, more or fewer images than features."""
+    num, other, width = request.param
+    return features(0, num, width), features(1, other, width, shift=0.2)
+
+
+def test_fid_and_kid_are_those_of_torch_fidelity(pair):
+    fid = pytest.importorskip("torch_fidelity.metric_fid", reason="of tests/requirements.txt")
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    reference, candidate = pair
+    stats = [fid.fid_features_to_statistics(torch.from_numpy(each)) for each in pair]
+    [wanted] = fid.fid_statistics_to_metric(*stats, verbose=False).values()
+    compared = Compared(*pair)
+    found = fidelity.frechet(*compared.parts(*compared.all()))
+    assert found == pytest.approx(wanted, rel=1e-6) and wanted > 0.1
+
+    wanted = kid_features_to_metric(*map(torch.from_numpy, pair), kid_subsets=20,
+                                    kid_subset_size=25, rng_seed=2020, verbose=False)
+    found = fidelity.kernel_distance(compared, *compared.all(), 25, 20,
+                                     np.random.RandomState(2020))
+    assert found == pytest.approx(tuple(wanted.values()), rel=1e-6) and found[1] > 0
+
+
+def test_overlaps_are_those_of_naeem_and_others(pair):
+    prdc = pytest.importorskip("prdc", reason="of tests/requirements.txt")
+
+    compared = Compared(*pair)
+    found = fidelity.overlaps(*compared.parts(*compared.all()))
+    wanted = prdc.compute_prdc(*pair, nearest_k=5)
+    assert found == pytest.approx({name: float(wanted[name]) for name in found}, abs=1e-12)
+    assert found.keys() == {"precision", "recall", "density", "coverage"}
+
+
+def test_a_part_is_measured_as_if_it_were_all(pair):
+    reference, candidate = pair
+    some, others = np.arange(5, 35, 2), np.arange(3, 40, 3)
+    parts = Compared(*pair).parts(some, others)
+    alone = Compared(reference[some], candidate[others])
+    assert fidelity.frechet(*parts) == pytest.approx(
+        fidelity.frechet(*alone.parts(*alone.all())), rel=1e-9)
+
+
+def test_every_number_points_where_it_should():
+    """The same distribution, a shifted one, and one that has lost half of its kinds."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 2, 300) * 6.0
+    real, same = (rng.normal(size=(150, 8)) + part[:, None]
+                  for part in (kinds[:150], kinds[150:]))
+    shifted, half = same + 3, rng.normal(size=(150, 8))
+    found = {name: measure(real, each).values
+             for name, each in (("same", same), ("shifted", shifted), ("half", half))}
+    for name in ("fid", "kid"):
+        assert found["same"][name] < found["half"][name]
+        assert found["same"][name] < found["shifted"][name]
+    assert abs(found["same"]["kid"]) < 0.1 * found["shifted"]["kid"]
+    assert found["half"]["precision"] > 0.8 and found["half"]["recall"] < 0.6
+    assert found["half"]["coverage"] < 0.6 < found["same"]["coverage"]
+    assert found["shifted"]["density"] < 0.1 < found["same"]["density"]
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say_and_go_by_group(monkeypatch):
+    """KID of 40 pairs of sets of one distribution, whose truth is 0; groups of three are alike."""
+    monkeypatch.setattr(fidelity, "HALVES", 40)
+    hits, widths = 0, {"group": [], "image": []}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        pair = [np.repeat(rng.normal(size=(12, 6)), 3, 0) + 0.3 * rng.normal(size=(36, 6))
+                for _ in range(2)]
+        for by, groups in (("group", np.arange(36) // 3), ("image", np.arange(36))):
+            low, high = measure(*pair, groups.astype(str), groups.astype(str),
+                                seed=seed).intervals["kid"]
+            hits += by == "group" and low <= 0 <= high
+            widths[by].append(high - low)
+    assert hits >= 34 and np.mean(widths["group"]) > 1.3 * np.mean(widths["image"])
+
+
+def test_shares_stay_between_0_and_1_and_few_groups_have_no_interval():
+    real, other = features(0), features(0) + 1e-9
+    groups = np.arange(60).astype(str)
+    found = measure(real, other, groups, groups).intervals
+    assert all(0 <= low <= high <= 1 for name, (low, high) in found.items()
+               if name in ("precision", "recall", "coverage"))
+    assert measure(real, other, np.array(["a", "b", "c"] * 20), groups).intervals is None
+    assert measure(real, other).intervals is None
+
+
+def test_a_share_is_resampled_by_group():
+    right = np.repeat([True, False], 30)
+    by_image = fidelity.share_of(right, np.arange(60).astype(str))
+    by_group = fidelity.share_of(right, (np.arange(60) // 10).astype(str))
+    assert by_image["value"] == by_group["value"] == 0.5
+    assert by_group["high"] - by_group["low"] > 2 * (by_image["high"] - by_image["low"])
+    assert fidelity.share_of(right, (np.arange(60) // 30).astype(str))["low"] is None
