@@ -20,7 +20,7 @@ def tiles(number: int, first: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     output = Output(tmp_path_factory.mktemp("x") / "real", "dataset.json", {})
-    images = tiles(60, 1)
+    images = tiles(24, 1)
     with DatasetWriter(output, stage="test", classes=["a"], image_size=64) as writer:
         for index, image in enumerate(images):
             writer.add(("val", "test", "train")[min(index, 2)], "a", index, image,
@@ -30,8 +30,8 @@ def real(tmp_path_factory):
 
 
 def test_independent_tissue_is_no_copy(real):
-    audited = memorised.audit(real, tiles(60, 2))
-    assert audited["share_near_copies"] <= 0.1 and audited["images"] == 60
+    audited = memorised.audit(real, tiles(24, 2))
+    assert audited["share_near_copies"] <= 0.1 and audited["images"] == 24
     assert audited["likeness_median"] == pytest.approx(audited["real_likeness_median"], abs=0.1)
 
 
@@ -76,7 +76,7 @@ def test_siblings_in_one_group_do_not_hide_copies(real):
 def test_blur_alone_is_not_taken_for_copying(real):
     import cv2
 
-    blurred = np.stack([cv2.GaussianBlur(image, (0, 0), 2) for image in tiles(60, 3)])
+    blurred = np.stack([cv2.GaussianBlur(image, (0, 0), 2) for image in tiles(24, 3)])
     assert memorised.warnings_of("x", memorised.audit(real, blurred)) == []
 
 
