@@ -90,7 +90,9 @@ def _picture(job: Job, item: Item, volume: Volume, recipe: Recipe) -> Made:
 
 
 def section_centre(nodule: Nodule, index: int) -> tuple[float, float]:
-    """Row and column, in voxels, of the middle of a nodule's section."""
+    """Row and column, in voxels, of the middle of a nodule's section; of a ball its centre."""
+    if nodule.truth == "sphere":
+        return nodule.centre[1:]
     rows, columns = np.nonzero(nodule.mask[index - nodule.start[0]])
     return (float(rows.mean() + nodule.start[1]), float(columns.mean() + nodule.start[2]))
 

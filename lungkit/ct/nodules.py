@@ -49,7 +49,10 @@ class Nodule:
         return self.start[0] + np.flatnonzero(self.mask.any((1, 2)))
 
     def largest_slice(self) -> int:
-        """The slice on which it covers most; the middle one of equals."""
+        """The slice on which it covers most, the middle one of equals; of a ball its centre's."""
+        if self.truth == "sphere":
+            shown = self.slices()
+            return int(shown[np.abs(shown - self.centre[0]).argmin()])
         area = self.mask.sum((1, 2))
         best = np.flatnonzero(area == area.max())
         return int(self.start[0] + best[(len(best) - 1) // 2])

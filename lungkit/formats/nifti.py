@@ -49,11 +49,19 @@ def _layout(path: Path, image) -> tuple[Geometry, Turn]:
                         "one that is right")
     elif header["qform_code"] == 0 and header["sform_code"] == 0:
         raise Fault(f"{path}: neither qform nor sform says where the patient's sides are: set one")
-    affine = image.affine
+    affine = _decimal(image.affine)
     try:
         return canonical(shape, affine[:3, 3] * LPS, (affine[:3, :3] * LPS[:, None]).T)
     except Fault as fault:
         raise Fault(f"{path}: {fault}") from None
+
+
+def _decimal(affine: np.ndarray) -> np.ndarray:
+    """The decimals that a header's single precision stands for: 0.7, which it keeps as 0.69999999.
+
+    Without it the crops of one scan differ by format.
+    """
+    return np.array([[float(str(value)) for value in row] for row in affine.astype(np.float32)])
 
 
 def read_geometry(path: Path) -> Geometry:

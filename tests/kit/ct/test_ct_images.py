@@ -120,6 +120,15 @@ def test_a_sphere_is_smaller_on_its_outer_slices():
     assert found.largest_slice() == 4 and area[0] < area[len(area) // 2]
 
 
+@pytest.mark.parametrize(("at", "index"), [((3.6, 30.4, 20.2), 4), ((3.4, 30.4, 20.2), 3),
+                                           ((-0.4, 1.2, 0.3), 0), ((7.4, 62.9, 63.4), 7)])
+def test_a_ball_is_shown_on_its_own_slice_around_its_own_centre(at, index):
+    """Not around the middle of those of its voxels that the volume holds."""
+    found = nodules.sphere(GEOMETRY, GEOMETRY.to_world(at), 7.0, name="0")
+    assert found.largest_slice() == index
+    assert images.section_centre(found, index) == pytest.approx(at[1:])
+
+
 def test_ellipses_fill_boxes_and_labels_fall_apart_into_nodules():
     found = nodules.from_boxes(GEOMETRY, {3: (9.5, 19.5, 19.5, 25.5), 4: (9.5, 19.5, 15.5, 25.5)},
                                name="0")

@@ -59,6 +59,14 @@ def test_a_nifti_of_any_orientation_is_one_volume_and_simpleitks(tmp_path, order
     assert np.allclose(origin, volume.geometry.origin_mm, atol=1e-4)
 
 
+def test_a_nifti_says_the_decimals_that_were_written(tmp_path):
+    """Its header holds 0.7 as 0.69999999, which would make other crops than those of DICOM."""
+    path = write_nifti(tmp_path / "a.nii", scene(), step=(1.3, 0.7421875, 0.7), origin=(0.1, 7, -3))
+    geometry = nifti.read_geometry(path)
+    assert geometry.spacing_mm == (1.3, 0.7421875, 0.7)
+    assert np.abs(geometry.origin_mm - [0.1, 7, -3]).max() < 1e-12
+
+
 def test_a_nifti_with_a_slope_is_scaled(tmp_path):
     hu = scene()
     path = write_nifti(tmp_path / "a.nii", (hu + 1024).astype(np.uint16), slope=(1, -1024))
