@@ -27,7 +27,7 @@ from lungkit.formats.images import decode_image
 from lungkit.formats.volumes import Geometry, Volume
 from lungkit.run.faults import Fault, several
 from lungkit.run.files import sha256
-from lungkit.run.tables import read_table
+from lungkit.run.tables import in_any_case, read_table
 
 NAMES = {  # what a column may be called
     "file": ("file", "file_name", "image"), "label": ("label", "class"),
@@ -79,7 +79,7 @@ def read_pictures(table: Path, root: Path, window: tuple[float, float], mapped
     Raises Fault with everything that is wrong with them.
     """
     read = read_table(table)
-    lower = {name.lower(): name for name in read.columns}
+    lower = in_any_case(table, read.columns)
     known = {ours: lower[name] for ours, names in NAMES.items()
              for name in names[::-1] if name in lower}
     if "file" not in known or not {"label", "grades"} & set(known):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.run.faults import Fault, several
-from lungkit.run.tables import read_table
+from lungkit.run.tables import in_any_case, read_table
 
 NAMES = {  # what a column may be called, in any case
     "series": ("seriesuid", "series", "series_uid", "seriesinstanceuid", "file", "file_name"),
@@ -50,12 +50,11 @@ def is_findings(path: Path) -> bool:
     """Whether a CSV has the columns of a table of findings, by its first line."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = re.split(r"[,;\t]", file.readline().strip())
-    return set(NEEDED) <= set(_understood([name.strip(' "') for name in header]))
+    return set(NEEDED) <= set(_understood({name.strip(' "').lower(): name for name in header}))
 
 
-def _understood(header: list[str]) -> dict[str, str]:
-    """{our name: column} of those columns that are understood."""
-    lower = {name.lower(): name for name in header}
+def _understood(lower: dict[str, str]) -> dict[str, str]:
+    """{our name: column} of those columns that are understood, of those of a header."""
     return {ours: lower[name] for ours, names in NAMES.items()
             for name in names[::-1] if name in lower}
 
@@ -66,7 +65,7 @@ def read_findings(path: Path, *, ignored: bool = False) -> dict[str, list[Findin
     ignored: a list of irrelevant findings, whose diameter may be unknown (-1).
     """
     table = read_table(path)
-    known = _understood(table.columns)
+    known = _understood(in_any_case(path, table.columns))
     missing = [name for name in NEEDED if name not in known]
     if missing:
         raise Fault(f"{path} lacks columns for {', '.join(missing)}: expected "
@@ -85,7 +84,12 @@ def read_findings(path: Path, *, ignored: bool = False) -> dict[str, list[Findin
 
 
 def _series(row: dict, column: str) -> str:
-    series = (row[column] or "").strip()
+    return series_named(row[column] or "")
+
+
+def series_named(cell: str) -> str:
+    """The series that a cell names. Raises ValueError where it names none."""
+    series = cell.strip()
     if re.fullmatch(r"\d([.,]\d+)?E\+?\d+", series, re.IGNORECASE):
         raise ValueError(f"series {series} is a number that a spreadsheet has rounded: export the "
                          "table again with the series as text")
@@ -133,7 +137,7 @@ def is_candidates(path: Path) -> bool:
 def read_candidates(path: Path) -> dict[str, np.ndarray]:
     """{series: float32 [N, 3], x y z in mm} of the candidates that are no nodule (class 0)."""
     table = read_table(path)
-    names = {name.lower(): name for name in table.columns}
+    names = in_any_case(path, table.columns)
     found: dict[str, list] = {}
     for line, row in table.rows:
         try:
@@ -146,7 +150,7 @@ def read_candidates(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_patients(path: Path) -> dict[str, str]:
-    """{series: patient} of a CSV with a column for each; {} where it has not both.
+    """{series: patient} of a CSV with a column for each; {} where it has not both. Raises Fault.
 
     NBIA writes file sizes with a decimal comma unquoted, so that rows have a value too many in the
     middle: columns are counted from the nearer end.
@@ -158,13 +162,31 @@ def read_patients(path: Path) -> dict[str, str]:
                        for names in (SERIES_COLUMNS, PATIENT_COLUMNS))
     if series is None or patient is None:
         return {}
+    twice = [rows[0][at].strip() for at in (series, patient) if lower.count(lower[at]) > 1]
+    if twice:
+        raise Fault(f"{path} has the column {twice[0]!r} more than once: remove or rename all but "
+                    "one")
     width = len(lower)
 
     def cell(row: list[str], column: int) -> str:
         late = column >= width / 2
         return row[column - width if late else column].strip()
 
-    return {cell(row, series): cell(row, patient) for row in rows[1:] if len(row) >= width}
+    found: dict[str, str] = {}
+    for line, row in enumerate(rows[1:], 2):
+        if len(row) >= width and (name := cell(row, series)):
+            try:
+                series_named(name)
+            except ValueError as error:
+                raise Fault(f"{path}: line {line}: {error}") from None
+            note_once(path, found, name, cell(row, patient), "the series {} is of")
+    return found
+
+
+def note_once(path: Path, found: dict[str, str], name: str, said: str, what: str) -> None:
+    """Note what is said of a name. Raises Fault where something else was said of it before."""
+    if (before := found.setdefault(name, said)) != said:
+        raise Fault(f"{path}: {what.format(name)} {before!r} and of {said!r}: one line for each")
 
 
 def read_diagnoses(path: Path) -> dict[str, str]:
@@ -173,10 +195,14 @@ def read_diagnoses(path: Path) -> dict[str, str]:
     Columns patient_id (or patient) and diagnosis. Raises Fault.
     """
     table = read_table(path, ["diagnosis"])
-    column = next((name for name in table.columns if name.lower() in PATIENT_COLUMNS), None)
+    lower = in_any_case(path, table.columns)
+    column = next((lower[name] for name in PATIENT_COLUMNS if name in lower), None)
     if column is None:
         raise Fault(f"{path} has no column patient_id")
-    found = {row[column].strip(): row["diagnosis"].strip() for _, row in table.rows}
+    found: dict[str, str] = {}
+    for _, row in table.rows:
+        note_once(path, found, row[column].strip(), row["diagnosis"].strip(),
+                  "the patient {} is of diagnosis")
     wrong = [(line, row["diagnosis"]) for line, row in table.rows
              if row["diagnosis"].strip() not in ("0", "1", "2", "3")]
     if wrong:

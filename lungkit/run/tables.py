@@ -54,6 +54,16 @@ def read_table(path: Path, required: Sequence[str] = ()) -> Table:
                   for line, cells in lines[1:]])
 
 
+def in_any_case(path: Path, columns: Sequence[str]) -> dict[str, str]:
+    """{name in small letters: the column as it is written}. Raises Fault where two are one name."""
+    found: dict[str, str] = {}
+    for name in columns:
+        if (other := found.setdefault(name.lower(), name)) != name:
+            raise Fault(f"{path} has the columns {other!r} and {name!r}, which are one: remove or "
+                        "rename one")
+    return found
+
+
 def _text(path: Path) -> str:
     content = Path(path).read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

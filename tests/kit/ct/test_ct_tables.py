@@ -64,6 +64,36 @@ def test_patients_are_read_past_an_unquoted_decimal_comma(tmp_path):
     assert tables.read_patients(written(tmp_path, "1.6", header="Series UID")) == {}
 
 
+TWO_WAYS = {
+    "two equal columns": (tables.read_patients, "series,patient,notes,patient", "1.5,A,x,B",
+                          "has the column 'patient' more than once"),
+    "two columns in two cases": (tables.read_patients, "Series,PATIENT,series", "1.5,A,1.6",
+                                 "has the column 'Series' more than once"),
+    "two patients of a series": (tables.read_patients, "series,patient", "1.5,A\n1.5,B",
+                                 "the series 1.5 is of 'A' and of 'B'"),
+    "a rounded series": (tables.read_patients, "series,patient", "1.5,A\n1.23E+45,B",
+                         "line 3: series 1.23E"),
+    "findings": (tables.read_findings, HEADER + ",coordx", "1.5,1,2,3,4,5",
+                 "'coordX' and 'coordx', which are one"),
+    "candidates": (tables.read_candidates, "seriesuid,coordX,coordY,coordZ,class,Class",
+                   "1.5,1,2,3,0,1", "'class' and 'Class', which are one"),
+    "diagnoses": (tables.read_diagnoses, "patient_id,diagnosis", "P1,1\nP1,2",
+                  "the patient P1 is of diagnosis '1' and of '2'")}
+
+
+@pytest.mark.parametrize(("read", "header", "lines", "words"), TWO_WAYS.values(), ids=TWO_WAYS)
+def test_what_could_be_taken_two_ways_is_refused(tmp_path, read, header, lines, words):
+    with pytest.raises(Fault) as fault:
+        read(written(tmp_path, lines, header=header))
+    assert words in str(fault.value) and "t.csv" in str(fault.value)
+
+
+def test_the_same_said_twice_is_said_once_and_other_columns_do_not_matter(tmp_path):
+    path = written(tmp_path, "1.5,A,x,y", "1.5,A,x,z", ",B,,", header="series,patient,note,note")
+    assert tables.read_patients(path) == {"1.5": "A"}
+    assert tables.read_patients(written(tmp_path, "A,A", header="patient,patient")) == {}
+
+
 def test_boxes_of_one_tumour_are_linked_over_slices():
     a, b = Box("A", (0, 0, 10, 10)), Box("A", (30, 0, 40, 10))
     chains = tables.link_boxes({3: [a, b], 4: [a], 6: [a], 9: [a], 5: [Box("G", (0, 0, 9, 9))]})
