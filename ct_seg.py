@@ -37,40 +37,25 @@ from lungkit.run import cli
 from lungkit.run.faults import BadOptions, Fault, check_stop
 from lungkit.run.progress import Progress, say
 
-RECIPE = 1          # raise it when images come out otherwise: a dataset of another is not complete
+RECIPE = 2          # raise it when images come out otherwise: a dataset of another is not complete
 PRESETS = {"demo": {"crop": (64, 64.0), "slice": (128, 384.0)},     # pixels, field in mm
            "full": {"crop": (128, 64.0), "slice": (384, 384.0)}}
 WINDOW = (-1000.0, 400.0)
 SYMMETRIES = {"crop": 8, "slice": 1}  # the table, gravity and the heart have their sides
 
 
-# ------------------------------------------------------------------ the survey
+# ------------------------------------------------------------------ scans
 
-def survey(input_dir: Path, annotations, mapped: Callable) -> list:
-    """Every series below the input, annotated, or why it is left out."""
-    from lungkit.ct.folders import walk
-    from lungkit.ct.studies import survey_folder
-
-    folders = [each for each in walk(input_dir) if each[1]]
-    progress = Progress("looking at series", len(folders))
-    found = []
-    for number, each in enumerate(mapped(partial(survey_folder, root=input_dir,
-                                                 annotations=annotations), folders), 1):
-        found += each
-        progress.update(number)
-        check_stop()
-    return found
-
-
-def find_scans(input_dir: Path, how: dict, mapped: Callable) -> tuple[list, str]:
+def find_scans(input_dir: Path, how: dict, journal, mapped: Callable) -> tuple[list, str]:
     """The scans that are used, and studies.csv."""
     from lungkit.ct import studies
     from lungkit.ct.annotations import find_annotations
     from lungkit.ct.tables import read_diagnoses
 
     annotations = find_annotations(input_dir, how["nodules"], how["patients"])
-    scans, left = studies.choose(survey(input_dir, annotations, mapped),
+    scans, left = studies.choose(studies.survey(input_dir, annotations, journal, mapped),
                                  skip_broken=how["skip_broken"])
+    studies.check_tables(scans, annotations, patients_given=how["patients"] is not None)
     scans = studies.check_patients(scans)
     say_what_is_left(left, annotations.others, scans)
     if how["healthy"] == "candidates" and not annotations.candidates:
@@ -218,7 +203,7 @@ def identity(how: dict, input_dir: Path) -> dict:
     from lungkit.ct.folders import walk
     from lungkit.run.files import quick_fingerprint
 
-    files = [folder / name for folder, names in walk(input_dir) for name in names]
+    files = (folder / name for folder, names in walk(input_dir) for name in names)
     return dict(sorted({
         **{name: value for name, value in how.items() if name != "fold"},
         **{name: cli.file_sha256(how[name], "--" + name.replace("_", "-"))
@@ -246,6 +231,7 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
     from lungkit.ct.crops import Field
     from lungkit.ct.images import Recipe
     from lungkit.ct.truth import Rule
+    from lungkit.run.journal import ResultJournal
     from lungkit.run.output import Output
     from lungkit.run.workers import mapper
 
@@ -258,9 +244,12 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
                 how["min_diameter_mm"], how["max_thickness_mm"])
     recipe = Recipe(how["view"], Field(how["field_mm"], how["image_size"], tuple(how["window"])),
                     seed, how["healthy"])
-    with mapper(workers) as mapped:
+    # beside the output: a killed run, other options or a mended scan need no new survey of the rest
+    journal = ResultJournal(output.parent / f".{output.name}.survey", f"ct_seg {RECIPE}",
+                            keep=not dry_run)
+    with mapper(workers) as mapped, journal:
         if how["images"] is None:
-            scans, studies_csv = find_scans(input, how, mapped)
+            scans, studies_csv = find_scans(input, how, journal, mapped)
         else:
             window = how["input_window"] or how["window"]
             scans = pictures.group(*pictures.read_pictures(how["images"], input, tuple(window),
@@ -281,6 +270,7 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
             print(f"{output}: would write {in_words(plan)}")
             return
         make_dataset(target, scans, studies_csv, plan, recipe, rule, how, mapped)
+        journal.discard()
     print(f"{output}: {in_words(plan)}")
 
 

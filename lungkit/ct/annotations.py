@@ -5,6 +5,8 @@ Feeds ct_seg.RECIPE: raise it when this gives other bytes.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,7 @@ from lungkit.ct.nodules import Nodule, from_boxes, from_labels, sphere
 from lungkit.formats import metaimage, nifti
 from lungkit.formats.volumes import Geometry, Turn
 from lungkit.run.faults import Fault, several
+from lungkit.run.files import sha256_file
 
 LABEL_FOLDERS = ("labelstr", "labels", "masks", "segmentations")
 POINT_MM = 3.0          # LIDC: a point is a nodule below 3 mm
@@ -47,7 +50,7 @@ class Annotated:
 
 @dataclass
 class Annotations:
-    """Files of annotation, by what they are of."""
+    """Files of annotation, by what they are of. stamp: changes when any of these files does."""
 
     readings: dict[str, list[Path]] = field(default_factory=dict)   # LIDC XML by series
     boxes: dict[str, Path] = field(default_factory=dict)            # VOC by SOP UID
@@ -57,6 +60,8 @@ class Annotations:
     candidates: dict[str, np.ndarray] = field(default_factory=dict) # that are no nodule, in mm
     patients: dict[str, str] = field(default_factory=dict)          # by series
     others: list[tuple[str, str]] = field(default_factory=list)     # (file, why it is left out)
+    stamp: str = ""
+    hashes: set[str] = field(default_factory=set)                   # of tables
 
 
 def stem_of(path: Path) -> str:
@@ -76,13 +81,18 @@ def find_annotations(root: Path, table: Path | None, patients: Path | None) -> A
 
     Raises Fault with everything that is broken.
     """
-    found, faults = Annotations(), []
+    found, faults, digest = Annotations(), [], hashlib.sha256()
     for folder, names in walk(root):
-        for name in names:
+        for path in (folder / name for name in names):
+            if path.name.lower().endswith((".xml", ".csv")) or is_labels(path):
+                digest.update(repr(stamp_of(path)).encode())
             try:
-                _note(found, folder / name, root, with_tables=table is None)
+                _note(found, path, root, with_tables=table is None, with_patients=patients is None)
             except Fault as fault:
                 faults.append(str(fault))
+    for given in (table, patients):
+        digest.update(repr(given and stamp_of(given)).encode())
+    found.stamp = digest.hexdigest()
     if table is not None:
         found.table = tables.read_findings(table)
     if patients is not None:
@@ -94,33 +104,56 @@ def find_annotations(root: Path, table: Path | None, patients: Path | None) -> A
     return found
 
 
-def _note(found: Annotations, path: Path, root: Path, *, with_tables: bool) -> None:
+def stamp_of(path: Path) -> tuple[str, int, int]:
+    """What changes when a file does."""
+    status = os.stat(path)
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+def _note(found: Annotations, path: Path, root: Path, *, with_tables: bool, with_patients: bool
+          ) -> None:
     lower, name = path.name.lower(), path.relative_to(root).as_posix()
     if lower.startswith("._"):
         found.others.append((name, "AppleDouble file"))
     elif lower.endswith(".xml"):
         _note_xml(found, path, name)
-    elif lower.endswith(".csv") and tables.is_candidates(path):
+    elif lower.endswith(".csv"):
+        if (content := sha256_file(path)) in found.hashes:
+            found.others.append((name, "a copy of another table"))
+            return
+        found.hashes.add(content)
+        _note_table(found, path, name, with_tables=with_tables, with_patients=with_patients)
+    elif lower.endswith(VOLUMES) and is_labels(path):
+        if (before := found.labels.setdefault(stem_of(path), path)) != path:
+            raise Fault(f"{path} and {before} are labels of one scan, by their name: remove one")
+
+
+def _note_table(found: Annotations, path: Path, name: str, *, with_tables: bool,
+                with_patients: bool) -> None:
+    lower = path.name.lower()
+    if tables.is_candidates(path):
         if found.candidates:
             found.others.append((name, "a second list of candidates"))
         else:
             found.candidates = tables.read_candidates(path)
-    elif lower.endswith(".csv"):
-        if not tables.is_findings(path):
-            found.patients |= tables.read_patients(path)
-        elif not with_tables:
-            found.others.append((name, "another table was given"))
-        elif "excluded" in lower:
-            found.ignored |= tables.read_findings(path, ignored=True)
-        elif lower.startswith("annotations"):
-            if found.table is not None:
-                raise Fault(f"{path} is a second table of nodules: name the one that is meant with "
-                            "--nodules")
-            found.table = tables.read_findings(path)
+    elif not tables.is_findings(path):
+        for series, patient in (tables.read_patients(path) if with_patients else {}).items():
+            tables.note_once(path, found.patients, series, patient,
+                             "the series {} is, by another table, of")
+    elif not with_tables:
+        found.others.append((name, "another table was given"))
+    elif "excluded" in lower or lower.startswith("annotations"):
+        ignored = "excluded" in lower
+        if found.ignored if ignored else found.table is not None:
+            raise Fault(f"{path} is a second table of "
+                        f"{'irrelevant findings' if ignored else 'nodules'}: name the nodules that "
+                        "are meant with --nodules")
+        if ignored:
+            found.ignored = tables.read_findings(path, ignored=True)
         else:
-            found.others.append((name, "not read: name a table of nodules with --nodules"))
-    elif lower.endswith(VOLUMES) and is_labels(path):
-        found.labels[stem_of(path)] = path
+            found.table = tables.read_findings(path)
+    else:
+        found.others.append((name, "not read: name a table of nodules with --nodules"))
 
 
 def _note_xml(found: Annotations, path: Path, name: str) -> None:
@@ -134,7 +167,9 @@ def _note_xml(found: Annotations, path: Path, name: str) -> None:
     elif message == lidc.FILM_MESSAGE:
         found.others.append((name, "is about chest films, not CT"))
     elif message == "annotation":
-        found.boxes[path.stem] = path
+        before = found.boxes.setdefault(path.stem, path)
+        if before.read_bytes() != path.read_bytes():
+            raise Fault(f"{path} and {before} are boxes of one image, and differ: remove one")
     else:
         found.others.append((name, f"XML of {message or 'nothing'}, not an annotation of CT"))
 
@@ -150,7 +185,7 @@ def annotate(found: Annotations, name: str, geometry: Geometry, *, turn: Turn | 
     of its file in order, z in mm)}, and the thickness of a slice.
     """
     patient = found.patients.get(name, "")
-    if name in found.readings and places:
+    if name in found.readings and places is not None:
         return _of_readings(found, name, geometry, turn, places, thickness_mm, patient)
     if places and (boxed := [uid for uid in places if uid in found.boxes]):
         return _of_boxes(found, boxed, geometry, turn, places, patient)

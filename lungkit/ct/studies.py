@@ -12,13 +12,27 @@ import csv
 import io
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from lungkit.ct.annotations import VOLUMES, Annotated, Annotations, annotate, is_labels, stem_of
-from lungkit.formats import dicom, metaimage, nifti
+from lungkit.ct.annotations import (
+    VOLUMES,
+    Annotated,
+    Annotations,
+    annotate,
+    is_labels,
+    stamp_of,
+    stem_of,
+)
+from lungkit.ct.folders import walk
+from lungkit.formats import dicom, dicom_pixels, metaimage, nifti
 from lungkit.formats.volumes import Geometry, Turn, Volume
-from lungkit.run.faults import Fault, several
+from lungkit.run.faults import Fault, check_stop, several
+from lungkit.run.files import sha256
+from lungkit.run.journal import ResultJournal
+from lungkit.run.progress import Progress, say
 
 COLUMNS = ("series", "patient", "study", "kept", "reason", "notes", "format", "where", "slices",
            "rows", "columns", "spacing_mm", "thickness_mm", "step_mm", "kernel", "manufacturer",
@@ -29,7 +43,11 @@ RULE = ("one series of each patient, study and frame of reference: most nodules 
 
 @dataclass(frozen=True)
 class Scan:
-    """One series that can be read. patient "": unknown; files: below the input, in order."""
+    """One series that can be read. patient "": unknown.
+
+    files: of each slice below the input, in order, or the one of a volume; frames: which frame of
+    its file each slice is, () where a file holds one.
+    """
 
     name: str
     patient: str
@@ -49,12 +67,13 @@ class Scan:
     annotated: Annotated
     notes: tuple[str, ...] = ()
     spacing_known: bool = True
+    frames: tuple[int, ...] = ()
 
     def load(self) -> Volume:
         """Its int16 HU. Raises Fault."""
         paths = [self.root / name for name in self.files]
         if self.kind == "dicom":
-            return dicom.read_files(paths, self.geometry, self.turn)
+            return dicom_pixels.read_files(paths, self.geometry, self.turn, self.frames)
         return (metaimage.read_metaimage if self.kind == "metaimage" else nifti.read_nifti)(
             paths[0])
 
@@ -74,6 +93,38 @@ class Left:
 
 # ------------------------------------------------------------------ the survey
 
+def survey(root: Path, annotations: Annotations, journal: ResultJournal, mapped: Callable
+           ) -> list[Scan | Left]:
+    """Every series below a folder, annotated, or why it is left out.
+
+    A folder that the journal has is not looked at again, unless a file in it or any annotation has
+    changed. One that holds something broken is: it may have been mended.
+    """
+    folders = [each for each in walk(root) if each[1]]
+    seen = [journal.get(str(path), _stamp(path, names, root, annotations))
+            for path, names in folders]
+    pending = [number for number, each in enumerate(seen) if each is None]
+    if len(pending) < len(folders):
+        say(f"ct_seg: {len(folders) - len(pending)} of {len(folders)} folders were looked at "
+            "before")
+    progress = Progress("looking at series", len(folders), done=len(folders) - len(pending))
+    for number, found in zip(pending, mapped(partial(survey_folder, root=root,
+                                                     annotations=annotations),
+                                             [folders[number] for number in pending])):
+        seen[number] = found
+        if not any(isinstance(each, Left) and each.broken for each in found):
+            path, names = folders[number]
+            journal.add(str(path), _stamp(path, names, root, annotations), found)
+        progress.update(progress.done + 1)
+        check_stop()
+    return [each for found in seen for each in found]
+
+
+def _stamp(path: Path, names: list[str], root: Path, annotations: Annotations) -> tuple[str, ...]:
+    files = repr([stamp_of(path / name) for name in names])
+    return str(root), annotations.stamp, sha256(files.encode())
+
+
 def survey_folder(folder: tuple[Path, list[str]], root: Path, annotations: Annotations
                   ) -> list[Scan | Left]:
     """The scans in one folder (path, names of files), annotated, and what in it is left out."""
@@ -81,11 +132,12 @@ def survey_folder(folder: tuple[Path, list[str]], root: Path, annotations: Annot
     names = [name for name in names if not name.startswith("._")]
     found: list[Scan | Left] = [_volume(path / name, root, annotations) for name in names
                                 if name.lower().endswith(VOLUMES) and not is_labels(path / name)]
-    headers = [dicom.read_slice(path / name) for name in names
+    headers = [dicom.read_slices(path / name) for name in names
                if not name.lower().endswith(dicom.OTHERS) and name != "DICOMDIR"]
     found += [Left(path.name, path.relative_to(root).as_posix(), each, broken=True)
               for each in headers if isinstance(each, str)]
-    for series in dicom.gather(each for each in headers if isinstance(each, dicom.Slice)):
+    for series in dicom.gather(one for each in headers if not isinstance(each, str)
+                               for one in each):
         found.append(_series(series, root, annotations))
     return found
 
@@ -118,8 +170,12 @@ def _series(series: dicom.Series, root: Path, annotations: Annotations) -> Scan 
     if series.fault:
         return replace(left, reason=f"{where}: series {one.series}: {series.fault}", broken=True)
     normal_z = 2  # of positions: examined series are axial
+    images = Counter(each.sop_uid for each in series.slices)  # frames of a file share its number
     places = {each.sop_uid: (number, each.position_mm[normal_z])
-              for number, each in enumerate(series.slices)}
+              for number, each in enumerate(series.slices) if images[each.sop_uid] == 1}
+    if boxed := sorted((images.keys() - places.keys()) & annotations.boxes.keys()):
+        return replace(left, broken=True, reason=f"{annotations.boxes[boxed[0]]}: boxes on a file "
+                       "of many frames do not say on which: give the images one by one")
     try:
         annotated = annotate(annotations, one.series, series.geometry, turn=series.turn,
                              places=places, thickness_mm=one.thickness_mm or 0.0)
@@ -129,8 +185,9 @@ def _series(series: dicom.Series, root: Path, annotations: Annotations) -> Scan 
                 one.frame or one.study, "dicom", root,
                 tuple(each.path.relative_to(root).as_posix() for each in series.slices),
                 series.geometry, series.turn, one.thickness_mm, one.kernel, one.manufacturer,
-                one.contrast, one.number, sum(os.stat(s.path).st_size for s in series.slices),
-                annotated, (*series.notes, *annotated.notes))
+                one.contrast, one.number,
+                sum(os.stat(path).st_size for path in {s.path for s in series.slices}),
+                annotated, (*series.notes, *annotated.notes), frames=series.frames)
 
 
 # ------------------------------------------------------------------ one series of each scan
@@ -178,6 +235,17 @@ def _worth(scan: Scan) -> tuple:
     """What `choose` sorts by: the best first."""
     return (-len(scan.annotated.nodules), scan.thickness_mm or scan.geometry.spacing_mm[0],
             -scan.geometry.shape[0], scan.number, scan.name)
+
+
+def check_tables(scans: list[Scan], annotations: Annotations, *, patients_given: bool) -> None:
+    """Raise Fault where a table of nodules, or one of patients that was given, is of no scan."""
+    names = {scan.name for scan in scans}
+    of = {"nodules": annotations.table if any(s.annotated.source == "table" for s in scans)
+          else None, "patients": annotations.patients if patients_given else None}
+    for what, table in of.items():
+        if table is not None and not names & set(table):
+            raise Fault(f"the table of {what} names none of these scans: its first series is "
+                        f"{min(table, default='missing')!r}, that of the scans {min(names)!r}")
 
 
 def check_patients(scans: list[Scan]) -> list[Scan]:

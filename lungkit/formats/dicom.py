@@ -1,7 +1,7 @@
-"""CT series of DICOM files, by pydicom: headers first, pixels when a series is wanted.
+"""CT series of DICOM files by their headers: which images, in what order, where they lie.
 
-Slices are ordered by their position along the normal of their plane, never by file name or
-instance number. Slope and intercept are each file's own.
+Slices are ordered by their position along the normal of their plane, never by file name, instance
+number or place in a multi-frame file. Their pixels: lungkit.formats.dicom_pixels.
 
 Feeds ct_seg.RECIPE: raise it when this gives other bytes.
 """
@@ -9,42 +9,39 @@ Feeds ct_seg.RECIPE: raise it when this gives other bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from lungkit.formats.volumes import Geometry, Turn, Volume, canonical, check_hu, to_hu
+from lungkit.formats import enhanced
+from lungkit.formats.volumes import Geometry, Turn, canonical
 from lungkit.run.faults import Fault
 
 CT, ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1"
+CONVERTED_CT = "1.2.840.10008.5.1.4.1.1.2.2"  # legacy converted enhanced: the same groups
 TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID",
         "FrameOfReferenceUID", "Modality", "ImageType", "ImageOrientationPatient",
         "ImagePositionPatient", "PixelSpacing", "Rows", "Columns", "RescaleSlope",
         "RescaleIntercept", "SliceThickness", "ConvolutionKernel", "Manufacturer",
         "ContrastBolusAgent", "NumberOfFrames", "SeriesNumber", "SeriesDescription",
-        "SamplesPerPixel", "StudyDate", "AcquisitionNumber"]
+        "SamplesPerPixel", "StudyDate", "AcquisitionNumber", "ContrastBolusAgentSequence",
+        enhanced.SHARED, enhanced.PER_FRAME]
 OTHERS = (".xml", ".csv", ".txt", ".json", ".png", ".jpg", ".jpeg", ".gz", ".nii", ".mhd", ".raw",
           ".mha", ".zraw", ".xls", ".xlsx", ".pdf", ".md", ".zip", ".html", ".npy", ".py", ".db")
 SAME_PLANE = 1e-3       # of a direction cosine
 SAME_PLACE_MM = 0.01    # closer slices are one place twice
 UNEVEN = 0.1            # ours: of a slice distance, more is a gap
 TILT_DEG = 1.0          # ours: between the way from slice to slice and the slices' normal
-DECODERS = {            # of transfer syntaxes that pydicom alone does not decode
-    "1.2.840.10008.1.2.4.50": "pylibjpeg and pylibjpeg-libjpeg, or python-gdcm",
-    "1.2.840.10008.1.2.4.51": "pylibjpeg and pylibjpeg-libjpeg, or python-gdcm",
-    "1.2.840.10008.1.2.4.57": "python-gdcm",
-    "1.2.840.10008.1.2.4.70": "python-gdcm",
-    "1.2.840.10008.1.2.4.80": "python-gdcm, or pyjpegls",
-    "1.2.840.10008.1.2.4.81": "python-gdcm, or pyjpegls",
-    "1.2.840.10008.1.2.4.90": "pylibjpeg and pylibjpeg-openjpeg",
-    "1.2.840.10008.1.2.4.91": "pylibjpeg and pylibjpeg-openjpeg"}
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What the header of one file says; None or "" where it does not."""
+    """What the header of one image says; None or "" where it does not.
+
+    frame_index: of a frame of a multi-frame file, from 0; None: the file is one image.
+    """
 
     path: Path
     sop_class: str
@@ -68,6 +65,7 @@ class Slice:
     frames: int
     number: int                      # of the series
     description: str
+    frame_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,24 +87,36 @@ class Series:
     def first(self) -> Slice:
         return self.slices[0]
 
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """The frame of its file that each slice is; () where every file is one image."""
+        found = [each.frame_index for each in self.slices]
+        return () if found == [None] * len(found) else tuple(each or 0 for each in found)
+
 
 # ------------------------------------------------------------------ headers
 
-def read_slice(path: Path) -> Slice | str | None:
-    """The header of a file: None if it is not DICOM, a sentence if it is a damaged one."""
+def read_slices(path: Path) -> list[Slice] | str:
+    """The header of each image in a file: none if it is not DICOM, a sentence if it is damaged."""
     import pydicom
 
     try:
         with open(path, "rb") as file:
             if file.read(132)[128:] != b"DICM":
-                return None
+                return []
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-        return _slice(path, data)
+        return headers(path, data)
     except Exception as error:  # a damaged file may raise anything at all
         return f"{path}: damaged header ({error})"
 
 
-def _slice(path: Path, data) -> Slice:
+def headers(path: Path, data) -> list[Slice]:
+    """The header of each image in a file that was read as `data`, in the file's order."""
+    return [_slice(path, header, number if header is not data else None)
+            for number, header in enumerate(enhanced.frames(data))]
+
+
+def _slice(path: Path, data, frame_index: int | None) -> Slice:
     def text(name: str) -> str:
         value = data.get(name)
         return "" if value is None else str(value).strip()
@@ -128,13 +138,14 @@ def _slice(path: Path, data) -> Slice:
         (int(data.get("Rows") or 0), int(data.get("Columns") or 0)),
         1.0 if number("RescaleSlope") is None else number("RescaleSlope"),
         number("RescaleIntercept"), number("SliceThickness"), (kernel or "").strip(),
-        text("Manufacturer"), bool(text("ContrastBolusAgent")),
+        text("Manufacturer"),
+        bool(text("ContrastBolusAgent") or data.get("ContrastBolusAgentSequence")),
         int(number("NumberOfFrames") or 1), int(number("SeriesNumber") or 0),
-        text("SeriesDescription"))
+        text("SeriesDescription"), frame_index)
 
 
 def gather(slices: Iterable[Slice]) -> list[Series]:
-    """Series of those files, ordered and examined, by SeriesInstanceUID."""
+    """Series of those images, ordered and examined, by SeriesInstanceUID."""
     found: dict[str, list[Slice]] = {}
     for each in slices:
         found.setdefault(each.series, []).append(each)
@@ -144,12 +155,9 @@ def gather(slices: Iterable[Slice]) -> list[Series]:
 # ------------------------------------------------------------------ geometry
 
 def not_a_scan(slices: list[Slice]) -> str | None:
-    """Why files of one series are no axial CT volume; None: they may be one."""
+    """Why images of one series are no axial CT volume; None: they may be one."""
     one = slices[0]
-    if one.sop_class == ENHANCED_CT or one.frames > 1:
-        return ("is an Enhanced multi-frame CT, which is not read: convert it to single-frame "
-                "files or to NIfTI")
-    if one.modality != "CT" or one.sop_class != CT:
+    if one.modality != "CT" or one.sop_class not in (CT, ENHANCED_CT, CONVERTED_CT):
         return f"is {one.modality or 'of no modality'}, not CT images"
     return None
 
@@ -159,6 +167,10 @@ def examine(slices: list[Slice]) -> Series:
     unordered = Series(tuple(sorted(slices, key=lambda s: str(s.path))))
     if reason := not_a_scan(slices):
         return replace(unordered, reason=reason)
+    many = [s for s in slices if s.frames > 1]
+    if many:
+        return replace(unordered, fault=f"{many[0].path.name} holds {many[0].frames} frames and "
+                       "does not say where each lies (no functional groups): get single images")
     notes = []
     whole = [s for s in slices if len(s.orientation) == 6 and len(s.position_mm) == 3
              and len(s.spacing_mm) == 2]
@@ -167,7 +179,7 @@ def examine(slices: list[Slice]) -> Series:
         return replace(unordered, reason="is a scout (localizer), not a volume" if whole
                        else "holds no images with a position")
     if len(whole) < len(slices):
-        return replace(unordered, fault=f"{len(slices) - len(whole)} of {len(slices)} files lack "
+        return replace(unordered, fault=f"{len(slices) - len(whole)} of {len(slices)} images lack "
                        "position, orientation or pixel spacing")
     plane = Counter(tuple(np.round(s.orientation, 2)) for s in kept).most_common(1)[0][0]
     flat = [s for s in kept if np.abs(np.subtract(s.orientation, plane)).max() < 0.02]
@@ -224,7 +236,7 @@ def _check_alike(slices: list[Slice]) -> None:
                         "under one number?")
     none = [s for s in slices if s.intercept is None]
     if none:
-        raise Fault(f"{len(none)} of {len(slices)} files have no RescaleIntercept "
+        raise Fault(f"{len(none)} of {len(slices)} images have no RescaleIntercept "
                     f"({none[0].path.name}): without it their values are not HU")
 
 
@@ -234,12 +246,12 @@ def _some(values: Iterable) -> str:
 
 def _without_doubles(slices: list[Slice], place: np.ndarray, notes: list[str]
                      ) -> tuple[list[Slice], np.ndarray]:
-    """Drop files of the same instance; raise Fault where two images lie in one place."""
+    """Drop copies of the same image; raise Fault where two images lie in one place."""
     kept, again, twice = [0], 0, []
     for i in range(1, len(slices)):
         if place[i] - place[kept[-1]] > SAME_PLACE_MM:
             kept.append(i)
-        elif slices[i].sop_uid == slices[kept[-1]].sop_uid:
+        elif _instance(slices[i]) == _instance(slices[kept[-1]]):
             again += 1
         else:
             twice.append(f"{slices[kept[-1]].path.name} and {slices[i].path.name}")
@@ -249,6 +261,10 @@ def _without_doubles(slices: list[Slice], place: np.ndarray, notes: list[str]
     if again:
         notes.append(f"{again} copies of files left out")
     return [slices[i] for i in kept], place[kept]
+
+
+def _instance(each: Slice) -> tuple[str, int | None]:
+    return each.sop_uid, each.frame_index
 
 
 def _check_steps(place: np.ndarray) -> float:
@@ -263,49 +279,3 @@ def _check_steps(place: np.ndarray) -> float:
                     f"{place[at]:.1f} to {place[at + 1]:.1f} mm where {step:g} mm is usual "
                     f"({missing} slices missing): get the series again, whole")
     return float((place[-1] - place[0]) / (len(place) - 1))
-
-
-# ------------------------------------------------------------------ pixels
-
-def read_series(series: Series) -> Volume:
-    """int16 HU of a series that is whole. Raises Fault, which names the file."""
-    return read_files([each.path for each in series.slices], series.geometry, series.turn)
-
-
-def read_files(paths: Sequence[Path], geometry: Geometry, turn: Turn) -> Volume:
-    """int16 HU of the files of one series in the order of their places, as `examine` gives them.
-
-    Raises Fault, which names the file.
-    """
-    hu = None
-    for number, path in enumerate(paths):
-        pixels = _pixels(path)
-        if hu is None:
-            hu = np.empty((len(paths), *pixels.shape), np.int16)
-        hu[number] = pixels
-    try:
-        check_hu(float(hu.min()), float(hu.max()))
-    except Fault as fault:
-        raise Fault(f"{paths[0].parent}: {fault}") from None
-    return Volume(turn(hu), geometry)
-
-
-def _pixels(path: Path) -> np.ndarray:
-    """int16 HU [rows, columns] of one file, by its own slope and intercept."""
-    import pydicom
-
-    try:
-        data = pydicom.dcmread(path)
-        syntax = data.file_meta.TransferSyntaxUID
-        stored, header = data.pixel_array, _slice(path, data)
-    except RuntimeError as error:  # pydicom's, where no decoder is installed
-        packages = DECODERS.get(str(syntax), "a decoder that pydicom names")
-        raise Fault(f"{path} is compressed ({syntax.name}): install {packages}, or decompress it "
-                    f"({str(error).splitlines()[0]})") from None
-    except Exception as error:  # a damaged file may raise anything at all
-        raise Fault(f"{path}: its pixels are cut short or damaged ({str(error).splitlines()[0]}): "
-                    "get the file again") from None
-    try:
-        return to_hu(stored, header.slope, header.intercept)
-    except Fault as fault:
-        raise Fault(f"{path}: {fault}") from None

@@ -1,4 +1,4 @@
-"""ct_seg.py from end to end on tiny chests, and every input it has to refuse."""
+"""ct_seg.py from end to end on tiny chests; what it has to refuse: test_ct_bad_inputs.py."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from ct_files import (
     ORIGIN,
     ball,
     chest,
+    join_frames,
     mark,
-    mark_of,
     outline,
     roi,
-    scene,
+    set_tags,
+    slices_of,
+    write_luna,
     write_mhd,
     write_nifti,
     write_patient,
+    write_pictures,
     write_series,
     write_xml,
 )
 from lungkit.data.dataset import open_dataset
-from lungkit.data.png import encode_png
 
 DATA = Path(os.environ.get("CT_DATA") or "no-ct-data")
 LEFT, RIGHT = (3, 30, 18), (5, 28, 46)
@@ -68,15 +70,6 @@ def lidc_tree(tmp_path_factory) -> Path:
     write_xml(root / "film.xml", [], root="IdriReadMessage")
     assert (root / "P1" / "study" / "series").is_dir() and uid != again
     return root
-
-
-def set_tags(path, **tags):
-    import pydicom
-
-    data = pydicom.dcmread(path)
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.save_as(path)
 
 
 @pytest.fixture(scope="session")
@@ -149,21 +142,6 @@ def test_size_alone_is_named_where_it_tells_the_class(real):
     assert any(each.startswith("size tells the class") for each in manifest["warnings"])
 
 
-def test_a_scanner_that_tells_the_class_is_named(tmp_path):
-    for number in range(6):
-        ill = number % 2
-        write_patient(tmp_path / "in", number, [(RIGHT, 9, 5 if ill else 1)],
-                      Manufacturer="ACME" if ill else "SIM", ConvolutionKernel="B70f" if ill else
-                      "B30f")
-    assert made(tmp_path / "in", tmp_path / "real") == 0
-    data = open_dataset(tmp_path / "real")
-    families = data.manifest["confounding"]["trivial"]["families"]
-    assert families["scanner"]["balanced_accuracy"] == families["kernel"]["balanced_accuracy"] == 1
-    for kind in ("manufacturer 'ACME'", "kernel 'B70f'"):
-        assert any(each.startswith("one source dominates") and kind in each
-                   for each in data.warnings)
-
-
 def test_it_is_the_same_by_any_number_of_processes_and_again(lidc_tree, real, tmp_path):
     assert made(lidc_tree, tmp_path / "real", "--workers", 2) == 0
     ours, theirs = content(tmp_path / "real"), content(real)
@@ -188,6 +166,58 @@ def test_killed_anywhere_it_goes_on(lidc_tree, real, tmp_path, monkeypatch):
     for each in (ours, theirs):
         each.pop("dataset.json")
     assert ours == theirs
+
+
+def test_killed_in_the_survey_no_header_is_read_again(lidc_tree, real, tmp_path, monkeypatch):
+    from lungkit.ct import studies
+    from lungkit.formats import dicom
+    from lungkit.run.faults import Stopped
+
+    tree, read, header = tmp_path / "in", [], dicom.read_slices
+    shutil.copytree(lidc_tree, tree)
+    files = sorted(tree.rglob("*.dcm"))
+    monkeypatch.setattr(dicom, "read_slices", lambda path: read.append(path) or header(path))
+
+    def killed_at(count):
+        def look():
+            if len(read) >= count:
+                raise Stopped("stopped by a test")
+        monkeypatch.setattr(studies, "check_stop", look)
+        return made(tree, tmp_path / "real")
+
+    assert killed_at(40) == 75 and 40 <= len(read) < len(files)
+    before = list(read)
+    assert killed_at(60) == 75 and len(read) == len(set(read)) > len(before)
+    os.utime(before[0])  # as if it had been mended: its folder is looked at again, no other
+    assert killed_at(999) == 0
+    again = [path for path in before if read.count(path) > 1]
+    assert again and {path.parent for path in again} == {before[0].parent}
+    assert sorted({*read}) == files
+    ours, theirs = content(tmp_path / "real"), content(real)
+    assert ours.pop("dataset.json") and theirs.pop("dataset.json") and ours == theirs
+    assert not list(tmp_path.glob(".real*"))
+
+
+def test_another_annotation_is_another_survey(lidc_tree, tmp_path, monkeypatch):
+    from lungkit.ct import studies
+    from lungkit.formats import dicom
+    from lungkit.run.faults import Stopped
+
+    tree, read, header = tmp_path / "in", [], dicom.read_slices
+    shutil.copytree(lidc_tree, tree)
+    monkeypatch.setattr(dicom, "read_slices", lambda path: read.append(path) or header(path))
+
+    def stop():
+        raise Stopped("stopped by a test")
+
+    monkeypatch.setattr(studies, "check_stop", stop)
+    for _ in range(3):
+        assert made(tree, tmp_path / "real") == 75
+    first = len(read)
+    os.utime(next(tree.glob("P4/*/*/*.xml")))
+    for _ in range(3):
+        assert made(tree, tmp_path / "real") == 75
+    assert 0 < first and read[first:] == read[:first]
 
 
 TASKS = {
@@ -269,14 +299,15 @@ def test_a_dry_run_writes_nothing(lidc_tree, tmp_path, capfd):
 # ------------------------------------------------------------------ one truth, four formats
 
 def test_four_formats_of_one_scan_are_one_dataset(lidc_tree, tmp_path):
-    """DICOM, MetaImage (flipped too) and NIfTI with one table of nodules give the same pixels."""
+    """DICOM, in one file or many, MetaImage, flipped too, and NIfTI with one table of nodules."""
     table = ["series,x,y,z,diameter_mm,grade,patient"]
-    trees = {name: tmp_path / name for name in ("dicom", "mhd", "flipped", "nifti")}
+    trees = {name: tmp_path / name for name in ("dicom", "enhanced", "mhd", "flipped", "nifti")}
     for number in range(3):
         uid, patient = f"1.2.3.{number}", f"P{number}"
         hu = chest([(LEFT, 5), (RIGHT, 9)], seed=number)
-        write_series(trees["dicom"] / patient, hu, step=CHEST_STEP, patient=patient, series=uid,
-                     study=uid, frame=uid)
+        paths = [write_series(trees[name] / patient, hu, step=CHEST_STEP, patient=patient,
+                              series=uid, study=uid, frame=uid) for name in ("dicom", "enhanced")]
+        join_frames(paths[1], trees["enhanced"] / patient / "all.dcm")
         write_mhd(trees["mhd"] / f"{uid}.mhd", hu, step=CHEST_STEP)
         last = np.array(ORIGIN) + [2 * 63, 2 * 63, 0]
         write_mhd(trees["flipped"] / f"{uid}.mhd", np.ascontiguousarray(hu[:, ::-1, ::-1]),
@@ -292,13 +323,105 @@ def test_four_formats_of_one_scan_are_one_dataset(lidc_tree, tmp_path):
         assert made(tree, output, "--nodules", tmp_path / "nodules.csv") == 0
         found[name] = {path: sha for path, sha in content(output).items()
                        if path.endswith("png") and path != "qc.png"}
-    assert found["dicom"] == found["mhd"] == found["flipped"] == found["nifti"]
+    assert all(each == found["dicom"] for each in found.values())
     assert len(found["dicom"]) == 6 * 4
 
 
+STEP = (2.5, 2.01, 2.01)  # which single precision, NIfTI's, does not hold exactly
+ROUND, CUT = (3, 30, 18), (7, 28, 46)
+
+
+def truths() -> list[np.ndarray]:
+    """bool [Z, Y, X] of two nodules, one round, one cut off at one side."""
+    cut = ball(SHAPE, CUT, 6, STEP)
+    cut[:, :, CUT[2] + 1:] = False
+    return [ball(SHAPE, ROUND, 5, STEP), cut]
+
+
+def write_as_lidc(tree, number, hu):
+    uid = f"1.2.3.{number}"
+    write_series(tree / uid, hu, step=STEP, patient=uid, series=uid, study=uid, frame=uid)
+    rois = "".join(mark("".join(roi(z, outline(mask[z]), uid, ORIGIN[2] + STEP[0] * z)
+                                for z in np.flatnonzero(mask.any((1, 2)))), 3, str(n))
+                   for n, mask in enumerate(truths()))
+    write_xml(tree / uid / "notes.xml", [rois] * 4, uid)
+
+
+def write_as_luna16(tree, number, hu):
+    write_mhd(tree / f"{number}.mhd", hu, step=STEP)
+    lines = [] if number else ["seriesuid,coordX,coordY,coordZ,diameter_mm"]
+    for mask in truths():
+        area = mask.sum((1, 2))
+        z = area.argmax()
+        y, x = np.argwhere(mask[z]).mean(0)
+        at = np.array(ORIGIN) + [2.01 * x, 2.01 * y, 2.5 * z]
+        mm = 2 * np.sqrt(area.max() * 2.01 ** 2 / np.pi)
+        lines.append(",".join([str(number), *(f"{v:.7f}" for v in at), f"{mm:.7f}"]))
+    with open(tree / "annotations.csv", "a") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def write_as_msd(tree, number, hu):
+    write_nifti(tree / "imagesTr" / f"{number}.nii.gz", hu, step=STEP)
+    write_nifti(tree / "labelsTr" / f"{number}.nii.gz", sum(truths()).astype(np.uint8), step=STEP,
+                order="LPS")
+
+
+def write_as_petct(tree, number, hu):
+    uid = f"1.2.3.{number}"
+    write_series(tree / uid, hu, step=STEP, patient=uid, series=uid, study=uid, frame=uid)
+    for z in range(SHAPE[0]):
+        boxes = ""
+        for mask in truths():
+            ys, xs = np.nonzero(mask[z])
+            boxes += "" if not len(ys) else (
+                f"<object><name>A</name><bndbox><xmin>{xs.min()}</xmin><ymin>{ys.min()}</ymin>"
+                f"<xmax>{xs.max() + 1}</xmax><ymax>{ys.max() + 1}</ymax></bndbox></object>")
+        if boxes:
+            path = tree / "Annotation" / uid / f"{uid}.{z + 1}.xml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"<annotation>{boxes}</annotation>")
+
+
+SOURCES = {"lidc": write_as_lidc, "luna16": write_as_luna16, "msd": write_as_msd,
+           "petct": write_as_petct}
+
+
+def shown(output) -> dict[tuple[str, str], tuple]:
+    """{(number of the patient, slice): (image, boxes)} of the images of nodules."""
+    data = open_dataset(output)
+    return {(row.extra["series"][-1], row.extra["slice_index"]): (
+        data.image(row), np.array([[float(v) for v in box.split()]
+                                   for box in row.extra["boxes"].split("; ")]))
+            for row in data.rows if row.label == "nodule"}
+
+
+@pytest.mark.parametrize("view", ["crop", "slice"])
+def test_four_sources_of_one_truth_show_the_same(tmp_path, view):
+    """To the pixel; a box has not the middle of a nodule cut off, nor a ball its edges."""
+    found = {}
+    for name, write in SOURCES.items():
+        (tree := tmp_path / name).mkdir()
+        for number in range(3):
+            write(tree, number, chest([(ROUND, 5), (CUT, 6)], SHAPE, seed=number))
+        assert made(tree, tmp_path / f"of_{name}" / "real", "--view", view, "--labels",
+                    "presence", *(["--field-mm", 32] if view == "crop" else [])) == 0
+        found[name] = shown(tmp_path / f"of_{name}" / "real")
+    assert sorted(found["lidc"]) == sorted((str(n), str(at[0])) for n in range(3)
+                                           for at in (ROUND, CUT))
+    for name, images in found.items():
+        assert images.keys() == found["lidc"].keys()
+        for key, (image, boxes) in images.items():
+            uneven = key[1] == str(CUT[0])
+            wanted, edges = found["lidc"][key]
+            if not (name == "petct" and uneven and view == "crop"):
+                assert np.array_equal(image, wanted), (name, key)
+                if not (name == "luna16" and uneven):
+                    assert np.abs(boxes - edges).max() <= 0.5, (name, key)
+
+
 def test_healthy_crops_may_be_of_candidates(tmp_path, capfd):
-    (tree := tmp_path / "in").mkdir()
-    mhd()(tree)
+    tree = write_luna(tmp_path / "in")
     far, near = "24,67,-275", "26,67,-292"  # in the lung with a nodule; at the nodule
     lines = [f"{name},{place},0" for name in "abc" for place in (far, near)]
     (tree / "annotations_excluded.csv").write_text(
@@ -359,236 +482,15 @@ def test_labels_and_boxes_find_the_same_nodules(tmp_path):
     assert "AppleDouble file" in [row["reason"] for row in left]
 
 
-# ------------------------------------------------------------------ bad inputs
-
-@pytest.fixture(scope="session")
-def small_tree(tmp_path_factory) -> Path:
-    """Three patients, the least that can be split. Read only."""
-    root = tmp_path_factory.mktemp("small")
-    for number in range(3):
-        write_patient(root, number, [(LEFT, 5, 1), (RIGHT, 9, 5)])
-    return root
-
-
-def slices(tree, patient="P1") -> list[Path]:
-    return sorted((tree / patient).rglob("*.dcm"))
-
-
-def tags(**values):
-    def spoil(tree):
-        for path in slices(tree):
-            set_tags(path, **values)
-    return spoil
-
-
-def tag_of_one(**values):
-    return lambda tree: set_tags(slices(tree)[2], **values)
-
-
-def without(name):
-    def spoil(tree):
-        import pydicom
-
-        data = pydicom.dcmread(slices(tree)[1])
-        delattr(data, name)
-        data.save_as(slices(tree)[1])
-    return spoil
-
-
-def twice(tree):
-    import pydicom
-
-    one, other = slices(tree)[2:4]
-    set_tags(one, ImagePositionPatient=pydicom.dcmread(other).ImagePositionPatient)
-
-
-def tilt(tree):
-    import pydicom
-
-    for path in slices(tree):
-        x, y, z = pydicom.dcmread(path).ImagePositionPatient
-        set_tags(path, ImagePositionPatient=[x, y + float(z + 300) / 5, z])
-
-
-def all_patients(**values):
-    def spoil(tree):
-        for number in range(3):
-            for path in slices(tree, f"P{number}"):
-                set_tags(path, **values)
-    return spoil
-
-
-def cut(tree):
-    path = slices(tree)[2]
-    path.write_bytes(path.read_bytes()[:-500])
-
-
-def windowed(tree):
-    import pydicom
-
-    for path in slices(tree):
-        data = pydicom.dcmread(path)
-        stored = np.clip(np.frombuffer(data.PixelData, "<i2"), 24, 1424).astype("<i2")
-        data.PixelData = stored.tobytes()
-        data.save_as(path)
-
-
-def jpeg_lossless(tree):
-    import pydicom
-
-    path = slices(tree)[2]
-    data = pydicom.dcmread(path)
-    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.70"
-    data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8" + b"\0" * 20])
-    data.save_as(path)
-
-
-def xml(*sessions, **how):
-    return lambda tree: write_xml(tree / "P1" / "study" / "series" / "notes.xml", list(sessions),
-                                  "1.2.3.1", **how)
-
-
-def only_one_class(tree):
-    for number in range(3):
-        write_patient(tree, number, [(LEFT, 5, 1)])
-
-
-def empty(tree):
-    shutil.rmtree(tree)
-    tree.mkdir()
-
-
-def mhd(**how):
-    """Three MetaImages with LUNA16's table, the first as the arguments spoil it."""
-    def spoil(tree):
-        empty(tree)
-        lines = ["seriesuid,coordX,coordY,coordZ,diameter_mm,grade"]
-        for name in "abc":
-            write_mhd(tree / f"{name}.mhd", chest(), step=CHEST_STEP,
-                      **(how if name == "a" else {}))
-            lines += [f"{name},24,67,-292,10,1", f"{name},80,63,-287,18,5"]
-        (tree / "annotations.csv").write_text("\n".join(lines))
-    return spoil
-
-
-def mhd_without_raw(tree):
-    mhd()(tree)
-    (tree / "a.raw").unlink()
-
-
-def msd(image=None, labels=None, cut=0, **how):
-    """Three NIfTI images and a table of grades; the arguments spoil the first, or label it."""
-    def spoil(tree):
-        mhd()(tree)
-        for path in (*tree.glob("*.mhd"), *tree.glob("*.raw")):
-            path.unlink()
-        for name in "abc":
-            bad = name == "a"
-            write_nifti(tree / "imagesTr" / f"{name}.nii.gz",
-                        image if bad and image is not None else chest(), step=CHEST_STEP)
-            if labels is not None and bad:
-                write_nifti(tree / "labelsTr" / f"{name}.nii.gz", labels,
-                            **{"step": CHEST_STEP, **how})
-        path = tree / "imagesTr" / "a.nii.gz"
-        path.write_bytes(path.read_bytes()[:len(path.read_bytes()) - cut])
-    return spoil
-
-
-MARKS = mark_of(ball(SHAPE, LEFT, 5), 1, "1.2.3.1")
-ONE_VALUE = ball(SHAPE, LEFT, 5).astype(np.uint8)
-TWO_VALUES = ONE_VALUE + 2 * ball(SHAPE, RIGHT, 5).astype(np.uint8)
-BAD = {
-    "missing slice": (lambda t: slices(t)[3].unlink(), "uneven distances"),
-    "place twice": (twice, "two different images"),
-    "two series under one number": (tag_of_one(FrameOfReferenceUID="1.8"), "mixed"),
-    "no intercept": (without("RescaleIntercept"), "no RescaleIntercept"),
-    "gantry tilt": (tilt, "gantry tilt"),
-    "pixels cut short": (cut, "cut short or damaged"),
-    "JPEG lossless without a decoder": (jpeg_lossless, "python-gdcm"),
-    "cut to a window": (windowed, "cut to a window"),
-    "no PatientID": (tags(PatientID=""), "no PatientID"),
-    "one PatientID for all": (all_patients(PatientID="anonymous"), "'anonymous'"),
-    "multi-frame alone": (all_patients(NumberOfFrames=3), "Enhanced multi-frame"),
-    "sagittal alone": (all_patients(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "sagittal"),
-    "PET alone": (all_patients(Modality="PT"), "is PT, not CT"),
-    "XML of another scan": (xml(mark(roi(3, outline(ball(SHAPE, LEFT, 5)[3]), sop="1.9"), 3)),
-                            "does not hold"),
-    "z off by a slice": (xml(mark(roi(3, outline(ball(SHAPE, LEFT, 5)[3]), "1.2.3.1",
-                                      z_mm=-290), 3)), "do not match"),
-    "malignancy 6": (xml(MARKS.replace("<malignancy>1", "<malignancy>6")), "malignancy 6"),
-    "XML torn": (lambda t: (t / "P1/study/series/notes.xml").write_text(
-        "<LidcReadMessage><SeriesInstanceUid>1.2.3.1</SeriesInstanceUid>"), "no whole XML"),
-    "one class": (only_one_class, "1 class"),
-    "empty": (empty, "no chest CT found"),
-    "MetaImage without voxels": (mhd_without_raw, "are missing"),
-    "MetaImage of the wrong size": (mhd(cut=100), "copy it again"),
-    "MetaImage cut when compressed": (mhd(compressed=True, cut=100), "cut short"),
-    "MetaImage sheared": (mhd(matrix=[[1, 0, 0], [0, 1, 0], [0, .2, 1]]), "gantry tilt"),
-    "NIfTI cut short": (msd(cut=4000), "cut short"),
-    "NIfTI of thousandths": (msd(image=(chest() / 1000).astype(np.float32)), "divided by 1000"),
-    "labels of another shape": (msd(labels=np.ones((12, 64, 63), np.uint8)), "not of one scan"),
-    "labels elsewhere": (msd(labels=ONE_VALUE, origin=(0, 0, 0)), "elsewhere"),
-    "labels of two values": (msd(labels=TWO_VALUES), "one value besides 0")}
-
-
-@pytest.mark.parametrize(("spoil", "words"), BAD.values(), ids=BAD)
-def test_a_bad_input_is_one_line_and_exit_1_and_nothing_is_published(small_tree, tmp_path, capfd,
-                                                                     spoil, words):
-    tree, output = tmp_path / "in", tmp_path / "out" / "real"
-    shutil.copytree(small_tree, tree)
-    spoil(tree)
-    assert made(tree, output) == 1
-    said = capfd.readouterr().err.splitlines()
-    assert said[-1].startswith("ct_seg.py: error: ") and words in said[-1], said[-1]
-    assert sum(line.startswith("ct_seg.py: error") for line in said) == 1
-    assert not output.exists()
-
-
-ALLOWED = {
-    "slopes that differ": tag_of_one(RescaleSlope=1.0000001),
-    "a scout inside": lambda t: set_tags(
-        next(path for path in slices(t) if path.stem.endswith("-00")),
-        ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
-    "another modality beside": lambda t: write_series(t / "P1" / "pet", scene(), patient="P1",
-                                                      series="1.7", Modality="PT"),
-    "a patient in two classes": lambda t: None}
-
-
-@pytest.mark.parametrize("spoil", ALLOWED.values(), ids=ALLOWED)
-def test_what_is_odd_but_harmless_is_taken(small_tree, tmp_path, spoil):
-    shutil.copytree(small_tree, tmp_path / "in")
-    spoil(tmp_path / "in")
-    assert made(tmp_path / "in", tmp_path / "out" / "real") == 0
-    assert any(each.startswith("patients of several classes")
-               for each in open_dataset(tmp_path / "out" / "real").warnings)
-
+# ------------------------------------------------------------------ options
 
 def test_broken_series_may_be_left_out_by_name(lidc_tree, tmp_path):
     shutil.copytree(lidc_tree, tmp_path / "in")
-    slices(tmp_path / "in", "P3")[3].unlink()
+    slices_of(tmp_path / "in", "P3")[3].unlink()
     assert made(tmp_path / "in", tmp_path / "out" / "real", "--skip-broken") == 0
     rows = rows_of(tmp_path / "out" / "real" / "studies.csv")
     [broken] = [row for row in rows if row["series"] == "1.2.3.3"]
     assert broken["kept"] == "0" and "uneven distances" in broken["reason"]
-
-
-TABLES = {
-    "diameter -1": ("1.2.3.0,0,0,-295,-1", "diameter -1"),
-    "a rounded number": ("1.23E+45,0,0,-295,5", "spreadsheet has rounded"),
-    "outside": ("1.2.3.1,900,0,-295,5", "outside the volume"),
-    "decimal comma": ("1.2.3.0,\"1,5\",0,-295,5", "decimals with a point"),
-    "a decimal comma unquoted": ("1.2.3.0,1,5,0,-295,5", "cells")}
-
-
-@pytest.mark.parametrize(("line", "words"), TABLES.values(), ids=TABLES)
-def test_a_bad_table_is_one_line(small_tree, tmp_path, capfd, line, words):
-    (tmp_path / "t.csv").write_text(f"series,x,y,z,diameter_mm\n{line}\n")
-    for path in (tree := tmp_path / "in", ):
-        shutil.copytree(small_tree, path)
-        for notes in path.rglob("*.xml"):
-            notes.unlink()
-    assert made(tree, tmp_path / "out" / "real", "--nodules", tmp_path / "t.csv") == 1
-    assert words in capfd.readouterr().err.splitlines()[-1] and not (tmp_path / "out").exists()
 
 
 OPTIONS = [["--window", "400", "-1000"], ["--benign-max", "4"],
@@ -607,26 +509,7 @@ def test_options_that_contradict_each_other_are_exit_2(lidc_tree, tmp_path, more
 
 @pytest.fixture
 def cut_pictures(tmp_path) -> Path:
-    """Pictures of eight patients with masks; two of them copies, of equal bytes and by parent."""
-    from lungkit.run.files import write_bytes
-
-    rng, lines = np.random.default_rng(0), ["file,malignancy_ratings,patient_id,copy_of,"
-                                            "pixel_spacing_mm,max_diam_mm,n_raters"]
-    for number in range(16):
-        grade, radius = (1, 3) if number % 2 else (5, 8)
-        rows, columns = np.indices((40, 40 if number else 37))
-        mask = (rows - 20) ** 2 + (columns - 20) ** 2 <= radius ** 2
-        grey = np.uint8(np.clip(rng.normal(30, 5, mask.shape) + 150 * mask, 0, 255))
-        write_bytes(tmp_path / "in" / "images" / f"{number}.png", encode_png(grey))
-        write_bytes(tmp_path / "in" / "masks" / f"{number}.png", encode_png(mask * np.uint8(255)))
-        lines.append(f"{number}.png,{grade} {grade} {grade},Q{number // 2},,0.8,{1.6 * radius},3")
-    shutil.copy(tmp_path / "in/images/1.png", tmp_path / "in/images/20.png")
-    shutil.copy(tmp_path / "in/masks/1.png", tmp_path / "in/masks/20.png")
-    turned = np.rot90(np.uint8(rng.integers(0, 99, (40, 40))))
-    write_bytes(tmp_path / "in/images/21.png", encode_png(np.ascontiguousarray(turned)))
-    lines += ["20.png,1 1 1,Q20,,0.8,4.8,3", "21.png,5 5 5,Q21,4.png,0.8,9,3"]
-    (tmp_path / "in" / "manifest.csv").write_text("\n".join(lines))
-    return tmp_path / "in"
+    return write_pictures(tmp_path / "in")
 
 
 def test_pictures_with_a_table_become_a_dataset(cut_pictures, tmp_path):
@@ -662,41 +545,38 @@ def test_pictures_without_spacing_show_all_of_themselves_and_may_have_a_window(c
     assert any(each.startswith("field unknown") for each in data.warnings)
 
 
-def colour(folder):
-    from PIL import Image
-
-    Image.fromarray(np.uint8(np.random.default_rng(0).integers(0, 255, (40, 40, 3)))).save(
-        folder / "images" / "3.png")
-
-
-def deep(folder):
-    import cv2
-
-    cv2.imwrite(str(folder / "images" / "3.png"), np.full((40, 40), 3000, np.uint16))
-
-
-@pytest.mark.parametrize(("spoil", "words"), [
-    (colour, "has colours"), (deep, "16 bits"),
-    (lambda f: (f / "images/3.png").unlink(), "3.png is missing"),
-    (lambda f: (f / "images/3.png").write_bytes(b"GIF89a"), "whatever its name says"),
-    (lambda f: shutil.copy(f / "masks/3.png", f / "masks/0.png"), "its picture 37 x 40"),
-    (lambda f: (f / "manifest.csv").write_text("file,grade\n3.png,7\n"), "grades go from 1 to 5"),
-    (lambda f: (f / "manifest.csv").write_text("file,grade\n3.png,2\n3.png,2\n"), "listed 2 times"),
-    (lambda f: (f / "manifest.csv").write_text("file,who\n3.png,2\n"), "label or grade"),
-    (lambda f: (f / "manifest.csv").write_text("file,grade,parent\n3.png,2,x\n"), "not in the")])
-def test_a_bad_picture_is_one_line(cut_pictures, tmp_path, capfd, spoil, words):
-    spoil(cut_pictures)
-    assert made(cut_pictures, tmp_path / "real", "--images", cut_pictures / "manifest.csv") == 1
-    assert words in capfd.readouterr().err.splitlines()[-1] and not (tmp_path / "real").exists()
-
-
 # ------------------------------------------------------------------ real data
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs CT_DATA: the folder of CT for tests")
-def test_two_kernels_of_one_scan_are_one_series_and_named(tmp_path, capfd):
-    made(DATA / "lung_pet_ct_dx_A0001", tmp_path / "real", "--labels", "histology", "--dry-run")
-    said = capfd.readouterr().err
-    assert "left out 1: another series of one scan" in said
+def test_two_kernels_of_one_scan_are_one_series_and_named(tmp_path):
+    from lungkit.ct import studies
+    from lungkit.ct.annotations import find_annotations
+    from lungkit.run.journal import ResultJournal
+
+    root = DATA / "lung_pet_ct_dx_A0001"
+    annotations = find_annotations(root, None, None)
+    with ResultJournal(tmp_path / "journal", "test", keep=False) as journal:
+        [kept], left = studies.choose(studies.survey(root, annotations, journal, map))
+    [other] = [each for each in left if each.scan]
+    assert {kept.kernel, other.scan.kernel} == {"B", "L"} and not any(e.broken for e in left)
+    assert other.reason == f"another series of one scan: {kept.name} is kept"
+    table = {row["series"]: row for row in csv.DictReader(
+        studies.table([kept], left, annotations.others).splitlines())}
+    assert (table[kept.name]["kept"], table[other.name]["kept"]) == ("1", "0")
+    [tumour] = kept.annotated.nodules
+    assert tumour.label == "A" and kept.patient == "Lung_Dx-A0001"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs CT_DATA: the folder of CT for tests")
+def test_the_decathlons_apple_double_files_are_named_and_no_scans(tmp_path, capfd):
+    from lungkit.ct.annotations import find_annotations
+
+    root = DATA / "msd_manifest"
+    assert sorted(find_annotations(root, None, None).others) == [
+        (name, "AppleDouble file") for name in ("._dataset.json", "._imagesTr", "._imagesTs",
+                                                "._labelsTr")]
+    assert made(root, tmp_path / "real") == 1
+    assert "no chest CT found" in capfd.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow

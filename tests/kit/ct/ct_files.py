@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -121,6 +122,54 @@ def write_series(folder: Path, hu: np.ndarray, *, step=STEP, origin=ORIGIN, pati
     return paths
 
 
+MACROS = {  # of an enhanced file: what of a single image lies in which functional group
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "CTReconstructionSequence": ("ConvolutionKernel",),
+    "CTImageFrameTypeSequence": ("ImageType",)}
+
+
+def join_frames(paths: list[Path], target: Path, change=None) -> Path:
+    """One Enhanced CT file of the images in `paths`, which are deleted; frames in their order.
+
+    What is alike in all is in the shared group. change: called with the dataset at the end.
+    """
+    import pydicom
+    from pydicom.dataset import Dataset
+
+    images = [pydicom.dcmread(path) for path in paths]
+    data = images[0].copy()
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    data.NumberOfFrames = len(images)
+    data.PixelData = b"".join(image.PixelData for image in images)
+    shared, groups = Dataset(), [Dataset() for _ in images]
+    for macro, names in MACROS.items():
+        macros = []
+        for image in images:
+            macros.append(item := Dataset())
+            for name in names:
+                if name in image:
+                    setattr(item, "FrameType" if name == "ImageType" else name, image[name].value)
+        if all(item == macros[0] for item in macros):
+            setattr(shared, macro, macros[:1])
+        else:
+            for group, item in zip(groups, macros):
+                setattr(group, macro, [item])
+        for name in {*names} - {"ImageType"}:
+            if name in data:
+                delattr(data, name)
+    data.SharedFunctionalGroupsSequence = [shared]
+    data.PerFrameFunctionalGroupsSequence = groups
+    for path in paths:
+        path.unlink()
+    if change:
+        change(data)
+    data.save_as(target, enforce_file_format=True)
+    return target
+
+
 # ------------------------------------------------------------------ a chest and its readers
 
 CHEST_STEP = (2.5, 2.0, 2.0)
@@ -213,3 +262,54 @@ def write_patient(root: Path, number: int, nodules: list[tuple], *, shape=(12, 6
                     for n, (centre, radius_mm, grade) in enumerate(nodules))
     write_xml(folder / "notes.xml", [marks] * readers, uid)
     return uid, hu
+
+
+def slices_of(tree: Path, patient="P1") -> list[Path]:
+    """The DICOM files of a patient that `write_patient` wrote."""
+    return sorted((tree / patient).rglob("*.dcm"))
+
+
+def set_tags(path: Path, **tags) -> None:
+    import pydicom
+
+    data = pydicom.dcmread(path)
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(path)
+
+
+# ------------------------------------------------------------------ LUNA16, and pictures
+
+def write_luna(tree: Path, **of_first) -> Path:
+    """Three MetaImages, a b c, with LUNA16's table; of_first: how `write_mhd` writes a."""
+    lines = ["seriesuid,coordX,coordY,coordZ,diameter_mm,grade"]
+    for name in "abc":
+        write_mhd(tree / f"{name}.mhd", chest(), step=CHEST_STEP,
+                  **(of_first if name == "a" else {}))
+        lines += [f"{name},24,67,-292,10,1", f"{name},80,63,-287,18,5"]
+    (tree / "annotations.csv").write_text("\n".join(lines))
+    return tree
+
+
+def write_pictures(folder: Path) -> Path:
+    """Pictures of eight patients with masks; two of them copies, of equal bytes and by parent."""
+    from lungkit.data.png import encode_png
+    from lungkit.run.files import write_bytes
+
+    rng, lines = np.random.default_rng(0), ["file,malignancy_ratings,patient_id,copy_of,"
+                                            "pixel_spacing_mm,max_diam_mm,n_raters"]
+    for number in range(16):
+        grade, radius = (1, 3) if number % 2 else (5, 8)
+        rows, columns = np.indices((40, 40 if number else 37))
+        mask = (rows - 20) ** 2 + (columns - 20) ** 2 <= radius ** 2
+        grey = np.uint8(np.clip(rng.normal(30, 5, mask.shape) + 150 * mask, 0, 255))
+        write_bytes(folder / "images" / f"{number}.png", encode_png(grey))
+        write_bytes(folder / "masks" / f"{number}.png", encode_png(mask * np.uint8(255)))
+        lines.append(f"{number}.png,{grade} {grade} {grade},Q{number // 2},,0.8,{1.6 * radius},3")
+    shutil.copy(folder / "images/1.png", folder / "images/20.png")
+    shutil.copy(folder / "masks/1.png", folder / "masks/20.png")
+    turned = np.rot90(np.uint8(rng.integers(0, 99, (40, 40))))
+    write_bytes(folder / "images/21.png", encode_png(np.ascontiguousarray(turned)))
+    lines += ["20.png,1 1 1,Q20,,0.8,4.8,3", "21.png,5 5 5,Q21,4.png,0.8,9,3"]
+    (folder / "manifest.csv").write_text("\n".join(lines))
+    return folder

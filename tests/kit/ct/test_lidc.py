@@ -14,6 +14,7 @@ import pytest
 
 from ct_files import CHEST_STEP, ball, mark, mark_of, non_nodule, outline, roi, write_xml
 from lungkit.ct import lidc
+from lungkit.ct.annotations import find_annotations
 from lungkit.run.faults import Fault
 
 DATA = Path(os.environ.get("CT_DATA") or "no-ct-data")
@@ -140,18 +141,34 @@ def test_the_namespace_may_be_absent(tmp_path):
 # ------------------------------------------------------------------ all of LIDC-IDRI
 
 @pytest.fixture(scope="module")
-def readings(tmp_path_factory) -> list[lidc.Reading]:
-    """Every XML of LIDC-IDRI about CT, read; those about films counted."""
+def lidc_xml(tmp_path_factory) -> Path:
+    """All 1,318 XML files of LIDC-IDRI, and its tables."""
     archive = DATA / "lidc_annotations" / "lidc_xml_and_tables.tar.gz"
     if not archive.exists():
         pytest.skip("needs lidc_annotations below the folder that CT_DATA names")
     root = tmp_path_factory.mktemp("lidc")
     with tarfile.open(archive) as tar:
         tar.extractall(root, filter="data")
-    paths = sorted(root.rglob("*.xml"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def readings(lidc_xml) -> list[lidc.Reading]:
+    """Every one about CT, read; those about films counted."""
+    paths = sorted(lidc_xml.rglob("*.xml"))
     kinds = Counter(map(lidc.message_of, paths))
     assert kinds == {lidc.CT_MESSAGE: 1035, lidc.FILM_MESSAGE: 283}
     return [lidc.read_xml(path) for path in paths if lidc.message_of(path) == lidc.CT_MESSAGE]
+
+
+@pytest.mark.slow
+def test_every_xml_is_read_or_named(readings, lidc_xml):
+    found = find_annotations(lidc_xml, None, None)
+    films = [name for name, why in found.others if why == "is about chest films, not CT"]
+    assert sum(map(len, found.readings.values())) == len(readings) == 1035
+    assert len(films) == 283 and {path for each in found.readings.values() for path in each} == {
+        each.path for each in readings}
+    assert len(found.readings.keys() & found.patients.keys()) == 1018
 
 
 @pytest.mark.slow

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from ct_files import scene, write_series
-from lungkit.formats import dicom
+from lungkit.formats import dicom, dicom_pixels
 from lungkit.run.faults import Fault
 
 DATA = Path(os.environ.get("CT_DATA", ""))  # scans of real patients, not ours to ship
 
 
 def series_of(root) -> list[dicom.Series]:
-    read = [dicom.read_slice(path) for path in sorted(root.rglob("*.dcm"))]
+    read = [dicom.read_slices(path) for path in sorted(root.rglob("*.dcm"))]
     assert not [each for each in read if isinstance(each, str)]
-    return dicom.gather(each for each in read if each is not None)
+    return dicom.gather(one for each in read for one in each)
 
 
 def only(root) -> dicom.Series:
@@ -45,7 +45,7 @@ def test_a_series_of_any_position_is_simpleitks(tmp_path, how):
     write_series(tmp_path, scene(), **how)
     series = only(tmp_path)
     assert (series.reason, series.fault) == (None, None)
-    volume = dicom.read_series(series)
+    volume = dicom_pixels.read_series(series)
     pixels, origin, spacing = itk(series)
     assert np.array_equal(volume.hu, pixels)
     assert np.allclose(volume.geometry.origin_mm, origin)
@@ -58,7 +58,7 @@ def test_a_series_of_any_position_is_simpleitks(tmp_path, how):
 def test_every_file_has_its_own_slope_and_intercept(tmp_path):
     hu = (scene() // 4) * 4
     write_series(tmp_path, hu, slopes=[1, 2, 1, 4, 0.5, 1])
-    assert np.array_equal(dicom.read_series(only(tmp_path)).hu, hu)
+    assert np.array_equal(dicom_pixels.read_series(only(tmp_path)).hu, hu)
 
 
 def test_two_series_in_one_folder_are_two(tmp_path):
@@ -114,8 +114,7 @@ OTHER = {
     "sagittal": ({"rows": (0, 1, 0), "columns": (0, 0, -1)}, "is sagittal"),
     "coronal": ({"rows": (1, 0, 0), "columns": (0, 0, -1)}, "is coronal"),
     "scout": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "is a scout"),
-    "one image": ({"skip": (0, 1, 2, 3, 4)}, "single image"),
-    "multi-frame": ({"SOPClassUID": dicom.ENHANCED_CT}, "Enhanced multi-frame")}
+    "one image": ({"skip": (0, 1, 2, 3, 4)}, "single image")}
 
 
 @pytest.mark.parametrize(("how", "words"), ODD.values(), ids=ODD)
@@ -164,15 +163,15 @@ def windowed(paths):
 def test_pixels_that_cannot_be_read_are_named(tmp_path, spoil, words):
     spoil(write_series(tmp_path, scene()))
     with pytest.raises(Fault, match=words):
-        dicom.read_series(only(tmp_path))
+        dicom_pixels.read_series(only(tmp_path))
 
 
 def test_what_is_no_dicom_is_no_slice(tmp_path):
     (tmp_path / "notes").write_bytes(b"x" * 200)
     (tmp_path / "torn.dcm").write_bytes(b"\0" * 128 + b"DICM\x02\0\0\0UL\x04\0\xff")
-    assert dicom.read_slice(tmp_path / "notes") is None
-    torn = dicom.read_slice(tmp_path / "torn.dcm")
-    assert torn is None or isinstance(torn, str) or torn.series == ""
+    assert dicom.read_slices(tmp_path / "notes") == []
+    torn = dicom.read_slices(tmp_path / "torn.dcm")
+    assert isinstance(torn, str) or [each.series for each in torn] == [""]
 
 
 # ------------------------------------------------------------------ real scans
@@ -191,7 +190,7 @@ def test_real_scans_are_read_in_order_with_sane_hu(name):
     for series in found:
         z = [each.position_mm[2] for each in series.slices]
         assert z == sorted(z)
-    volume = dicom.read_series(found[0])
+    volume = dicom_pixels.read_series(found[0])
     assert np.array_equal(volume.hu, itk(found[0])[0])
     values = volume.hu[:, ::4, ::4]
     lung = (values > -950) & (values < -700)   # as much lung as a chest has, fat and muscle
