@@ -91,7 +91,7 @@ class BandScores:
     num_groups: int
     largest_class: float | None  # share of the band's largest class; None: no image, as below
     accuracy: float | None
-    accuracy_low: float | None   # None: too few groups
+    accuracy_low: float | None   # None: fewer than two groups
     accuracy_high: float | None
     auroc: float | None          # None: one class only, in any split of real
     auroc_low: float | None

@@ -127,10 +127,12 @@ def band_scores(evidence: Evidence, answers: Sequence[Answers], *,
             evidence, [np.stack(each.right_in_bands)[:, band].sum(-1) for each in answers],
             [np.tile(each[band].sum(-1), (len(of_split.trainings), 1))
              for each, of_split in zip(there, answers)], groups, alpha)
+        area = _auroc_in(evidence, answers, band, alpha)
+        if groups < 2:  # nothing is known of another patient
+            accuracy, area = (accuracy[0], None, None), (area[0], None, None)
         lines.append(BandScores(
             name, int(by_class.sum()), groups,
-            float(by_class.max() / by_class.sum()) if by_class.any() else None, *accuracy,
-            *_auroc_in(evidence, answers, band, alpha)))
+            float(by_class.max() / by_class.sum()) if by_class.any() else None, *accuracy, *area))
     return lines
 
 

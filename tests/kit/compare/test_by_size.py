@@ -89,6 +89,16 @@ def test_the_interval_of_a_band_is_over_groups_and_not_over_images():
         alone.auroc_high - alone.auroc_low, rel=1e-3)
 
 
+def test_a_band_of_one_group_has_no_interval():
+    made = sized((10.0,))
+    for arrays in made.arrays.values():  # of the other groups nothing is from 15 mm
+        first = arrays["real_groups"] == arrays["real_groups"][0]
+        arrays["real_diameter_mm"] = np.where(first, 20, 10).astype(np.float32)
+    band = answer(made, "gan").bands[3]
+    assert (band.num_images, band.num_groups) == (3, 1) and band.accuracy is not None
+    assert (band.accuracy_low, band.accuracy_high) == (None, None)
+
+
 def test_where_sizes_are_not_known_there_are_no_bands():
     said = conclude_of(simulate(TRUTHS, seed=2, repeats=3))
     assert [arm.bands for arm in said.arms] == [[], []]
