@@ -215,8 +215,8 @@ class Bench:
                   "num_train_images": len(drawn), "num_pool_images": len(train_labels),
                   "warnings": warnings_of(self.data, self.real),
                   "trained_on": self.data.trained_on(), "leaks": checked,
-                  "device": device_name(self.device),
-                  "versions": provenance()["versions"]}
+                  "groups_given": self.real.groups_given,
+                  "device": device_name(self.device), "versions": provenance()["versions"]}
         if "draws" in identity:
             record["shared_with_earlier"] = shared_with_earlier(train_labels, self.wanted, *key,
                                                                 repeat)
@@ -273,7 +273,9 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
         read_manifest(path), read_manifest(real), repeats, replicate=replicate, seed=seed,
         model=chosen["model"], settings=settings), overwrite=overwrite) for path in data}
     pending = [path for path in asked if not asked[path].are_complete]
-    datasets = {path: open_both(path, real, results) for path in pending}
+    unasked = [path for path in asked if path not in pending  # records of before it was asked
+               and leaks.are_lacking(asked[path].records(), results)]
+    datasets = {path: open_both(path, real, results) for path in [*pending, *unasked]}
     if pending:
         torch_device = use_device(device, needed=not dry_run)
         build_model(chosen["model"], len(datasets[pending[0]][0].classes), weights)  # bad weights
@@ -281,7 +283,7 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
         say(f"model {chosen['model']}  {shown}  device {torch_device}")
         for path in pending:
             asked[path].say_plan()
-    checked = dict(zip(pending, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
+    checked = dict(zip(datasets, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
     if not dry_run and pending:
         for waits in (False, True):  # first what no other process holds, of every dataset
             for path in pending:

@@ -210,8 +210,8 @@ class Bench:
             "num_train_images": int(times.sum()), "num_pool_images": len(labels),
             "num_distinct_images": int(drawn.sum()),
             "num_groups": len(set(self.groups)), "warnings": self.warnings,
-            "trained_on": self.data.trained_on(), "leaks": self.checked, "device": "cpu",
-            "versions": versions()}
+            "trained_on": self.data.trained_on(), "leaks": self.checked,
+            "groups_given": self.real.groups_given, "device": "cpu", "versions": versions()}
         if self.benign is not None:
             record["malignancy"] = malignancy(
                 probabilities, test, self.data.classes.index(self.benign)) | {"benign": self.benign}
@@ -254,6 +254,8 @@ def run(*, features: Path, real: Path, results: Path, repeats: range, replicate:
                           replicate=replicate, seed=seed, benign=benign)
     asked = open_repeats(results, identities, kind=BASELINE, overwrite=overwrite)
     if asked.are_complete:
+        if leaks.are_lacking(asked.records(), results):  # of before they were looked for
+            leaks.require([open_both(real, real, results)], results, dry_run=dry_run)
         return report(asked, "already complete")
     bench = Bench(*open_both(features, real, results), baseline, benign)
     bench.checked, = leaks.require([(bench.real, bench.real)], results, dry_run=dry_run)

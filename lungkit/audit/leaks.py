@@ -32,6 +32,7 @@ from lungkit.audit.signature import describe
 from lungkit.data.dataset import Dataset, Row
 from lungkit.data.orientations import orient
 from lungkit.data.png import three_channels
+from lungkit.data.result import known_leaks, leaks_path
 from lungkit.run.faults import Fault, check_stop, several
 from lungkit.run.files import read_json, sha256, write_json
 from lungkit.run.output import lock, release, try_lock
@@ -44,7 +45,6 @@ RECIPE = 1    # raise it when other pairs are found: outcomes of another one are
 CT_AGREEMENT = 0.95
 TRAINING = ("train", "val")
 FILE, PIXELS, COPY = "the same file", "the same pixels", "a copy"
-FOLDER = ".leaks"
 RECORDED = ("recipe", "passed", "num_training_images", "num_test_images")
 
 
@@ -128,6 +128,11 @@ def require(pairs: list[tuple[Dataset, Dataset]], results: Path, *, dry_run: boo
     return [{name: each[name] for name in RECORDED} if each else {} for each in known.values()]
 
 
+def are_lacking(records: list[dict], results: Path) -> bool:
+    """Whether of some of these records nobody has looked for leaks, as before that was asked."""
+    return any(known_leaks(results, record) is None for record in records)
+
+
 def search(data: Dataset, real: Dataset, results: Path, *, waits: bool) -> dict | None:
     """The outcome of a pair, searched for unless it is known; None: another process is at it."""
     path = outcome_path(data, real, results)
@@ -179,7 +184,7 @@ def fault(found: dict[str, tuple[str, str]], data: Dataset, real: Dataset) -> st
 
 
 def outcome_path(data: Dataset, real: Dataset, results: Path) -> Path:
-    return Path(results) / FOLDER / f"{data.fingerprint[:16]}-{real.fingerprint[:16]}.json"
+    return leaks_path(results, data.fingerprint, real.fingerprint)
 
 
 def read_outcome(path: Path, data: Dataset, real: Dataset) -> dict | None:

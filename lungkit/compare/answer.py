@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 LEVELS = {"A": "these trainings on these test images",
-          "B": "this generated set, for new patients",
-          "C": "this method, for new patients and new trainings of the generator"}
+          "B": "this generated set, for {whom}",
+          "C": "this method, for {whom_and} new trainings of the generator"}
+PATIENTS, FILES = "new patients", "new images, not new patients"  # what new test groups are
 BETTER, EQUIVALENT, NOT_WORSE, WORSE, INCONCLUSIVE, OUT_OF_REACH = DECISIONS = (
     "better", "equivalent", "not worse", "worse", "inconclusive", "out of reach at this n")
 # of a pair: each synthetic arm against real; all other pairs; with a baseline or a control
@@ -46,6 +47,7 @@ class Estimate:
     smallest_margin: float       # within which arms of equal means could be shown equivalent
     n_arm: int                   # repeats; at level C replicates
     n_against: int
+    num_trainings: int           # of the arm of the pair that has fewer, over all replicates
     num_groups: int | None       # test groups, level B
     drawn_low: float | None      # level B: the percentile interval of the crossed draws, beside
     drawn_high: float | None
@@ -167,11 +169,17 @@ class Comparison:
     num_repeats: int             # per arm and replicate, the most there are
     groups_per_class: dict[str, int]  # of the test images; empty: not known
     next_level: str | None       # what the next level needs; None at level C
+    whom: str = PATIENTS         # what new test groups are: PATIENTS, or FILES
     plan: dict | None = None     # of comparison/plan.json, its looks included
 
     def to_json(self) -> dict:
         """As JSON holds it: infinite ends are None."""
         return plain(asdict(self))
+
+
+def of_whom(words: str, whom: str) -> str:
+    """LEVELS and the like, said of `whom`: PATIENTS or FILES."""
+    return words.format(whom=whom, whom_and=f"{whom}{',' * (',' in whom)} and")
 
 
 def plain(value):

@@ -11,8 +11,10 @@ from lungkit.compare import decide, limits, scores, wording
 from lungkit.compare.answer import (
     BETTER,
     EQUIVALENT,
+    FILES,
     NOT_WORSE,
     OUTSIDE,
+    PATIENTS,
     PRIMARY,
     SECOND,
     Comparison,
@@ -50,6 +52,7 @@ def conclude(found: Results, tests: Sequence[Pair], metric: str, evidence: Evide
     apart = {*found.baselines, *outside}
     pairs = [_pair(test, apart) for test in tests]
     few = limits.few_groups(evidence) if evidence else {}
+    whom = FILES if found.groups_are_files else PATIENTS
     if scores.parts(metric)[1] != "own":
         _estimate_all(pairs, found, metric, evidence, few, alpha=alpha, margin=margin)
     for pair, test in zip(pairs, tests):
@@ -66,7 +69,7 @@ def conclude(found: Results, tests: Sequence[Pair], metric: str, evidence: Evide
             best = pair.estimates[pair.level]
             pair.decision = best.decision
             pair.sentence = wording.sentence(pair.arm, pair.against, pair.family, best,
-                                             alpha=alpha, margin=margin)
+                                             alpha=alpha, margin=margin, whom=whom)
     pairs.sort(key=lambda pair: (PRIMARY, SECOND, OUTSIDE).index(pair.family))
     arms = [arm_answer(found, name, metric, found.values(name, metric), evidence, alpha=alpha)
             for name in found.datasets]
@@ -76,7 +79,7 @@ def conclude(found: Results, tests: Sequence[Pair], metric: str, evidence: Evide
     warnings += limits.unseen_collapse(
         arms, [pair.arm for pair in asked if pair.decision in PASSED], alpha)
     warnings += limits.of_looks(plan)
-    next_level = wording.what_next(level, len(found.splits), missing, few)
+    next_level = wording.what_next(level, len(found.splits), missing, few, whom)
     return Comparison(
         metric=metric, margin=margin, alpha=alpha, level=level,
         answer=wording.answer_block(pairs, warnings, metric, alpha=alpha, margin=margin,
@@ -85,7 +88,7 @@ def conclude(found: Results, tests: Sequence[Pair], metric: str, evidence: Evide
         components=_components(pairs, evidence) if evidence else [],
         num_replicates=len(found.splits), num_repeats=len(found.repeats),
         groups_per_class={} if evidence is None else evidence.splits[0].groups_per_class,
-        next_level=next_level, plan=plan)
+        next_level=next_level, whom=whom, plan=plan)
 
 
 def _pair(test: Pair, apart: set[str]) -> PairAnswer:
@@ -109,9 +112,10 @@ def _estimate_all(pairs: Sequence[PairAnswer], found: Results, metric: str,
     trainings = {name: of_arm for name, of_arm in trainings.items()
                  if min(len(one.values) for one in of_arm) > 1}
     draws = crossed_draws(trainings, evidence.strata) if trainings else {}
-    options = {"alpha": alpha, "margin": margin}
     for pair in pairs:
         arm, against = (_by_split(found, name, metric) for name in (pair.arm, pair.against))
+        options = {"alpha": alpha, "margin": margin, "num_trainings": min(
+            sum(map(len, each.values())) for each in (arm, against))}
         shared = sorted(arm.keys() & against.keys())
         if all(len(values) > 1 for values in [*arm.values(), *against.values()]):
             pair.estimates["A"] = decide.estimate(

@@ -21,11 +21,12 @@ from lungkit.compare.answer import (
     Estimate,
 )
 from lungkit.compare.bootstrap import Mean
+from lungkit.compare.power import trainings_needed
 from lungkit.compare.rank_sum import holm
 
 
 def estimate(level: str, mean: Mean, *, alpha: float, margin: float, n_arm: int, n_against: int,
-             num_groups: int | None = None, p_sign_flip: float | None = None,
+             num_trainings: int, num_groups: int | None = None, p_sign_flip: float | None = None,
              drawn: tuple[float, float] | None = None) -> Estimate:
     """A pair at one level, not yet judged: the p-values after Holm are those before."""
     low, high = mean.interval(1 - alpha)
@@ -35,7 +36,7 @@ def estimate(level: str, mean: Mean, *, alpha: float, margin: float, n_arm: int,
     return Estimate(
         level, mean.value, mean.se, mean.df, low, high, low_equivalence, high_equivalence, above,
         above, p_difference, p_difference, max(above, below), max(above, below), p_sign_flip,
-        mean.half_width(1 - 2 * alpha), n_arm, n_against, num_groups,
+        mean.half_width(1 - 2 * alpha), n_arm, n_against, num_trainings, num_groups,
         *(drawn or (None, None)))
 
 
@@ -51,17 +52,22 @@ def judge(estimates: list[Estimate], family: str, *, alpha: float, margin: float
 
 
 def decision(found: Estimate, family: str, *, alpha: float, margin: float) -> str:
-    """One of DECISIONS. Whether an arm is not worse is asked of it against real alone."""
+    """One of DECISIONS. Whether an arm is not worse is asked of it against real alone.
+
+    That an arm may do as well is said of no fewer trainings than exclude that one in ten fails.
+    """
     differs = found.p_difference_holm <= alpha
+    enough = found.num_trainings >= trainings_needed(alpha)
     if differs and found.difference > 0:
         return BETTER
-    if found.p_equivalent_holm <= alpha:
+    if enough and found.p_equivalent_holm <= alpha:
         return EQUIVALENT
-    if family != SECOND and found.p_not_worse_holm <= alpha / 2:
+    if enough and family != SECOND and found.p_not_worse_holm <= alpha / 2:
         return NOT_WORSE
     if differs:
         return WORSE
-    return OUT_OF_REACH if found.smallest_margin >= margin else INCONCLUSIVE
+    in_reach = enough and found.smallest_margin < margin
+    return INCONCLUSIVE if in_reach else OUT_OF_REACH
 
 
 def family_of(arm: str, against: str, outside: set[str], reference: str) -> str:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from lungkit.compare import scores
+from lungkit.compare import alike, scores
 from lungkit.compare.answer import ArmAnswer, Caution
 from lungkit.compare.evidence import Evidence
 from lungkit.compare.plan import looks_in_words
 from lungkit.compare.rank_sum import wilson_interval
 from lungkit.compare.replicates import TO_ESTIMATE, TO_TEST
-from lungkit.compare.results import REAL, Results
+from lungkit.compare.results import REAL, UNNAMED, Results
 
 GROUPS_NEEDED = 10  # test groups a class for level B; ours: below, a t interval rests on too little
 SPREAD_RATIO = 2.0  # of the standard deviations of two arms
 SPREAD_FROM = 5     # values each, from which a ratio of two says something
+MOST_NAME = 60      # letters before a colon that may name a warning
+# what limits single arms, in this order: a sentence about all that have it
+OF_ARMS = {
+    "lost class": "{}", "collapsed training": "{}", "outlying training": "{}",
+    "chance level": "{} cannot be told from always answering the largest class; a comparison with "
+                    "an arm that learned nothing says nothing",
+    "spread": "between trainings these arms vary otherwise than real, {} as much: rank tests and "
+              "shifts take equal spreads, the means do not"}
 
 
 def cautions(found: Results, arms: Sequence[ArmAnswer], evidence: Evidence | None,
@@ -25,8 +33,7 @@ def cautions(found: Results, arms: Sequence[ArmAnswer], evidence: Evidence | Non
     """
     by_name = {arm.dataset: arm for arm in arms}
     return [*_of_size(found, evidence, missing, metric),
-            *(caution for arm in arms for caution in _of_arm(arm, by_name.get(REAL))),
-            *(Caution(*_split(text)) for text in found.warnings)]
+            *_of_arms(arms, by_name.get(REAL)), *_of_results(found)]
 
 
 def few_groups(evidence: Evidence) -> dict[str, int]:
@@ -38,10 +45,37 @@ def few_groups(evidence: Evidence) -> dict[str, int]:
     return {label: count for label, count in fewest.items() if count < GROUPS_NEEDED}
 
 
-def _split(text: str) -> tuple[str, str]:
-    """A warning of the results: its name where it has one, and its words."""
-    name, colon, rest = text.partition(": ")
-    return (name, rest) if colon and len(name) < 60 else ("results", text)
+def _of_results(found: Results) -> list[Caution]:
+    """What the results themselves warn of; what is said again of other arms is one line."""
+    said = [_named(text, found.datasets) for text in found.warnings]
+    lines = []
+    if found.groups_are_files:
+        lines.append(Caution(
+            "a file is no patient", "patients are not named: a test group may be no more than one "
+            "file with its copies. Images of one patient may lie on both sides of a split, so that "
+            "accuracies are upper bounds; what holds for new images need not for new patients"))
+        said = [each for each in said if each[0] not in UNNAMED]
+    for name in dict.fromkeys(name for name, _ in said):
+        for texts in alike.clusters([text for other, text in said if other == name]):
+            if (line := alike.one_line(texts)) is not None:
+                lines.append(Caution(name, line))
+                continue
+            lines += [Caution(name, f"{texts[0]} (one of {len(texts)} such; the others are among "
+                              "the further warnings)"),
+                      *(Caution(name, text, limits=False) for text in texts[1:])]
+    return lines
+
+
+def _named(text: str, datasets: Sequence[str]) -> tuple[str, str]:
+    """A warning of the results: its name, "results" where it has none, and its words."""
+    arms, colon, rest = text.partition(": ")
+    if not colon or not {*arms.split(", ")} <= {*datasets}:
+        arms, rest = "", text
+    name, colon, words = rest.partition(": ")
+    if not colon or len(name) >= MOST_NAME:
+        name, words = "results", rest
+    told = not arms or all(arm in words for arm in arms.split(", "))
+    return name, words if told else f"{arms}: {words}"
 
 
 def _of_size(found: Results, evidence: Evidence | None, missing: str | None,
@@ -83,12 +117,22 @@ def _of_size(found: Results, evidence: Evidence | None, missing: str | None,
     return lines
 
 
-def _of_arm(arm: ArmAnswer, real: ArmAnswer | None) -> list[Caution]:
-    lines, name = [], arm.dataset
-    lost = [each for each in arm.classes if each.lost]
-    if lost:
-        listed = ", ".join(f"{each.name} (recall {100 * each.recall:.0f} %)" for each in lost)
-        lines.append(Caution("lost class", f"{name} finds less than chance of {listed}"))
+def _of_arms(arms: Sequence[ArmAnswer], real: ArmAnswer | None) -> list[Caution]:
+    """A line for each kind of limit, with all arms that have it."""
+    told: dict[str, list[str]] = {name: [] for name in OF_ARMS}
+    for arm in arms:
+        for name, text in _of_arm(arm, real):
+            told[name].append(text)
+    return [Caution(name, OF_ARMS[name].format(", ".join(texts)))
+            for name, texts in told.items() if texts]
+
+
+def _of_arm(arm: ArmAnswer, real: ArmAnswer | None) -> Iterator[tuple[str, str]]:
+    """The limits of one arm: their names in OF_ARMS, and its part of the sentence there."""
+    name = arm.dataset
+    if lost := [each for each in arm.classes if each.lost]:
+        listed = " and ".join(f"{each.name} (recall {100 * each.recall:.0f} %)" for each in lost)
+        yield "lost class", f"{name} finds less than chance of {listed}"
     for word, chosen in (
             ("collapsed training", [each for each in arm.outlying if each["collapsed"]]),
             ("outlying training", [each for each in arm.outlying if not each["collapsed"]])):
@@ -96,25 +140,19 @@ def _of_arm(arm: ArmAnswer, real: ArmAnswer | None) -> list[Caution]:
             listed = ", ".join(f"{100 * each['value']:.1f} where the median is "
                                f"{100 * each['median']:.1f}" for each in chosen[:2])
             listed += ", ..." if len(chosen) > 2 else ""
-            lines.append(Caution(
-                word, f"{name}: {len(chosen)} of {arm.num_repeats} trainings ({listed})"))
+            yield word, f"{name}: {len(chosen)} of {arm.num_repeats} trainings ({listed})"
     if scores.is_accuracy(arm.metric) and arm.confusion:
         classes = [sum(line) for line in arm.confusion]
         low = arm.low  # of images, where no groups are known
         if low is None:
             low = wilson_interval(arm.mean, sum(classes) / arm.num_repeats)[0]
         if low <= max(classes) / sum(classes):
-            lines.append(Caution(
-                "chance level", f"{name} cannot be told from always answering the largest class; a "
-                "comparison with an arm that learned nothing says nothing"))
+            yield "chance level", name
     if (real and arm is not real and min(arm.num_repeats, real.num_repeats) >= SPREAD_FROM
             and arm.training_sd and real.training_sd):
         ratio = arm.training_sd / real.training_sd
         if max(ratio, 1 / ratio) > SPREAD_RATIO:
-            lines.append(Caution(
-                "spread", f"{name} varies {ratio:.1f} times as much as real between trainings: "
-                "rank tests and shifts take equal spreads, the means do not"))
-    return lines
+            yield "spread", f"{name} {ratio:.1f} times"
 
 
 def unseen_collapse(arms: Sequence[ArmAnswer], passed: Sequence[str],

@@ -26,7 +26,18 @@ GROUPS_OF_B = 10     # test groups of a class from which level B speaks of new p
 REPLICATES_OF_C = 3  # from which level C estimates
 REPLICATES_TESTED = 6  # from which level C tests by sign flips as well
 WANTED = 0.8         # the usual power asked of a plan (Cohen 1988)
+FAILING = 0.1        # the share of failing trainings that must be excluded: ours, one in ten
 CELLS = 400          # of the integral: 1e-4 in the power
+
+
+def trainings_needed(alpha: float) -> int:
+    """Trainings of an arm from which "equivalent" and "not worse" are said of it: 29 at 5 %.
+
+    A training that fails, once in a while, moves the mean further than any margin, and no variance
+    of those that did not shows it. Of fewer trainings more than alpha of all samples would hold
+    none of the failures of an arm in which FAILING do.
+    """
+    return math.ceil(math.log(alpha) / math.log(1 - FAILING))
 
 
 @dataclass(frozen=True)
@@ -103,11 +114,13 @@ def outcomes(level: str, size: Size, of: Deviations, *, alpha: float, margin: fl
 
     Levels are divided by Bonferroni over the pairs: Holm's first step, what the pair that is
     hardest to show is tested at. difference: of a pair that truly differs by `effect`, as better or
-    worse; equivalent, not_worse: of truly equal arms, within `margin`. detectable: the difference
+    worse; equivalent, not_worse: of truly equal arms, within `margin`, 0 where there are fewer than
+    `trainings_needed`. detectable: the difference
     shown with the chance WANTED; None above 1.
     """
     se, df = standard_error(level, size, of, overlap)
     one = alpha / 2 / max(1, size.num_synthetic)
+    enough = size.repeats * size.replicates >= trainings_needed(alpha)
     infinite = math.inf
 
     def differs(shift: float) -> float:
@@ -117,9 +130,9 @@ def outcomes(level: str, size: Size, of: Deviations, *, alpha: float, margin: fl
     return {
         "standard_error": se, "df": df,
         "difference": differs(effect),
-        "equivalent": chance(0, se, df, low=-margin, high=margin,
-                             side=alpha / max(1, size.num_synthetic)),
-        "not_worse": chance(0, se, df, low=-margin, high=infinite, side=one),
+        "equivalent": enough * chance(0, se, df, low=-margin, high=margin,
+                                      side=alpha / max(1, size.num_synthetic)),
+        "not_worse": enough * chance(0, se, df, low=-margin, high=infinite, side=one),
         "detectable": _detectable(differs)}
 
 

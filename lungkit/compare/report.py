@@ -13,6 +13,7 @@ from pathlib import Path
 from lungkit.compare import figures, scores, tables
 from lungkit.compare.answer import OUTSIDE, PRIMARY, SECOND, Comparison, PairAnswer
 from lungkit.compare.pairs import Pair
+from lungkit.compare.power import trainings_needed
 from lungkit.compare.results import Results
 from lungkit.compare.tables import p_words, points
 from lungkit.data.result import SPLITS
@@ -60,7 +61,7 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
         n=" to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))),
         also=[str(each) for each in said.warnings if not each.limits],
         sizes=test_sizes(found, split), malignancy=malignancy(found),
-        provenance=provenance(found))
+        needed=trainings_needed(said.alpha), provenance=provenance(found))
 
 
 def plan_in_words(plan: dict | None) -> dict[str, list[str]] | None:

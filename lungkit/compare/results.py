@@ -22,6 +22,7 @@ from lungkit.data.result import (
     check_fraction,
     check_record,
     is_baseline,
+    known_leaks,
     read_record,
 )
 from lungkit.run.faults import BadOptions, Fault, several
@@ -29,6 +30,7 @@ from lungkit.run.system_files import listed
 from lungkit.run.tables import read_table
 
 SHOWN_FAULTS = 4
+UNNAMED = ("groups found only", "no groups given")  # warnings of real where no patients are named
 
 
 @dataclass
@@ -71,6 +73,17 @@ class Results:
         rows = [row for row in self.rows if row["dataset"] == REAL and row.get("num_pool_images")]
         return max((row["real"]["num_images"] / row["num_pool_images"] for row in rows),
                    default=0.0)
+
+    @property
+    def groups_are_files(self) -> bool:
+        """Whether no patients were named: a test group is then one file with its copies.
+
+        Records of before `groups_given` was said tell it by a warning of real.
+        """
+        told = {str(row["groups_given"]) for row in self.rows if row.get("groups_given")}
+        if told:
+            return any(not {"csv", "regex"} & {*words.split("+")} for words in told)
+        return any(text.startswith(UNNAMED) for text in self.warnings)
 
     def values(self, dataset: str, metric: str) -> list[float]:
         """One number per unit of replication, in order."""
@@ -203,7 +216,7 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
     if is_tree:
         faults += (refusals.missing(found_results) + refusals.mixed_runs(found_results)
                    + refusals.saw_test_images(rows) + refusals.leaked(rows)
-                   + refusals.unproven(rows))
+                   + refusals.not_searched(rows) + refusals.unproven(rows))
     _raise(faults)
     single = [name for name in found if sum(row["dataset"] == name for row in rows) == 1]
     if single:
@@ -254,7 +267,7 @@ def _read_tree(source: Path, paths: list[Path], faults: list[str]) -> list[dict]
         try:
             row = read_record(path)
             check_record(row, path.relative_to(source))
-            rows.append(row | _flat(row))
+            rows.append(row | _flat(row) | {"leaks": known_leaks(source, row)})
         except Fault as fault:
             faults.append(str(fault))
     return rows

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lungkit.compare import scores
-from lungkit.compare.answer import EQUIVALENT, LEVELS, PRIMARY, ArmAnswer, Comparison, Estimate
+from lungkit.compare.answer import (
+    EQUIVALENT,
+    LEVELS,
+    PRIMARY,
+    ArmAnswer,
+    Comparison,
+    Estimate,
+    of_whom,
+)
 from lungkit.compare.pairs import Pair
 from lungkit.compare.results import Results
 from lungkit.data.result import ORDINAL_SCORES, SCORES, TUMOUR_SCORES
@@ -86,7 +94,8 @@ def levels(found: Comparison) -> Table:
     return Table(
         "Every pair at every level that the data reach: difference in points, its interval, and "
         "the word. The level furthest to the right is the answer's",
-        ["Pair", "Family", *(f"{level}: {words}" for level, words in LEVELS.items())],
+        ["Pair", "Family", *(f"{level}: {of_whom(words, found.whom)}"
+                             for level, words in LEVELS.items())],
         [[f"{pair.arm} − {pair.against}", pair.family,
           *(_at_level(pair.estimates.get(level), found.alpha) for level in LEVELS)]
          for pair in found.pairs], words=4)

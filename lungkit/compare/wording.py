@@ -13,18 +13,21 @@ from lungkit.compare.answer import (
     NOT_WORSE,
     OUT_OF_REACH,
     OUTSIDE,
+    PATIENTS,
     PRIMARY,
     WORSE,
     Caution,
     Estimate,
     PairAnswer,
+    of_whom,
 )
 from lungkit.compare.limits import GROUPS_NEEDED
+from lungkit.compare.power import trainings_needed
 from lungkit.compare.replicates import TO_ESTIMATE, TO_TEST
 
 SCOPES = {"A": "In these trainings on these test images (level A)",
-          "B": "With this generated set, for new patients (level B)",
-          "C": "As a method, for new patients and new trainings (level C)"}
+          "B": "With this generated set, for {whom} (level B)",
+          "C": "As a method, for {whom_and} new trainings (level C)"}
 TOLD = {BETTER: "{arm} scores higher than {against}",
         EQUIVALENT: "{arm} is equivalent to {against} within ±{margin} points",
         NOT_WORSE: "{arm} is not worse than {against} by {margin} points or more",
@@ -39,7 +42,7 @@ def points(difference: float) -> str:
 
 
 def sentence(arm: str, against: str, family: str, found: Estimate, *, alpha: float,
-             margin: float) -> str:
+             margin: float, whom: str = PATIENTS) -> str:
     """What one pair shows at one level, with the interval that its word rests on."""
     equivalence = found.decision == EQUIVALENT
     low, high = ((found.low_equivalence, found.high_equivalence) if equivalence
@@ -50,15 +53,18 @@ def sentence(arm: str, against: str, family: str, found: Estimate, *, alpha: flo
     if found.p_difference_holm <= alpha and found.decision in (EQUIVALENT, NOT_WORSE):
         also = ", though lower"
     more = "" if found.p_sign_flip is None else f"; sign-flip p {found.p_sign_flip:.2g}"
-    if found.decision == OUT_OF_REACH:
+    if found.decision == OUT_OF_REACH and found.smallest_margin >= margin:
         more += ("; equal arms could be shown equivalent within "
                  f"±{100 * found.smallest_margin:.1f} points at best")
+    if found.decision == OUT_OF_REACH and found.num_trainings < trainings_needed(alpha):
+        more += (f"; {found.num_trainings} trainings do not exclude that one in ten fails, "
+                 f"{trainings_needed(alpha)} would")
     if family == OUTSIDE:
         more += "; outside both families, not adjusted"
     interval = (f"{confidence:g} % interval {points(low)} to {points(high)}" if found.se
                 else "no interval, for the values of each do not vary")
-    return (f"{SCOPES[found.level]}, {told}{also}: {points(found.difference)} points, "
-            f"{interval}{more}.")
+    return (f"{of_whom(SCOPES[found.level], whom)}, {told}{also}: "
+            f"{points(found.difference)} points, {interval}{more}.")
 
 
 def answer_block(pairs: Sequence[PairAnswer], cautions: Sequence[Caution], metric: str, *,
@@ -85,17 +91,18 @@ def answer_block(pairs: Sequence[PairAnswer], cautions: Sequence[Caution], metri
 
 
 def what_next(level: str | None, num_splits: int, missing: str | None,
-              few: dict[str, int]) -> str | None:
+              few: dict[str, int], whom: str = PATIENTS) -> str | None:
     """What the level above the one reached needs."""
+    levels = {name: of_whom(words, whom) for name, words in LEVELS.items()}
     if level == "C":
         return None
     if level == "B":
-        return (f"level C, {LEVELS['C']}, needs {TO_ESTIMATE} replicates to estimate and {TO_TEST} "
+        return (f"level C, {levels['C']}, needs {TO_ESTIMATE} replicates to estimate and {TO_TEST} "
                 f"to test, each with its own split and training of the generators; there "
                 f"{'is' if num_splits == 1 else 'are'} {num_splits}")
     if few:
         there = ", ".join(f"{label} has {count}" for label, count in few.items())
-        return (f"level B, {LEVELS['B']}, needs {GROUPS_NEEDED} test groups in every class; "
+        return (f"level B, {levels['B']}, needs {GROUPS_NEEDED} test groups in every class; "
                 f"{there}")
-    return (f"level B, {LEVELS['B']}, needs two trainings of each arm and what each said of every "
+    return (f"level B, {levels['B']}, needs two trainings of each arm and what each said of every "
             "test image, with its group" + (f"; {missing}" if missing else ""))

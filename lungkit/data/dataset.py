@@ -63,6 +63,7 @@ class Dataset:
     channels 1 or 3; bits 8; modality "he", "fluorescence", "ct" or None; um_per_px float or None
     (unknown); intensity {unit, window: [black, white]} or None; symmetries 8, 2 or 1; masks
     {kind: "binary" | "labels"}; targets {column of metadata.csv: {kind, values}}.
+    groups_given: how groups came about, as audit/confounding.py says it, or None (unknown).
     """
 
     def __init__(self, path: Path, manifest: dict, rows: list[Row]) -> None:
@@ -81,6 +82,7 @@ class Dataset:
         self.symmetries: int = manifest["symmetries"]
         self.masks: dict[str, str] = manifest["masks"]
         self.targets: dict[str, dict] = manifest["targets"]
+        self.groups_given: str | None = manifest.get("confounding", {}).get("groups_given")
 
     def select(self, split: str, label: str | None = None) -> list[Row]:
         """The rows of a split, and of one class if `label` is given, by file name."""

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import platform
@@ -50,6 +51,11 @@ def repeat_path(directory: Path, repeat: int) -> Path:
 
 def checkpoint_path(directory: Path, repeat: int) -> Path:
     return directory / f".repeat_{repeat:04d}.partial"
+
+
+def leaks_path(results_dir: Path, fingerprint: str, real_fingerprint: str) -> Path:
+    """Where it is kept what a search for copies of real's test images found in a dataset."""
+    return Path(results_dir) / ".leaks" / f"{fingerprint[:16]}-{real_fingerprint[:16]}.json"
 
 
 # ------------------------------------------------------------------ reading
@@ -104,6 +110,23 @@ def _short(value: object) -> str:
 
 def is_baseline(record: dict) -> bool:
     return record.get("kind", CNN) == BASELINE
+
+
+def known_leaks(results_dir: Path, record: dict) -> dict | None:
+    """What is known of real's test images among those that a record was trained on.
+
+    The record says it or, where it was made before that was asked, a search made since of the same
+    datasets, by their fingerprints (a baseline is fitted to real). None: nobody has looked.
+    """
+    if record.get("leaks") is not None:
+        return record["leaks"]
+    real = record["real_fingerprint"]
+    trained = real if is_baseline(record) else record["dataset_fingerprint"]
+    with contextlib.suppress(Fault):
+        found = read_json(leaks_path(results_dir, trained, real))
+        if {"dataset_fingerprint": trained, "real_fingerprint": real}.items() <= found.items():
+            return found
+    return None
 
 
 # ------------------------------------------------------------------ checking

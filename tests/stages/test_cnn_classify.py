@@ -499,6 +499,33 @@ def test_a_run_begun_under_version_1_resumes_and_is_compared(trainings, tmp_path
                                "--metric", "auroc", "--datasets", "real", "voronoi"]) == 0
 
 
+def forget_leaks(results):
+    """Make the records those of before leaks were looked for."""
+    shutil.rmtree(results / ".leaks")
+    for path in results.rglob("repeat_*.json"):
+        record = json.loads(path.read_text())
+        del record["leaks"]
+        path.write_text(json.dumps(record))
+
+
+def test_of_older_results_it_is_looked_for_leaks_once_and_nothing_is_trained(
+        real, pool, trainings, tmp_path, capsys, monkeypatch):
+    both = [real.path, pool.path]
+    for dataset in (real, pool):
+        assert classify(dataset, real, tmp_path / "results") == 0
+    forget_leaks(tmp_path / "results")
+    before = content(tmp_path / "results")
+    capsys.readouterr()
+    for searched in (2, 0):
+        for path in both:
+            assert classify(open_dataset(path), real, tmp_path / "results") == 0
+        said = capsys.readouterr()
+        assert said.out.count("already complete") == 2
+        assert said.err.count("looking among") == searched
+    assert len(trainings) == 4 and content(tmp_path / "results") == before
+    assert {path.suffix for path in (tmp_path / "results/.leaks").iterdir()} == {".json"}
+
+
 def test_complete_answers_without_torch(real, tmp_path, capsys, monkeypatch):
     assert classify(real, real, tmp_path) == 0
     monkeypatch.setitem(sys.modules, "torch", None)  # an import would raise

@@ -463,6 +463,18 @@ def test_again_is_complete_and_quick(made, voronoi, real_dataset):
     assert content(made) == before
 
 
+def test_of_older_results_it_is_looked_for_leaks(made, voronoi, real_dataset, tmp_path, capsys):
+    output = shutil.copytree(made, tmp_path / "results")
+    shutil.rmtree(output / ".leaks")
+    for path in output.rglob("repeat_*.json"):
+        path.write_text(json.dumps({name: value for name, value in json.loads(
+            path.read_text()).items() if name != "leaks"}))
+    for searched in (1, 0):
+        assert nuclei_classify.main(arguments(voronoi, real_dataset, output)) == 0
+        said = capsys.readouterr()
+        assert "already complete" in said.out and said.err.count("looking among") == searched
+
+
 def test_other_options_are_refused_and_overwrite_redoes(
         made, voronoi, real_dataset, tmp_path, capsys):
     output = tmp_path / "results"

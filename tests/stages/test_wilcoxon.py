@@ -474,7 +474,7 @@ def test_the_answer_block_is_the_same_on_terminal_and_page_and_warns_first(
     lines = re.findall(r"<(li|p)[^>]*>(.*?)</\1>", section)  # the style puts "- " before an item
     assert [("- " * (tag == "li")) + html.unescape(text) for tag, text in lines] == block
     told = "\n".join(block)
-    for words in ("one replicate: ", "chance level: voronoi cannot", "real: confounding: class a",
+    for words in ("one replicate: ", "chance level: voronoi cannot", "confounding: real: class a",
                   "no groups: level A only: real/replicate_000/repeat_0000.npz is not there"):
         assert words in told and told.index(words) < told.index("Answer:")
     assert "(level A), " in told.split("Answer:")[1] and "patients" not in told.split(

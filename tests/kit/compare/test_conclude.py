@@ -5,21 +5,23 @@ The same at full size, with its shares: benchmarks/verdict_simulations.txt.
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from lungkit.compare import answer, decide, limits
-from lungkit.compare.answer import BETTER, EQUIVALENT, NOT_WORSE, PRIMARY, WORSE
+from lungkit.compare.answer import BETTER, EQUIVALENT, FILES, NOT_WORSE, PRIMARY, WORSE
 from lungkit.compare.bootstrap import Trainings, crossed_mean
 from lungkit.compare.replicates import seeds_mean
+from lungkit.compare.results import Results
 from simulated_results import Truth, conclude_of, simulate
 
 DIFFERENT, PASSED = {BETTER, WORSE}, {BETTER, EQUIVALENT, NOT_WORSE}
 
 
-def cells_of(rng, truths, *, groups, images, share, repeats=20):
+def cells_of(rng, truths, *, groups, images, share, repeats=30):
     """Shares of right answers float [R, G] of arms of these accuracies, as the simulator's."""
     from statistics import NormalDist
 
@@ -37,7 +39,7 @@ def decided(seed, truths, *, groups, images, share):
     real, arm = ([Trainings(cells.mean(1), (cells - cells.mean(1, keepdims=True)) / groups)]
                  for cells in cells_of(rng, truths, groups=groups, images=images, share=share))
     found = decide.estimate("B", crossed_mean(arm, strata, real), alpha=0.05, margin=0.02,
-                            n_arm=20, n_against=20)
+                            n_arm=30, n_against=30, num_trainings=30)
     decide.judge([found], PRIMARY, alpha=0.05, margin=0.02)
     return found.decision
 
@@ -129,6 +131,90 @@ def test_draws_of_a_generator_are_no_difference_between_methods():
     assert six.pairs[0].estimates["C"].p_sign_flip is not None
     assert six.level == "C" and not any(each.name in ("one replicate", "few replicates")
                                         for each in six.warnings)
+
+
+def limits_of(found, name):
+    """The lines of this name above the answer."""
+    return [line for line in found.answer if line.startswith(f"- {name}: ")]
+
+
+def test_one_line_names_every_arm_that_a_limit_is_of():
+    arms = {"real": Truth(0.9), "a": Truth(0.9, lost=0), "b": Truth(0.9, lost=1),
+            "c": Truth(0.9, collapsed=1), "d": Truth(0.9, collapsed=2)}
+    found = conclude_of(simulate(arms, seed=1, groups=12, repeats=6))
+    assert limits_of(found, "lost class") == [
+        "- lost class: a finds less than chance of class0 (recall 0 %), b finds less than chance "
+        "of class1 (recall 0 %)"]
+    [said] = limits_of(found, "collapsed training")
+    assert said.startswith("- collapsed training: c: 1 of 6 trainings (33.3 where the median is ")
+    assert "), d: 2 of 6 trainings (33.3 where the median is " in said
+    [said] = limits_of(found, "spread")
+    assert re.fullmatch("- spread: between trainings these arms vary otherwise than real, c [0-9.]+"
+                        " times, d [0-9.]+ times as much: rank tests and shifts take equal "
+                        "spreads, the means do not", said)
+    guessing = {"real": Truth(0.9), "a": Truth(0.3), "b": Truth(0.35), "c": Truth(0.9)}
+    found = conclude_of(simulate(guessing, seed=1, groups=12, repeats=3))
+    [said] = limits_of(found, "chance level")
+    assert said.startswith("- chance level: a, b cannot be told from always answering the largest")
+
+
+def warned(*texts):
+    """The cautions of results that warn of these."""
+    return limits._of_results(Results([], ["real", "gan", "vae"], [], [], [], warnings=[*texts]))
+
+
+COPIES = ("copies: {share}% of the images of {arm} are copies of a training image, or far more "
+          "alike to one than training images of different groups are to one another")
+
+
+def test_warnings_of_one_kind_are_one_line():
+    copies = [f"{arm}: {COPIES.format(share=share, arm=arm)}" for arm, share in
+              (("gan", 4), ("vae", 31))]
+    few = [f"gan: class {name} has {count} training images, real has 90" for name, count in
+           (("a", 30), ("b", 50))]
+    said = warned("few groups: 'a' has 8 groups only", *copies, *few, "mixed device: 2")
+    assert [str(each) for each in said] == [
+        "few groups: 'a' has 8 groups only",
+        "copies: 4% of the images of gan, 31% of the images of vae are copies of a training image, "
+        "or far more alike to one than training images of different groups are to one another",
+        "results: gan: class a has 30, b has 50 training images, real has 90", "mixed device: 2"]
+    assert all(each.limits for each in said)
+
+
+def test_of_long_warnings_of_one_kind_the_first_stands_above_the_answer():
+    texts = [f"trivial statistics predict the class: Without any shape it is told by {figures}; "
+             "guessing scores 0.33." for figures in (f"colour {k} " * 12 for k in range(3))]
+    first, *others = warned(*texts)
+    assert str(first) == texts[0] + " (one of 3 such; the others are among the further warnings)"
+    assert [str(each) for each in others] == texts[1:] and not any(each.limits for each in others)
+
+
+def test_where_groups_are_files_every_sentence_says_images():
+    made = simulate({"real": Truth(), "gan": Truth(0.5)}, seed=0, groups=12, repeats=4)
+    for row in made.rows:
+        row["groups_given"] = "auto"
+    found = conclude_of(made)
+    assert found.whom == FILES and found.level == "B"
+    assert found.pairs[0].sentence.startswith(
+        "With this generated set, for new images, not new patients (level B), gan scores lower")
+    [said] = limits_of(found, "a file is no patient")
+    assert "upper bounds" in said
+    assert not any("new patients" in line.replace(FILES, "") for line in found.answer
+                   if line != said)
+    told = warned("groups found only: No group ids were given", "few groups: 'a' has 8")
+    assert [each.name for each in told] == ["a file is no patient", "few groups"]
+
+
+def test_fewer_trainings_than_exclude_that_one_in_ten_fails_show_no_equivalence():
+    arms = {"real": Truth(), "gan": Truth()}
+    for repeats, word in ((28, "out of reach at this n"), (30, EQUIVALENT)):
+        found = conclude_of(simulate(arms, seed=4, groups=60, repeats=repeats), margin=0.06)
+        assert found.pairs[0].decision == word
+        assert found.pairs[0].estimates["B"].num_trainings == repeats
+    assert "28 trainings do not exclude that one in ten fails, 29 would" in conclude_of(
+        simulate(arms, seed=4, groups=60, repeats=28), margin=0.06).answer[-2]
+    several = conclude_of(simulate(arms, seed=2, groups=20, repeats=10, replicates=3), margin=0.06)
+    assert several.pairs[0].estimates["C"].num_trainings == 30
 
 
 def test_looks_are_counted_above_the_answer():

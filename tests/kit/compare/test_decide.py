@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from lungkit.compare import decide, wording
-from lungkit.compare.answer import DECISIONS, OUTSIDE, PRIMARY, SECOND, Estimate
+from lungkit.compare.answer import DECISIONS, FILES, OUTSIDE, PRIMARY, SECOND, Estimate
 from lungkit.compare.bootstrap import Mean
 
 UNDECIDED = Estimate("B", 0.004, 0.01, 20.0, -0.016, 0.024, -0.013, 0.021, 0.9, 0.9, 0.9, 0.9, 0.9,
-                     0.9, None, 0.017, 20, 20, 60, None, None)
+                     0.9, None, 0.017, 40, 40, 40, 60, None, None)
 
 
 @pytest.mark.parametrize(("family", "changed", "word"), [
@@ -38,6 +38,14 @@ UNDECIDED = Estimate("B", 0.004, 0.01, 20.0, -0.016, 0.024, -0.013, 0.021, 0.9, 
     # said only where nothing else is shown
     (PRIMARY, {"smallest_margin": 0.02}, "out of reach at this n"),
     (PRIMARY, {"smallest_margin": 0.5, "p_difference_holm": 0.01}, "better"),
+    # that it does as well is said of 29 trainings and more, that it does better or worse of any
+    *((PRIMARY, {**which, "num_trainings": count}, word) for which, words in [
+        ({"p_equivalent_holm": 0.01}, ("out of reach at this n", "equivalent")),
+        ({"p_not_worse_holm": 0.01}, ("out of reach at this n", "not worse")),
+        ({"p_difference_holm": 0.01}, ("better", "better")),
+        ({"p_difference_holm": 0.01, "p_equivalent_holm": 0.01, "difference": -0.004},
+         ("worse", "equivalent")),
+        ({}, ("out of reach at this n", "inconclusive"))] for count, word in zip((28, 29), words)),
     (SECOND, {"smallest_margin": 0.5, "p_difference_holm": 0.01, "difference": -1}, "worse"),
 ])
 def test_which_word_is_said_of_which_numbers(family, changed, word):
@@ -48,7 +56,7 @@ def test_which_word_is_said_of_which_numbers(family, changed, word):
 
 def of(difference, se=0.01, df=20.0, level="B"):
     return decide.estimate(level, Mean(difference, se, df, 0, 0, 0), alpha=0.05, margin=0.02,
-                           n_arm=20, n_against=20)
+                           n_arm=40, n_against=40, num_trainings=40)
 
 
 def test_holm_is_over_the_family_and_for_each_test():
@@ -103,9 +111,12 @@ def test_baselines_and_controls_stand_outside_both_families(pair, family):
     ({"decision": "worse"}, "gan scores lower than real: +0.4 points, 95 % interval -1.6 to +2.4."),
     ({"decision": "inconclusive"}, "gan against real is inconclusive: +0.4 points, 95 % interval "
                                    "-1.6 to +2.4."),
-    ({"decision": "out of reach at this n"},
+    ({"decision": "out of reach at this n", "smallest_margin": 0.027},
      "gan against real is out of reach at this n: +0.4 points, 95 % interval -1.6 to +2.4; equal "
-     "arms could be shown equivalent within ±1.7 points at best."),
+     "arms could be shown equivalent within ±2.7 points at best."),
+    ({"decision": "out of reach at this n", "num_trainings": 20},
+     "gan against real is out of reach at this n: +0.4 points, 95 % interval -1.6 to +2.4; 20 "
+     "trainings do not exclude that one in ten fails, 29 would."),
     ({"decision": "worse", "p_sign_flip": 0.03125},
      "gan scores lower than real: +0.4 points, 95 % interval -1.6 to +2.4; sign-flip p 0.031.")])
 def test_a_sentence_names_its_level_and_holds_the_interval(changed, told):
@@ -121,3 +132,16 @@ def test_a_sentence_names_its_level_and_holds_the_interval(changed, told):
     assert "points, no interval, for the values of each do not vary" in constant
     assert wording.sentence("gan", "real", OUTSIDE, found, alpha=0.05, margin=0.02).endswith(
         "; outside both families, not adjusted.")
+
+
+def test_where_groups_are_files_no_sentence_speaks_of_patients():
+    def told(level):
+        return wording.sentence("gan", "real", PRIMARY, replace(
+            UNDECIDED, level=level, decision="worse"), alpha=0.05, margin=0.02, whom=FILES)
+
+    assert told("B").startswith("With this generated set, for new images, not new patients "
+                                "(level B), gan scores lower")
+    assert told("C").startswith("As a method, for new images, not new patients, and new trainings "
+                                "(level C), gan")
+    assert wording.what_next("A", 1, None, {}, FILES).startswith(
+        "level B, this generated set, for new images, not new patients, needs two")

@@ -60,6 +60,16 @@ def test_more_of_what_a_level_rests_on_shows_more():
         assert after["detectable"] < before["detectable"] and after["difference"] > 0.05
 
 
+@pytest.mark.parametrize(("repeats", "replicates", "shown"), [
+    (28, 1, False), (29, 1, True), (9, 3, False), (10, 3, True)])
+def test_too_few_trainings_show_no_arm_as_good(repeats, replicates, shown):
+    size = Size(repeats, replicates, {"a": 400, "b": 400}, 1, 1)
+    for level in size.levels:
+        told = power.outcomes(level, size, Deviations(0.01, 0.1, 0.01, ""), effect=0.1, **ASKED)
+        assert told["difference"] > 0.5
+        assert (told["equivalent"] > 0) == (told["not_worse"] > 0) == shown
+
+
 @pytest.mark.parametrize(("repeats", "replicates", "p"), [
     (6, 1, 10 * 2 / 924), (3, 1, 1), (20, 6, 10 * 2 / 924), (20, 3, 1)])
 def test_the_smallest_p_of_the_table_is_that_of_its_values(repeats, replicates, p):

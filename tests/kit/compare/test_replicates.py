@@ -28,7 +28,7 @@ def test_independent_replicates_are_two_one_sided_paired_t_tests():
     arm, real = np.array(DIFFERENCES) + 0.8, np.full(7, 0.8)
     p, (below, _, _), (above, _, _) = ttost_paired(arm, real, -0.02, 0.02)
     found = decide.estimate("C", paired_mean(DIFFERENCES, 0.0), alpha=0.05, margin=0.02, n_arm=7,
-                            n_against=7)
+                            n_against=7, num_trainings=7)
     assert found.p_equivalent == pytest.approx(p)
     assert found.p_not_worse == pytest.approx(ttost_paired(arm, real, -0.02, 0.02)[1][1])
     assert (below > 0) and (above < 0) and found.df == 6
@@ -41,7 +41,7 @@ def test_level_a_is_welchs_two_one_sided_tests():
     arm, real = rng.normal(0.81, 0.03, 9), rng.normal(0.80, 0.01, 20)
     p, low, _ = ttost_ind(arm, real, -0.02, 0.02, usevar="unequal")
     found = decide.estimate("A", seeds_mean([arm], [real]), alpha=0.05, margin=0.02, n_arm=9,
-                            n_against=20)
+                            n_against=20, num_trainings=9)
     assert found.p_equivalent == pytest.approx(p) and found.p_not_worse == pytest.approx(low[1])
 
 

@@ -389,7 +389,7 @@ def test_a_csv_has_a_column_for_every_name_of_any_line():
 def test_the_verdicts_as_text_are_aligned_in_the_order_of_the_pairs():
     beside = {"p_holm": 0.0123}
     estimate = decide.estimate("B", Mean(-0.0123, 0.01, 9.0, 0, 0, 0), alpha=0.05, margin=0.02,
-                               n_arm=2, n_against=2)
+                               n_arm=2, n_against=2, num_trainings=2)
     pairs = [PairAnswer("gan", "real", "primary", {"B": estimate}, "B", "worse", "", beside),
              PairAnswer("prompt", "real", "primary", {}, None, "", "", {"p_holm": 1.0})]
     assert report.verdict_table(pairs).splitlines() == [

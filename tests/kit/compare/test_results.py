@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lungkit.compare.results import read_results
+from lungkit.data.result import leaks_path
 from lungkit.run.faults import BadOptions, Fault
 from result_trees import OTHERS, make_results, record, right, split_of, write, write_counts
 
@@ -241,7 +243,10 @@ def test_of_an_old_result_the_column_is_the_accuracy(tmp_path, kept):
 
 
 def test_the_tree_kept_from_the_code_before_is_compared(tmp_path):
-    found = read_results(FIXTURES / "v1/results")
+    copied = shutil.copytree(FIXTURES / "v1/results", tmp_path / "results")
+    for path in sorted(copied.glob("*/*/repeat_0000.json")):  # as looking for leaks would leave it
+        write_outcome(copied, json.loads(path.read_text()))
+    found = read_results(copied)
     assert "auroc_own" in found.metrics and len(found.datasets) > 1
     for row in found.rows:
         kept = json.loads((FIXTURES / f"v1/results/{row['dataset']}/replicate_000/"
@@ -395,18 +400,51 @@ def test_an_arm_of_which_nobody_says_what_it_saw_is_refused(tmp_path, said):
     assert "gan replicate 0 does not say what it was trained on" in fault(tree(tmp_path, *rows))
 
 
-@pytest.mark.parametrize("said", [{"passed": False}, {}, None, True])
+@pytest.mark.parametrize("said", [{"passed": False}, {}, True])
 def test_an_arm_that_holds_copies_of_test_images_is_refused(tmp_path, said):
     rows = two_arms()
     rows[2]["leaks"] = said
     assert fault(tree(tmp_path, *rows)).count("images that are real test images or copies") == 1
 
 
-def test_an_older_arm_whose_images_were_not_compared_is_told(tmp_path):
+def write_outcome(results, row, passed=True, **changed):
+    """What a search for leaks leaves beside the results: see lungkit/audit/leaks.py."""
+    fingerprints = {name: row[name] for name in ("dataset_fingerprint", "real_fingerprint")}
+    path = leaks_path(results, *fingerprints.values())
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**fingerprints, "passed": passed, **changed}))
+
+
+@pytest.mark.parametrize("arm", ["gan", "nuclei"])
+def test_an_older_arm_is_refused_until_its_images_are_compared(tmp_path, arm):
+    rows = [*two_arms(), *baseline()]
+    for row in rows:
+        if row["dataset"] == arm:
+            row["leaks"] = None
+            if row["repeat"]:
+                del row["leaks"]
+    asked = f"{arm}: nobody has looked for real's test images among those trained on"
+    assert fault(tree(tmp_path, *rows)).startswith(asked)
+    searched = rows[2] if arm == "gan" else rows[0]  # a baseline is fitted to real
+    for changed in ({"real_fingerprint": "other"}, {"dataset_fingerprint": "other"}):
+        write_outcome(tmp_path, searched, **changed)
+        assert fault(tmp_path).startswith(asked)
+    write_outcome(tmp_path, searched, passed=False)
+    assert f"{arm} replicate 0 was trained on images that are real test images" in fault(tmp_path)
+    write_outcome(tmp_path, searched)
+    assert read_results(tmp_path).datasets == ["real", "gan", "nuclei"]
+
+
+@pytest.mark.parametrize(("said", "warned", "are_files"), [
+    ("csv", "", False), ("csv+auto", "groups found only: old", False), ("regex", "", False),
+    ("auto", "", True), ("none", "", True), (None, "", False), (None, "no groups given: so", True),
+    (None, "groups found only: copies", True), (None, "few groups: 3", False)])
+def test_whether_groups_name_patients_is_in_the_records_or_in_older_ones_warnings(
+        tmp_path, said, warned, are_files):
     rows = two_arms()
-    del rows[2]["leaks"]
-    found = read_results(tree(tmp_path, *rows))
-    assert [text.split(" has ")[0] for text in found.warnings] == ["copies not looked for: gan"]
+    for row in rows:
+        row |= {"groups_given": said, "warnings": [warned] * bool(warned)}
+    assert read_results(tree(tmp_path, *rows)).groups_are_files == are_files
 
 
 # ------------------------------------------------------------------ what must be told
