@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.data.cache import map_rows
-from lungkit.data.dataset import Dataset
+from lungkit.data.dataset import Dataset, Row
 from lungkit.learn import pretrained
 from lungkit.learn.cnns import load_weights
 from lungkit.run.faults import BadOptions, check_stop
@@ -105,22 +105,30 @@ class Extractor:
         return np.stack(found) if found else np.empty((0, self.width), np.float32)
 
     def of_split(self, dataset: Dataset, split: str) -> np.ndarray:
-        """float32 [N, D] of a split, in the order of `Dataset.select`; kept beside the dataset.
+        """float32 [N, D] of a split, in the order of `Dataset.select`; kept as `of_rows` does."""
+        return self.of_rows(dataset, dataset.select(split), split)
+
+    def of_rows(self, dataset: Dataset, rows: list[Row], name: str) -> np.ndarray:
+        """float32 [N, D] of some images, kept beside the dataset; `name` says which, in a file's.
 
         Raises Fault where no place for the file is found, Stopped after a signal.
         """
-        rows = dataset.select(split)
+        chunks = [rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        return np.concatenate([
+            self.keep(dataset, f"{name}-{number:04d}", len(chunk), map(dataset.image, chunk))
+            for number, chunk in enumerate(chunks)])
+
+    def keep(self, dataset: Dataset, name: str, num_images: int,
+             images: Iterable[np.ndarray]) -> np.ndarray:
+        """float32 [N, D] of `images`, kept beside `dataset` under `name`.
+
+        images: asked for only where no file holds their features yet. Not to be written to.
+        """
         key = sha256(repr(sorted(self.identity.items())).encode())[:12]
-        parts = []
-        for start in range(0, len(rows), CHUNK):
-            some = rows[start:start + CHUNK]
-            name = f"features-{key}-{split}-{start // CHUNK:04d}"
-            parts.append(map_rows(
-                dataset.path, dataset.fingerprint, name, (len(some), self.width),
-                self.rows(map(dataset.image, some)), dtype=np.float32,
-                what=f"features of {dataset.name} {split}",
-                why=f"features of {dataset.path} are worked out once,"))
-        return np.concatenate(parts)
+        return map_rows(dataset.path, dataset.fingerprint, f"features-{key}-{name}",
+                        (num_images, self.width), self.rows(images), dtype=np.float32,
+                        what=f"features of {dataset.name} {name}",
+                        why=f"features of {dataset.path} are worked out once,")
 
     def load(self, dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Features float32 [N, D] and labels int64 [N] of a split, as `Dataset.load` has images."""

@@ -1,0 +1,154 @@
+"""How like real an arm is, in a file beside its manifest: what is compared with what."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lungkit.audit import fidelity as numbers
+from lungkit.data.dataset import Row, open_dataset, parent_of
+from lungkit.data.writer import DatasetWriter
+from lungkit.learn import pretrained
+from lungkit.learn.features import Extractor
+from lungkit.run.output import Output
+from lungkit.tools import fidelity
+
+NETWORK = "test_efficientnet"  # timm's own for tests
+CLASSES = ["dark", "light"]
+
+
+def write(path, *, channels, draw, parents=(), num_train=20):
+    """draw(rng, label) gives an image's grey level and its noise."""
+    rng = np.random.default_rng(list(path.name.encode()))
+    with DatasetWriter(Output(path, "dataset.json", {}), stage="test", classes=CLASSES,
+                       image_size=16, channels=channels) as writer:
+        index = 0
+        for split, num in (("train", num_train), ("val", 8), ("test", 12)):
+            for label in CLASSES:
+                for _ in range(num):
+                    level, noise = draw(rng, label)
+                    image = rng.normal(level, noise, (16, 16, channels)).clip(0, 255)
+                    writer.add(split, label, index, image.astype(np.uint8), group=f"g{index}")
+                    index += 1
+        return writer.publish(parents=list(parents), seed=0)
+
+
+def as_real(rng, label):
+    return (80 if label == "dark" else 170) + rng.normal(0, 15), 10
+
+
+ARMS = {"same": as_real,
+        "swapped": lambda rng, label: as_real(rng, "dark" if label == "light" else "light"),
+        "noise": lambda rng, label: (127, 200)}
+
+
+@pytest.fixture(scope="module", params=[3, 1], ids=["colour", "grey"])
+def made(request, tmp_path_factory):
+    """real and three arms, measured by a small network; {name: fidelity.json's content}."""
+    root = tmp_path_factory.mktemp("run")
+    real = write(root / "real", channels=request.param, draw=as_real)
+    made_from = parent_of(real, {split: ["train"] for split in ("train", "val", "test")})
+    for name, draw in ARMS.items():
+        write(root / name, channels=request.param, draw=draw, parents=[made_from])
+    torch.manual_seed(0)
+    torch.save(pretrained.build(NETWORK, 2).state_dict(), root / "w.pt")
+    assert measure(root, "real", *ARMS) == 0
+    return root
+
+
+def measure(root, *names, more=()):
+    return fidelity.main(["--data", *(str(root / name) for name in names), "--real",
+                          str(root / "real"), "--network", NETWORK, "--weights",
+                          str(root / "w.pt"), "--device", "cpu", *more])
+
+
+def found(root, name):
+    return json.loads((root / name / fidelity.FILE).read_text())
+
+
+def test_an_arm_like_real_lies_at_the_floor_and_noise_at_the_ceiling(made):
+    for label in CLASSES:
+        same, noise = (found(made, name)["classes"][label]["scores"] for name in ("same", "noise"))
+        for name in ("fid", "kid"):
+            near, far = same[name], noise[name]
+            assert near["floor"] < far["value"] and near["ceiling"] == far["ceiling"]
+            assert near["value"] - near["floor"] < 0.2 * (near["ceiling"] - near["floor"])
+            assert far["value"] - far["floor"] > 0.8 * (far["ceiling"] - far["floor"])
+            assert near["low"] <= near["value"] <= near["high"]
+            assert near["floor_low"] <= near["floor"] <= near["floor_high"]
+        assert same["precision"]["value"] > 0.5 > noise["precision"]["value"]
+
+
+def test_a_label_is_what_a_classifier_of_real_images_says_it_is(made):
+    for name, wanted in (("same", 1.0), ("swapped", 0.0)):
+        for each in found(made, name)["classes"].values():
+            assert each["label"]["arm"]["value"] == pytest.approx(wanted, abs=0.11)
+            assert each["label"]["real"]["value"] > 0.89 and each["label"]["real"]["n"] == 20
+
+
+def test_what_is_compared_with_what(made):
+    """By hand: real's val and test are the reference, its train images the floor, at equal n."""
+    real, arm = (open_dataset(made / name) for name in ("real", "same"))
+    extractor = Extractor(NETWORK, made / "w.pt")
+    some = {}
+    for name, dataset, splits in (("arm", arm, ["train"]), ("floor", real, ["train"]),
+                                  ("reference", real, ["val", "test"])):
+        rows = [row for split in splits for row in dataset.select(split, "dark")]
+        assert len(rows) == 20
+        some[name] = extractor.features(map(dataset.image, rows))
+    said = found(made, "same")["classes"]["dark"]
+    assert said["n"] == 20
+    for key, name in (("value", "arm"), ("floor", "floor")):
+        compared = numbers.Compared(some["reference"], some[name])
+        wanted = numbers.frechet(*compared.parts(*compared.all()))
+        assert said["scores"]["fid"][key] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_real_has_no_file_and_a_dataset_stays_one(made):
+    assert not (made / "real" / fidelity.FILE).exists()
+    open_dataset(made / "same")
+
+
+def test_the_same_command_changes_nothing_and_other_options_make_it_anew(made, monkeypatch):
+    before = (made / "same" / fidelity.FILE).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(fidelity, "of_dataset", None)
+        patch.setattr(Extractor, "inputs", None)
+        assert measure(made, "same") == 0
+        assert measure(made, "same", more=["--dry-run", "--per-class", "7"]) == 0
+    assert (made / "same" / fidelity.FILE).read_bytes() == before
+    assert measure(made, "same", more=["--per-class", "16"]) == 0
+    assert found(made, "same")["classes"]["dark"]["n"] == 16
+    assert measure(made, "same") == 0
+    assert (made / "same" / fidelity.FILE).read_bytes() == before
+
+
+def test_too_few_images_are_said_to_be_too_few(made, capsys):
+    assert measure(made, "noise", more=["--per-class", "14"]) == 0
+    each = found(made, "noise")["classes"]["dark"]
+    assert each["n"] == 14 and each["too_few"] and "scores" not in each and "label" in each
+    assert "too few images" in capsys.readouterr().out
+
+
+def test_one_image_of_each_group_comes_before_a_second_of_any():
+    rows = [Row(f"train/a/{number:06d}.png", "a", "train", group=f"g{number % 4}")
+            for number in range(12)]
+    chosen = fidelity.choose(rows, 8)
+    assert [sorted(row.group for row in part) for part in (chosen[:4], chosen[4:])] == \
+        [["g0", "g1", "g2", "g3"]] * 2
+    assert fidelity.choose(rows[::-1], 8) == chosen and fidelity.choose(rows, 3) == chosen[:3]
+
+
+def test_what_cannot_be_compared_is_one_line(made, tmp_path, capsys):
+    with DatasetWriter(Output(tmp_path / "other", "dataset.json", {}), stage="test",
+                       classes=["dark"], image_size=16) as writer:
+        for number, split in enumerate(("train", "val", "test")):
+            writer.add(split, "dark", number, np.zeros((16, 16, 3), np.uint8))
+        writer.publish(parents=[], seed=0)
+    capsys.readouterr()
+    assert fidelity.main(["--data", str(tmp_path / "other"), "--real", str(made / "real")]) == 1
+    error = capsys.readouterr().err
+    assert "has classes" in error and error.count("\n") == 1
