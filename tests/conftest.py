@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -29,6 +31,42 @@ def sample_dir(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("sample") / "sample"
     write_sample(path, num_patients=12, tiles_per_patient=3, image_size=112, seed=3)
     return path
+
+
+def once(function):
+    """`function(image, **options)`, called once for the same pixels and options; read only."""
+    known = {}
+
+    @functools.wraps(function)
+    def call(image, **options):
+        pixels = hashlib.sha256(image.tobytes()).digest()
+        key = pixels, image.shape, image.dtype.str, *sorted(options.items())
+        if key not in known:
+            known[key] = function(image, **options)
+            for value in vars(known[key]).values():
+                if hasattr(value, "setflags"):
+                    value.setflags(write=False)
+        return known[key]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def found_once():
+    """Nuclei and signatures: of each image they are found once in the module that uses this.
+
+    For tests that run a stage over the same images again and again. That both depend on the image
+    alone is held where they are tested.
+    """
+    from lungkit.audit import leaks, memorised, signature
+    from lungkit.nuclei import detect
+
+    describe = once(signature.describe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detect, "detect_nuclei", once(detect.detect_nuclei))
+        for module in (signature, leaks, memorised):
+            patch.setattr(module, "describe", describe)
+        yield
 
 
 @pytest.fixture(scope="session")
