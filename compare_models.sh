@@ -31,6 +31,7 @@ SEED=${SEED:-0}				# repeat i of replicate r has seed SEED + 1000 r + i
 BASELINE=${BASELINE-all}		# classical baselines: nuclei, on the nuclei's features of
 					# RUN/datasets/voronoi; of CT size, the ruler, and nodule, with texture (all
 					# that the data have); BASELINE= for none
+FIDELITY=${FIDELITY:-}			# 1: also measure how like real each arm's images are, and show it
 WORKERS=${WORKERS:-}			# trainings at a time (one per Slurm task, GPU or core)
 CNN_OPTIONS=${CNN_OPTIONS:-}		# more options of cnn_classify.py, e.g. "--steps 500"
 TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--alpha 0.01"
@@ -155,6 +156,8 @@ stage_command() {	# sets what run_stages starts
 				--repeats "$repeats" --replicates "$REPLICATES"
 				${METRIC:+--metric "$METRIC"} ${MARGIN:+--margin "$MARGIN"} "${plan_options[@]}")
 			[[ ${FORCE:-0} == 0 ]] || command+=(--force) ;;
+		fidelity) command=(python -m lungkit.tools.fidelity --data "${names[@]/#/$root/datasets/}"
+				--real "$root/datasets/real") ;;
 		test) stdout=$verdict
 			# what a run has no results of yet is no bad option: the dry run sees none of them
 			command=(python wilcoxon_test.py "$run_dir/results${dry_run:+/.none}" --output "$run_dir/comparison"
@@ -162,6 +165,7 @@ stage_command() {	# sets what run_stages starts
 			[[ -n $dry_run ]] ||
 				command+=(--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats"
 					--replicates "$REPLICATES" --plan "$plan" --sheets "$run_dir/sheets")
+			[[ -n $dry_run || ${FIDELITY:-0} == 0 ]] || command+=(--fidelity "$run_dir/datasets")
 			command+=("${test_options[@]}") ;;
 	esac
 	((replicate == 0)) || log=$root/logs/${stage// /-}.log
@@ -229,6 +233,7 @@ go_by_threads threads_cnn
 all=$((repeats * ${#names[@]} * ${#here[@]}))
 ((slots <= all)) || slots=$all
 dry_run=yes check_stages 'check test'	# METRIC and TEST_OPTIONS are used after all trainings
+[[ ${FIDELITY:-0} == 0 ]] || check_stages 'check fidelity'
 
 # ---------------------------------------------------------------- N trainings of each
 
@@ -275,6 +280,7 @@ if ((${#missing[@]} > 0)); then
 	end_job 0
 fi
 
+[[ ${FIDELITY:-0} == 0 ]] || run_stages 1 fidelity || end_job $?
 status=0
 run_stages 1 test || status=$?
 if ((status != 0)); then

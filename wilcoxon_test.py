@@ -7,6 +7,7 @@ Reads   RESULTS, a results tree <dataset>/replicate_000/repeat_0000.json and .np
 Writes  OUTPUT/noninferiority.csv   each synthetic arm against real: margin, interval, Holm
         OUTPUT/levels.csv           every pair at every level that the data reach
         OUTPUT/arms.csv, classes.csv, sizes.csv, confusion.csv, components.csv   each arm closely
+        OUTPUT/fidelity.csv         how like real each arm's images are, where it was measured
         OUTPUT/wilcoxon.csv         one line per pair of datasets, rank-sum tests
         OUTPUT/accuracies.csv       tidy, one line per repeat
         OUTPUT/looks.csv, power.csv the plan and every look beyond it, where there is a plan
@@ -45,7 +46,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import csv_tables, report, results, scores
+from lungkit.compare import csv_tables, likeness, report, results, scores
 from lungkit.compare.answer import Comparison, plain
 from lungkit.compare.pairs import compare, rank_cautions
 from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p
@@ -62,10 +63,12 @@ MARGIN = 0.02       # ours: two points of accuracy; state your own before seeing
 
 # ------------------------------------------------------------------ files
 
-def input_hash(results_path: Path, sheets_dir: Path | None, options: dict) -> str:
+def input_hash(results_path: Path, sheets_dir: Path | None, fidelity_dir: Path | None,
+               options: dict) -> str:
     """SHA-256 over every input file's name and content, the options, and the code of this view."""
     paths = results.result_paths(results_path)
     paths += listed(sheets_dir, "*.png") if sheets_dir else []
+    paths += listed(fidelity_dir, f"*/{likeness.FILE}") if fidelity_dir else []
     if results_path.is_dir():
         paths += [path.with_suffix(".npz") for path in paths if path.with_suffix(".npz").is_file()]
     paths += [report.TEMPLATE, Path(__file__), Path(result.__file__), *CODE]
@@ -104,18 +107,19 @@ def publish(output: Path, contents: dict[str, bytes], manifest: dict) -> None:
 def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | None,
         replicates: int | None, alpha: float | None, margin: float | None,
         datasets: list[str] | None, controls: list[str], benign: str | None, plan: Path | None,
-        sheets: Path | None, dry_run: bool) -> None:
+        sheets: Path | None, fidelity: Path | None, dry_run: bool) -> None:
     """Read, test, decide, draw, publish, print."""
     from lungkit.compare import plan as plans  # reads datasets, which --help must not wait for
 
     planned = plans.read(plan) or {} if plan else {}
     metric = metric or planned.get("metric")
     alpha, margin = alpha or planned.get("alpha", ALPHA), margin or planned.get("margin", MARGIN)
-    check_options(results_path, output, metric, alpha, margin, sheets)
+    check_options(results_path, output, metric, alpha, margin,
+                  {"sheets": sheets, "fidelity": fidelity})
     options = {"metric": metric, "repeats": repeats, "alpha": alpha, "margin": margin,
                "datasets": datasets, "controls": controls, "benign": benign,
                "replicates": replicates, "plan": bool(planned)}
-    inputs = input_hash(results_path, sheets, options)
+    inputs = input_hash(results_path, sheets, fidelity, options)
     done = complete_manifest(output, inputs)
     if done and not dry_run:
         print(f"{done['printed']}\nalready complete: {output / 'report.html'}")
@@ -145,7 +149,7 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
     printed = "\n".join([*comparison.answer, "", report.verdict_table(comparison.pairs)])
     also = [str(each) for each in comparison.warnings if not each.limits]
     contents = {name: text.encode() for name, text in csv_tables.csv_files(comparison).items()}
-    contents |= report.contents(found, comparison, tests, sheets)
+    contents |= report.contents(found, comparison, tests, sheets, likeness.read(fidelity, found))
     publish(output, contents, {
         **comparison.to_json(), "inputs": inputs, "options": options, "unit": found.unit,
         "printed": printed, "tests": [plain(asdict(test)) for test in tests]})
@@ -175,7 +179,7 @@ def conclude(results_path: Path, found: results.Results, tests: list, metric: st
 
 
 def check_options(results_path: Path, output: Path, metric: str | None, alpha: float,
-                  margin: float, sheets: Path | None) -> None:
+                  margin: float, folders: dict[str, Path | None]) -> None:
     """Raise BadOptions for options that cannot be meant."""
     if results_path.is_dir() and output.resolve().is_relative_to(results_path.resolve()):
         raise faults.BadOptions(f"--output {output} lies inside {results_path}: choose another")
@@ -189,8 +193,9 @@ def check_options(results_path: Path, output: Path, metric: str | None, alpha: f
         raise faults.BadOptions(f"--alpha {alpha:g} is not between 0 and 0.5")
     if not 0 < margin < 1:
         raise faults.BadOptions(f"--margin {margin:g} is not between 0 and 1 (0.02 is two points)")
-    if sheets and not sheets.is_dir():
-        raise faults.BadOptions(f"--sheets {sheets} is not a directory")
+    for name, folder in folders.items():
+        if folder and not folder.is_dir():
+            raise faults.BadOptions(f"--{name} {folder} is not a directory")
 
 
 def print_plan(values: dict[str, list[float]], unit: str, metric: str, alpha: float,
@@ -241,6 +246,9 @@ def build_parser():
     output_group.add_argument("--sheets", type=cli.directory, metavar="DIR",
                               help="contact sheets <dataset>.png to show in the report "
                                    "(default: none)")
+    output_group.add_argument("--fidelity", type=cli.directory, metavar="DIR",
+                              help="folder of the datasets, whose fidelity.json to show in the "
+                                   "report (default: none)")
     cli.add_common(parser, seed=False, device=False, overwrite=False)
     return parser
 

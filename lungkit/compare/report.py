@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import figures, scores, tables
+from lungkit.compare import figures, likeness as alike, scores, tables
 from lungkit.compare.answer import OUTSIDE, PRIMARY, SECOND, Comparison, PairAnswer
 from lungkit.compare.pairs import Pair
 from lungkit.compare.power import trainings_needed
@@ -26,21 +26,25 @@ FAMILIES = {PRIMARY: "each synthetic arm against real", SECOND: "all other pairs
 
 # ------------------------------------------------------------------ the page
 
-def contents(found: Results, said: Comparison, tests: Sequence[Pair],
-             sheets_dir: Path | None) -> dict[str, bytes]:
-    """The files of a comparison, all but its manifest and the tables of `csv_tables`."""
+def contents(found: Results, said: Comparison, tests: Sequence[Pair], sheets_dir: Path | None,
+             likeness: Sequence[dict] = ()) -> dict[str, bytes]:
+    """The files of a comparison, all but its manifest and the tables of `csv_tables`.
+
+    likeness: of lungkit.compare.likeness.read.
+    """
     pictures = {"accuracy_boxplot.png": figures.boxplot_png(found, said.metric, said.arms)}
     if any(pair.estimates for pair in said.pairs):
         pictures["accuracy_differences.png"] = figures.differences_png(said)
     html = page(found, said, tests, pictures=pictures,
-                sheets=read_sheets(sheets_dir, found.datasets))
+                sheets=read_sheets(sheets_dir, found.datasets), likeness=likeness)
+    measured = {"fidelity.csv": table_csv(list(likeness)).encode()} if likeness else {}
     return {"accuracies.csv": table_csv([tidy(row) for row in found.rows]).encode(),
             "wilcoxon.csv": table_csv([asdict(pair) for pair in tests]).encode(),
-            **pictures, "report.html": html.encode()}
+            **measured, **pictures, "report.html": html.encode()}
 
 
 def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: dict[str, bytes],
-         sheets: dict[str, bytes]) -> str:
+         sheets: dict[str, bytes], likeness: Sequence[dict] = ()) -> str:
     """The whole report as one HTML page that needs no other file."""
     import jinja2
 
@@ -57,6 +61,7 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
     counts = sorted({arm.n for arm in said.arms})
     return template.render(
         found=found, said=said, tests=tests, tables=tables, pictures=pictures, sheets=sheets,
+        likeness=alike.table(list(likeness)),
         score=score, split=split, families=FAMILIES, plan=plan_in_words(said.plan),
         n=" to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))),
         also=[str(each) for each in said.warnings if not each.limits],

@@ -251,7 +251,8 @@ def test_ct_is_another_maker_of_real_and_has_arms_of_its_own(project):
                                                   "preset", "min-readers")] == \
         [str(project.path / "scans"), str(project.run_dir / "datasets/real"), "slice", "grade", "3",
          "demo", "2"]
-    assert {call.stage for call in project.calls(dry=False)} >= {"diffusion", "layout", "cnn"}
+    made = {call.stage for call in project.calls(dry=False)}
+    assert made >= {"diffusion", "prompt", "layout", "cnn"}
     assert {call.option("--render") for call in project.calls("layout")} == {"labels"}
     for stage in ("tumor", "phantom", "voronoi", "context"):
         assert not project.calls(stage), stage
@@ -447,6 +448,29 @@ def test_results_that_are_half_made_are_not_held_against_the_options(project):
     assert check.words[-4:] == ["--datasets", "real", "voronoi", "--dry-run"]
     test, = project.calls("test", dry=False)
     assert test.words[2] == str(project.run_dir / "results")
+
+
+def test_fidelity_is_measured_where_it_is_asked_for_after_the_trainings_and_shown(project):
+    project.make_datasets("real", "voronoi")
+    assert project.compare(2).returncode == 0
+    assert not project.calls("tools.fidelity")
+    assert project.calls("test", dry=False)[0].option("--fidelity") is None
+    project.forget()
+    assert project.compare(2, FIDELITY=1).returncode == 0
+    datasets = project.run_dir / "datasets"
+    check, made = project.calls("tools.fidelity")
+    assert check.is_dry and not made.is_dry and made.option("--real") == str(datasets / "real")
+    assert made.options("--data") == [str(datasets / "real"), str(datasets / "voronoi")]
+    order = [call.stage for call in project.calls(dry=False) if call.words[0] == "python"]
+    assert order.index("cnn") < order.index("tools.fidelity") < order.index("test")
+    assert project.calls("test", dry=False)[0].option("--fidelity") == str(datasets)
+
+
+def test_fidelity_that_cannot_be_measured_ends_the_job_before_the_trainings(project):
+    project.make_datasets("real", "voronoi")
+    result = project.compare(2, FIDELITY=1, FAULTS="*tools.fidelity*--dry-run*=2")
+    assert result.returncode == 2 and "its last words" in result.stderr
+    assert not project.calls("cnn", dry=False)
 
 
 def test_sheets_and_checks_are_of_what_is_new(project):
