@@ -227,6 +227,24 @@ def clusters(voxels_mm: list[np.ndarray], sessions: list[int], tolerance_mm: flo
         tolerance_mm *= SHRINK
 
 
+def apart(group: list[int], centres_mm: np.ndarray, radii_mm: np.ndarray, sessions: list[int]
+          ) -> list[list[int]]:
+    """A cluster that holds two marks of one session, which touch, as nodules that do not.
+
+    Centres closer than the sum of their radii are joined, as LUNA16's were (Setio et al. 2017, Med
+    Image Anal 42:1), the nearest first, and never two of one session.
+    """
+    parts = {index: {index} for index in group}
+    pairs = [(float(np.linalg.norm(centres_mm[i] - centres_mm[j])), i, j)
+             for i in group for j in group if i < j]
+    for distance, i, j in sorted(pairs):
+        joined = parts[i] | parts[j]
+        if distance < radii_mm[i] + radii_mm[j] \
+                and len({sessions[k] for k in joined}) == len(joined):
+            parts |= dict.fromkeys(joined, joined)
+    return [list(part) for part in sorted({tuple(sorted(each)) for each in parts.values()})]
+
+
 # ------------------------------------------------------------------ consensus
 
 def nodules_of(reading: Reading, place_of: dict[str, tuple[int, float]],
@@ -252,9 +270,14 @@ def nodules_of(reading: Reading, place_of: dict[str, tuple[int, float]],
     if not marks:
         return [], notes
     where = [(np.argwhere(mask) + start) * spacing_mm for mask, start in masks]
-    groups, clean = clusters(where, [mark.session for mark in marks], thickness_mm)
+    sessions = [mark.session for mark in marks]
+    groups, clean = clusters(where, sessions, thickness_mm)
     if not clean:
-        notes.append(f"{reading.path.name}: outlines of one reader touch: taken as one nodule")
+        notes.append(f"{reading.path.name}: outlines of one reader touch: joined to those of "
+                     "others by their centres")
+        centres = np.array([voxels.mean(0) for voxels in where])
+        radii = np.array([_diameter_mm(mask, spacing_mm) / 2 for mask, _ in masks])
+        groups = [part for group in groups for part in apart(group, centres, radii, sessions)]
     found = [consensus([marks[i] for i in group], [masks[i] for i in group], spacing_mm)
              for group in groups]
     found.sort(key=lambda nodule: nodule.centre)
@@ -291,14 +314,18 @@ def consensus(marks: list[Mark], masks: list[tuple[np.ndarray, tuple[int, int, i
     spans = [np.flatnonzero(agreed.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     agreed = agreed[tuple(slice(s[0], s[-1] + 1) for s in spans)]
     start = tuple(int(first + span[0]) for first, span in zip(low, spans))
-    area_mm2 = votes.sum((2, 3)).max(1) * spacing_mm[1] * spacing_mm[2]
     rated = [mark.ratings for mark in marks]
     textures = [r["texture"] for r in rated if r.get("texture")]
     return Nodule("", start, agreed, centroid(agreed, start),
-                  float((2 * np.sqrt(area_mm2 / np.pi)).mean()), "contour",
+                  float(np.mean([_diameter_mm(each, spacing_mm) for each in votes])), "contour",
                   grades=tuple(r["malignancy"] for r in rated if r.get("malignancy")),
                   readers=len(readers), texture=float(np.mean(textures)) if textures else None,
                   agreement=_agreement(votes))
+
+
+def _diameter_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
+    """Of the disc of the largest section's area."""
+    return float(2 * np.sqrt(mask.sum((1, 2)).max() * spacing_mm[1] * spacing_mm[2] / np.pi))
 
 
 def _agreement(votes: np.ndarray) -> float | None:
