@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""How fast and in how much memory CT is read: per format, and by number of scans.
+"""How fast and in how much memory CT is read: per format, by number of scans and of series.
 
     python benchmarks/ct_reading.py --depth 600 --scans 2 4 8 > benchmarks/ct_reading.txt
 
 Writes noise with a chest's values to a temporary folder, then reads it, each measurement in a
 process of its own: MB of pixels a second of one core, and the most memory the process had. A scan
 of DEPTH slices of 512 x 512 is read by format; then `ct_seg.py` makes a dataset of N small scans,
-to see that time is linear in N and memory is not of N.
+to see that time is linear in N and memory is not of N; then the headers of N series are looked at,
+once, and once more as after a kill, with what the first time left in its journal.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 
 import ct_files
 
+HEADERS = 100  # files of a series whose headers are looked at
 PEAK = """
 import sys, time
 def peak_mb():  # unlike rusage's, not that of the process which started this one
@@ -52,6 +54,19 @@ print(f"{mb:6.0f} MB  headers {looked - start:5.2f} s  read {mb / (read - looked
 """
 
 
+SURVEY = PEAK + """
+from pathlib import Path
+from lungkit.ct.annotations import find_annotations
+from lungkit.ct.studies import survey
+from lungkit.run.journal import ResultJournal
+root = Path(sys.argv[1])
+start = time.process_time()
+with ResultJournal(root.parent / "journal", "benchmark") as journal:
+    found = survey(root, find_annotations(root, None, None), journal, map)
+print(f"{time.process_time() - start:6.2f} s  peak {peak_mb():4.0f} MB")
+"""
+
+
 def measured(program: list[str]) -> str:
     answer = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, check=False,
                             env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
@@ -72,10 +87,12 @@ def scan_of(depth: int, side: int) -> np.ndarray:
 def by_format(work: Path, depth: int) -> None:
     hu, step = scan_of(depth, 512), (0.6, 0.65, 0.65)
     ct_files.write_series(work / "dicom", hu, step=step)
+    together = ct_files.write_series(work / "enhanced", hu, step=step)
+    ct_files.join_frames(together, work / "enhanced" / "all.dcm")
     ct_files.write_mhd(work / "metaimage" / "a.mhd", hu, step=step)
     ct_files.write_nifti(work / "nifti.gz" / "a.nii.gz", hu, step=step)
     print(f"one scan of 512 x 512 x {depth}")
-    for name in ("dicom", "metaimage", "nifti.gz"):
+    for name in ("dicom", "enhanced", "metaimage", "nifti.gz"):
         print(f"  {name:<10}", measured([sys.executable, "-c", READ, str(work / name)]))
 
 
@@ -97,15 +114,28 @@ def by_number(work: Path, numbers: list[int]) -> None:
               f"(wall {time.monotonic() - start:.0f} s)")
 
 
+def by_series(work: Path, numbers: list[int]) -> None:
+    print(f"headers of N series of {HEADERS} files")
+    image = np.zeros((HEADERS, 4, 4), np.int16)
+    for number in numbers:
+        tree = work / f"series_{number}" / "in"
+        for each in range(number):
+            ct_files.write_series(tree / f"{each:04d}", image, series=f"1.2.{each}")
+        once, again = (measured([sys.executable, "-c", SURVEY, str(tree)]) for _ in range(2))
+        print(f"  {number:>4} series: CPU {once}, again {again}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=600, metavar="SLICES")
     parser.add_argument("--scans", type=int, nargs="+", default=[3, 6, 12, 24], metavar="N")
+    parser.add_argument("--series", type=int, nargs="+", default=[50, 100, 200], metavar="N")
     how = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         by_format(Path(folder), how.depth)
         by_number(Path(folder), how.scans)
+        by_series(Path(folder), how.series)
 
 
 if __name__ == "__main__":
