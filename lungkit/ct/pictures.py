@@ -133,7 +133,7 @@ def _picture(row: dict, root: Path, window: tuple[float, float]) -> PictureScan:
     return PictureScan(name, row.get("patient", ""), "", "", "picture", root, (file,), geometry,
                        None, float(thickness) if thickness else None, "", "", False, 0,
                        (root / file).stat().st_size, Annotated("table", (nodule,)), (),
-                       spacing > 0, window)
+                       spacing > 0, window=window)
 
 
 def _mask(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

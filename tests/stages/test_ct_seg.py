@@ -527,15 +527,16 @@ def test_pictures_with_a_table_become_a_dataset(cut_pictures, tmp_path):
     assert any(each.startswith("HU unknown") for each in data.warnings)
 
 
-def test_pictures_without_spacing_show_all_of_themselves_and_may_have_a_window(cut_pictures,
-                                                                               tmp_path):
+@pytest.mark.parametrize("window", [(-1000, 400), (-1500, 500)], ids=str)
+def test_pictures_without_spacing_show_all_of_themselves_and_may_have_a_window(
+        cut_pictures, tmp_path, window):
     table = cut_pictures / "manifest.csv"
     lines = [line.split(",") for line in table.read_text().splitlines()]
     table.write_text("\n".join(",".join([*line[:4], *line[6:]]) for line in lines))
     assert made(cut_pictures, tmp_path / "real", "--images", table, "--image-size", 40,
-                "--input-window", -1000, 400) == 0
+                "--input-window", *window, "--window", *window) == 0
     data = open_dataset(tmp_path / "real")
-    assert data.um_per_px is None and data.intensity["window"] == [-1000.0, 400.0]
+    assert data.um_per_px is None and data.intensity["window"] == [*window]
     from lungkit.data.png import decode_png
 
     for row in data.rows:
