@@ -527,7 +527,7 @@ def test_pictures_with_a_table_become_a_dataset(cut_pictures, tmp_path):
     assert any(each.startswith("HU unknown") for each in data.warnings)
 
 
-@pytest.mark.parametrize("window", [(-1000, 400), (-1500, 500)], ids=str)
+@pytest.mark.parametrize("window", [(-1000, 400), (-800, 300)], ids=str)
 def test_pictures_without_spacing_show_all_of_themselves_and_may_have_a_window(
         cut_pictures, tmp_path, window):
     table = cut_pictures / "manifest.csv"
