@@ -10,8 +10,8 @@ from lungkit.run.faults import Fault
 from lungkit.run.files import read_json
 
 SCHEMA, FILE = "lungkit.fidelity/1", "fidelity.json"
-# those on the page and how they are printed; fidelity.csv has all
-NUMBERS = {"kid": "KID x 1000", "fid": "FID", "precision": "Precision", "coverage": "Coverage"}
+HEADS = ["Arm", "Class", "Images", "KID x 1000", "95 % interval", "Floor", "Noise", "FID", "Floor",
+         "Coverage", "95 % interval", "Floor", "Label, %", "of real, %"]
 
 
 def paths(datasets_dir: Path | None, names: Iterable[str]) -> list[Path]:
@@ -50,29 +50,31 @@ def read(datasets_dir: Path | None, found) -> list[dict]:
 
 
 def table(lines: list[dict]) -> Table | None:
-    """All numbers of each arm and class; None without any."""
+    """KID, FID, coverage and labels of each arm and class; None without any."""
     by_class: dict[tuple, dict] = {}
     for line in lines:
         by_class.setdefault((line["dataset"], line["class"]), {})[line["score"]] = line
     printed = []
     for (dataset, label), scores in by_class.items():
         some, said = next(iter(scores.values())), scores["label"]
-        printed.append([dataset, label, str(some["n"]),
-                        *(_placed(scores.get(name), name) for name in NUMBERS),
-                        f"{percent(said['value'])} ({percent(said['floor'])})"])
-    heads = ["Arm", "Class", "Images", *NUMBERS.values(), "Label, %"]
-    caption = ("By class, with 95 % intervals over groups; in brackets the floor, real's own train "
-               "images, and the ceiling, noise")
-    return Table(caption, heads, printed, named=2) if printed else None
+        kid, fid, coverage = (scores.get(name, {}) for name in ("kid", "fid", "coverage"))
+        printed.append([
+            dataset, label, str(some["n"]), _shown(kid, "value"), _interval(kid),
+            _shown(kid, "floor"), _shown(kid, "ceiling"), _shown(fid, "value", "{:.3g}"),
+            _shown(fid, "floor", "{:.3g}"), _shown(coverage, "value", "{:.2f}"),
+            _interval(coverage, "{:.2f}"), _shown(coverage, "floor", "{:.2f}"),
+            percent(said["value"]), percent(said["floor"])])
+    caption = ("By class; the floor is of real's own train images, intervals are over groups. All "
+               "six numbers: fidelity.csv")
+    return Table(caption, HEADS, printed, named=2) if printed else None
 
 
-def _placed(line: dict | None, name: str) -> str:
-    """A number as it is printed: 0.62, 0.55 to 0.70 (0.80, 0.00)."""
-    if line is None:
-        return UNKNOWN
-    scale = 1000 if name == "kid" else 1
-    value, low, high, floor, ceiling = (
-        None if line[key] is None else f"{scale * line[key]:.3g}"
-        for key in ("value", "low", "high", "floor", "ceiling"))
-    interval = f", {low} to {high}" if low is not None else ""
-    return f"{value}{interval} ({floor}, {ceiling})"
+def _interval(line: dict, form: str = "") -> str:
+    low, high = (_shown(line, key, form) for key in ("low", "high"))
+    return UNKNOWN if UNKNOWN in (low, high) else f"{low} to {high}"
+
+
+def _shown(line: dict, key: str, form: str = "") -> str:
+    """A number of `line` as it is printed by `form`; by default in thousandths."""
+    value = line.get(key)
+    return UNKNOWN if value is None else form.format(value) if form else f"{1000 * value:.1f}"

@@ -109,6 +109,16 @@ def test_fine_tuning_starts_from_the_packaged_weights_and_changes_them(real, tmp
     assert record["settings"]["learning_rate"] == cnns.MODELS[cnns.LITE0][1]
 
 
+@pytest.mark.parametrize(("side", "seen"), [(32, 128), (127, 128), (128, 128), (160, 160)])
+def test_lite0_sees_small_images_enlarged(side, seen):
+    model = cnns.build_model(cnns.LITE0, 3, None).eval()
+    sizes = []
+    model.conv_stem.register_forward_pre_hook(lambda layer, inputs: sizes.append(inputs[0].shape))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, side, side))
+    assert sizes == [(1, 3, seen, seen)]
+
+
 def test_lite0_is_shown_the_pixels_that_its_weights_expect():
     model = cnns.build_model(cnns.LITE0, 3, None)
     white = torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)
