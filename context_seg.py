@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lungkit.data.manifest import read_manifest
 from lungkit.generate.adapters import (
     ADAPTER_FILE,
     add_adapter_options,
@@ -50,7 +51,7 @@ from lungkit.generate.items import (
     open_arm,
 )
 from lungkit.generate.model_files import DIFFUSERS, check_shapes, open_part
-from lungkit.generate.prompts import Prompts
+from lungkit.generate.prompts import Prompts, prompts_for
 from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
 from lungkit.nuclei.instanseg import check_file
 from lungkit.nuclei.layouts import Levels, load_layouts, measure_layouts, structure_map
@@ -238,12 +239,17 @@ def drawings(arm: Arm, base: BaseModel, words: Prompts, *, mode: str, sampler: s
 # ------------------------------------------------------------------ the stage
 
 def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
-        nuclei_weights: Path | None, adapter: str, layouts: str, prompts: Path, preset: str,
+        nuclei_weights: Path | None, adapter: str, layouts: str, prompts: Path | None, preset: str,
         sampler: str, pool: int, seed: int, device: str, overwrite: bool, dry_run: bool,
         **options: object) -> None:
     """Check the prompts, train ControlNet and adapters, draw each class over layouts, publish."""
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
-    words, folder = Prompts(prompts), resolve_base_model(options["base_model"])
+    manifest = read_manifest(real)
+    if manifest["modality"] == "ct":
+        raise faults.BadOptions("--real holds CT, which shows no nuclei to lay out: leave this arm "
+                                "out")
+    words = prompts_for(prompts, manifest)
+    folder = resolve_base_model(options["base_model"], manifest)
     start = check_controlnet(controlnet)
 
     def check(manifest: dict) -> None:

@@ -4,7 +4,7 @@
 A KL autoencoder compresses the images; a UNet that starts from random weights learns to denoise
 their latents given the class; new latents are sampled with classifier-free guidance and decoded.
 
-Reads:  REAL (a dataset of tumor_seg.py), its train split only.
+Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
         MODEL/{vae,unet,scheduler}, each opened by diffusers' from_pretrained.
 
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from lungkit.data.manifest import read_manifest
-from lungkit.generate.base_model import BASE_MODEL_DIR
+from lungkit.generate.base_model import embedded
 from lungkit.generate.items import (
     Arm,
     add_generator_options,
@@ -54,12 +54,13 @@ CLASS_DROPOUT = 0.1  # Ho & Salimans 2022, table 1: 0.1 or 0.2 are best
 
 # ------------------------------------------------------------------ autoencoder
 
-def build_autoencoder(preset: str, image_size: int):
+def build_autoencoder(preset: str, image_size: int, channels: int = 3):
     """An untrained KL autoencoder: 4-fold at demo size, 8-fold (as Stable Diffusion's) at full."""
     from diffusers import AutoencoderKL
 
     widths, groups = ((16, 32, 64), 4) if preset == "demo" else ((128, 256, 512, 512), 32)
-    return AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * len(widths),
+    return AutoencoderKL(in_channels=channels, out_channels=channels,
+                         down_block_types=("DownEncoderBlock2D",) * len(widths),
                          up_block_types=("UpDecoderBlock2D",) * len(widths),
                          block_out_channels=widths, layers_per_block=1, latent_channels=4,
                          norm_num_groups=groups, sample_size=image_size,
@@ -79,7 +80,8 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
     def loss_at(step, generator):
         picks = torch.randint(len(images), (batch_size,), generator=generator)
         which = int(torch.randint(symmetries, (1,), generator=generator))
-        batch = orient(to_model_range(images[picks.numpy()]), which, symmetries).to(device)
+        batch = orient(to_model_range(images[picks.numpy()], autoencoder.config.in_channels),
+                       which, symmetries).to(device)
         with autocast(device):
             posterior = autoencoder.encode(batch).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
@@ -140,7 +142,7 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
 
 def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sampler_name: str,
                   steps: int, guidance_scale: float, seed: int, device):
-    """Draw one image an item: uint8 [B, S, S, 3]. Guided denoising of latents, never clipped."""
+    """Draw one image an item: uint8 [B, S, S, C]. Guided denoising of latents, never clipped."""
     import torch
 
     from lungkit.generate.latents import sampler, to_pixels
@@ -185,12 +187,12 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
         torch.manual_seed(seed)
         losses = {}
         if autoencoder == "train":
-            vae = build_autoencoder(preset, arm.data.image_size).to(device)
+            vae = build_autoencoder(preset, arm.data.image_size, arm.data.channels).to(device)
             losses["autoencoder"] = train_autoencoder(
                 vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, seed=seed,
                 work_dir=work_dir, device=device, symmetries=arm.data.symmetries)
         else:
-            part = find_autoencoder(autoencoder)
+            part = find_autoencoder(autoencoder, arm.data.manifest)
             vae = AutoencoderKL.from_pretrained(part.folder, variant=part.variant,
                                                 use_safetensors=True, torch_dtype=torch.float32)
         vae.to(device).eval().requires_grad_(False)
@@ -226,12 +228,12 @@ def drawing(arm: Arm, *, sampler_name: str, steps: int, guidance_scale: float):
     return draw
 
 
-def find_autoencoder(autoencoder: str) -> Part:
+def find_autoencoder(autoencoder: str, manifest: dict) -> Part:
     """What --autoencoder means: the embedded base's, or a local diffusers AutoencoderKL.
 
-    Raises BadOptions if it is not there, not whole or of other images.
+    manifest: of real. Raises BadOptions if it is not there, not whole or of other images.
     """
-    path = BASE_MODEL_DIR / "vae" if autoencoder == "base" else Path(autoencoder)
+    path = embedded(manifest) / "vae" if autoencoder == "base" else Path(autoencoder)
     if not (path / "config.json").exists() and (path / "vae" / "config.json").exists():
         path = path / "vae"
     if not (path / "config.json").exists():
@@ -241,14 +243,16 @@ def find_autoencoder(autoencoder: str) -> Part:
         part = open_part(path, "AutoencoderKL")
     except faults.Fault as fault:
         raise faults.BadOptions(f"--autoencoder {autoencoder}: {fault}") from None
-    if (part.config.get("in_channels", 3), part.config.get("out_channels", 3)) != (3, 3):
-        raise faults.BadOptions(f"--autoencoder {autoencoder}: is of images of "
-                                f"{part.config['in_channels']} channels, not 3; give another")
+    takes, gives = part.config.get("in_channels", 3), part.config.get("out_channels", 3)
+    if takes != gives or takes not in (3, manifest["channels"]):
+        wanted = "3" if manifest["channels"] == 3 else "3 or 1"
+        raise faults.BadOptions(f"--autoencoder {autoencoder}: takes images of {takes} channels "
+                                f"and gives {gives}, not {wanted}; give another")
     return part
 
 
-def check_sizes(image_size: int, autoencoder: str, preset: str, widths: list[int]) -> None:
-    """Raise BadOptions unless the image can be halved as often as autoencoder and UNet do.
+def check_sizes(manifest: dict, autoencoder: str, preset: str, widths: list[int]) -> None:
+    """Raise BadOptions unless real's images can be halved as often as autoencoder and UNet do.
 
     Raises it also where the autoencoder's weights are not those of its config.
     """
@@ -258,21 +262,20 @@ def check_sizes(image_size: int, autoencoder: str, preset: str, widths: list[int
     if autoencoder != "train":
         from diffusers import AutoencoderKL
 
-        part = find_autoencoder(autoencoder)
+        part = find_autoencoder(autoencoder, manifest)
         try:
             check_shapes(part, lambda: AutoencoderKL.from_config(part.config))
         except faults.Fault as fault:
             raise faults.BadOptions(f"--autoencoder {autoencoder}: {fault}") from None
         halvings = len(part.config["block_out_channels"]) - 1
-    check_divisible(image_size, 2 ** (halvings + len(widths) - 1))
+    check_divisible(manifest["image_size"], 2 ** (halvings + len(widths) - 1))
 
 
 def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: str,
         pool: int, seed: int, device: str, overwrite: bool, dry_run: bool,
         **options: object) -> None:
     """Train the model unless it is there, draw the dataset, publish both."""
-    if options["autoencoder"] is None and read_manifest(real)["modality"] == "ct":
-        options["autoencoder"] = "train"  # the base's is of tissue, and shows CT 218 HU off
+    manifest = read_manifest(real)
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
     autoencoder = options["autoencoder"]
     widths = options["widths"] = [int(width) for width in options["widths"]]
@@ -286,11 +289,11 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
         "diffusion_seg", real=real, output=output, model=model, seed=seed, parts="model",
         training={**training, **(of_autoencoder if trained_here else {}), "preset": preset,
                   "autoencoder": "train" if trained_here
-                  else folder_fingerprint(find_autoencoder(autoencoder).folder)},
+                  else folder_fingerprint(find_autoencoder(autoencoder, manifest).folder)},
         sampling={"sampler": sampler, "pool": pool, **sampling},
         model_files=lambda classes: [f"{part}/{name}" for part in ("vae", "unet") for name in (
             "config.json", f"{DIFFUSERS}.safetensors")] + ["scheduler/scheduler_config.json"],
-        check=lambda manifest: check_sizes(manifest["image_size"], autoencoder, preset, widths),
+        check=lambda manifest: check_sizes(manifest, autoencoder, preset, widths),
         device=device, overwrite=overwrite, dry_run=dry_run)
     if arm is None:
         return
@@ -307,8 +310,9 @@ def build_parser() -> argparse.ArgumentParser:
     hyperparameters = parser.add_argument_group("Hyperparameters (default: by preset)")
     add_generator_options(group, hyperparameters)
     group.add_argument("--autoencoder", metavar="base|train|DIR",
-                       help="the embedded base model's, one trained here on REAL's train split, or "
-                            "a folder in diffusers layout (default: demo base, full and CT train)")
+                       help="that of the embedded base model of REAL's modality, one trained here "
+                            "on REAL's train split, or a folder in diffusers layout (default: demo "
+                            "base, full train)")
     hyperparameters.add_argument("--widths", nargs="+", type=cli.positive_int, metavar="INT",
                                  help="UNet channels, finest level first, multiples of 32")
     hyperparameters.add_argument("--train-steps", type=cli.positive_int, metavar="INT",

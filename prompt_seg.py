@@ -2,10 +2,12 @@
 """Generate the dataset "prompt": Stable Diffusion, one adapter per class, prompt engineering.
 
 Every class gets its own LoRA or DoRA adapter on a frozen base model, trained on captions drawn
-from the prompt file (stain, magnification, architecture, nuclei, cytology). Images are drawn from
-the same captions, away from the class's negative prompt. Each is drawn with alone.
+from the prompt file (of tissue: stain, magnification, architecture, nuclei, cytology; of CT:
+technique, view, window, size, density, margin, surroundings). Images are drawn from the same
+captions, away from the class's negative prompt. Each is drawn with alone.
 
-Reads:  REAL (a dataset of tumor_seg.py), its train split only; the base model; the prompt file.
+Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only; the base model; the
+        prompt file.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
         MODEL/<class>/pytorch_lora_weights.safetensors for diffusers' load_lora_weights.
 
@@ -23,6 +25,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lungkit.data.manifest import read_manifest
 from lungkit.generate.adapters import (
     ADAPTER_FILE,
     add_adapter_options,
@@ -43,7 +46,7 @@ from lungkit.generate.items import (
     folder_fingerprint,
     open_arm,
 )
-from lungkit.generate.prompts import Prompts
+from lungkit.generate.prompts import Prompts, prompts_for
 from lungkit.run import cli
 from lungkit.run.seeds import caption_draws
 
@@ -90,12 +93,14 @@ def drawing_of(label: str, arm: Arm, base: BaseModel, words: Prompts, *, sampler
     return draw
 
 
-def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: Path,
+def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: Path | None,
         preset: str, sampler: str, pool: int, seed: int, device: str,
         overwrite: bool, dry_run: bool, **options: object) -> None:
     """Check the prompts, train an adapter per class, draw each class with its own, publish."""
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
-    words, folder = Prompts(prompts), resolve_base_model(options["base_model"])
+    manifest = read_manifest(real)
+    words = prompts_for(prompts, manifest)
+    folder = resolve_base_model(options["base_model"], manifest)
     arm = open_arm(
         "prompt_seg", real=real, output=output, model=model, seed=seed,
         parts="an adapter a class",

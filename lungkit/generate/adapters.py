@@ -14,7 +14,6 @@ import numpy as np
 
 from lungkit.generate.base_model import BaseModel
 from lungkit.generate.items import Arm, publish_model
-from lungkit.generate.prompts import PROMPTS_PATH
 from lungkit.run import cli, faults
 from lungkit.run.files import write_text
 from lungkit.run.seeds import stream
@@ -38,8 +37,9 @@ def add_adapter_options(group, hyperparameters) -> None:
                             "Diffusion 1.5)")
     group.add_argument("--adapter", choices=ADAPTERS, default="dora",
                        help="low-rank updates of the weights, or of their direction and length")
-    group.add_argument("--prompts", type=Path, default=PROMPTS_PATH, metavar="JSON",
-                       help="prompt file (default: assets/prompts/lung_he.json)")
+    group.add_argument("--prompts", type=Path, metavar="JSON",
+                       help="prompt file (default: assets/prompts/lung_he.json; of CT "
+                            "assets/prompts/lung_ct.json)")
     hyperparameters.add_argument("--rank", type=cli.positive_int, metavar="INT",
                                  help="adapter rank")
     hyperparameters.add_argument("--target", choices=sorted(TARGET_MODULES),

@@ -15,14 +15,15 @@ from lungkit.generate.model_files import (
     choose_weights,
     open_part,
 )
-from lungkit.generate.prompts import PROMPTS_PATH, Prompts
+from lungkit.generate.prompts import Prompts
 from lungkit.run import faults
 from lungkit.run.faults import BadOptions, Fault
 from lungkit.run.files import read_json
 
 STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 MOST_CAPTIONS = 4096  # kept encoded: 1 GB at Stable Diffusion 1.5's size
-BASE_MODEL_DIR = Path(__file__).resolve().parents[2] / "assets" / "base_model"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+BASE_MODEL_DIR, CT_BASE_MODEL_DIR = ASSETS / "base_model", ASSETS / "ct_base_model"
 
 NETWORKS = {"unet": ("UNet2DConditionModel", DIFFUSERS), "vae": ("AutoencoderKL", DIFFUSERS),
             "text_encoder": ("CLIPTextModel", TRANSFORMERS)}
@@ -36,14 +37,20 @@ BYTE_WORDS = 2 * 256 + 2  # of CLIP's vocabulary that no merge makes: bytes, at 
 
 # ------------------------------------------------------------------ found
 
-def resolve_base_model(base_model: str) -> Path:
+def embedded(manifest: dict) -> Path:
+    """The folder of the embedded base model for images of a real dataset's manifest."""
+    return CT_BASE_MODEL_DIR if manifest["modality"] == "ct" else BASE_MODEL_DIR
+
+
+def resolve_base_model(base_model: str, manifest: dict) -> Path:
     """The local folder of a base model: "embedded", a folder, or a hub id; its files are whole.
 
-    Raises BadOptions when the folder is no whole Stable Diffusion in diffusers layout, or the hub
-    id is neither cached nor reachable.
+    manifest: of the real dataset, whose modality decides which one is embedded. Raises BadOptions
+    when the folder is no whole Stable Diffusion in diffusers layout, or the hub id is neither
+    cached nor reachable.
     """
     if base_model == "embedded":
-        folder = BASE_MODEL_DIR
+        folder = embedded(manifest)
     else:
         folder = Path(base_model)
         is_hub_id = base_model.count("/") == 1 and not base_model.startswith((".", "/", "~"))
@@ -155,8 +162,9 @@ def kind_faults(parts: dict[str, Part]) -> list[str]:
     elif (taken, unet.get("out_channels", 4)) != (latent, latent):
         found.append(f"unet takes {taken} channels and gives {unet.get('out_channels', 4)}, latents"
                      f" of vae have {latent}: {give}")
-    if (vae.get("in_channels", 3), vae.get("out_channels", 3)) != (3, 3):
-        found.append(f"vae is of images of {vae.get('in_channels')} channels, not 3: {give}")
+    if (vae.get("in_channels", 3), vae.get("out_channels", 3)) not in ((3, 3), (1, 1)):
+        found.append(f"vae takes images of {vae.get('in_channels', 3)} channels and gives "
+                     f"{vae.get('out_channels', 3)}, not 3 or 1 of both: {give}")
     width = unet.get("cross_attention_dim", 1280)
     if set(width if isinstance(width, list) else [width]) != {text.get("hidden_size")}:
         found.append(f"unet reads text of width {width}, text_encoder gives "
@@ -194,11 +202,11 @@ def check_image_size(folder: Path, image_size: int) -> None:
 def check_base_model(folder: Path, manifest: dict, words: Prompts, *,
                      context: bool = False) -> None:
     """Raise BadOptions or Fault unless the base fits the images of `manifest` and all captions."""
-    if manifest["modality"] == "ct":
-        check_for_ct(folder, words, context=context)
+    check_modality(folder, manifest)
     check_image_size(folder, manifest["image_size"])
     try:
         parts = open_parts(folder)
+        check_channels(parts["vae"].config, manifest)
         check_networks(parts)
         check_schedule(folder / "scheduler")
         tokenizer = open_tokenizer(folder / "tokenizer", parts["text_encoder"].config)
@@ -207,16 +215,20 @@ def check_base_model(folder: Path, manifest: dict, words: Prompts, *,
     words.check_token_limit(tokenizer, manifest["classes"], context=context)
 
 
-def check_for_ct(folder: Path, words: Prompts, *, context: bool) -> None:
-    """Raise BadOptions where base, prompts or arm are of tissue: images would look like nothing."""
-    if context:
-        raise BadOptions("--real holds CT, which shows no nuclei to lay out: leave this arm out")
-    if folder == BASE_MODEL_DIR:
-        raise BadOptions("--base-model embedded knows simulated tissue alone, and --real holds CT: "
-                         "give a Stable Diffusion")
-    if words.path == PROMPTS_PATH:
-        raise BadOptions("--prompts: the default's are of H&E, and --real holds CT: give a file of "
-                         "prompts for CT")
+def check_modality(folder: Path, manifest: dict) -> None:
+    """Raise BadOptions where an embedded base is of another modality: it would draw nothing."""
+    is_ct = manifest["modality"] == "ct"
+    other = BASE_MODEL_DIR if is_ct else CT_BASE_MODEL_DIR
+    if folder.resolve() == other:
+        knows, holds = ("tissue", "CT") if is_ct else ("CT", "none")
+        raise BadOptions(f"--base-model {folder} knows simulated {knows} alone, and --real holds "
+                         f"{holds}: give embedded, or a Stable Diffusion")
+
+
+def check_channels(vae: dict, manifest: dict) -> None:
+    """Raise Fault where an autoencoder of grey, by its config, would be given colour."""
+    if vae.get("in_channels", 3) == 1 and manifest["channels"] != 1:
+        raise Fault("vae is of grey images, and --real holds colour: give one of 3 channels")
 
 
 def check_networks(parts: dict[str, Part]) -> None:

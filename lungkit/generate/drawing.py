@@ -38,7 +38,7 @@ def pipeline(base: BaseModel, sampler_name: str, *, adapter_dir: Path | None = N
 def draw_images(pipe, prompts: list[str], negatives: list[str], indices: list[int], *, seed: int,
                 image_size: int, steps: int, guidance_scale: float, maps: np.ndarray | None = None,
                 control_scale: float = 1.0) -> np.ndarray:
-    """Draw one image a prompt: uint8 [B, S, S, 3]; image i starts from noise of (seed, index_i).
+    """Draw one image a prompt: uint8 [B, S, S, C]; image i starts from noise of (seed, index_i).
 
     maps: structure maps uint8 [B, S, S, 3] for a ControlNet pipeline.
     """

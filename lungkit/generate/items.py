@@ -139,7 +139,7 @@ def batches(items: list[Item], label: str, batch_size: int) -> list[list[Item]]:
 def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: int) -> None:
     """Draw every item of every class with draw_for(label), which `fill` calls; publish and print.
 
-    Where real is grey, the drawn images' channels are averaged to one.
+    Where real is grey, the drawn images' channels, if there are three, are averaged to one.
     """
     data = arm.data
 
@@ -165,7 +165,7 @@ def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callabl
          progress: Progress) -> None:
     """Draw and write every batch not yet written.
 
-    draw(items) returns uint8 images [B, S, S, 3] and a list of per-item `DatasetWriter.add`
+    draw(items) returns uint8 images [B, S, S, C] and a list of per-item `DatasetWriter.add`
     keywords (prompt, masks, further columns). Raises Stopped after a signal.
     """
     for batch in batches_to_draw:
@@ -208,7 +208,7 @@ def model_dir_for(output_dir: Path) -> Path:
 def add_generator_options(group, hyperparameters) -> None:
     """Add the options that all generative arms spell alike to their two groups."""
     group.add_argument("--real", type=cli.directory, required=True, metavar="DIR",
-                       help="dataset of tumor_seg.py")
+                       help="dataset of tumor_seg.py or ct_seg.py")
     group.add_argument("--output", type=cli.directory, required=True, metavar="DIR",
                        help="dataset to make")
     group.add_argument("--model", type=cli.directory, metavar="DIR",

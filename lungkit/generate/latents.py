@@ -17,14 +17,17 @@ from lungkit.data.orientations import orient
 from lungkit.learn.pixels import as_tensor
 
 
-def to_model_range(images: np.ndarray) -> torch.Tensor:
-    """uint8 [N, S, S, 3], or grey [N, S, S, 1], 0-255 -> float32 [N, 3, S, S], -1..1."""
+def to_model_range(images: np.ndarray, channels: int = 3) -> torch.Tensor:
+    """uint8 [N, S, S, 3], or grey [N, S, S, 1], 0-255 -> float32 [N, channels, S, S], -1..1.
+
+    channels: those that an autoencoder sees; grey is repeated.
+    """
     ranged = as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return ranged.expand(-1, 3, -1, -1)  # autoencoders see three channels
+    return ranged.expand(-1, channels, -1, -1)
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:
-    """float [N, 3, S, S], -1..1 -> uint8 [N, S, S, 3]."""
+    """float [N, C, S, S], -1..1 -> uint8 [N, S, S, C]."""
     scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -41,11 +44,12 @@ class Latents:
         self.symmetries = symmetries
         means, deviations = [], []
         device = next(autoencoder.parameters()).device
+        channels = autoencoder.config.in_channels
         with torch.no_grad():
             for which in range(symmetries):
                 parts = []
                 for first in range(0, len(images), batch_size):
-                    batch = to_model_range(images[first:first + batch_size])
+                    batch = to_model_range(images[first:first + batch_size], channels)
                     batch = orient(batch, which, symmetries)
                     posterior = autoencoder.encode(batch.to(device)).latent_dist
                     parts.append((posterior.mean.half().cpu(), posterior.std.half().cpu()))

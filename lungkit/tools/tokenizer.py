@@ -1,33 +1,59 @@
-"""The base model's tokenizer: byte pairs of the prompt file's own words."""
+"""The base model's tokenizer: byte pairs of the prompt file's own words.
+
+Sennrich et al. 2016, arXiv:1508.07909: the most frequent pair of neighbours becomes one token,
+again and again. Of equally frequent pairs the first in the alphabet, so that the same file gives
+the same tokens: the usual trainer breaks ties at random, and a resumed training would go on with
+other tokens than it began with.
+"""
 
 from __future__ import annotations
 
-import json
+import re
+from collections import Counter
 from pathlib import Path
 
 from lungkit.generate.prompts import Prompts
 from lungkit.run.files import write_json, write_text
 
+END = "</w>"
+WORDS = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_")  # as CLIP's tokenizer cuts a text
 
-def build_tokenizer(directory: Path):
-    """Train a byte-level BPE on the prompt file's texts and open it as a CLIPTokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from tokenizers.normalizers import Lowercase
+
+def learn_merges(texts: list[str]) -> list[tuple[str, str]]:
+    """The merges, in order, that make every word in `texts` one token."""
+    words = Counter(word for text in texts for word in WORDS.findall(text.lower()))
+    parts = {word: (*word[:-1], word[-1] + END) for word in words}
+    merges = []
+    while True:
+        pairs: Counter = Counter()
+        for word, symbols in parts.items():
+            for pair in zip(symbols, symbols[1:]):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word, symbols in parts.items():
+            joined: list[str] = []
+            for symbol in symbols:
+                if joined and (joined[-1], symbol) == best:
+                    joined[-1] += symbol
+                else:
+                    joined.append(symbol)
+            parts[word] = tuple(joined)
+
+
+def build_tokenizer(directory: Path, prompts: Prompts | None = None):
+    """Learn the byte pairs of a prompt file's texts and open them as a CLIPTokenizer.
+
+    prompts: None means those of tissue.
+    """
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.normalizer = Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(pattern=r" +", behavior="removed"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(Prompts().corpus() * 4, trainers.BpeTrainer(
-        vocab_size=1200, initial_alphabet=sorted(alphabet), end_of_word_suffix="</w>",
-        show_progress=False))
-    merges = json.loads(bpe.to_str())["model"]["merges"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in merges]
-    tokens = sorted(alphabet)
-    tokens += [f"{token}</w>" for token in tokens] + ["".join(pair) for pair in merges]
+    merges = learn_merges((prompts or Prompts()).corpus())
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens += [f"{token}{END}" for token in tokens] + ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     directory.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,13 @@ from adapters import write_real
 from arms import arguments, main_of
 from lungkit.data.dataset import open_dataset
 from lungkit.data.orientations import orient
-from lungkit.generate.base_model import BASE_MODEL_DIR
+from lungkit.generate.base_model import BASE_MODEL_DIR, embedded
 from lungkit.generate.items import Item
 from lungkit.generate.latents import to_model_range, training_schedule
 from lungkit.run.faults import BadOptions
 
 CPU = torch.device("cpu")
+TISSUE = {"modality": "he", "channels": 3}
 
 
 class Pixels(torch.nn.Module):
@@ -30,7 +31,7 @@ class Pixels(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.deviation, self.value = deviation, decoded
-        self.config = SimpleNamespace(scaling_factor=scale)
+        self.config = SimpleNamespace(scaling_factor=scale, in_channels=3)
         self.asked: list[torch.Tensor] = []
 
     def register_to_config(self, **values) -> None:
@@ -355,17 +356,29 @@ def test_the_embedded_autoencoder_is_used_as_it_is(real_dataset, tmp_path):
     (72, "base", "full", [32, 32, 32], "16 px")])       # the embedded autoencoder halves twice
 def test_sizes_the_model_cannot_halve_are_refused(image_size, autoencoder, preset, widths, words):
     with pytest.raises(BadOptions, match=words):
-        diffusion_seg.check_sizes(image_size, autoencoder, preset, widths)
-    diffusion_seg.check_sizes(96, autoencoder, preset, [32, 32, 32])
+        diffusion_seg.check_sizes({**TISSUE, "image_size": image_size}, autoencoder, preset, widths)
+    diffusion_seg.check_sizes({**TISSUE, "image_size": 96}, autoencoder, preset, [32, 32, 32])
 
 
-@pytest.mark.parametrize(("modality", "more", "trained"), [
-    ("ct", [], ["autoencoder", "diffusion UNet"]), ("he", [], ["diffusion UNet"]),
-    ("ct", ["--autoencoder", "base"], ["diffusion UNet"])])
-def test_ct_has_an_autoencoder_of_its_own_unless_another_is_asked_for(
-        tmp_path, modality, more, trained):
-    real = write_real(tmp_path / "real", modality=modality, channels=1)
-    calls = watch(real, tmp_path, 0, *more)
-    assert calls.code == 0 and [call["what"] for call in calls.trained] == trained
+@pytest.mark.parametrize(("modality", "channels"), [("ct", 1), ("he", 3)])
+def test_the_embedded_autoencoder_is_that_of_the_images_modality(tmp_path, modality, channels):
+    from diffusers import AutoencoderKL
+
+    calls = watch(write_real(tmp_path / "real", modality=modality, channels=channels), tmp_path, 0)
+    assert calls.code == 0 and [call["what"] for call in calls.trained] == ["diffusion UNet"]
+    used = AutoencoderKL.from_pretrained(calls.model / "vae")
+    assert used.config.in_channels == used.config.out_channels == channels
+    other = AutoencoderKL.from_pretrained(embedded({"modality": modality}) / "vae").state_dict()
+    assert all(torch.equal(weight, other[name]) for name, weight in used.state_dict().items())
     made = open_dataset(calls.output)
-    assert (made.channels, made.modality) == (1, modality)
+    assert (made.channels, made.modality) == (channels, modality)
+
+
+def test_an_autoencoder_trained_on_grey_images_has_one_channel(tmp_path):
+    from diffusers import AutoencoderKL
+
+    real = write_real(tmp_path / "real", modality="ct", channels=1)
+    calls = watch(real, tmp_path, 0, "--autoencoder", "train")
+    assert calls.code == 0 and [call["what"] for call in calls.trained] == [
+        "autoencoder", "diffusion UNet"]
+    assert AutoencoderKL.from_pretrained(calls.model / "vae").config.in_channels == 1

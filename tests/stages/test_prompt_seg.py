@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from random import Random
 
 import numpy as np
@@ -197,16 +198,42 @@ def test_an_adapter_missing_from_a_finished_model_is_one_line(real, tmp_path, ca
     assert f"lung_n/{LORA}" in error and "lung_aca" not in error
 
 
-@pytest.mark.parametrize(("arm", "more", "said"), [
-    ("context", [], "no nuclei"), ("prompt", ["--base-model", "embedded"], "--base-model embedded"),
-    ("prompt", ["--base-model", "copy"], "--prompts")])
-def test_what_is_of_tissue_is_refused_for_ct_in_one_line(arm, more, said, tmp_path, capsys):
-    from lungkit.generate.base_model import BASE_MODEL_DIR
+@pytest.mark.parametrize(("arm", "modality", "channels", "more", "status", "said"), [
+    ("context", "ct", 1, [], 2, "no nuclei"),
+    ("prompt", "ct", 1, ["--base-model", "assets/base_model"], 2, "knows simulated tissue alone"),
+    ("prompt", "he", 3, ["--base-model", "assets/ct_base_model"], 2, "knows simulated CT alone"),
+    ("context", "he", 3, ["--base-model", "assets/ct_base_model"], 2, "knows simulated CT alone"),
+    ("prompt", "he", 3, ["--base-model", "copy"], 2, "vae is of grey images"),
+    ("prompt", "ct", 1, ["--prompts", "assets/prompts/lung_he.json"], 1, "is of tissue, and"),
+    ("prompt", "he", 3, ["--prompts", "assets/prompts/lung_ct.json"], 1, "is of CT, and --"),
+    ("diffusion", "he", 3, ["--autoencoder", "copy"], 2, "takes images of 1 channels")])
+def test_what_is_of_another_modality_is_refused_in_one_line(
+        arm, modality, channels, more, status, said, tmp_path, capsys):
+    from lungkit.generate.base_model import ASSETS, CT_BASE_MODEL_DIR
 
-    (tmp_path / "copy").symlink_to(BASE_MODEL_DIR)
-    more = [str(tmp_path / word) if word == "copy" else word for word in more]
-    real = write_real(tmp_path / "real", channels=1, modality="ct")
+    shutil.copytree(CT_BASE_MODEL_DIR, tmp_path / "copy")  # a user's own, for all that is known
+    more = [str(tmp_path / word) if word == "copy" else word.replace("assets", str(ASSETS))
+            for word in more]
+    real = write_real(tmp_path / "real", channels=channels, modality=modality)
     given = ["--real", str(real), "--output", str(tmp_path / "datasets" / arm), "--dry-run", *more]
-    assert main_of(arm)(given) == 2
+    assert main_of(arm)(given) == status
     line, = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert said in line
+
+
+@pytest.mark.parametrize("view", ["crop", "slice"])
+def test_ct_has_prompts_and_a_base_of_its_own(view, tmp_path):
+    from lungkit.generate.base_model import CT_BASE_MODEL_DIR
+    from lungkit.generate.items import folder_fingerprint
+    from lungkit.generate.prompts import CT_PROMPTS_PATH
+
+    real = write_real(tmp_path / "real", channels=1, modality="ct")
+    manifest = json.loads((real / "dataset.json").read_text())
+    manifest["parameters"]["view"] = view
+    (real / "dataset.json").write_text(json.dumps(manifest))
+    record = run_arm("prompt", real, tmp_path)
+    made, words = open_dataset(record.output), Prompts(CT_PROMPTS_PATH, view=view)
+    assert made.manifest["parameters"]["prompts"] == words.fingerprint
+    assert made.manifest["parameters"]["base_model"] == folder_fingerprint(CT_BASE_MODEL_DIR)
+    for row in made.rows:
+        assert row.prompt == words.caption(row.label, Random(row.seed))

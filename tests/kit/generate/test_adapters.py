@@ -67,6 +67,7 @@ class Identity(torch.nn.Module):
     def __init__(self, std: float = 0.0) -> None:
         super().__init__()
         self.std, self.some = std, torch.nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(in_channels=3)
 
     def encode(self, images):
         return SimpleNamespace(latent_dist=SimpleNamespace(
@@ -494,7 +495,7 @@ def test_the_fingerprint_tells_any_changed_weight(base):
 
 
 def test_embedded_is_the_folder_shipped():
-    assert resolve_base_model("embedded") == BASE_MODEL_DIR
+    assert resolve_base_model("embedded", {"modality": "he"}) == BASE_MODEL_DIR
 
 
 @pytest.mark.parametrize(("image_size", "fits"), [(64, True), (48, True), (72, False), (56, False)])

@@ -24,6 +24,7 @@ from lungkit.run.faults import BadOptions
 UNET, VAE, TEXT = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model",
                    "text_encoder/model")
 WEIGHTS, FP16 = ".safetensors", ".fp16.safetensors"
+TISSUE = {"image_size": 64, "classes": ["lung_n"], "modality": "he", "channels": 3}
 BETAS = {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear"}
 
 
@@ -124,7 +125,7 @@ NOT_WHOLE = {
     "inpainting": (edit("unet/config.json", in_channels=9), "unet is of inpainting: it takes 9"),
     "edits": (edit("unet/config.json", in_channels=8), "takes 8 channels and gives 4, latents"),
     "16 channels": (edit("vae/config.json", latent_channels=16), "latents of vae have 16"),
-    "grey": (edit("vae/config.json", in_channels=1), "vae is of images of 1 channels"),
+    "grey": (edit("vae/config.json", in_channels=1), "vae takes images of 1 channels and gives 3"),
     "another text": (edit("text_encoder/config.json", hidden_size=768),
                      "unet reads text of width 96, text_encoder gives 768"),
     "more words": (edit("text_encoder/config.json", vocab_size=900), "tokenizer knows 999 words"),
@@ -151,7 +152,7 @@ BY_SHAPES = {
 
 
 def check(folder: Path) -> None:
-    check_base_model(folder, {"image_size": 64, "classes": ["lung_n"], "modality": "he"}, Prompts())
+    check_base_model(folder, TISSUE, Prompts())
 
 
 @pytest.mark.parametrize("case", NOT_WHOLE)
@@ -159,14 +160,14 @@ def test_a_base_that_is_not_whole_or_of_another_kind_is_refused_by_its_headers(c
     change, words = NOT_WHOLE[case]
     change(base)
     with pytest.raises(BadOptions, match=f"--base-model {base}: .*{words}"):
-        resolve_base_model(str(base))
+        resolve_base_model(str(base), TISSUE)
 
 
 @pytest.mark.parametrize("case", BY_SHAPES)
 def test_a_base_whose_weights_are_not_those_of_its_configs_is_refused(case, base):
     change, words = BY_SHAPES[case]
     change(base)
-    resolve_base_model(str(base))
+    resolve_base_model(str(base), TISSUE)
     with pytest.raises(BadOptions, match=words):
         check(base)
 
@@ -175,7 +176,7 @@ def test_a_base_whose_weights_are_not_those_of_its_configs_is_refused(case, base
 def test_a_folder_without_a_part_is_no_base_model(missing, base):
     (base / missing).rename(base / "away")
     with pytest.raises(BadOptions, match=f"{missing} missing"):
-        resolve_base_model(str(base))
+        resolve_base_model(str(base), TISSUE)
 
 
 # ------------------------------------------------------------------ what is as good
@@ -214,7 +215,7 @@ def test_weights_of_another_form_are_loaded_as_they_are(change, base):
     import torch
 
     change(base)
-    assert resolve_base_model(str(base)) == base
+    assert resolve_base_model(str(base), TISSUE) == base
     check(base)
     one, other = (base_model.BaseModel(folder, torch.device("cpu"))
                   for folder in (base, BASE_MODEL_DIR))
@@ -279,14 +280,15 @@ def hub(base, monkeypatch):
 
 
 def test_a_whole_model_in_the_cache_is_not_asked_of_the_hub(hub, base):
-    assert resolve_base_model("some/model") == base and [where for where, _ in hub] == ["cache"]
+    assert resolve_base_model("some/model", TISSUE) == base
+    assert [where for where, _ in hub] == ["cache"]
 
 
 @pytest.mark.parametrize("lost", [["model_index.json"], [UNET + WEIGHTS], [VAE + WEIGHTS, TEXT
                                   + WEIGHTS], ["scheduler/scheduler_config.json"]])
 def test_an_interrupted_cache_is_completed_where_there_is_a_network(hub, base, lost):
     lose(*lost)(base)
-    assert resolve_base_model("some/model") == base and [where for where, _ in hub] == [
+    assert resolve_base_model("some/model", TISSUE) == base and [where for where, _ in hub] == [
         "cache", "hub"]
     check(base)
 
@@ -300,7 +302,7 @@ def test_an_interrupted_cache_is_said_offline_and_the_hub_not_asked(hub, base, l
     monkeypatch.setenv(variable, "true")
     lose(lost)(base)
     with pytest.raises(BadOptions, match=words + ".*hf download some/model"):
-        resolve_base_model("some/model")
+        resolve_base_model("some/model", TISSUE)
     assert [where for where, _ in hub] == ["cache"]
 
 
@@ -310,13 +312,13 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub, base, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
     lose(UNET + WEIGHTS)(base)
     with pytest.raises(BadOptions, match=r"\(unet holds no.*\(ConnectionError\): on a node with"):
-        resolve_base_model("some/model")
+        resolve_base_model("some/model", TISSUE)
 
 
 def test_a_broken_copy_in_the_cache_is_to_be_fetched_anew(hub, base):
     cut(VAE + WEIGHTS, 1000)(base)
     with pytest.raises(BadOptions, match="cut short.*hf download some/model --force-download"):
-        resolve_base_model("some/model")
+        resolve_base_model("some/model", TISSUE)
 
 
 # ------------------------------------------------------------------ the stages' dry runs
@@ -327,7 +329,7 @@ def test_a_broken_copy_in_the_cache_is_to_be_fetched_anew(hub, base):
     ("diffusion", "--autoencoder", NOT_WHOLE["pickles only"][0], "vae holds its weights as"),
     ("diffusion", "--autoencoder", cut(VAE + WEIGHTS, 5000), "cut short"),
     ("diffusion", "--autoencoder", NOT_WHOLE["another kind of part"][0], "is a VQModel"),
-    ("diffusion", "--autoencoder", NOT_WHOLE["grey"][0], "of images of 1 channels"),
+    ("diffusion", "--autoencoder", NOT_WHOLE["grey"][0], "takes images of 1 channels"),
     ("diffusion", "--autoencoder", BY_SHAPES["another shape"][0], "vae has encoder.conv_in.bias")])
 def test_the_dry_run_says_in_one_line_what_is_wrong(arm, option, change, words, base, real_dataset,
                                                     tmp_path, capfd):

@@ -54,6 +54,7 @@ class Pixels(torch.nn.Module):
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(()))
         self.deviation = deviation
+        self.config = SimpleNamespace(in_channels=3)
 
     def encode(self, images):
         return SimpleNamespace(latent_dist=SimpleNamespace(

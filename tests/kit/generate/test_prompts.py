@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lungkit.generate.prompts import PROMPTS_PATH, Prompts
+from lungkit.generate.prompts import CT_PROMPTS_PATH, PROMPTS_PATH, Prompts, prompts_for
 from lungkit.run.faults import Fault
 
 SLOTS = ("stain", "magnification", "architecture", "nuclei", "cytology")
@@ -236,3 +236,57 @@ def test_the_context_words_shipped_rise_with_what_they_measure():
     assert context["count"] == ["very few", "few", "many", "very many"]
     assert context["size"] == ["tiny", "small", "medium sized", "large"]
     assert context["spacing"] == ["packed", "closely spaced", "loosely spaced", "far apart"]
+
+
+# ------------------------------------------------------------------ CT
+
+CT = {"modality": "ct"}
+
+
+def test_captions_of_ct_name_their_class_alone_and_are_steered_from_nothing_they_ask_for():
+    words = Prompts(CT_PROMPTS_PATH)
+    classes = words.data["classes"]
+    names = {label: entry["name"] for label, entry in classes.items()}
+    assert len(set(names.values())) == len(names) == 13
+    for label, entry in classes.items():
+        for caption in captions_of(words, label, 40):
+            assert [other for other in names if names[other] in caption] == [label]
+        asked = " | ".join(text for slot in ("size", "density", "margin", "surroundings")
+                           for text in entry.get(slot, []))
+        assert not [part for part in entry["negative"].split(", ") if part in asked], label
+
+
+@pytest.mark.parametrize(("parameters", "view"), [
+    ({"view": "slice"}, "slice"), ({"view": "crop"}, "crop"), ({}, "crop"), (None, "crop")])
+def test_captions_of_ct_say_what_view_the_images_show(parameters, view):
+    words = prompts_for(None, {**CT, "parameters": parameters})
+    texts, other = (words.data["view"][each] for each in
+                    (view, "slice" if view == "crop" else "crop"))
+    for caption in captions_of(words, "benign", 60):
+        assert any(text in caption for text in texts)
+        assert not any(text in caption for text in other)
+
+
+def test_a_letter_of_lung_pet_ct_dx_is_its_histology():
+    words = Prompts(CT_PROMPTS_PATH)
+    for letter, label in (("A", "adenocarcinoma"), ("G", "squamous_cell_carcinoma")):
+        assert captions_of(words, letter) == captions_of(words, label)
+    assert any("nodule of a kind" in text for text in captions_of(words, "nodule_of_a_kind"))
+
+
+@pytest.mark.parametrize(("change", "what"), [
+    (lambda data: data.update(modality="mri"), "'modality' is 'mri' and not one of he, ct"),
+    (lambda data: data.update(modality=["ct"]), "'modality'"),
+    (lambda data: data.update(modality="he"), "'stain'"),
+    (lambda data: data.update(view=["crop"]), "'view' needs lists of texts for crop and slice"),
+    (lambda data: data["view"].pop("slice"), "'view'"),
+    (lambda data: data["view"].update(crop=[]), "'view'"),
+    (lambda data: data.pop("window"), "'window'"),
+    (lambda data: data.update(aliases={"A": "glioma"}), "'aliases'"),
+    (lambda data: data["classes"]["benign"].pop("margin"), "margin, which nothing fills"),
+    (lambda data: data["classes"]["benign"].update(size="small"), "'size'")])
+def test_a_ct_file_of_another_form_is_refused_by_name(change, what, tmp_path):
+    data = json.loads(CT_PROMPTS_PATH.read_text())
+    change(data)
+    with pytest.raises(Fault, match=what):
+        written(data, tmp_path / "prompts.json")

@@ -12,7 +12,7 @@ import pytest
 from arms import content
 from lungkit.generate.base_model import BASE_MODEL_DIR
 from lungkit.run.faults import Stopped
-from lungkit.tools import pretrain_base_model
+from lungkit.tools import base_networks, base_of_tissue, pretrain_base_model
 
 
 def test_what_is_shipped_is_at_most_16_mb_of_safetensors():
@@ -73,9 +73,12 @@ STEPS = {"autoencoder_steps": 2, "unet_steps": 2, "decoder_steps": 2, "controlne
 def small_sizes():
     """The recipe on tiles of 80 px, images of 32 px and networks of the least width."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("TILE_SIZE", 80), ("IMAGE_SIZE", 32), ("BLOCKS", (16, 16, 16)),
-                            ("TEXT_WIDTH", 16)):
-            patch.setattr(pretrain_base_model, name, value)
+        for module, name, value in ((base_of_tissue, "TILE_SIZE", 80),
+                                    (base_of_tissue, "IMAGE_SIZE", 32),
+                                    (base_networks, "IMAGE_SIZE", 32),
+                                    (base_networks, "BLOCKS", (16, 16, 16)),
+                                    (base_networks, "TEXT_WIDTH", 16)):
+            patch.setattr(module, name, value)
         yield patch
 
 
@@ -89,7 +92,7 @@ def build(output, *more: str) -> int:
     steps = [part for name, number in STEPS.items()
              for part in (f"--{name.replace('_', '-')}", str(number))]
     return pretrain_base_model.main(["--output", str(output), "--num-tiles", str(NUM_TILES),
-                                     "--batch-size", "2", *steps, *more])
+                                     "--batch-size", "2", "--device", "cpu", *steps, *more])
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +121,7 @@ def test_the_recipe_builds_networks_like_those_shipped():
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(BASE_MODEL_DIR / "tokenizer")
-    for part, model in pretrain_base_model.build_models(tokenizer).items():
+    for part, model in base_networks.build_models(tokenizer).items():
         shipped = json.loads((BASE_MODEL_DIR / part / "config.json").read_text())
         made = json.loads(json.dumps(model.config.to_dict() if part == "text_encoder"
                                      else dict(model.config)))
@@ -155,7 +158,7 @@ def test_latents_are_scaled_to_unit_deviation_by_the_factor_kept(built, shrunk, 
 
     from lungkit.generate.latents import Latents
 
-    images, _, _ = pretrain_base_model.draw_tissue(NUM_TILES, 0, tmp_path)
+    images, _, _ = base_of_tissue.draw_tissue(NUM_TILES, 0, tmp_path)
     small = np.stack([cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
                       for image in images])
     vae = AutoencoderKL.from_pretrained(built / "vae").float()
@@ -176,7 +179,7 @@ def test_the_schedule_kept_is_that_of_the_loss(built):
 def test_simulated_tiles_go_round_the_classes_with_their_own_layouts(shrunk, tmp_path):
     from lungkit.phantom.paint import CLASSES, draw_tile
 
-    images, labels, layouts = pretrain_base_model.draw_tissue(5, 9, tmp_path)
+    images, labels, layouts = base_of_tissue.draw_tissue(5, 9, tmp_path)
     assert labels == [*CLASSES, *CLASSES][:5]
     for i, layout in enumerate(layouts):
         tile = draw_tile(labels[i], patient=0, index=i, seed=9, image_size=80)
@@ -184,20 +187,21 @@ def test_simulated_tiles_go_round_the_classes_with_their_own_layouts(shrunk, tmp
         assert np.array_equal(layout.centroids, tile.centroids)
         expected = [(tile.nuclei == k + 1).sum() for k in range(len(tile.centroids))]
         assert layout.areas_px.tolist() == expected
-    again = pretrain_base_model.draw_tissue(5, 9, tmp_path)
+    again = base_of_tissue.draw_tissue(5, 9, tmp_path)
     assert np.array_equal(again[0], images) and len(again[2]) == 5
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     """What one loss of each part was made of, in batches of 200."""
+    import torch
     from diffusers import ControlNetModel
 
     from lungkit.generate.latents import Latents
     from lungkit.run.seeds import generator_for
 
     record = SimpleNamespace(parts={}, draws=[], captions=[], controls=[])
-    build_tokenizer, draw = pretrain_base_model.build_tokenizer, Latents.draw
+    build_tokenizer, draw = base_of_tissue.build_tokenizer, Latents.draw
     control_forward = ControlNetModel.forward
 
     class Recording:
@@ -234,12 +238,13 @@ def asked(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("asked")
     with small_sizes() as patch:
         patch.setattr("lungkit.learn.loop.train", train)
-        patch.setattr(pretrain_base_model, "build_tokenizer",
+        patch.setattr(base_of_tissue, "build_tokenizer",
                       lambda path: Recording(build_tokenizer(path)))
         patch.setattr(Latents, "draw", drawing)
         patch.setattr(ControlNetModel, "forward", controlling)
-        pretrain_base_model.pretrain(work_dir, num_tiles=NUM_TILES, batch_size=200, seed=4, **STEPS)
-        _, record.labels, record.layouts = pretrain_base_model.draw_tissue(NUM_TILES, 4, work_dir)
+        base_of_tissue.pretrain(work_dir, num_tiles=NUM_TILES, batch_size=200, seed=4,
+                                device=torch.device("cpu"), **STEPS)
+        _, record.labels, record.layouts = base_of_tissue.draw_tissue(NUM_TILES, 4, work_dir)
     record.work_dir = work_dir
     return record
 
@@ -343,7 +348,7 @@ def losses_of(vae, images, monkeypatch, number: int = 1, **options) -> list[floa
         values.extend(float(loss_at(step, generator_for(step))) for step in range(number))
         return 0.0
     monkeypatch.setattr("lungkit.learn.loop.train", train)
-    pretrain_base_model.train_autoencoder(vae, images, steps=1, seed=0,
+    base_of_tissue.train_autoencoder(vae, images, steps=1, seed=0,
                                           work_dir=BASE_MODEL_DIR, **options)
     return values
 
@@ -403,7 +408,7 @@ def test_saving_keeps_half_precision_on_disk_and_full_in_memory(tmp_path):
         "DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",), mid_block_add_attention=False)
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "left").write_text("of an earlier run")
-    pretrain_base_model.save(vae, tmp_path / "vae")
+    base_networks.save(vae, tmp_path / "vae")
     weights = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
     assert {p.dtype for p in vae.parameters()} == {torch.float32}

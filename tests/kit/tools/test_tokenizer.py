@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lungkit.tools.tokenizer import build_tokenizer
+from lungkit.tools.tokenizer import build_tokenizer, learn_merges
 
 
 def test_frequent_words_of_the_prompts_are_whole_and_any_other_is_spelt(tmp_path):
@@ -13,3 +13,10 @@ def test_frequent_words_of_the_prompts_are_whole_and_any_other_is_spelt(tmp_path
     assert tokenizer("Nuclei").input_ids == tokenizer("nuclei").input_ids
     for other in ("qxz", "j", "0.5"):
         assert not {begin, end} & set(tokenizer(other).input_ids[1:-1])
+
+
+def test_of_equally_frequent_pairs_the_first_in_the_alphabet_is_joined():
+    expected = [("a", "b"), ("ab", "c</w>"), ("d", "e"), ("de", "f</w>"), ("g", "h</w>")]
+    for texts in (["gh def abc"], ["def", "ABC gh"], ["abc def", "gh"]):
+        assert learn_merges(texts) == expected
+    assert learn_merges(["gh gh abc"])[0] == ("g", "h</w>"), "the most frequent comes first"
