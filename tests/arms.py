@@ -19,15 +19,19 @@ ARMS = {
     "prompt": TINY_ADAPTER,
     "context": [*TINY_ADAPTER, "--controlnet-steps", "2"],
 }
-GENERATORS = [arm for arm in ARMS if arm != "voronoi"]  # they see the train split of real alone
+CT_ARMS = {"layout": [], "diffusion": ARMS["diffusion"], "prompt": ARMS["prompt"]}
+# (modality, arm): what the contract runs over
+CASES = [*(("he", arm) for arm in ARMS), *(("ct", arm) for arm in CT_ARMS)]
+GENERATORS = ["diffusion", "prompt", "context"]  # they see the train split of real alone
 # an option with another value, and the name the refusal must give
-OTHER_OPTION = {"voronoi": ["--render", "borders"], "diffusion": ["--guidance-scale", "1"],
-                "prompt": ["--guidance-scale", "3"], "context": ["--layouts", "training"]}
+OTHER_OPTION = {"voronoi": ["--render", "borders"], "layout": ["--render", "labels"],
+                "diffusion": ["--guidance-scale", "1"], "prompt": ["--guidance-scale", "3"],
+                "context": ["--layouts", "training"]}
 
 
 def arguments(arm: str, real: Path, output: Path, *more: str) -> list[str]:
-    device = [] if arm == "voronoi" else ["--device", "cpu"]
-    return ["--real", str(real), "--output", str(output), *ARMS[arm], *device, *more]
+    device = ["--device", "cpu"] if arm in GENERATORS else []
+    return ["--real", str(real), "--output", str(output), *{**ARMS, **CT_ARMS}[arm], *device, *more]
 
 
 def main_of(arm: str) -> Callable[[list[str]], int]:

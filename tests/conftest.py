@@ -33,6 +33,36 @@ def sample_dir(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def ct_dataset(tmp_path_factory) -> Path:
+    """A dataset "real" as ct_seg.py makes them: nodules of two sizes, 64 px, 4 + 2 + 2 a class.
+
+    Left and right alone may be exchanged in it. Read only.
+    """
+    import numpy as np
+
+    from lungkit.ct.crops import LAYOUT
+    from lungkit.data.writer import DatasetWriter
+    from lungkit.run.output import Output
+
+    path = tmp_path_factory.mktemp("ct") / "real"
+    rng, at = np.random.default_rng(0), np.hypot(*(np.indices((64, 64)) - 31.5))
+    with DatasetWriter(Output(path, "dataset.json", {"seed": 0, "view": "slice"}), stage="ct_seg",
+                       classes=["benign", "malignant"], image_size=64, channels=1,
+                       mask_forms={"layout": "labels"}) as writer:
+        for index in range(16):
+            radius = (4, 12)[index // 8]
+            layout = np.where(at < radius, 5, np.where(at < 30, 2, 1)).astype(np.uint8)
+            image = np.array([0, 190, 30, 0, 0, 190])[layout] + rng.integers(-15, 16, (64, 64))
+            writer.add(("train", "train", "val", "test")[index % 4], writer.classes[index // 8],
+                       index, np.clip(image, 0, 255).astype(np.uint8)[..., None],
+                       group=f"patient {index}", masks={"layout": layout})
+        writer.publish(parents=[], seed=0, modality="ct", um_per_px=1000.0, symmetries=2,
+                       intensity={"unit": "HU", "window": [-1000, 400]}, layout=list(LAYOUT),
+                       warnings=["one scanner"])
+    return path
+
+
 def once(function):
     """`function(image, **options)`, called once for the same pixels and options; read only."""
     known = {}
