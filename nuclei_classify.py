@@ -291,7 +291,7 @@ def identify(path: Path, data: dict, real: dict, repeats: range, *, baseline: st
         if data["fingerprint"] != real["fingerprint"]:
             raise Fault(f"{path} is not the real dataset: of CT sizes and texture are those of "
                         "real itself, give --features the folder that --real has")
-        measured = ct.table_sha256(path)
+        measured = ct.fingerprint(path, baseline)
         settings["features_recipe"] = ct.RECIPE
     if benign is not None and benign not in real["classes"]:
         raise BadOptions(f"--benign {benign} is not a class: there are "

@@ -22,7 +22,7 @@ import numpy as np
 
 from lungkit.data.dataset import Dataset, Row
 from lungkit.run.faults import Fault, check_stop
-from lungkit.run.files import sha256_file
+from lungkit.run.files import sha256, sha256_file
 
 RECIPE = 1      # raise it when values come out otherwise: results of two are not compared
 SIZE = ("log_diameter_mm", "log_area_mm2")
@@ -133,10 +133,10 @@ def _outline(mask: np.ndarray) -> list[float]:
 
 # ------------------------------------------------------------------ of a dataset
 
-def table_sha256(directory: Path) -> str:
-    """What decides the features of a dataset made by ct_seg.py: the SHA-256 of its metadata.csv,
-    which holds sizes and the SHA-256 of every image."""
-    return sha256_file(directory / "metadata.csv")
+def fingerprint(directory: Path, baseline: str) -> str:
+    """What decides the features of a dataset made by ct_seg.py, another for each baseline: SHA-256
+    of its name and of metadata.csv, which holds sizes and the SHA-256 of every image."""
+    return sha256(f"{baseline}\t{sha256_file(directory / 'metadata.csv')}".encode())
 
 
 def read_features(data: Dataset, baseline: str) -> dict[str, list[float]]:

@@ -16,7 +16,6 @@ from lungkit.compare.results import read_results
 from lungkit.ct import features
 from lungkit.data import result
 from lungkit.data.dataset import open_dataset
-from lungkit.run.files import sha256_file
 
 DATA = Path(os.environ.get("CT_DATA") or "no-ct-data")
 
@@ -89,7 +88,7 @@ def test_records_of_ct_keep_the_contract_and_say_what_decided_them(made, by_size
     for baseline, model in (("size", "nodule size"), ("nodule", "nodule size and texture")):
         for repeat, row in enumerate(read(made["by_size"], baseline)):
             assert (row["dataset"], row["kind"], row["model"]) == (baseline, "baseline", model)
-            assert row["dataset_fingerprint"] == sha256_file(by_size / "metadata.csv")
+            assert row["dataset_fingerprint"] == features.fingerprint(by_size, baseline)
             assert row["real_fingerprint"] == real.fingerprint and row["seed"] == repeat
             assert row["settings"] == {"recipe": 1, "features_recipe": features.RECIPE, "folds": 5,
                                        "trees": 10, "benign": None, "image_size": 32}
@@ -119,6 +118,7 @@ def test_the_comparison_takes_both_as_baselines_and_says_what_they_measure(made,
     page = " ".join((tmp_path / "report.html").read_text().split())
     assert "nodule and size: classical baselines, no CNN. Logistic regression or a random forest " \
         "on what is measured of the same real images (nodule size and texture; nodule size)" in page
+    assert "one dataset under two names" not in page
 
 
 def test_without_a_name_ct_has_its_ruler(by_size, tmp_path, capsys):
