@@ -177,6 +177,17 @@ def test_every_table_says_what_it_is_and_what_its_cells_belong_to(close_page):
     assert len(re.findall("<h1", close_page)) == 1 and '<html lang="en">' in close_page
 
 
+def test_in_print_nothing_is_smaller_than_what_limits_it_cut_or_parted(close_page):
+    """All sizes follow the root's, and no picture is taller than a page, 186 mm, leaves room for."""
+    rules = close_page[close_page.index("@media print"):close_page.index("</style>")]
+    assert "html { font-size: 11px }" in rules
+    assert re.search(r"body {[^}]*font-size: 1rem }", rules)
+    assert re.search(r"figure, tr, li { break-inside: avoid }", rules)
+    assert ".limits { print-color-adjust: exact }" in rules
+    assert ".scroll { overflow: visible;" in rules
+    assert int(re.search(r"max-height: (\d+)mm", rules)[1]) <= 160
+
+
 def test_nothing_is_fetched_run_or_folded_away(close_page):
     assert not re.search(r"https?://|@import|<script|<link|<details|url\(", close_page)
 
