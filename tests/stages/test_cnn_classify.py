@@ -22,6 +22,8 @@ from lungkit.run import files, output
 from lungkit.run.output import Output
 from result_trees import arrays_of, keys_of, keys_on_page, write_repeat
 
+pytestmark = pytest.mark.usefixtures("found_once")
+
 CLASSES = ["a", "b", "c"]
 SIZE = 32
 ROOT = Path(cnn_classify.__file__).parent
