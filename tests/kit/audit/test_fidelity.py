@@ -40,14 +40,17 @@ def test_fid_and_kid_are_those_of_torch_fidelity(pair):
     assert found == pytest.approx(tuple(wanted.values()), rel=1e-6) and found[1] > 0
 
 
-def test_overlaps_are_those_of_naeem_and_others(pair):
+def test_overlaps_are_those_of_naeem_and_others():
     prdc = pytest.importorskip("prdc", reason="of tests/requirements.txt")
 
+    both = features(2, 110)
+    pair = both[:50], both[50:] + 0.02
     compared = Compared(*pair)
     found = fidelity.overlaps(*compared.parts(*compared.all()))
     wanted = prdc.compute_prdc(*pair, nearest_k=5)
     assert found == pytest.approx({name: float(wanted[name]) for name in found}, abs=1e-12)
     assert found.keys() == {"precision", "recall", "density", "coverage"}
+    assert all(0 < value < 1 for name, value in found.items() if name != "density")
 
 
 def test_a_part_is_measured_as_if_it_were_all(pair):
