@@ -106,7 +106,8 @@ def in_words(plan: dict) -> list[str]:
              f"replicate{'s'[:plan['replicates'] > 1]}, test groups " + (", ".join(
                  f"{label} {count}" for label, count in groups.items()) or "not known yet"),
              f"deviations in points: trainings {100 * of['seed']:.2g}, test groups "
-             f"{100 * of['group']:.2g}, replicates {100 * of['replicate']:.2g} ({of['source']})"]
+             f"{100 * of['group']:.2g}, replicates {100 * of['replicate']:.2g} ({of['source']}; "
+             "what is by default is assumed, not measured; test groups are those of one split)"]
     for level, shown in plan["outlook"].items():
         found = shown["detectable"]
         lines.append(

@@ -178,7 +178,7 @@ def test_every_table_says_what_it_is_and_what_its_cells_belong_to(close_page):
 
 
 def test_in_print_nothing_is_smaller_than_what_limits_it_cut_or_parted(close_page):
-    """All sizes follow the root's, and no picture is taller than a page, 186 mm, leaves room for."""
+    """All sizes follow the root's, and a page of 186 mm holds a picture with its caption."""
     rules = close_page[close_page.index("@media print"):close_page.index("</style>")]
     assert "html { font-size: 11px }" in rules
     assert re.search(r"body {[^}]*font-size: 1rem }", rules)
