@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,27 @@ def test_what_failed_is_named_and_the_same_command_goes_on(project):
     assert f"{root(project, 1)}/logs/diffusion.log" in line
     assert not project.calls("cnn", dry=False)
     assert project.pipeline(REPLICATES=2, **SMALL).returncode == 0
+
+
+def test_killed_in_its_second_replicate_the_same_command_finishes(project):
+    """By SIGKILL, which no script can note: the arms made by then are not made again."""
+    arm = project.path.parent / "tools/python"
+    text = arm.read_text()
+    after = "[[ $words != *--dry-run* ]] || exit 0\n"
+    assert after in text
+    arm.write_text(text.replace(after, f"""{after}
+[[ $words != "diffusion_seg.py"*replicates/001* ]] || {{ kill -KILL $PPID; exit 137; }}
+"""))
+    assert project.pipeline(REPLICATES=2, **SMALL).returncode == -signal.SIGKILL
+    assert not project.calls("cnn", dry=False)
+    arm.write_text(text)
+    project.forget()
+    result = project.pipeline(REPLICATES=2, **SMALL)
+    assert result.returncode == 0 and result.stdout == "the verdict\n"
+    assert str(root(project, 1) / "datasets/diffusion") in {
+        call.option("--output") for call in project.calls("diffusion", dry=False)}
+    assert {call.option("--replicate") for call in project.calls("cnn", dry=False)} == {"0", "1"}
+    assert len(project.calls("test", dry=False)) == 1
 
 
 def test_an_incomplete_replicate_is_named(project):
