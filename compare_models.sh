@@ -67,7 +67,7 @@ find_replicates
 PRESET=${PRESET:-$(kept preset)}
 PRESET=${PRESET:-demo}
 [[ $PRESET == demo || $PRESET == full ]] || bad_option "PRESET is '$PRESET': expected demo or full"
-repeats=${1:-$([[ $PRESET == demo ]] && echo 6 || echo 20)}
+repeats=${1:-$([[ $PRESET == demo ]] && echo 6 || echo 30)}
 check_positive N "$repeats"
 ((repeats > 1)) || bad_option "N is 1: a rank-sum test needs two or more repeats, and ten pairs need 6 to be significant"
 check_replicates CNN_OPTIONS

@@ -306,9 +306,9 @@ def test_options_of_ct_that_contradict_each_other(project, settings, said):
 
 
 @pytest.mark.parametrize(("settings", "preset", "repeats"), [
-    ({}, "demo", "6"), ({"GPUS": "0"}, "full", "20"),
+    ({}, "demo", "6"), ({"GPUS": "0"}, "full", "30"),
     ({"GPUS": "0", "PRESET": "demo"}, "demo", "6"),
-    ({"PRESET": "full"}, "full", "20"), ({"GPUS": "0", "REPEATS": "2"}, "full", "2")])
+    ({"PRESET": "full"}, "full", "30"), ({"GPUS": "0", "REPEATS": "2"}, "full", "2")])
 def test_an_input_has_the_full_preset_where_there_is_a_gpu(settings, preset, repeats, project):
     (project.path / "images").mkdir()
     assert project.pipeline(INPUT="images", ARMS="voronoi", FAULTS="tumor*=1", RUN="",
@@ -532,7 +532,7 @@ def test_a_plan_that_is_refused_is_forced_and_has_the_options_of_the_test(projec
 
 
 @pytest.mark.parametrize(("arguments", "preset", "repeats"), [
-    ([], "demo", "6"), ([], "full", "20"), (["7"], "full", "7")])
+    ([], "demo", "6"), ([], "full", "30"), (["7"], "full", "7")])
 def test_repeats_are_by_preset_or_as_asked(arguments, preset, repeats, project):
     project.make_datasets("real", "diffusion")
     project.compare(*arguments, PRESET=preset, FAULTS="cnn_classify.py*=1")
