@@ -68,7 +68,8 @@ PIPELINE = {
 ELSEWHERE = {"MODALITY": "test_ct_is_another_maker", "TASK": "test_ct_is_another_maker",
              "ARMS": "test_arms_are_those_named", "WORKERS": "test_trainings_at_a_time",
              "MAX_RESTARTS": "test_a_stopped_job", "FORCE": "test_a_plan_that_is_refused",
-             "SAMPLE_OPTIONS": "test_without_input_the_sample_is_made_first"}
+             "SAMPLE_OPTIONS": "test_without_input_the_sample_is_made_first",
+             "FIDELITY": "test_fidelity_is_measured"}
 COMPARISON = {
     "RUN": ("elsewhere", [("cnn", "--real", "{cwd}/elsewhere/datasets/real"),
                           ("cnn", "--results", "{cwd}/elsewhere/results"),
@@ -76,6 +77,7 @@ COMPARISON = {
                           ("contact_sheet", "--output", "{cwd}/elsewhere/sheets/*.png"),
                           ("test", "--sheets", "{cwd}/elsewhere/sheets")]),
     "DATASETS": ("real voronoi", []),
+    "FIDELITY": ("0", []),
     **{name: PIPELINE[name] for name in ("PRESET", "MODEL", "METRIC", "MARGIN", "FORCE", "BASELINE",
                                          "WORKERS", "CNN_OPTIONS", "TEST_OPTIONS", "REPLICATES",
                                          "MAX_RESTARTS", *ENVIRONMENT)},

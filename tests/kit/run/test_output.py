@@ -42,7 +42,8 @@ def result(folder):
 def cache(folder):
     from lungkit.data.cache import build
 
-    build(folder / "train.npy", (1, 2, 2, 3), [np.zeros((2, 2, 3), np.uint8)])
+    build(folder / "train.npy", (1, 2, 2, 3), [np.zeros((2, 2, 3), np.uint8)],
+          dtype=np.uint8, what="images")
 
 
 def nothing(folder):
