@@ -18,7 +18,8 @@ SPREAD_FROM = 5     # values each, from which a ratio of two says something
 MOST_NAME = 60      # letters before a colon that may name a warning
 # what limits single arms, in this order: a sentence about all that have it
 OF_ARMS = {
-    "lost class": "{}", "collapsed training": "{}", "outlying training": "{}",
+    "lost class": "{}", "collapsed training": "{}: they say one class of nearly every image",
+    "outlying training": "{}",
     "chance level": "{} cannot be told from always answering the largest class; a comparison with "
                     "an arm that learned nothing says nothing",
     "spread": "between trainings these arms vary otherwise than real, {} as much: rank tests and "
@@ -137,8 +138,7 @@ def _of_arm(arm: ArmAnswer, real: ArmAnswer | None) -> Iterator[tuple[str, str]]
             ("collapsed training", [each for each in arm.outlying if each["collapsed"]]),
             ("outlying training", [each for each in arm.outlying if not each["collapsed"]])):
         if chosen:
-            listed = ", ".join(f"{100 * each['value']:.1f} where the median is "
-                               f"{100 * each['median']:.1f}" for each in chosen[:2])
+            listed = ", ".join(_beside_median(each) for each in chosen[:2])
             listed += ", ..." if len(chosen) > 2 else ""
             yield word, f"{name}: {len(chosen)} of {arm.num_repeats} trainings ({listed})"
     if scores.is_accuracy(arm.metric) and arm.confusion:
@@ -153,6 +153,12 @@ def _of_arm(arm: ArmAnswer, real: ArmAnswer | None) -> Iterator[tuple[str, str]]
         ratio = arm.training_sd / real.training_sd
         if max(ratio, 1 / ratio) > SPREAD_RATIO:
             yield "spread", f"{name} {ratio:.1f} times"
+
+
+def _beside_median(training: dict) -> str:
+    """Its score in percent, and the median's unless that is the same: most have then collapsed."""
+    value, median = (f"{100 * training[name]:.1f}" for name in ("value", "median"))
+    return value if value == median else f"{value} where the median is {median}"
 
 
 def unseen_collapse(arms: Sequence[ArmAnswer], passed: Sequence[str],

@@ -138,6 +138,14 @@ def limits_of(found, name):
     return [line for line in found.answer if line.startswith(f"- {name}: ")]
 
 
+def test_where_most_trainings_collapsed_their_median_is_no_yardstick():
+    arms = {"real": Truth(0.9), "gan": Truth(0.9, collapsed=6)}
+    [said] = limits_of(conclude_of(simulate(arms, seed=1, groups=12, repeats=6)),
+                       "collapsed training")
+    assert said == ("- collapsed training: gan: 6 of 6 trainings (33.3, 33.3, ...): they say one "
+                    "class of nearly every image")
+
+
 def test_one_line_names_every_arm_that_a_limit_is_of():
     arms = {"real": Truth(0.9), "a": Truth(0.9, lost=0), "b": Truth(0.9, lost=1),
             "c": Truth(0.9, collapsed=1), "d": Truth(0.9, collapsed=2)}
