@@ -39,9 +39,9 @@ import numpy as np
 from lungkit.audit import leaks
 from lungkit.data import metrics, result
 from lungkit.data.dataset import Dataset, read_manifest
-from lungkit.data.draws import draw_images, num_draws, shared_with_earlier
+from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
 from lungkit.data.orientations import as_setting
-from lungkit.data.repeats import Repeats, add_options, open_both, open_repeats, report
+from lungkit.data.repeats import Repeats, add_options, identities, open_both, open_repeats, report
 from lungkit.learn import augment, heads
 from lungkit.learn.batches import as_inputs, scale_for, training_batches
 from lungkit.learn.cnns import MODELS, build_model, resolve
@@ -241,18 +241,6 @@ class Bench:
         return scores, arrays
 
 
-def warnings_of(data: Dataset, real: Dataset) -> list[str]:
-    """What the reader of these results must be told."""
-    found = [*data.warnings, *real.warnings]
-    have, wanted = data.counts["train"], real.counts["train"]
-    if all(have[label] <= wanted[label] for label in wanted):
-        found.append("the train pool is no larger than one draw: repeats differ by the CNN's seed "
-                     "only, not by the images drawn")
-    found += [f"class {label} has {have[label]} training images, real has {wanted[label]}"
-              for label in wanted if have[label] < wanted[label]]
-    return list(dict.fromkeys(found))
-
-
 # ------------------------------------------------------------------ the stage
 
 def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicate: int,
@@ -317,16 +305,10 @@ def train_all(asked: Repeats, datasets: tuple[Dataset, Dataset], device, *, wait
 def identify(data: dict, real: dict, repeats: range, *, replicate: int, seed: int, model: str,
              settings: dict) -> list[dict]:
     """What decides each repeat asked for; data and real are manifests."""
-    have, wanted = ([manifest["counts"]["train"].get(label, 0) for label in real["classes"]]
-                    for manifest in (data, real))
-    larger = any(pool > draw for pool, draw in zip(have, wanted))
-    draws = {"draws": num_draws(have, wanted)} if larger else {}
-    return [{"dataset": data["name"], "dataset_fingerprint": data["fingerprint"],
-             "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
-             "seed": seed + repeat, "model": model, **draws,
-             "settings": {**settings, "image_size": data["image_size"],
-                          **as_setting(data["symmetries"]),
-                          **augment.as_setting(data["modality"])}} for repeat in repeats]
+    settings = {**settings, "image_size": data["image_size"], **as_setting(data["symmetries"]),
+                **augment.as_setting(data["modality"])}
+    return identities(data, real, repeats, replicate=replicate, seed=seed, model=model,
+                      settings=settings)
 
 
 def build_parser():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lungkit.data.dataset import Dataset
 from lungkit.run import seeds
 
 
@@ -49,3 +50,15 @@ def shared_with_earlier(labels: np.ndarray, wanted: list[int], arm: str, seed: i
     shares = [np.isin(own, draw_images(labels, wanted, arm, other, replicate)).mean()
               for other in range(seed - repeat, seed)]
     return float(np.mean(shares)) if shares else 0.0
+
+
+def warnings_of(data: Dataset, real: Dataset) -> list[str]:
+    """What the reader of these results must be told."""
+    found = [*data.warnings, *real.warnings]
+    have, wanted = data.counts["train"], real.counts["train"]
+    if all(have[label] <= wanted[label] for label in wanted):
+        found.append("the train pool is no larger than one draw: repeats differ by the CNN's seed "
+                     "only, not by the images drawn")
+    found += [f"class {label} has {have[label]} training images, real has {wanted[label]}"
+              for label in wanted if have[label] < wanted[label]]
+    return list(dict.fromkeys(found))

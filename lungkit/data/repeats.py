@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lungkit.data.dataset import Dataset, check_same_task, open_dataset
+from lungkit.data.draws import num_draws
 from lungkit.data.result import CNN, differences, read_records, repeat_path, replicate_dir
 from lungkit.run import cli
 from lungkit.run.faults import BadOptions, check_stop, several
@@ -30,6 +31,23 @@ def add_options(group) -> None:
                        help="repeats 0..N-1, or A..B")
     group.add_argument("--replicate", type=cli.non_negative_int, default=0, metavar="K",
                        help="number of the whole-pipeline replicate the datasets belong to")
+
+
+def identities(data: dict, real: dict, repeats: range, *, replicate: int, seed: int, model: str,
+               settings: dict) -> list[dict]:
+    """What decides each repeat asked for; data and real are manifests.
+
+    settings: what else decides the training. A pool larger than real's train split says how many
+    draws it holds.
+    """
+    have, wanted = ([manifest["counts"]["train"].get(label, 0) for label in real["classes"]]
+                    for manifest in (data, real))
+    larger = any(pool > draw for pool, draw in zip(have, wanted))
+    draws = {"draws": num_draws(have, wanted)} if larger else {}
+    return [{"dataset": data["name"], "dataset_fingerprint": data["fingerprint"],
+             "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,
+             "seed": seed + repeat, "model": model, **draws, "settings": settings}
+            for repeat in repeats]
 
 
 @dataclass(frozen=True)
@@ -182,11 +200,11 @@ def take(directory: Path, identity: dict, work: Callable) -> bool:
         release(held, path)
 
 
-def report(asked: Repeats, state: str) -> None:
-    """Print mean, standard deviation and number of the accuracies of the repeats asked for."""
+def report(asked: Repeats, state: str, score: str = "accuracy") -> None:
+    """Print mean, standard deviation and number of a score of the repeats asked for."""
     records = asked.records()
     parts = []
-    for name in ("accuracy_real", "accuracy_own"):
+    for name in (f"{score}_real", f"{score}_own"):
         values = [record[name] for record in records]
         sd = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
         parts.append(f"{name} mean {statistics.fmean(values):.4f} sd {sd}")
