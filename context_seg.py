@@ -2,19 +2,20 @@
 """Generate the dataset "context": Stable Diffusion, one adapter per class, context engineering.
 
 The model is given measured context, not only words: captions completed from each training
-image's nuclei (count, size, spacing), and a structure map of its nuclei and Voronoi cells through
-ControlNet. To draw an image, a new layout is sampled from the class's measured point statistics
-(--layouts sampled), or a training image's layout is taken (--layouts training); never a test
-image's.
+image's nuclei (count, size, spacing), and a structure map of its nuclei, Voronoi cells, tissue and
+lumen through ControlNet. To draw an image, a new layout is sampled from the class's measured
+statistics (--layouts sampled): where tissue is, and nuclei in it; or a training image's layout is
+taken (--layouts training); never a test image's. What was asked of an image is measured in it.
 
 Reads:  REAL (a dataset of tumor_seg.py), its train split only; the base model; the prompt file.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images) and the
-        layouts drawn as masks/nuclei; MODEL/controlnet for from_pretrained, MODEL/<class>/ for
-        load_lora_weights, MODEL/layouts.npz (the measured training layouts).
+        layouts drawn as masks/nuclei and masks/tissue; MODEL/controlnet for from_pretrained,
+        MODEL/<class>/ for load_lora_weights, MODEL/layouts.npz (the measured training layouts).
 
 Zhang et al. 2023, arXiv:2302.05543 (ControlNet); Hu et al. 2021, arXiv:2106.09685 (LoRA); Liu et
 al. 2024, arXiv:2402.09353 (DoRA); Illian et al. 2008, Statistical Analysis and Modelling of
-Spatial Point Patterns, doi:10.1002/9780470725160 (pair correlation, pairwise interaction).
+Spatial Point Patterns, doi:10.1002/9780470725160 (pair correlation, pairwise interaction);
+Quiblier 1984, doi:10.1016/0021-9797(84)90481-8 (tissue as a cut Gaussian field).
 
 Running the same command again resumes, or reports what is already complete.
 Exit status: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and resumable.
@@ -46,15 +47,27 @@ from lungkit.generate.drawing import draw_images, pipeline
 from lungkit.generate.items import (
     Arm,
     add_generator_options,
+    as_real,
     draw_dataset,
     folder_fingerprint,
     open_arm,
 )
 from lungkit.generate.model_files import DIFFUSERS, check_shapes, open_part
 from lungkit.generate.prompts import Prompts, prompts_for
+from lungkit.histology.background import tissue_mask
+from lungkit.nuclei.agreement import Nearest, asked_and_measured, layout_report
 from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
 from lungkit.nuclei.instanseg import check_file
-from lungkit.nuclei.layouts import Levels, load_layouts, measure_layouts, structure_map
+from lungkit.nuclei.layouts import (
+    RECIPE as LAYOUT_RECIPE,
+    Layout,
+    Levels,
+    finder,
+    load_layouts,
+    measure_layouts,
+    structure_map,
+    tissue_mask_of,
+)
 from lungkit.nuclei.point_process import PointStatistics, layout_for
 from lungkit.run import cli, faults
 from lungkit.run.files import write_text
@@ -73,6 +86,7 @@ PRESETS = {
              "sampling_steps": 30, "guidance_scale": 4.0},
 }
 CONTROL_SCALE = 1.0
+MOST_MEASURED = 1200  # ours: images in which what was asked is looked for; 12 s of one core
 CONTROLNET = "ControlNetModel"
 
 
@@ -94,7 +108,8 @@ def get_controlnet(base: BaseModel, controlnet: str | None):
     # from_unet assumes an 8-fold autoencoder: one embedding step fewer for a 4-fold one
     steps = len(base.vae.config.block_out_channels)
     return ControlNetModel.from_unet(
-        base.unet, conditioning_embedding_out_channels=(16, 32, 96, 256)[:steps]).to(base.device)
+        base.load_unet(),
+        conditioning_embedding_out_channels=(16, 32, 96, 256)[:steps]).to(base.device)
 
 
 def check_controlnet(controlnet: str | None) -> Path | None:
@@ -142,11 +157,13 @@ def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str |
                  nuclei_weights: Path | None, **how: object) -> None:
     """Measure layouts, train the ControlNet on all classes and an adapter on each; publish."""
     from lungkit.generate.latents import Latents
+    from lungkit.learn.device import freeze
 
     data = arm.data
     with arm.weights.writing() as work_dir:
-        layouts = measure_layouts(data, work_dir / "layouts.npz", nuclei_weights,
-                                  str(base.device))
+        layouts = measure_layouts(
+            data, work_dir / "layouts.npz",
+            finder(data, tissue_mask, nuclei_weights, str(base.device)))
         levels = Levels(layouts, data.image_size)
         labels = [row.label for row in data.select("train")]
         maps = np.stack([structure_map(layout, data.image_size) for layout in layouts])
@@ -159,7 +176,7 @@ def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str |
                 lambda i, draw: words.context_caption(labels[i], draw, context[i]),
                 batch_size=batch_size, controlnet=control, maps=maps),
             steps=controlnet_steps, learning_rate=controlnet_learning_rate)
-        control = get_controlnet(base, str(work_dir / "controlnet")).requires_grad_(False).eval()
+        control = freeze(get_controlnet(base, str(work_dir / "controlnet")), base.device)
 
         def loss_for(label: str):
             own = [i for i, other in enumerate(labels) if other == label]
@@ -201,18 +218,39 @@ def train_controlnet(arm: Arm, base: BaseModel, start: str | None, loss_with, *,
 
 # ------------------------------------------------------------------ drawing
 
+def training_layouts(arm: Arm) -> tuple[list[Layout], dict[str, list[Layout]]]:
+    """The layouts kept with the model: of all training images, and by class."""
+    layouts = load_layouts(arm.weights.output_dir / "layouts.npz")
+    by_class: dict[str, list[Layout]] = {label: [] for label in arm.data.classes}
+    for row, layout in zip(arm.data.select("train"), layouts, strict=True):
+        by_class[row.label].append(layout)
+    return layouts, by_class
+
+
 def drawings(arm: Arm, base: BaseModel, words: Prompts, *, mode: str, sampler: str, steps: int,
-             guidance_scale: float):
+             guidance_scale: float, nuclei_weights: Path | None):
     """draw_for(label): draw(items), each over its own layout with its class's adapter alone."""
+    from lungkit.learn.device import freeze
+
     size, seed, folder = arm.data.image_size, arm.draws, arm.weights.output_dir
-    layouts = load_layouts(folder / "layouts.npz")
+    layouts, by_class = training_layouts(arm)
     levels = Levels(layouts, size)
-    control = get_controlnet(base, str(folder / "controlnet")).eval()
-    labels = [row.label for row in arm.data.select("train")]
+    control = freeze(get_controlnet(base, str(folder / "controlnet")), base.device)
+    layout_of = finder(arm.data, tissue_mask, nuclei_weights, str(base.device))
+    every = -(-len(arm.items) // MOST_MEASURED)
+
+    def record(item, layout, image, nearest: Nearest, nuclei: np.ndarray) -> dict:
+        """What is written down beside an image: its masks, what was asked, what it shows."""
+        shown = layout_of(image) if item.index % every == 0 else None
+        return {"seed": f"{seed}:{item.index}", "source": f"context, {mode} layout",
+                **asked_and_measured(layout, shown, size),
+                "nearest_layout_px": nearest.least(layout),
+                "masks": {"nuclei": np.where(nuclei >= 128, 255, 0).astype(np.uint8),
+                          "tissue": tissue_mask_of(layout, size)}}
 
     def draw_for(label: str):
-        own = [layout for layout, other in zip(layouts, labels, strict=True) if other == label]
-        statistics = PointStatistics(own, size)
+        own = by_class[label]
+        statistics, nearest = PointStatistics(own, size), Nearest(own, size)
         pipe = pipeline(base, sampler, adapter_dir=folder / label, controlnet=control)
 
         def draw(items):
@@ -225,13 +263,11 @@ def drawings(arm: Arm, base: BaseModel, words: Prompts, *, mode: str, sampler: s
                                  [item.index for item in items], seed=seed, image_size=size,
                                  steps=steps, guidance_scale=guidance_scale, maps=maps,
                                  control_scale=CONTROL_SCALE)
-            return images, [{"seed": f"{seed}:{item.index}", "prompt": caption,
-                             "source": f"context, {mode} layout",
-                             "num_nuclei": len(layout.areas_px),
-                             "masks": {"nuclei": np.where(nuclei[..., 0] >= 128, 255, 0)
-                                       .astype(np.uint8)}}
-                            for item, caption, layout, nuclei in
-                            zip(items, captions, drawn, maps, strict=True)]
+            images = as_real(images, arm.data.channels)
+            rows = [record(item, layout, image, nearest, nuclei) for item, layout, image, nuclei
+                    in zip(items, drawn, images, maps[..., 0], strict=True)]
+            return images, [{**row, "prompt": caption}
+                            for row, caption in zip(rows, captions, strict=True)]
         return draw
     return draw_for
 
@@ -267,7 +303,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
                   "base_model": folder_fingerprint(folder),
                   "controlnet": start and folder_fingerprint(start),
                   "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights"),
-                  "nuclei_recipe": NUCLEI_RECIPE},
+                  "nuclei_recipe": NUCLEI_RECIPE, "layout_recipe": LAYOUT_RECIPE},
         sampling={"sampler": sampler, "pool": pool, "layouts": layouts,
                   **{key: options[key] for key in ("sampling_steps", "guidance_scale")}},
         model_files=lambda classes: ["layouts.npz", "controlnet/config.json",
@@ -287,7 +323,10 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
                      learning_rate=options["learning_rate"])
     draw_dataset(arm, drawings(arm, base, words, mode=layouts, sampler=sampler,
                                steps=options["sampling_steps"],
-                               guidance_scale=options["guidance_scale"]), batch_size=16)
+                               guidance_scale=options["guidance_scale"],
+                               nuclei_weights=nuclei_weights),
+                 batch_size=16, report=lambda records: layout_report(
+                     records, training_layouts(arm)[1], arm.data.image_size))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -300,8 +339,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="ControlNet to start from (default: the base model's own where it has "
                             "one, else a copy of its UNet)")
     group.add_argument("--layouts", choices=("sampled", "training"), default="sampled",
-                       help="where a generated image's nuclei lie: newly sampled from the class's "
-                            "point statistics, or as in a training image")
+                       help="where a generated image's tissue and nuclei lie: newly sampled from "
+                            "the class's statistics, or as in a training image")
     group.add_argument("--nuclei-weights", type=Path, metavar="FILE",
                        help="find nuclei by this InstanSeg model (TorchScript: loading it runs its "
                             "code) and not by the rules of lungkit/nuclei/detect.py")

@@ -110,6 +110,7 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     """
     import torch
     from diffusers import StableDiffusionPipeline
+    from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
@@ -121,6 +122,7 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     base.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, use_dora=kind == "dora",
                                      init_lora_weights="gaussian",
                                      target_modules=TARGET_MODULES[target]), adapter_name="class")
+    cast_training_params(base.unet)  # of the base's precision else: too coarse to add up steps
     loss = train([p for p in base.unet.parameters() if p.requires_grad], loss_at, what=what,
                  steps=steps, learning_rate=learning_rate, seed=seed, weight_decay=0.0,
                  ema_decay=0.99, checkpoint_path=checkpoint_path, jsonl_path=jsonl_path)

@@ -294,8 +294,10 @@ class BaseModel:
 
     def __init__(self, folder: Path, device) -> None:
         import torch
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from diffusers import AutoencoderKL, DDPMScheduler
         from transformers import CLIPTextModel, CLIPTokenizer
+
+        from lungkit.learn.device import freeze
 
         self.folder, self.device = folder, device
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -304,14 +306,23 @@ class BaseModel:
                for name, part in open_parts(folder).items()}
         self.vae = AutoencoderKL.from_pretrained(
             folder / "vae", torch_dtype=torch.float32, **how["vae"])
-        self.unet = UNet2DConditionModel.from_pretrained(
-            folder / "unet", torch_dtype=torch.float32, **how["unet"])
+        self.unet = freeze(self.load_unet(), device)
         self.text_encoder = CLIPTextModel.from_pretrained(
             folder / "text_encoder", dtype=torch.float32, **how["text_encoder"])
         self.schedule = DDPMScheduler.from_pretrained(folder / "scheduler")
-        for part in (self.vae, self.unet, self.text_encoder):
+        for part in (self.vae, self.text_encoder):
             part.to(device).requires_grad_(False).eval()
         self._states: dict[str, torch.Tensor] = {}
+
+    def load_unet(self):
+        """The UNet in float32: to merge an adapter into, or to start a ControlNet from."""
+        import torch
+        from diffusers import UNet2DConditionModel
+
+        unet = UNet2DConditionModel.from_pretrained(
+            self.folder / "unet", torch_dtype=torch.float32, use_safetensors=True,
+            variant=open_parts(self.folder)["unet"].variant)
+        return unet.to(self.device).requires_grad_(False).eval()
 
     def encode(self, captions: list[str]):
         """Text states of each caption, float32 [B, L, D]; recent captions are kept."""

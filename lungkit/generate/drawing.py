@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,16 @@ def pipeline(base: BaseModel, sampler_name: str, *, adapter_dir: Path | None = N
              controlnet=None):
     """The standard diffusers pipeline over `base`, with or without a ControlNet.
 
-    With an adapter the UNet is a copy with the adapter fused in: drawing costs no more than with
-    the base alone, and no adapter is ever on the base or beside another.
+    With an adapter the UNet is another with the adapter fused in, before its weights are rounded:
+    drawing costs no more than with the base alone, and no adapter is ever on the base or beside
+    another.
     """
     from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
     from lungkit.generate.latents import sampler
+    from lungkit.learn.device import freeze
 
-    unet = base.unet if adapter_dir is None else copy.deepcopy(base.unet)
+    unet = base.unet if adapter_dir is None else base.load_unet()
     parts = {"vae": base.vae, "text_encoder": base.text_encoder, "tokenizer": base.tokenizer,
              "unet": unet, "scheduler": sampler(sampler_name, base.schedule.config),
              "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -32,6 +33,7 @@ def pipeline(base: BaseModel, sampler_name: str, *, adapter_dir: Path | None = N
         pipe.load_lora_weights(adapter_dir, adapter_name="class")
         pipe.fuse_lora(components=["unet"])
         pipe.unload_lora_weights()
+        freeze(unet, base.device)
     return pipe
 
 

@@ -136,18 +136,25 @@ def batches(items: list[Item], label: str, batch_size: int) -> list[list[Item]]:
     return [own[i:i + batch_size] for i in range(0, len(own), batch_size)]
 
 
-def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: int) -> None:
+def as_real(images: np.ndarray, channels: int) -> np.ndarray:
+    """Images uint8 [B, S, S, C] with real's channels: where it is grey, the mean of all."""
+    if channels == images.shape[-1]:
+        return images
+    return images.mean(-1, keepdims=True).round().astype(np.uint8)
+
+
+def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: int,
+                 report: Callable[[list[dict]], dict] | None = None) -> None:
     """Draw every item of every class with draw_for(label), which `fill` calls; publish and print.
 
-    Where real is grey, the drawn images' channels, if there are three, are averaged to one.
+    Images are written with real's channels. report(records of the images): further keys of the
+    manifest.
     """
     data = arm.data
 
     def draw_like_real(draw: Callable, items: list[Item]) -> tuple[np.ndarray, list[dict]]:
         images, columns = draw(items)
-        if data.channels == 1:
-            images = images.mean(-1, keepdims=True).round().astype(np.uint8)
-        return images, columns
+        return as_real(images, data.channels), columns
 
     with DatasetWriter(arm.target, stage=arm.stage, classes=data.classes,
                        image_size=data.image_size, channels=data.channels) as writer:
@@ -156,7 +163,8 @@ def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: i
         for label in data.classes:
             fill(writer, batches(arm.items, label, batch_size),
                  partial(draw_like_real, draw_for(label)), progress)
-        made = publish(writer, data)
+        more = report(list(writer.records.values())) if report else {}
+        made = publish(writer, data, **more)
     print(f"{made.path}: {len(made.rows)} images of {len(made.classes)} classes "
           f"from {arm.weights.output_dir}")
 
@@ -178,8 +186,11 @@ def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callabl
         faults.check_stop()
 
 
-def publish(writer: DatasetWriter, real: Dataset) -> Dataset:
-    """Audit the images drawn for copies of training images, then publish the dataset."""
+def publish(writer: DatasetWriter, real: Dataset, **more: object) -> Dataset:
+    """Audit the images drawn for copies of training images, then publish the dataset.
+
+    more: further keys of the manifest.
+    """
     from lungkit.audit import memorised
 
     drawn = sorted(writer.records)
@@ -189,7 +200,7 @@ def publish(writer: DatasetWriter, real: Dataset) -> Dataset:
     name = writer.output.output_dir.name
     return writer.publish(parents=train_only_parent(real), copy_audit=audited, **inherited(real),
                           seed=writer.output.options["seed"],
-                          warnings=[*real.warnings, *memorised.warnings_of(name, audited)])
+                          warnings=[*real.warnings, *memorised.warnings_of(name, audited)], **more)
 
 
 def train_only_parent(real: Dataset) -> list[dict]:

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 
 from lungkit.data.orientations import orient
-from lungkit.learn.pixels import as_tensor
+from lungkit.learn.device import autocast
+from lungkit.learn.pixels import as_tensor, hold
 
 
-def to_model_range(images: np.ndarray, channels: int = 3) -> torch.Tensor:
+def to_model_range(images: np.ndarray, channels: int = 3, device="cpu") -> torch.Tensor:
     """uint8 [N, S, S, 3], or grey [N, S, S, 1], 0-255 -> float32 [N, channels, S, S], -1..1.
 
-    channels: those that an autoencoder sees; grey is repeated.
+    channels: those that an autoencoder sees; grey is repeated. device: where the floats are made.
     """
-    ranged = as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    ranged = as_tensor(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     return ranged.expand(-1, channels, -1, -1)
 
 
@@ -36,7 +37,8 @@ class Latents:
     """The autoencoder's posterior of every image in every orientation, to draw latents from.
 
     The mean and deviation are kept, not one sample: a fixed sample would freeze its noise, and
-    one orientation would freeze the flips. Held as float16 [symmetries, N, C, h, w] on the CPU.
+    one orientation would freeze the flips. Held as float16 [symmetries, N, C, h, w], on the
+    autoencoder's device where half of its free memory takes them.
     """
 
     def __init__(self, autoencoder, images: np.ndarray, *, symmetries: int = 8,
@@ -49,13 +51,14 @@ class Latents:
             for which in range(symmetries):
                 parts = []
                 for first in range(0, len(images), batch_size):
-                    batch = to_model_range(images[first:first + batch_size], channels)
-                    batch = orient(batch, which, symmetries)
-                    posterior = autoencoder.encode(batch.to(device)).latent_dist
+                    batch = to_model_range(images[first:first + batch_size], channels, device)
+                    with autocast(device):
+                        posterior = autoencoder.encode(orient(batch, which, symmetries)).latent_dist
                     parts.append((posterior.mean.half().cpu(), posterior.std.half().cpu()))
                 means.append(torch.cat([mean for mean, _ in parts]))
                 deviations.append(torch.cat([std for _, std in parts]))
-        self.mean, self.std = torch.stack(means), torch.stack(deviations)
+        self.mean, self.std = (hold(torch.stack(each).numpy(), device)
+                               for each in (means, deviations))
 
     def __len__(self) -> int:
         return self.mean.shape[1]
@@ -75,11 +78,12 @@ class Latents:
              generator: torch.Generator) -> torch.Tensor:
         """One posterior sample for each (image, orientation): float32 [B, C, h, w], unscaled.
 
-        orientations: int64 [B], each below `symmetries`.
+        orientations: int64 [B], each below `symmetries`. generator: of the CPU, so that the noise
+        is the same on every device.
         """
-        mean = self.mean[orientations, indices].float()
-        std = self.std[orientations, indices].float()
-        return mean + std * torch.randn(mean.shape, generator=generator)
+        which = orientations.to(self.mean.device), indices.to(self.mean.device)
+        mean, std = self.mean[which].float(), self.std[which].float()
+        return mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
 
 
 # what a base may predict, by what divides min(SNR, gamma): an error of the clean latents weighs

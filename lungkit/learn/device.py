@@ -52,6 +52,26 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
+def frozen_dtype(device):
+    """The precision of weights that are only read: that in which `autocast` multiplies them."""
+    import torch
+
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def freeze(model, device):
+    """`model`, whose weights are only read from here on, on `device` and as `autocast` takes them.
+
+    It keeps the rounded weights of what is trained for a whole pass; frozen ones it would round
+    again at every use.
+    """
+    import torch
+
+    dtype = frozen_dtype(device)
+    order = torch.preserve_format if dtype == torch.float32 else torch.channels_last
+    return model.to(device, dtype, memory_format=order).requires_grad_(False).eval()
+
+
 def device_name(device) -> str:
     import torch
 
