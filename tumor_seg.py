@@ -37,7 +37,7 @@ from lungkit.audit import confounding
 from lungkit.audit.copies import find_copies
 from lungkit.audit.survey import Original, Plan
 from lungkit.audit.warnings import confounding_warnings, describe_confounding
-from lungkit.data.splits import SPLITS, merge_groups, split_groups
+from lungkit.data.splits import SPLITS, merge_groups, partition, split_groups
 from lungkit.data.writer import DatasetWriter
 from lungkit.formats import sources
 from lungkit.formats.channels import MIN_SIDE_PX
@@ -95,8 +95,8 @@ def stamp(source: sources.Source) -> tuple[str, str, int]:
 # ------------------------------------------------------------------ groups, splits, reference
 
 def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *, seed: int,
-              fold: tuple[int, int] | None, trust_groups: bool, method: str,
-              mapped: Callable) -> Plan:
+              fold: tuple[int, int] | None, trust_groups: bool, method: str, mapped: Callable,
+              half: int | None = None) -> Plan:
     """Drop, group, split, and measure the reference stain. Raises Fault where that cannot be."""
     kept = [original for original in originals if original.kept]
     labels = {o.source.label for o in originals}
@@ -110,6 +110,10 @@ def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *
     group_of = {name: group_of[name] for name in hashes}
     links = [] if trust_groups else find_copies(kept, mapped)
     group_of, joined = merge_groups(group_of, links, hashes=hashes)
+    if half is not None:
+        kept = in_half(kept, group_of, half, seed)
+        group_of = {o.source.name: group_of[o.source.name] for o in kept}
+        links = [(one, other) for one, other in links if one in group_of]
     split_of = split_groups([(group_of[o.source.name], o.source.label)
                              for o in kept for _ in o.kept], seed, fold)
     reference = stain.METHODS[method].reference(
@@ -120,6 +124,14 @@ def make_plan(originals: list[Original], group_of: dict[str, str], given: str, *
     crossed = [(one, other) for one, other in links
                if label_of[one] != label_of[other] and hashes[one] != hashes[other]]
     return Plan(kept, group_of, split_of, given, joined, crossed, reference)
+
+
+def in_half(kept: list[Original], group_of: dict[str, str], half: int,
+            seed: int) -> list[Original]:
+    """The originals of one half of the groups, 1 or 2: copies of one another are in one half."""
+    part_of = partition([(group_of[o.source.name], o.source.label) for o in kept for _ in o.kept],
+                        (0.5, 0.5), seed, parts="half")
+    return [o for o in kept if part_of[group_of[o.source.name]] == half - 1]
 
 
 # ------------------------------------------------------------------ rendering
@@ -218,6 +230,7 @@ def identity(how: dict, recipe: Recipe, found: list[sources.Source]) -> dict:
         groups = None if how["group_regex"] else "auto"
     else:
         groups = sha256_file(Path(groups))
+    how = {name: value for name, value in how.items() if (name, value) != ("half", None)}
     return dict(sorted({**how, "benign": recipe.benign, "fold": fold and f"{fold[0]}/{fold[1]}",
                         "groups": groups, "image_size": recipe.cut.image_size,
                         "input": sources.fingerprint(found), "recipe": RECIPE}.items()))
@@ -275,7 +288,9 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
             say(f"tumor_seg: dropped {qc_report.dropped_in_words(entry)}")
         plan = make_plan(originals, group_of, given, seed=how["seed"], fold=how["fold"],
                          trust_groups=how["trust_groups"], method=recipe.stain_normalisation,
-                         mapped=mapped)
+                         mapped=mapped, half=how["half"])
+        if how["half"] is not None:
+            originals = [o for o in originals if not o.kept or o.source.name in plan.group_of]
         counts = in_words(plan, dropped, recipe.cut.image_size)
         if dry_run:
             made = preview(target, plan, originals, recipe.cut.image_size, notes, mapped)
@@ -286,6 +301,7 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
     print(f"{output}: {counts}")
 
 
+# long: one call an option, and what it means
 def build_parser():
     parser = cli.stage_parser("tumor_seg.py", __doc__)
     group = parser.add_argument_group("Main")
@@ -309,6 +325,10 @@ def build_parser():
     group.add_argument("--fold", type=cli.fold, metavar="k/K",
                        help="cross-validation: test on fold k of K, validate on the next "
                             "(default: one split, 60/20/20)")
+    group.add_argument("--half", type=int, choices=(1, 2),
+                       help="one half of the groups alone, drawn by --seed: of the other half, "
+                            "which nothing has used, controls_seg.py makes a control (default: "
+                            "all of them)")
     group = parser.add_argument_group("Tiles")
     group.add_argument("--channel", type=cli.channel, metavar="N|NAME",
                        help="channel or page of a multi-channel or fluorescence image, counted "
