@@ -217,13 +217,14 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
 
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     warmup_steps = min(500, max(1, steps // 20)) if warmup_steps is None else warmup_steps
+    on_gpu = parameters[0].is_cuda  # there few large kernels; on a CPU the order of sums stays
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay,
-                                  betas=(0.9, 0.99), fused=parameters[0].is_cuda or None)
+                                  betas=(0.9, 0.99), fused=on_gpu or None)
     state = {"parameters": torch.nn.ParameterList(parameters), "optimizer": optimizer}
     ema = None
     if ema_decay is not None:
         ema = state["ema"] = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True,
-                                      foreach=True, inv_gamma=1.0, power=0.75)
+                                      foreach=on_gpu, inv_gamma=1.0, power=0.75)
     losses = Losses()
     steps_left = loop(
         steps, what=what, state=state, losses=losses, checkpoint_path=checkpoint_path,
