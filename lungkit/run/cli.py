@@ -71,6 +71,10 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
               "free some space or choose another --output", file=sys.stderr)
         return FAILED
     except Exception as error:
+        if _tells_of_full_memory(error):
+            print(f"{name}: error: out of memory ({one_line(str(error).partition('. ')[0])}): "
+                  f"{_what_to_lower(options)}", file=sys.stderr)
+            return FAILED
         if not _tells_of_a_full_disk(error):
             raise
         print(f"{name}: error: no space left while a model was written ({one_line(error)}): "
@@ -95,6 +99,20 @@ def _tells_of_a_full_disk(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _tells_of_full_memory(error: Exception) -> bool:
+    """Whether it is Python's, numpy's or PyTorch's way to say so, of a GPU or of the host."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def _what_to_lower(options: dict) -> str:
+    names = [f"--{name.replace('_', '-')}" for name in ("batch_size", "workers", "image_size")
+             if name in options]
+    if not names:
+        return "give this stage a machine with more"
+    return f"lower {' or '.join(names)}, or give it more (a GPU that nobody else uses, --mem)"
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

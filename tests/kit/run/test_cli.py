@@ -10,6 +10,7 @@ import subprocess
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lungkit.learn import device
@@ -48,6 +49,36 @@ def test_a_fault_is_one_line_and_a_status(error, status, words, capsys):
     line, = captured.err.splitlines()
     assert words in line and captured.out == ""
     assert ("error" in line) == (status != 75)
+
+
+def too_large_array():
+    np.empty(2**50, np.uint8)
+
+
+def too_large_tensor():
+    import torch
+
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+def too_large_for_the_gpu():
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+
+@pytest.mark.parametrize("allocate", [too_large_array, too_large_tensor, too_large_for_the_gpu])
+@pytest.mark.parametrize(("options", "cure"), [
+    (("--batch-size", "--workers"), "lower --batch-size or --workers, or give it more"),
+    (("--workers",), "lower --workers, or give it more"),
+    ((), "give this stage a machine with more")])
+def test_too_little_memory_names_what_to_lower(allocate, options, cure, capsys):
+    parser = cli.stage_parser("stage.py", "What it makes.")
+    for option in options:
+        parser.add_argument(option)
+    assert cli.main(parser, lambda **given: allocate(), []) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("stage.py: error: out of memory (") and cure in line
 
 
 @pytest.mark.parametrize("error", [
