@@ -63,6 +63,11 @@ def layout_of(number: int) -> tuple[np.ndarray, np.ndarray]:
             np.full(count, number + 0.5, np.float32))
 
 
+def tissue_of(number: int) -> np.ndarray:
+    """Where the stand-in finds tissue in image `number`: left of a line, none in image 3."""
+    return np.arange(SIZE)[None] < np.full((SIZE, 1), 0 if number == 3 else 20 + 2 * number)
+
+
 @dataclass
 class Record:
     """What a run asked for, in order."""
@@ -209,10 +214,13 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
         patch.setattr("lungkit.generate.latents.Latents", FakeLatents)
         patch.setattr("lungkit.learn.loop.train", train)
         patch.setattr("lungkit.nuclei.instanseg.load_detector", detector)
+        patch.setattr("lungkit.learn.device.freeze",
+                      lambda model, device: model.requires_grad_(False).eval())
         patch.setattr("lungkit.generate.adapters.train_adapter", train_adapter)
         stand_ins = {"BaseModel": open_base, "training_loss": training_loss, "pipeline": pipeline,
                      "draw_images": draw_images}
         if arm == "context":
+            stand_ins["tissue_mask"] = lambda image: tissue_of(number_of(image))
             stand_ins["get_controlnet"] = lambda base, source: Control(source)
         if blind:
             patch.setattr("lungkit.generate.items.open_dataset", open_blind)

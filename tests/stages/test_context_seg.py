@@ -15,7 +15,9 @@ from adapters import (
     LORA,
     SIZE,
     layout_of,
+    number_of,
     run_arm,
+    tissue_of,
     write_prompts,
     write_real,
     write_weights,
@@ -23,6 +25,7 @@ from adapters import (
 from lungkit.data.dataset import open_dataset
 from lungkit.generate.prompts import Prompts
 from lungkit.nuclei import point_process
+from lungkit.nuclei.agreement import Nearest, describe, layout_report
 from lungkit.nuclei.layouts import Layout, Levels, load_layouts, structure_map
 from lungkit.run.seeds import stream
 
@@ -57,7 +60,7 @@ def made(request, real, prompts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def layouts() -> list[Layout]:
     """Those of the training images, which are numbered from 1."""
-    return [Layout(*layout_of(number)) for number in range(1, NUM_TRAIN + 1)]
+    return [Layout(*layout_of(number), tissue_of(number)) for number in range(1, NUM_TRAIN + 1)]
 
 
 def label_of(number: int) -> str:
@@ -70,13 +73,14 @@ def numbers_of(label: str) -> list[int]:
 
 # ------------------------------------------------------------------ measured context
 
-def test_the_nuclei_of_the_training_images_are_found_once_each_and_kept(made, layouts):
-    assert [found.number for found in made.detected] == list(range(1, NUM_TRAIN + 1))
+def test_nuclei_and_tissue_of_the_training_images_are_found_once_each_and_kept(made, layouts):
+    assert [found.number for found in made.detected[:NUM_TRAIN]] == list(range(1, NUM_TRAIN + 1))
     kept = load_layouts(made.model / "layouts.npz")
     assert len(kept) == NUM_TRAIN and len(kept[3].areas_px) == 0
     for one, other in zip(kept, layouts, strict=True):
         assert np.array_equal(one.centroids, other.centroids)
         assert np.array_equal(one.areas_px, other.areas_px)
+        assert np.array_equal(one.tissue, other.tissue)
 
 
 def test_the_detector_is_told_the_modality_and_the_side_of_a_tile(made):
@@ -88,7 +92,8 @@ def test_the_weights_given_find_the_nuclei(real, tmp_path):
     with zipfile.ZipFile(weights, "w") as archive:  # as TorchScript's are
         archive.writestr("instanseg/constants.pkl", b"")
     record = run_arm("context", real, tmp_path, "--nuclei-weights", str(weights))
-    assert record.status == 0 and record.detector_of == [(weights, "cpu")]
+    assert record.status == 0
+    assert record.detector_of == 2 * [(weights, "cpu")], "for training and for generated images"
 
 
 def test_context_words_that_would_be_cut_are_refused_before_training(
@@ -195,12 +200,13 @@ def layout_drawn(made, row, layouts: list[Layout]) -> Layout:
 
 
 def test_each_image_is_drawn_over_a_layout_of_its_own_class(made, layouts):
-    """An image's nuclei have the class's areas, which no two training images share."""
+    """An image's nuclei have the areas of one training image of its class, and no two share any."""
     images = made.images_drawn()
     for row in open_dataset(made.output).rows:
         expected = layout_drawn(made, row, layouts)
         assert np.array_equal(images[int(row.stem)].map, structure_map(expected, SIZE))
-        assert set(expected.areas_px.tolist()) <= {number + 0.5 for number in numbers_of(row.label)}
+        found = set(expected.areas_px.tolist())
+        assert len(found) <= 1 and found <= {number + 0.5 for number in numbers_of(row.label)}
 
 
 def test_the_mask_is_the_layout_that_the_image_was_drawn_from(made, layouts):
@@ -208,13 +214,42 @@ def test_the_mask_is_the_layout_that_the_image_was_drawn_from(made, layouts):
     for row in dataset.rows:
         mask = dataset.mask("nuclei", row)
         assert np.array_equal(mask == 255, images[int(row.stem)].map[..., 0] >= 128)
-        assert int(row.extra["num_nuclei"]) == len(layout_drawn(made, row, layouts).areas_px)
+        drawn = layout_drawn(made, row, layouts)
+        assert np.array_equal(dataset.mask("tissue", row) == 255, drawn.tissue)
+        assert int(row.extra["asked_num_nuclei"]) == len(drawn.areas_px)
+
+
+def test_what_was_asked_of_an_image_stands_beside_what_it_shows(made, layouts):
+    dataset, own = open_dataset(made.output), {}
+    for row in dataset.rows:
+        own.setdefault(row.label, [layouts[number - 1] for number in numbers_of(row.label)])
+        number, drawn = number_of(dataset.image(row)), layout_drawn(made, row, layouts)
+        shown = Layout(*layout_of(number), tissue_of(number))
+        for kind, layout in (("asked", drawn), ("measured", shown)):
+            for name, value in describe(layout, SIZE).items():
+                assert row.extra[f"{kind}_{name}"] == ("" if value is None else str(value)), name
+        assert float(row.extra["nearest_layout_px"]) \
+            == Nearest(own[row.label], SIZE).least(drawn)
+    records = [{"label": row.label, **row.extra} for row in dataset.rows]
+    assert {"layouts": dataset.manifest["layouts"]} == layout_report(records, own, SIZE)
+    least = dataset.manifest["layouts"]["nearest_training"]["lung_aca"]["least_px"]
+    assert (least == 0) == (made.mode == "training"), "no drawn layout is one of the training ones"
+
+
+def test_of_many_images_some_are_measured_and_none_is_invented(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(context_seg, "MOST_MEASURED", 8)
+    made = run_arm("context", real, tmp_path)
+    rows = open_dataset(made.output).rows
+    measured = [int(row.stem) for row in rows if row.extra["measured_tissue_share"]]
+    assert sorted(measured) == list(range(0, len(rows), 3)) and len(rows) == 21
+    found = open_dataset(made.output).manifest["layouts"]["asked_against_measured"]
+    assert found["tissue_share"]["all"]["n"] == 7
 
 
 def test_masks_are_binary_as_the_manifest_says(made):
     dataset = open_dataset(made.output)
-    assert dataset.masks == {"nuclei": "binary"}
-    masks = np.stack([dataset.mask("nuclei", row) for row in dataset.rows])
+    assert dataset.masks == {"nuclei": "binary", "tissue": "binary"}
+    masks = np.stack([dataset.mask(kind, row) for row in dataset.rows for kind in dataset.masks])
     assert np.unique(masks).tolist() == [0, 255]
 
 
@@ -278,12 +313,13 @@ def test_a_model_trained_otherwise_is_not_drawn_from(made, real, prompts, change
     assert "made with other options" in error and option[2:].replace("-", "_") in error
 
 
-def test_a_model_measured_by_another_recipe_is_not_drawn_from(made, real, prompts, tmp_path,
-                                                              monkeypatch, capfd):
-    monkeypatch.setattr(context_seg, "NUCLEI_RECIPE", -1)
+@pytest.mark.parametrize("recipe", ["NUCLEI_RECIPE", "LAYOUT_RECIPE"])
+def test_a_model_measured_by_another_recipe_is_not_drawn_from(recipe, made, real, prompts,
+                                                              tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(context_seg, recipe, -1)
     again = run_arm("context", real, tmp_path, "--model", str(made.model), "--prompts",
                     str(prompts), *OPTIONS)
-    assert again.status == 2 and "nuclei_recipe" in capfd.readouterr().err
+    assert again.status == 2 and recipe.lower() in capfd.readouterr().err
 
 
 def test_a_controlnet_that_is_not_there_is_refused(real, tmp_path, capfd):

@@ -12,6 +12,7 @@ import pytest
 from arms import arguments, main_of
 from lungkit.data.dataset import open_dataset
 from lungkit.generate.base_model import BASE_MODEL_DIR
+from lungkit.histology.background import tissue_mask
 from lungkit.nuclei.layouts import Layout, measurements, structure_map
 from lungkit.run.seeds import stream
 
@@ -335,13 +336,14 @@ def test_layouts_are_measured_on_training_images_only(real_dataset, tmp_path):
     from lungkit.nuclei import layouts
 
     data = open_dataset(real_dataset)
-    whole = layouts.measure_layouts(data, tmp_path / "a.npz")
+    find = layouts.finder(data, tissue_mask)
+    whole = layouts.measure_layouts(data, tmp_path / "a.npz", find)
     copy = tmp_path / "real"
     shutil.copytree(real_dataset, copy)
     for path in [*copy.glob("val/*/*.png"), *copy.glob("test/*/*.png")]:
         path.unlink()
     blind = type(data)(copy, data.manifest, data.rows)
-    again = layouts.measure_layouts(blind, tmp_path / "b.npz")
+    again = layouts.measure_layouts(blind, tmp_path / "b.npz", find)
     assert len(whole) == sum(data.counts["train"].values()) == len(again)
     assert all(np.array_equal(a.centroids, b.centroids) for a, b in zip(whole, again, strict=True))
 

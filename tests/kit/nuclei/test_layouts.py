@@ -11,9 +11,12 @@ from lungkit.nuclei.layouts import (
     REACH,
     Layout,
     Levels,
+    finder,
+    load_layouts,
     measure_layouts,
     measurements,
     structure_map,
+    tissue_mask_of,
 )
 from lungkit.run.output import Output
 
@@ -104,12 +107,26 @@ def test_a_grey_image_has_the_nuclei_that_it_has_in_three_equal_channels(modalit
     near = np.hypot(rows - 30, columns - 20) < 7
     grey = np.where(near, 220, 20) if modality == "fluorescence" else np.where(near, 60, 230)
     grey = grey.astype(np.uint8)[..., None]
-    [one], [three] = (measure_layouts(write(tmp_path / name, image, modality),
-                                      tmp_path / f"{name}.npz")
-                      for name, image in (("one", grey), ("three", grey.repeat(3, axis=2))))
+    data = [write(tmp_path / name, image, modality)
+            for name, image in (("one", grey), ("three", grey.repeat(3, axis=2)))]
+    [one], [three] = (measure_layouts(each, tmp_path / f"{each.name}.npz", finder(each, None))
+                      for each in data)
     assert len(one.areas_px) == 1
     assert np.array_equal(one.centroids, three.centroids)
     assert np.array_equal(one.areas_px, three.areas_px)
+
+
+@pytest.mark.parametrize(("modality", "looked_for"), [
+    ("he", True), ("fluorescence", False), (None, True)])
+def test_tissue_is_looked_for_where_lumen_can_be_seen_and_kept(modality, looked_for, tmp_path):
+    image = np.full((SIZE, SIZE, 3), 240, np.uint8)
+    image[:, :20] = 150
+    data = write(tmp_path / "real", image, modality)
+    [layout] = measure_layouts(data, tmp_path / "layouts.npz",
+                               finder(data, lambda image: image[..., 0] < 200))
+    assert layout.tissue_share == (20 / SIZE if looked_for else 1)
+    again, = load_layouts(tmp_path / "layouts.npz")
+    assert np.array_equal(again.tissue, layout.tissue) and again.tissue.dtype == bool
 
 
 # ------------------------------------------------------------------ structure map
@@ -174,6 +191,30 @@ def test_no_nuclei_give_black_black_white():
     image = structure_map(layout_of(), SIZE)
     assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
     assert (image == [0, 0, 255]).all()
+
+
+def test_lumen_is_white_in_blue_without_cells_and_tissue_never_is():
+    tissue = np.zeros((SIZE, SIZE), bool)
+    tissue[:, :32] = True
+    points = ((8, 10), (8, 50), (24, 30), (50, 10), (50, 50))
+    plain = structure_map(layout_of(*points), SIZE)
+    shown = structure_map(Layout(layout_of(*points).centroids, layout_of(*points).areas_px, tissue),
+                          SIZE)
+    assert np.array_equal(shown[..., 0], plain[..., 0]), "nuclei are where they are"
+    assert (shown[:, 33:, 2] == 255).all() and shown[:, 33:, 1].max() == 0
+    assert shown[:, :31, 2].max() == 128 < plain[:, :31, 2].max()
+    assert np.array_equal(shown[:, :31, 1], plain[:, :31, 1]) and shown[:, :31, 1].max() > 60
+
+
+def test_a_coarse_mask_is_drawn_at_the_size_asked_for():
+    tissue = np.zeros((32, 32), bool)
+    tissue[8:16, 4:28] = True
+    mask = tissue_mask_of(Layout(np.zeros((0, 2)), np.zeros(0), tissue), 128)
+    assert mask.shape == (128, 128) and set(np.unique(mask)) == {0, 255}
+    rows, columns = np.nonzero(mask)
+    assert [rows.min(), rows.max(), columns.min(), columns.max()] == pytest.approx(
+        [32, 63, 16, 111], abs=1)
+    assert (tissue_mask_of(layout_of(), 16) == 255).all(), "not looked for"
 
 
 def test_a_nucleus_at_the_border_is_cut_there_and_not_moved():
