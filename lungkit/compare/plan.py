@@ -93,7 +93,7 @@ def _levels(size: Size) -> list[str]:
 
 
 def _answers(size: Size, of: Deviations, large: float, **asked: float) -> bool:
-    shown = [power.outcomes(level, size, of, effect=large, **asked) for level in _levels(size)]
+    shown = [power.chances(level, size, of, effect=large, **asked) for level in _levels(size)]
     return any(each[name] >= EVEN for each in shown
                for name in ("difference", "equivalent", "not_worse"))
 

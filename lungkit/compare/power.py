@@ -110,30 +110,39 @@ def chance(shift: float, se: float, df: float, *, low: float, high: float, side:
 
 def outcomes(level: str, size: Size, of: Deviations, *, alpha: float, margin: float, effect: float,
              overlap: float = 0.0) -> dict:
-    """What `size` can show at a level: chances 0..1, and the smallest difference shown.
+    """What `size` can show at a level: its `chances`, and the smallest difference shown.
+
+    detectable: the difference shown with the chance WANTED; None above 1.
+    """
+    se, df = standard_error(level, size, of, overlap)
+    one = alpha / 2 / max(1, size.num_synthetic)
+    return {"standard_error": se, "df": df,
+            **chances(level, size, of, alpha=alpha, margin=margin, effect=effect, overlap=overlap),
+            "detectable": _detectable(lambda shift: _differs(shift, se, df, one))}
+
+
+def chances(level: str, size: Size, of: Deviations, *, alpha: float, margin: float, effect: float,
+            overlap: float = 0.0) -> dict[str, float]:
+    """The chance 0..1 of each word at a level.
 
     Levels are divided by Bonferroni over the pairs: Holm's first step, what the pair that is
     hardest to show is tested at. difference: of a pair that truly differs by `effect`, as better or
     worse; equivalent, not_worse: of truly equal arms, within `margin`, 0 where there are fewer than
-    `trainings_needed`. detectable: the difference
-    shown with the chance WANTED; None above 1.
+    `trainings_needed`.
     """
     se, df = standard_error(level, size, of, overlap)
     one = alpha / 2 / max(1, size.num_synthetic)
     enough = size.repeats * size.replicates >= trainings_needed(alpha)
-    infinite = math.inf
+    return {"difference": _differs(effect, se, df, one),
+            "equivalent": enough * chance(0, se, df, low=-margin, high=margin,
+                                          side=alpha / max(1, size.num_synthetic)),
+            "not_worse": enough * chance(0, se, df, low=-margin, high=math.inf, side=one)}
 
-    def differs(shift: float) -> float:
-        return (chance(shift, se, df, low=0, high=infinite, side=one)
-                + chance(shift, se, df, low=-infinite, high=0, side=one))
 
-    return {
-        "standard_error": se, "df": df,
-        "difference": differs(effect),
-        "equivalent": enough * chance(0, se, df, low=-margin, high=margin,
-                                      side=alpha / max(1, size.num_synthetic)),
-        "not_worse": enough * chance(0, se, df, low=-margin, high=infinite, side=one),
-        "detectable": _detectable(differs)}
+def _differs(shift: float, se: float, df: float, side: float) -> float:
+    """The chance that a true difference `shift` is shown, whichever way."""
+    return (chance(shift, se, df, low=0, high=math.inf, side=side)
+            + chance(shift, se, df, low=-math.inf, high=0, side=side))
 
 
 def table_p(size: Size) -> float:
