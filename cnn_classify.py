@@ -38,6 +38,7 @@ import numpy as np
 
 from lungkit.audit import leaks
 from lungkit.data import metrics, result
+from lungkit.data.controls import control_of
 from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
 from lungkit.data.orientations import as_setting
@@ -217,6 +218,8 @@ class Bench:
                   "trained_on": self.data.trained_on(), "leaks": checked,
                   "groups_given": self.real.groups_given,
                   "device": device_name(self.device), "versions": provenance()["versions"]}
+        if control := control_of(self.data.manifest):
+            record["control"] = control
         if "draws" in identity:
             record["shared_with_earlier"] = shared_with_earlier(train_labels, self.wanted, *key,
                                                                 repeat)

@@ -91,6 +91,7 @@ plan=$run_dir/comparison/plan.json
 first=$(place "${here[0]}")/datasets	# whose names all others must have
 baseline=()	# further rows, where their features are at hand
 names=(real)
+arms=(real)	# of these, all that are no control
 
 # ---------------------------------------------------------------- what is started
 
@@ -134,6 +135,15 @@ find_datasets() {	# sets names: the datasets there are, of DATASETS where it is 
 	done
 }
 
+# A control is trained as an arm is, and no arm: the plan and the families are of arms alone.
+find_arms() {	# sets arms, of names
+	local name
+	arms=()
+	for name in "${names[@]}"; do
+		grep -qsE '"control": *[{]' "$first/$name/dataset.json" || arms+=("$name")
+	done
+}
+
 stage_command() {	# sets what run_stages starts
 	local stage replicate root seed name features=real
 	read_name "$1"
@@ -152,11 +162,11 @@ stage_command() {	# sets what run_stages starts
 				--real "$root/datasets/real" --results "$run_dir/results" --repeats "$repeats"
 				--replicate "$replicate" --seed "$seed") ;;
 		plan) command=(python -m lungkit.compare.plan --results "$run_dir/results" --real "$root/datasets/real"
-				--output "$plan" --arms "${names[@]}" ${baseline[0]:+--baselines "${baseline[@]}"}
+				--output "$plan" --arms "${arms[@]}" ${baseline[0]:+--baselines "${baseline[@]}"}
 				--repeats "$repeats" --replicates "$REPLICATES"
 				${METRIC:+--metric "$METRIC"} ${MARGIN:+--margin "$MARGIN"} "${plan_options[@]}")
 			[[ ${FORCE:-0} == 0 ]] || command+=(--force) ;;
-		fidelity) command=(python -m lungkit.tools.fidelity --data "${names[@]/#/$root/datasets/}"
+		fidelity) command=(python -m lungkit.tools.fidelity --data "${arms[@]/#/$root/datasets/}"
 				--real "$root/datasets/real") ;;
 		test) stdout=$verdict
 			# what a run has no results of yet is no bad option: the dry run sees none of them
@@ -175,7 +185,7 @@ stage_command() {	# sets what run_stages starts
 check_stages() {	# check_stages NAME...
 	local name status said
 	for name in "$@"; do
-		[[ $name != 'check plan' || ${#names[@]} -gt 1 ]] || continue
+		[[ $name != 'check plan' || ${#arms[@]} -gt 1 ]] || continue
 		stage_command "$name"
 		status=0
 		said=$("${command[@]}" 2>&1 >/dev/null) || status=$?
@@ -197,6 +207,7 @@ if [[ -n $dry_run ]]; then
 	for name in "${wanted[@]}"; do checks+=("$(named "check $name" "${here[0]}")"); done
 	check_stages "${checks[@]}" 'check test'
 	read -ra names <<<"${DATASETS:-real ${LUNGKIT_ARMS:-} ${names[*]}}"	# also those to be made
+	find_arms
 	find_baselines
 	check_stages "$(named 'check plan' "${here[0]}")"
 	exit 0
@@ -215,7 +226,8 @@ for r in "${here[@]}"; do
 		[[ -f $(place "$r")/datasets/$name/dataset.json ]] || { fault "$(place "$r")/datasets/$name is not a complete dataset: make it with its stage first (found in $first: ${names[*]:-none})"; exit 1; }
 	done
 done
-((${#names[@]} > 1)) || { fault "$first holds one dataset only (${names[*]}): a comparison needs two or more"; exit 1; }
+find_arms
+((${#arms[@]} > 1)) || { fault "$first holds one dataset only (${arms[*]}), apart from controls: a comparison needs two or more"; exit 1; }
 
 find_baselines
 for name in "${baseline[@]}"; do

@@ -64,10 +64,14 @@ OUTSIDE = (OTHER_HALF, ORACLE)  # these are of images that real does not hold
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a control: where it goes, and which image it is made of."""
+    """One image of a control: where it goes, and which image it is made of.
+
+    number: that of the real image whose place it takes, so that own test images are real's.
+    """
 
     split: str
     label: str
+    number: int
     row: Row
 
 
@@ -144,15 +148,16 @@ def plan(control: str, real: Dataset, other: Dataset | None, seed: int) -> list[
     """What the control consists of, in order."""
     rng = np.random.default_rng([stream("controls_seg", seed), crc32(control.encode())])
     if other is not None:
-        return [Item(row.split, row.label, row) for row in other.rows]
+        return [Item(row.split, row.label, int(row.stem), row) for row in other.rows]
     items = []
     for split in SPLITS:
         rows = real.select(split)
+        numbers = [int(row.stem) for row in rows]
         labels = shuffle(rows, rng) if control == SHUFFLED else [row.label for row in rows]
         if control == PHOTOCOPIER and split != "train":  # all that it holds it has from train
             trained = {label: real.select("train", label) for label in real.classes}
             rows = [trained[label][int(rng.integers(len(trained[label])))] for label in labels]
-        items += [Item(split, label, row) for label, row in zip(labels, rows, strict=True)]
+        items += map(Item, [split] * len(rows), labels, numbers, rows)
     return items
 
 
@@ -240,12 +245,12 @@ def write(control: str, items: list[Item], real: Dataset, source: Dataset, targe
                        image_size=real.image_size, channels=real.channels) as writer:
         progress = Progress(control, len(items), done=len(writer.records),
                             jsonl_path=writer.work_dir / "progress.jsonl")
-        for number, item in enumerate(items):
-            if writer.has(item.split, item.label, number):
+        for item in items:
+            if writer.has(item.split, item.label, item.number):
                 continue
-            image = DRAWN[control](source.image(item.row), np.random.default_rng([draws, number]),
-                                   real.symmetries)
-            writer.add(item.split, item.label, number, image, source=item.row.file_name,
+            rng = np.random.default_rng([draws, item.number])
+            image = DRAWN[control](source.image(item.row), rng, real.symmetries)
+            writer.add(item.split, item.label, item.number, image, source=item.row.file_name,
                        group=f"oracle {item.row.group}" if control == ORACLE else item.row.group)
             progress.update(len(writer.records))
             faults.check_stop()

@@ -28,6 +28,7 @@ from lungkit.compare.evidence import read_evidence
 from lungkit.compare.pairs import compare
 from lungkit.compare.rank_sum import margin_on_grid
 from lungkit.compare.results import Results, _flat
+from lungkit.data.controls import EXPECTED
 from lungkit.data.result import repeat_path, replicate_dir
 
 GROUP, IMAGE, SEED = 0.15, 0.35, 0.004
@@ -111,6 +112,24 @@ def simulate(truths: dict[str, Truth], *, seed: int, classes: int = 3, groups: i
                 told = _probabilities(z, labels, classes, fails)
                 made.arrays[name, replicate, repeat] = {**files, "real_probabilities": told}
                 made.rows.append(_record(name, truth, replicate, repeat, told, labels, classes))
+    return made
+
+
+def simulate_controls(arms: dict[str, Truth], controls: dict[str, Truth], *,
+                      flagged: float | None = 1.0, **how) -> Simulated:
+    """A run of these arms, and of controls by their names as datasets "c-<name>".
+
+    Each is tested on its own images as on real's. flagged: of a photocopier. how: of `simulate`.
+    """
+    made = simulate({**arms, **{f"c-{name}": truth for name, truth in controls.items()}}, **how)
+    for row in made.rows:
+        name = row["dataset"].removeprefix("c-")
+        if name != row["dataset"]:
+            row["control"] = {"name": name, "expected": EXPECTED[name]}
+            if name == "photocopier" and flagged is not None:
+                row["control"]["flagged"] = flagged
+    for arrays in made.arrays.values():
+        arrays |= {f"own_{key[5:]}": value for key, value in arrays.items() if key != "classes"}
     return made
 
 

@@ -171,6 +171,8 @@ class Comparison:
     next_level: str | None       # what the next level needs; None at level C
     whom: str = PATIENTS         # what new test groups are: PATIENTS, or FILES
     plan: dict | None = None     # of comparison/plan.json, its looks included
+    controls: list = field(default_factory=list)    # of instrument.ControlAnswer
+    morphology: list = field(default_factory=list)  # of instrument.Morphology
 
     def to_json(self) -> dict:
         """As JSON holds it: infinite ends are None."""

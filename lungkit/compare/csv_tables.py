@@ -17,6 +17,8 @@ def csv_files(found: Comparison) -> dict[str, str]:
     classes.csv         every class of every arm
     sizes.csv           every size band of every arm, where sizes of nodules are known
     confusion.csv       what was said of each class, summed over repeats
+    controls.csv        every control: what was expected of it, found, and whether that is it
+    morphology.csv      every arm beside colour and contrast alone
     components.csv      where the variance of a difference is from
     looks.csv           the plan and every look beyond it
     power.csv           what the plan could show at every level
@@ -44,6 +46,8 @@ def csv_files(found: Comparison) -> dict[str, str]:
     tables = {"noninferiority.csv": first, "levels.csv": levels, "arms.csv": arms,
               "classes.csv": classes, "sizes.csv": sizes, "confusion.csv": confusion,
               "components.csv": [asdict(each) for each in found.components],
+              "controls.csv": [asdict(each) for each in found.controls],
+              "morphology.csv": [asdict(each) for each in found.morphology],
               **_of_plan(found.plan or {})}
     return {name: table_csv(lines) for name, lines in tables.items() if lines}
 

@@ -48,6 +48,8 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
     """The whole report as one HTML page that needs no other file."""
     import jinja2
 
+    from lungkit.compare import instrument  # reads all that is compared, which --help must not
+
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
                                      trim_blocks=True, lstrip_blocks=True,
                                      keep_trailing_newline=True)
@@ -61,7 +63,8 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
     counts = sorted({arm.n for arm in said.arms})
     return template.render(
         found=found, said=said, tests=tests, tables=tables, pictures=pictures, sheets=sheets,
-        likeness=alike.table(list(likeness)),
+        likeness=alike.table(list(likeness)), controls=instrument.table(said.controls),
+        morphology=instrument.morphology_table(said.morphology),
         score=score, split=split, families=FAMILIES, plan=plan_in_words(said.plan),
         n=" to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))),
         also=[str(each) for each in said.warnings if not each.limits],

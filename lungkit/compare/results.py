@@ -16,6 +16,7 @@ from pathlib import Path
 from lungkit.compare import refusals, scores
 from lungkit.compare.rank_sum import TIE_TOLERANCE
 from lungkit.compare.refusals import REAL
+from lungkit.compare.set_aside import set_aside
 from lungkit.data.result import (
     SPLITS,
     TUMOUR_SCORES,
@@ -44,6 +45,7 @@ class Results:
     repeats: list[int]      # the numbers that any of them has
     settings: dict = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    control_rows: list[dict] = field(default_factory=list)  # set aside: none of them is above
 
     @property
     def baselines(self) -> list[str]:
@@ -106,7 +108,7 @@ class Results:
         An image is called tumour where its most probable class is one. Raises BadOptions for a
         class that the results do not have.
         """
-        for row in self.rows:
+        for row in [*self.rows, *self.control_rows]:
             for split in SPLITS:
                 classes = row[split].get("classes") or []
                 if benign not in classes:
@@ -224,6 +226,10 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
         raise Fault(f"{source} holds one value {which}: a rank-sum test needs two or more "
                     "repeats (compare_models.sh N makes them)")
     if is_tree:
+        set_aside(found_results)
+        if len(found_results.datasets) < 2:
+            raise Fault(f"{source} holds results of {' '.join(found_results.datasets) or 'no arm'} "
+                        "and of controls only: a comparison needs two or more that are none")
         refusals.note_settings_and_warnings(found_results)
     return found_results
 

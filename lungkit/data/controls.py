@@ -11,12 +11,13 @@ from lungkit.run.faults import Fault
 COPY, OTHER_HALF, ORACLE, PHOTOCOPIER, SHUFFLED, COLOUR_ONLY, NOISE = (
     "copy", "other-half", "oracle", "photocopier", "shuffled", "colour-only", "noise")
 # what each is, and what a sound comparison finds of it
+FLAGGED = 0.95  # share of a photocopier that the audit for copies must find
 EXPECTED = {
     COPY: "real's own images again: no difference from real",
     OTHER_HALF: "real images of groups that nothing else uses, as a perfect generator would draw: "
                 "not lower than real",
     ORACLE: "drawn by the simulation that drew real: not lower than real",
-    PHOTOCOPIER: "turned, re-stained copies of training images: every one is flagged",
+    PHOTOCOPIER: "turned, re-stained copies of training images: flagged, 95 % of them or more",
     SHUFFLED: "real's images with labels that say nothing: at chance, and lower than real",
     COLOUR_ONLY: "the mean colour and contrast of each real image: lower than real; an arm that is "
                  "no higher has shown no morphology",

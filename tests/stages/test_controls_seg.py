@@ -93,6 +93,12 @@ def test_shuffled_labels_are_each_class_s_in_proportion(real, made):
     assert sorted(sources_of) == [row.file_name for row in real.rows]
 
 
+def test_a_control_of_the_same_images_has_real_s_file_names(real, made):
+    for name in ("copy", "colour-only", "noise"):
+        assert [(row.file_name, row.group) for row in made[name].rows] \
+            == [(row.file_name, row.group) for row in real.rows]
+
+
 def test_another_seed_shuffles_otherwise(real):
     labels = [[item.label for item in controls_seg.plan("shuffled", real, None, seed)]
               for seed in (0, 0, 1)]

@@ -1,0 +1,87 @@
+"""CONTROLS: which sets of a known truth the job makes, and that the plan is of arms alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from standins import Project
+
+SMALL = {"ARMS": "voronoi", "REPEATS": 2}
+
+
+def error(result) -> str:
+    line, = [line for line in result.stderr.splitlines() if "error:" in line]
+    return line
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> Project:
+    project = Project(tmp_path_factory.mktemp("controls"))
+    result = project.pipeline(CONTROLS=1, SEED=3, **SMALL)
+    assert result.returncode == 0, result.stderr
+    return project
+
+
+def test_controls_of_real_and_of_the_sample_are_made_and_trained(ran):
+    datasets, run_dir = ran.run_dir / "datasets", ran.run_dir
+    made = {call.option("--control"): call for call in ran.calls("controls", dry=False)}
+    assert list(made) == ["copy", "photocopier", "shuffled", "colour-only", "noise", "oracle"]
+    for name, call in made.items():
+        assert call.option("--output") == str(datasets / f"control-{name}")
+        assert (call.option("--real"), call.option("--seed")) == (str(datasets / "real"), "3")
+        other = str(run_dir / "oracle/real") if name == "oracle" else None
+        assert call.option("--other") == other
+    assert made["oracle"].options("--samples") == [str(run_dir / "sample"),
+                                                   str(run_dir / "oracle/sample")]
+    sample, other = ran.calls("phantom", dry=False)
+    assert (sample.option("--seed"), other.option("--seed")) == (None, "1")
+    real, oracle = ran.calls("tumor", dry=False)
+    assert oracle.option("--input") == str(run_dir / "oracle/sample/images")
+    assert oracle.option("--groups") == str(run_dir / "oracle/sample/groups.csv")
+    assert real.option("--half") is oracle.option("--half") is None
+    trained = {Path(word).name for call in ran.calls("cnn", dry=False)
+               for word in call.options("--data")}
+    assert trained == {"real", "voronoi", *(f"control-{name}" for name in made)}
+
+
+def test_the_plan_and_the_likeness_are_of_arms_alone_and_the_test_of_all(ran):
+    for call in ran.calls("plan"):
+        assert set(call.options("--arms")) == {"real", "voronoi"}
+    test, = ran.calls("test", dry=False)
+    assert {"real", "voronoi", "control-copy", "control-oracle"} <= set(test.options("--datasets"))
+
+
+def test_other_half_makes_real_of_one_half_and_keeps_it_so(tmp_path):
+    project = Project(tmp_path)
+    settings = {"CONTROLS": "other-half noise", "REPLICATES": 2, **SMALL}
+    assert project.pipeline(**settings).returncode == 0
+    found = {call.option("--output"): call.option("--half")
+             for call in project.calls("tumor", dry=False)}
+    second = project.run_dir / "replicates/001"
+    assert found == {str(root / place): half for root in (project.run_dir, second)
+                     for place, half in (("datasets/real", "1"), ("other-half/real", "2"))}
+    others = {call.option("--output"): call.option("--other")
+              for call in project.calls("controls", dry=False)}
+    assert others[str(second / "datasets/control-other-half")] == str(second / "other-half/real")
+    project.forget()
+    assert project.pipeline(**SMALL, REPLICATES=2).returncode == 0  # and without CONTROLS
+    assert {call.option("--half") for call in project.calls("tumor", dry=False)} == {"1"}
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"CONTROLS": "copy gan"}, ["'gan' is no control", "colour-only"]),
+    ({"CONTROLS": "oracle", "INPUT": "."}, ["an oracle is of simulated images", "INPUT"]),
+    ({"CONTROLS": "other-half", "MODALITY": "ct"}, ["controls_seg.py --control other-half"]),
+])
+def test_controls_that_cannot_be_made_are_one_line(tmp_path, settings, words):
+    project = Project(tmp_path)
+    result = project.pipeline(**settings)
+    assert result.returncode == 2 and all(word in error(result) for word in words)
+    assert not project.calls()
+
+
+def test_real_and_controls_alone_are_no_comparison(ran):
+    result = ran.compare(2, DATASETS="real control-copy")
+    assert result.returncode == 1 and "apart from controls" in error(result)
