@@ -31,6 +31,8 @@ from lungkit.run.provenance import provenance
 from lungkit.run.seeds import stream
 from lungkit.run.system_files import listed
 
+GPU_BATCHES = 4  # ours: batches of a CPU drawn at once on a GPU, which a small one leaves idle
+
 
 @dataclass(frozen=True)
 class Item:
@@ -147,15 +149,17 @@ def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: i
                  report: Callable[[list[dict]], dict] | None = None) -> None:
     """Draw every item of every class with draw_for(label), which `fill` calls; publish and print.
 
-    Images are written with real's channels. report(records of the images): further keys of the
+    batch_size: drawn at once on a CPU, where the last bits of an image may depend on it. Images are written with real's channels. report(records of the images): further keys of the
     manifest.
     """
     data = arm.data
 
     def draw_like_real(draw: Callable, items: list[Item]) -> tuple[np.ndarray, list[dict]]:
-        images, columns = draw(items)
+        images, columns = in_parts(draw, items)
         return as_real(images, data.channels), columns
 
+    if arm.device.type == "cuda":
+        batch_size *= GPU_BATCHES
     with DatasetWriter(arm.target, stage=arm.stage, classes=data.classes,
                        image_size=data.image_size, channels=data.channels) as writer:
         progress = Progress(f"{arm.stage.removesuffix('_seg')} images", len(arm.items),
@@ -167,6 +171,22 @@ def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: i
         made = publish(writer, data, **more)
     print(f"{made.path}: {len(made.rows)} images of {len(made.classes)} classes "
           f"from {arm.weights.output_dir}")
+
+
+def in_parts(draw: Callable, items: list[Item]) -> tuple[np.ndarray, list[dict]]:
+    """draw(items), by halves where a GPU's memory does not take them all at once."""
+    import torch
+
+    try:
+        return draw(items)
+    except torch.OutOfMemoryError:
+        if len(items) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(items) // 2
+    images, columns = zip(*(in_parts(draw, part) for part in (items[:half], items[half:])),
+                          strict=True)
+    return np.concatenate(images), [*columns[0], *columns[1]]
 
 
 def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callable,

@@ -19,6 +19,7 @@ from lungkit.generate.items import (
     check_divisible,
     fill,
     folder_fingerprint,
+    in_parts,
     model_dir_for,
     plan_items,
     publish,
@@ -103,6 +104,28 @@ def test_a_begun_batch_is_drawn_again_as_it_was_and_a_written_one_is_not(tmp_pat
         assert {name: record.get("seed", "") for name, record in writer.records.items()} == {
             f"train/a/{i:06d}.png": f"7:{i}" if i > 2 else "" for i in range(6)}
         assert writer.records["train/a/000005.png"]["prompt"] == "p5"
+
+
+def test_what_a_gpu_has_no_room_for_is_drawn_in_halves_and_in_order():
+    import torch
+
+    asked = []
+
+    def draw(items):
+        asked.append(len(items))
+        if len(items) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return np.array([[[[item.index] * 3]] for item in items], np.uint8), [
+            {"seed": str(item.index)} for item in items]
+    images, columns = in_parts(draw, [Item(i, "train", "a") for i in range(9)])
+    assert images[:, 0, 0, 0].tolist() == list(range(9)) and images.shape == (9, 1, 1, 3)
+    assert [each["seed"] for each in columns] == [str(i) for i in range(9)]
+    assert asked == [9, 4, 2, 2, 5, 2, 3]
+
+    def never(items):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        in_parts(never, [Item(0, "train", "a")] * 4)
 
 
 def test_a_signal_stops_between_batches_and_keeps_what_was_drawn(tmp_path, monkeypatch):
