@@ -149,8 +149,8 @@ def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: i
                  report: Callable[[list[dict]], dict] | None = None) -> None:
     """Draw every item of every class with draw_for(label), which `fill` calls; publish and print.
 
-    batch_size: drawn at once on a CPU, where the last bits of an image may depend on it. Images are written with real's channels. report(records of the images): further keys of the
-    manifest.
+    batch_size: drawn at once on a CPU, where the last bits of an image may depend on it. Images are
+    written with real's channels. report(records of the images): further keys of the manifest.
     """
     data = arm.data
 
