@@ -171,7 +171,8 @@ class Bench:
                 self.images[name], self.labels[name] = self.images["own"], self.labels["own"]
             else:
                 self.images[name], self.labels[name] = self._load(dataset, split)
-        self.wanted = list(real.counts["train"].values())
+        # a mixture is trained on whole, whatever its size
+        self.wanted = list((data if "mix" in data.manifest else real).counts["train"].values())
 
     def _load(self, dataset: Dataset, split: str):
         import torch
@@ -220,6 +221,8 @@ class Bench:
                   "device": device_name(self.device), "versions": provenance()["versions"]}
         if control := control_of(self.data.manifest):
             record["control"] = control
+        if "mix" in self.data.manifest:
+            record["mix"] = self.data.manifest["mix"]
         if "draws" in identity:
             record["shared_with_earlier"] = shared_with_earlier(train_labels, self.wanted, *key,
                                                                 repeat)

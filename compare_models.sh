@@ -91,7 +91,7 @@ plan=$run_dir/comparison/plan.json
 first=$(place "${here[0]}")/datasets	# whose names all others must have
 baseline=()	# further rows, where their features are at hand
 names=(real)
-arms=(real)	# of these, all that are no control
+arms=(real)	# of these, all that are no control and no mixture
 
 # ---------------------------------------------------------------- what is started
 
@@ -135,12 +135,12 @@ find_datasets() {	# sets names: the datasets there are, of DATASETS where it is 
 	done
 }
 
-# A control is trained as an arm is, and no arm: the plan and the families are of arms alone.
+# A control or a mixture is trained as an arm is, and is none: plan and families are of arms alone.
 find_arms() {	# sets arms, of names
 	local name
 	arms=()
 	for name in "${names[@]}"; do
-		grep -qsE '"control": *[{]' "$first/$name/dataset.json" || arms+=("$name")
+		grep -qsE '"(control|mix)": *[{]' "$first/$name/dataset.json" || arms+=("$name")
 	done
 }
 
@@ -227,7 +227,7 @@ for r in "${here[@]}"; do
 	done
 done
 find_arms
-((${#arms[@]} > 1)) || { fault "$first holds one dataset only (${arms[*]}), apart from controls: a comparison needs two or more"; exit 1; }
+((${#arms[@]} > 1)) || { fault "$first holds one dataset only (${arms[*]}), apart from controls and mixtures: a comparison needs two or more"; exit 1; }
 
 find_baselines
 for name in "${baseline[@]}"; do

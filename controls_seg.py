@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -44,6 +43,7 @@ from lungkit.data.controls import (
     SHUFFLED,
 )
 from lungkit.data.dataset import SPLITS, Dataset, Row, inherited, open_dataset, parent_of
+from lungkit.data.draws import in_turn
 from lungkit.data.manifest import MANIFEST, read_manifest
 from lungkit.data.orientations import orient
 from lungkit.data.png import decode_png
@@ -120,15 +120,6 @@ DRAWN = {COPY: keep, OTHER_HALF: keep, ORACLE: keep, PHOTOCOPIER: photocopy, SHU
 
 
 # ------------------------------------------------------------------ which image goes where
-
-def in_turn(counts: dict[str, int]) -> Iterator[str]:
-    """Every label as often as counted, in an order in which any run has them in proportion."""
-    given, total = dict.fromkeys(counts, 0), sum(counts.values())
-    for place in range(1, total + 1):
-        label = max(counts, key=lambda name: counts[name] * place / total - given[name])
-        given[label] += 1
-        yield label
-
 
 def shuffle(rows: list[Row], rng: np.random.Generator) -> list[str]:
     """A label for every row of one split: every class's images get all labels in proportion.

@@ -8,6 +8,7 @@ Writes  OUTPUT/noninferiority.csv   each synthetic arm against real: margin, int
         OUTPUT/levels.csv           every pair at every level that the data reach
         OUTPUT/arms.csv, classes.csv, sizes.csv, confusion.csv, components.csv   each arm closely
         OUTPUT/controls.csv, morphology.csv   sets of a known truth: did the instrument pass?
+        OUTPUT/dose.csv, worth.csv  mixtures with real, and what an arm's images are worth
         OUTPUT/fidelity.csv         how like real each arm's images are, where it was measured
         OUTPUT/wilcoxon.csv         one line per pair of datasets, rank-sum tests
         OUTPUT/accuracies.csv       tidy, one line per repeat
@@ -163,7 +164,7 @@ def conclude(results_path: Path, found: results.Results, tests: list, metric: st
              benign: str | None, alpha: float, margin: float, controls: list[str],
              plan: dict | None) -> Comparison:
     """Decide every pair, by test group where the results say what was answered of which."""
-    from lungkit.compare import conclude as conclusion, evidence as answers, instrument
+    from lungkit.compare import conclude as conclusion, dose, evidence as answers, instrument
 
     evidence, missing = None, None
     try:
@@ -176,6 +177,9 @@ def conclude(results_path: Path, found: results.Results, tests: list, metric: st
     comparison.controls, comparison.morphology = instrument.judge(
         results_path, found, metric, benign, alpha=alpha, margin=margin)
     comparison.answer[1:1] = instrument.lines(comparison.controls, comparison.morphology)
+    comparison.curve, comparison.worth = dose.curve(
+        results_path, found, metric, benign, alpha=alpha, margin=margin)
+    comparison.answer += dose.lines(comparison.worth, alpha)
     sentences = {frozenset((pair.arm, pair.against)): pair.sentence for pair in comparison.pairs}
     for test in tests:
         test.verdict = sentences[frozenset((test.dataset_a, test.dataset_b))] or "no verdict"

@@ -51,6 +51,10 @@ def make_all(root: Path) -> None:
     for arm in ARMS:
         seed = [] if arm == "voronoi" else ["--seed", "5"]
         run(f"{arm}_seg", *arguments(arm, real, datasets / arm, *seed))
+    run("controls_seg", "--control", "photocopier", "--real", real, "--output",
+        datasets / "control-photocopier", "--seed", "5")
+    run("mix_seg", "--real", real, "--real-share", "0.5", "--synthetic", datasets / "voronoi",
+        "--dose", "0.5", "--output", datasets / "mix-real-0.5-voronoi-0.5", "--seed", "5")
     for name in ("real", *ARMS):
         run("cnn_classify", "--data", datasets / name, "--real", real, "--results", results,
             "--repeats", "2", "--steps", "4", "--batch-size", "4", "--device", "cpu", "--seed", "5")

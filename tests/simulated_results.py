@@ -133,6 +133,19 @@ def simulate_controls(arms: dict[str, Truth], controls: dict[str, Truth], *,
     return made
 
 
+def simulate_mixtures(arms: dict[str, Truth], mixtures: dict[str, tuple[Truth, float, str, float]],
+                      *, num_real: int = 300, **how) -> Simulated:
+    """A run of these arms, and of mixtures by their names: (truth, real share, arm or "", dose)."""
+    made = simulate({**arms, **{name: mix[0] for name, mix in mixtures.items()}}, **how)
+    for row in made.rows:
+        row["num_train_images"] = num_real
+        if row["dataset"] in mixtures:
+            _, share, arm, dose = mixtures[row["dataset"]]
+            row["mix"] = {"real": share, "synthetic": arm or None, "dose": dose,
+                          "num_real": share * num_real, "num_synthetic": dose * num_real}
+    return made
+
+
 def _probabilities(z: np.ndarray, labels: np.ndarray, classes: int,
                    collapsed: bool) -> np.ndarray:
     """float32 [N, C]: the class said gets 1/2 and more, the further z from 0 the more."""

@@ -34,6 +34,7 @@ done
 case $name in
 	*_seg.py) mkdir -p "$output"; echo '{}' >"$output/dataset.json"
 		[[ $name != controls* ]] || echo '{"control": {}}' >"$output/dataset.json"
+		[[ $name != mix* ]] || echo '{"mix": {}}' >"$output/dataset.json"
 		[[ $name != voronoi* ]] || : >"$output/image_features.csv" ;;
 	wilcoxon_test.py) echo "the verdict" ;;
 esac

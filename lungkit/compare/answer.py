@@ -173,6 +173,8 @@ class Comparison:
     plan: dict | None = None     # of comparison/plan.json, its looks included
     controls: list = field(default_factory=list)    # of instrument.ControlAnswer
     morphology: list = field(default_factory=list)  # of instrument.Morphology
+    curve: list = field(default_factory=list)       # of dose.Point
+    worth: list = field(default_factory=list)       # of dose.Worth
 
     def to_json(self) -> dict:
         """As JSON holds it: infinite ends are None."""

@@ -19,6 +19,8 @@ def csv_files(found: Comparison) -> dict[str, str]:
     confusion.csv       what was said of each class, summed over repeats
     controls.csv        every control: what was expected of it, found, and whether that is it
     morphology.csv      every arm beside colour and contrast alone
+    dose.csv            every mixture with real, and real itself
+    worth.csv           what one real image is worth in an arm's images
     components.csv      where the variance of a difference is from
     looks.csv           the plan and every look beyond it
     power.csv           what the plan could show at every level
@@ -48,6 +50,8 @@ def csv_files(found: Comparison) -> dict[str, str]:
               "components.csv": [asdict(each) for each in found.components],
               "controls.csv": [asdict(each) for each in found.controls],
               "morphology.csv": [asdict(each) for each in found.morphology],
+              "dose.csv": [asdict(each) for each in found.curve],
+              "worth.csv": [asdict(each) for each in found.worth],
               **_of_plan(found.plan or {})}
     return {name: table_csv(lines) for name, lines in tables.items() if lines}
 

@@ -97,6 +97,32 @@ def differences_png(said: Comparison) -> bytes:
     return _png(figure)
 
 
+def dose_png(said: Comparison) -> bytes:
+    """The score of every mixture by its number of training images; a line a kind of mixture."""
+    figure, axes = _figure(7.6, 4.6)
+    kinds: dict[str, list] = {}
+    for point in said.curve:
+        kinds.setdefault(f"{point.synthetic} {point.kind}".strip(), []).append(point)
+    for place, (name, found) in enumerate(kinds.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        found = sorted(found, key=lambda point: point.num_real + point.num_synthetic)
+        images = [point.num_real + point.num_synthetic for point in found]
+        axes.plot(images, [100 * point.mean for point in found], "o-", color=colour, label=name)
+        for at, point in zip(images, found):
+            if point.low is not None:
+                axes.plot([at, at], [100 * point.low, 100 * point.high], color=colour,
+                          linewidth=1.4, alpha=0.6)
+    axes.set_xscale("log")
+    ticks = sorted({round(point.num_real + point.num_synthetic) for point in said.curve})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("training images")
+    axes.set_ylabel(f"{scores.capital(scores.metric_words(said.metric))} (%)")
+    axes.grid(color="#e4e4e4", linewidth=0.8)
+    axes.legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
 def _interval(axes, place: float, interval: tuple[float, float], reach: float, **style) -> None:
     """A line from end to end in points; an end without a bound is an arrow at the edge."""
     low, high = (min(reach, max(-reach, 100 * end)) for end in interval)

@@ -20,15 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.compare import scores
-from lungkit.compare.answer import Estimate
+from lungkit.compare.against import Beside, against, read_arrays
 from lungkit.compare.bootstrap import Mean, Trainings, crossed_mean
-from lungkit.compare.conclude import conclude
-from lungkit.compare.evidence import Evidence, NoEvidence, read_evidence
-from lungkit.compare.pairs import compare
+from lungkit.compare.evidence import Evidence
 from lungkit.compare.rank_sum import holm
 from lungkit.compare.replicates import TO_ESTIMATE, paired_mean
 from lungkit.compare.results import REAL, Results
-from lungkit.compare.set_aside import beside, controls_of
+from lungkit.compare.set_aside import controls_of
 from lungkit.compare.tables import Table, p_words, percent, points
 from lungkit.data.controls import (
     COLOUR_ONLY,
@@ -97,9 +95,8 @@ def judge(source: Path, found: Results, metric: str, benign: str | None, *, alph
     for name, control in sorted(controls_of(found).items(),
                                 key=lambda each: order.get(each[1]["name"], len(order))):
         own = control["name"] == COLOUR_ONLY
-        pair = beside(found, name, [REAL], own=own)
-        best, evidence = _against(source, pair, name, REAL, metric, own=own, **asked)
-        answers.append(_answer(pair, name, control, metric, best, evidence))
+        told = against(source, found, name, REAL, metric, own=own, **asked)
+        answers.append(_answer(told, name, control, metric, found.overlap))
         if own:
             arms = [arm for arm in found.datasets if arm not in {REAL, *found.baselines}]
             morphology += _morphology(source, found, name, arms, metric, asked, alpha)
@@ -107,58 +104,10 @@ def judge(source: Path, found: Results, metric: str, benign: str | None, *, alph
     return answers, morphology
 
 
-def _against(source: Path, pair: Results, name: str, against: str, metric: str, *,
-             benign: str | None, alpha: float, margin: float, own: bool,
-             read: Callable[[Path], dict[str, np.ndarray]]
-             ) -> tuple[Estimate | None, Evidence | None]:
-    """The difference name - against at the highest level that two datasets reach.
-
-    own: `name` is tested on its own test images.
-    """
-    def read_own(path: Path) -> dict[str, np.ndarray]:
-        arrays = read(path)
-        if own and path.parts[-3] == name:
-            arrays |= {f"real_{key[4:]}": value for key, value in arrays.items()
-                       if key.startswith("own_")}
-        return arrays
-
-    evidence, missing = None, None
-    try:
-        evidence = read_evidence(source, pair, metric, benign, read_own)
-    except NoEvidence as reason:
-        missing = str(reason)
-    tests = compare({each: pair.values(each, metric) for each in (against, name)}, metric=metric,
-                    unit=pair.unit, alpha=alpha, margin=margin)
-    [told] = conclude(pair, tests, metric, evidence, missing, alpha=alpha, margin=margin).pairs
-    if told.level is None:
-        return None, evidence
-    best = told.estimates[told.level]
-    return (best if told.arm == name else _turned(best)), evidence
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz. Raises NoEvidence where it is not there, or names no groups."""
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-    except OSError as error:
-        raise NoEvidence(f"{path} cannot be read ({error})") from None
-    if "real_groups" not in arrays:
-        raise NoEvidence(f"{path} names no groups")
-    return arrays
-
-
-def _turned(found: Estimate) -> Estimate:
-    """The same difference the other way round, as far as it is read here."""
-    found.difference, found.low, found.high = -found.difference, -found.high, -found.low
-    return found
-
-
 # ------------------------------------------------------------------ one control
 
-def _answer(pair: Results, name: str, control: dict, metric: str, best: Estimate | None,
-            evidence: Evidence | None) -> ControlAnswer:
-    rows = [row for row in pair.rows if row["dataset"] == name]
+def _answer(told: Beside, name: str, control: dict, metric: str, overlap: float) -> ControlAnswer:
+    rows, best, evidence = told.rows, told.estimate, told.evidence
     said = ControlAnswer(
         name, control["name"], control["expected"], "", OPEN, len(rows),
         float(np.mean([row[metric] for row in rows])),
@@ -170,7 +119,7 @@ def _answer(pair: Results, name: str, control: dict, metric: str, best: Estimate
     elif said.control in (OTHER_HALF, ORACLE) and best:
         said.p_alarm = best.p_difference if lower else 1.0
     elif said.control in (SHUFFLED, NOISE):
-        chance = beside_chance(evidence, name, pair.overlap) if evidence else None
+        chance = beside_chance(evidence, name, overlap) if evidence else None
         if chance:
             said.chance = chance.value
             said.p_alarm = min(1.0, 2 * min(chance.p_above(0), 1 - chance.p_above(0)))
@@ -227,6 +176,8 @@ def _decide(answers: Sequence[ControlAnswer], alpha: float) -> None:
     for each in answers:
         alarm = each.p_alarm_holm is not None and each.p_alarm_holm <= alpha
         lower = each.difference is not None and each.difference < 0 and each.p_difference <= alpha
+        if each.control in (SHUFFLED, COLOUR_ONLY, NOISE) and each.level and not lower:
+            each.found += "; not shown to be lower than real"
         if each.control == PHOTOCOPIER:
             each.outcome = OPEN if each.flagged is None else \
                 PASSED if each.flagged >= FLAGGED else FAILED
@@ -249,11 +200,9 @@ def _morphology(source: Path, found: Results, name: str, arms: Sequence[str], me
                 asked: dict, alpha: float) -> list[Morphology]:
     told = []
     for arm in arms:
-        best, _ = _against(source, beside(found, name, [arm], own=True), name, arm, metric,
-                           own=True, **asked)
+        best = against(source, found, name, arm, metric, own=True, **asked).estimate
         if best:
-            best = _turned(best)
-            told.append(Morphology(arm, best.difference, best.low, best.high, best.level,
+            told.append(Morphology(arm, -best.difference, -best.high, -best.low, best.level,
                                    best.p_difference, UNSHOWN))
     for each, p in zip(told, holm([each.p_holm for each in told])):
         each.p_holm = p

@@ -35,6 +35,8 @@ def contents(found: Results, said: Comparison, tests: Sequence[Pair], sheets_dir
     pictures = {"accuracy_boxplot.png": figures.boxplot_png(found, said.metric, said.arms)}
     if any(pair.estimates for pair in said.pairs):
         pictures["accuracy_differences.png"] = figures.differences_png(said)
+    if said.curve:
+        pictures["dose.png"] = figures.dose_png(said)
     html = page(found, said, tests, pictures=pictures,
                 sheets=read_sheets(sheets_dir, found.datasets), likeness=likeness)
     measured = {"fidelity.csv": table_csv(list(likeness)).encode()} if likeness else {}
@@ -48,7 +50,7 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
     """The whole report as one HTML page that needs no other file."""
     import jinja2
 
-    from lungkit.compare import instrument  # reads all that is compared, which --help must not
+    from lungkit.compare import dose, instrument  # read all that is compared: --help must not
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
                                      trim_blocks=True, lstrip_blocks=True,
@@ -64,7 +66,7 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
     return template.render(
         found=found, said=said, tests=tests, tables=tables, pictures=pictures, sheets=sheets,
         likeness=alike.table(list(likeness)), controls=instrument.table(said.controls),
-        morphology=instrument.morphology_table(said.morphology),
+        morphology=instrument.morphology_table(said.morphology), curve=dose.table(said.curve),
         score=score, split=split, families=FAMILIES, plan=plan_in_words(said.plan),
         n=" to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))),
         also=[str(each) for each in said.warnings if not each.limits],

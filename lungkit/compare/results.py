@@ -46,6 +46,7 @@ class Results:
     settings: dict = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     control_rows: list[dict] = field(default_factory=list)  # set aside: none of them is above
+    mix_rows: list[dict] = field(default_factory=list)      # nor of these
 
     @property
     def baselines(self) -> list[str]:
@@ -108,7 +109,7 @@ class Results:
         An image is called tumour where its most probable class is one. Raises BadOptions for a
         class that the results do not have.
         """
-        for row in [*self.rows, *self.control_rows]:
+        for row in [*self.rows, *self.control_rows, *self.mix_rows]:
             for split in SPLITS:
                 classes = row[split].get("classes") or []
                 if benign not in classes:
@@ -229,7 +230,7 @@ def read_results(source: Path, *, datasets: list[str] | None = None,
         set_aside(found_results)
         if len(found_results.datasets) < 2:
             raise Fault(f"{source} holds results of {' '.join(found_results.datasets) or 'no arm'} "
-                        "and of controls only: a comparison needs two or more that are none")
+                        "and of controls or mixtures only: a comparison needs two or more arms")
         refusals.note_settings_and_warnings(found_results)
     return found_results
 

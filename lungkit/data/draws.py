@@ -8,6 +8,8 @@ Feeds cnn_classify's `draws`: another order is another training.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from lungkit.data.dataset import Dataset
@@ -38,6 +40,15 @@ def draw_images(labels: np.ndarray, wanted: list[int], arm: str, seed: int,
             pool = order[place * num_wanted:(place + 1) * num_wanted]
         drawn.append(pool)
     return np.sort(np.concatenate(drawn))
+
+
+def in_turn(counts: dict[str, int]) -> Iterator[str]:
+    """Every label as often as counted, in an order in which any run has them in proportion."""
+    given, total = dict.fromkeys(counts, 0), sum(counts.values())
+    for place in range(1, total + 1):
+        label = max(counts, key=lambda name: counts[name] * place / total - given[name])
+        given[label] += 1
+        yield label
 
 
 def shared_with_earlier(labels: np.ndarray, wanted: list[int], arm: str, seed: int, replicate: int,

@@ -42,7 +42,7 @@ def identities(data: dict, real: dict, repeats: range, *, replicate: int, seed: 
     """
     have, wanted = ([manifest["counts"]["train"].get(label, 0) for label in real["classes"]]
                     for manifest in (data, real))
-    larger = any(pool > draw for pool, draw in zip(have, wanted))
+    larger = "mix" not in data and any(pool > draw for pool, draw in zip(have, wanted))
     draws = {"draws": num_draws(have, wanted)} if larger else {}
     return [{"dataset": data["name"], "dataset_fingerprint": data["fingerprint"],
              "real_fingerprint": real["fingerprint"], "replicate": replicate, "repeat": repeat,

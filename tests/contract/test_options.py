@@ -16,7 +16,7 @@ TOOLS = sorted(str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
 
 
 def test_there_are_stages_and_tools():
-    assert len(STAGES) == 11 and "lungkit.phantom.sample" in TOOLS and len(TOOLS) >= 4
+    assert len(STAGES) == 12 and "lungkit.phantom.sample" in TOOLS and len(TOOLS) >= 4
 
 
 @pytest.mark.parametrize("name", STAGES + TOOLS)

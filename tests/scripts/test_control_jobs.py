@@ -84,4 +84,39 @@ def test_controls_that_cannot_be_made_are_one_line(tmp_path, settings, words):
 
 def test_real_and_controls_alone_are_no_comparison(ran):
     result = ran.compare(2, DATASETS="real control-copy")
-    assert result.returncode == 1 and "apart from controls" in error(result)
+    assert result.returncode == 1 and "apart from controls and mixtures" in error(result)
+
+
+# ------------------------------------------------------------------ MIX
+
+def test_mixtures_are_made_of_arms_that_are_made_and_trained_beside_them(tmp_path):
+    project = Project(tmp_path)
+    result = project.pipeline(MIX="voronoi:0.5,2 real:0.25", **SMALL)
+    assert result.returncode == 0, result.stderr
+    datasets = project.run_dir / "datasets"
+    told = {Path(call.option("--output")).name: (
+        call.option("--real-share"), call.option("--synthetic"), call.option("--dose"))
+        for call in project.calls("mix", dry=False)}
+    voronoi = str(datasets / "voronoi")
+    assert told == {
+        "mix-real-0.25": ("0.25", None, None),
+        "mix-voronoi-0.5": (None, voronoi, "0.5"), "mix-voronoi-2": (None, voronoi, "2"),
+        "mix-real-1-voronoi-0.5": ("1", voronoi, "0.5"),
+        "mix-real-1-voronoi-2": ("1", voronoi, "2")}
+    stages = [call.stage for call in project.calls(dry=False)]
+    assert stages.index("voronoi") < stages.index("mix") < stages.index("cnn")
+    trained = {Path(word).name for call in project.calls("cnn", dry=False)
+               for word in call.options("--data")}
+    assert trained == {"real", "voronoi", *told}
+    for call in project.calls("plan", dry=False):
+        assert set(call.options("--arms")) == {"real", "voronoi"}
+
+
+@pytest.mark.parametrize(("mix", "words"), [
+    ("voronoi", "'voronoi' is no mixture"), ("voronoi:", "is no mixture"),
+    ("voronoi:1,,2", "is no mixture"), ("voronoi:-1", "is no mixture"),
+    ("prompt:1", "'prompt' is not among ARMS")])
+def test_mixtures_that_are_none_are_one_line(tmp_path, mix, words):
+    project = Project(tmp_path)
+    result = project.pipeline(MIX=mix, **SMALL)
+    assert result.returncode == 2 and words in error(result) and not project.calls()
