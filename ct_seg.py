@@ -8,6 +8,7 @@ Writes  OUTPUT/{train,val,test}/<class>/000000.png    square grey images of one 
         OUTPUT/studies.csv   every series: kept, or why not     OUTPUT/nodules.csv   every nodule
         OUTPUT/split.csv     every patient's split              OUTPUT/qc.png        examples
         OUTPUT/metadata.csv, OUTPUT/dataset.json     the latter last: present means complete
+        NNUNET/**            with --nnunet, the scans and their nodules in nnU-Net's raw layout
 
 Series: of several of one scan one is kept, by a stated rule (lungkit.ct.studies). A series that is
 broken ends the run, unless --skip-broken; what is no chest CT is left out. Nodules: those of enough
@@ -31,6 +32,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 from lungkit.run import cli
@@ -176,18 +178,25 @@ def check_options(how: dict) -> None:
         raise BadOptions("--window of pictures whose own is unknown: give --input-window")
     if how["healthy"] == "candidates" and (how["view"], how["labels"]) != ("crop", "presence"):
         raise BadOptions("--healthy candidates is of --view crop --labels presence")
+    if how["nnunet"] and how["images"]:
+        raise BadOptions("--nnunet is of scans, not of --images")
     if how["split_from"] and how["fold"]:
         raise BadOptions("--split-from and --fold both say what is in test: give one")
 
 
-def check_paths(input_dir: Path, output_dir: Path) -> None:
-    """Refuse an output that could overwrite the input, or that would be read as input."""
+def check_paths(input_dir: Path, outputs: dict[str, Path | None]) -> None:
+    """Refuse an output that could overwrite the input or another, or that would be read as input.
+
+    outputs: by option; None: not asked for.
+    """
     if not input_dir.is_dir():
         raise Fault(f"--input {input_dir} is not a directory: give the folder of the scans")
-    inner, outer = input_dir.resolve(), output_dir.resolve()
-    if inner == outer or outer.is_relative_to(inner) or inner.is_relative_to(outer):
-        raise BadOptions(f"--output {output_dir} and --input {input_dir} lie one inside the other: "
-                         "choose an --output beside the input")
+    given = [(option, path) for option, path in outputs.items() if path]
+    for (option, path), (other, there) in combinations([*given, ("--input", input_dir)], 2):
+        inner, outer = path.resolve(), there.resolve()
+        if inner == outer or outer.is_relative_to(inner) or inner.is_relative_to(outer):
+            raise BadOptions(f"{option} {path} and {other} {there} lie one inside the other: "
+                             f"choose an {option} beside the {other.lstrip('-')}")
 
 
 def settle(how: dict, preset: str) -> dict:
@@ -221,23 +230,27 @@ def in_words(plan) -> str:
             + f"), classes {', '.join(plan.classes)}, {sum(plan.dropped.values())} nodules dropped")
 
 
-def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool, dry_run: bool,
-        seed: int, **how: object) -> None:
+def run(*, input: Path, output: Path, nnunet: Path | None, preset: str, workers: int,
+        overwrite: bool, dry_run: bool, seed: int, **how: object) -> None:
     """Look at the series, choose, plan by patient, write the images, publish the dataset."""
     how = settle(how, preset)
-    check_options(how)
-    check_paths(input, output)
+    check_options({**how, "nnunet": nnunet})
+    check_paths(input, {"--output": output, "--nnunet": nnunet})
     from lungkit.ct import pictures, plan as planning, studies
     from lungkit.ct.crops import Field
     from lungkit.ct.images import Recipe
+    from lungkit.ct.nnunet import export
     from lungkit.ct.truth import Rule
     from lungkit.run.journal import ResultJournal
     from lungkit.run.output import Output
     from lungkit.run.workers import mapper
 
-    target = Output(output, "dataset.json", {**identity(how, input), "seed": seed},
-                    overwrite=overwrite)
-    if target.is_complete():
+    decided = {**identity(how, input), "seed": seed}
+    target = Output(output, "dataset.json", decided, overwrite=overwrite)
+    beside = nnunet and Output(nnunet, "dataset.json", {**decided, "layout": "nnU-Net"},
+                               overwrite=overwrite)
+    pending = [each for each in (target, beside) if each and not each.is_complete()]
+    if not pending:
         print(f"{output}: already complete")
         return
     rule = Rule(how["labels"], how["benign_max"], how["malignant_min"], how["min_readers"],
@@ -269,7 +282,10 @@ def run(*, input: Path, output: Path, preset: str, workers: int, overwrite: bool
         if dry_run:
             print(f"{output}: would write {in_words(plan)}")
             return
-        make_dataset(target, scans, studies_csv, plan, recipe, rule, how, mapped)
+        if target in pending:
+            make_dataset(target, scans, studies_csv, plan, recipe, rule, how, mapped)
+        if beside in pending:
+            export(beside, plan.jobs, mapped)
         journal.discard()
     print(f"{output}: {in_words(plan)}")
 
@@ -333,6 +349,8 @@ def build_parser():
     group.add_argument("--symmetries", type=int, choices=(1, 2, 8),
                        help="turns and flips that an image stays valid by (default: crops 8, "
                             "slices 1)")
+    group.add_argument("--nnunet", type=cli.directory, metavar="DIR",
+                       help="also write the scans with their nodules in nnU-Net's raw layout")
     group = parser.add_argument_group("Performance")
     group.add_argument("--workers", type=cli.positive_int, default=1, metavar="N",
                        help="processes; the result does not depend on it")

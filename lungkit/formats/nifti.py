@@ -17,6 +17,7 @@ from lungkit.run.faults import Fault
 SUFFIXES = (".nii", ".nii.gz")
 LPS = np.array([-1.0, -1.0, 1.0])  # of RAS
 FORMS_AGREE_MM = 1.0               # ours: farther apart at a corner, the two forms contradict
+PACKED = 3                         # gzip's level, of 9; ours
 
 
 def _open(path: Path):
@@ -102,3 +103,20 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
     if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values)):
         raise Fault(f"{path}: labels must be whole numbers")
     return turn(values), geometry
+
+
+def encode_nifti(values: np.ndarray, geometry: Geometry) -> bytes:
+    """A volume [Z, Y, X] at its place as a gzipped NIfTI-1 file, whose axes are x, y, z.
+
+    The same values give the same bytes.
+    """
+    import nibabel
+
+    affine = np.eye(4)
+    affine[:3, :3] = geometry.steps_mm[::-1].T * LPS[:, None]
+    affine[:3, 3] = geometry.origin_mm * LPS
+    image = nibabel.Nifti1Image(np.ascontiguousarray(values.T), affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), PACKED, mtime=0)
