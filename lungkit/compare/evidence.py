@@ -15,7 +15,7 @@ import numpy as np
 
 from lungkit.compare import scores
 from lungkit.compare.bootstrap import Trainings
-from lungkit.compare.influence import SCORES, influence
+from lungkit.compare.influence import ITEM_SCORES, SCORES, influence, of_items
 from lungkit.compare.results import Results
 from lungkit.data import size_bands
 from lungkit.data.metrics import mean_auroc
@@ -23,6 +23,7 @@ from lungkit.data.result import TUMOUR_SCORES, repeat_path, replicate_dir
 from lungkit.run.faults import Fault, check_stop
 
 CALIBRATION_BINS = 10  # of equal counts: Nguyen and O'Connor 2015
+FOREGROUND = "foreground"  # the one class of what is segmented: groups are drawn among all
 AGREEMENT = 1e-3       # between a record's score and that of its .npz, which holds float32
 
 
@@ -32,11 +33,15 @@ class NoEvidence(Exception):
 
 @dataclass
 class TestSet:
-    """The real test images of one split; all arms were tested on them, in this order."""
+    """The real test images of one split; all arms were tested on them, in this order.
+
+    Of what is segmented they are items, images or volumes, and FOREGROUND is the only class: a
+    group counts where it shows some.
+    """
 
     replicates: list[int]
     classes: list[str]
-    labels: np.ndarray    # int [N]
+    labels: np.ndarray    # int [N]; of items the voxels of foreground
     groups: list[str]     # [G], sorted
     group: np.ndarray     # int [N], an index into groups
     unknown: int          # images that have no group id, each its own group
@@ -49,6 +54,11 @@ class TestSet:
         chosen = images & (self.band >= 0)
         np.add.at(found, (self.band[chosen], self.group[chosen], self.labels[chosen]), 1)
         return found
+
+    @property
+    def is_classified(self) -> bool:
+        """Whether a class was said of each image."""
+        return self.classes != [FOREGROUND]
 
     @property
     def groups_per_class(self) -> dict[str, int]:
@@ -132,7 +142,9 @@ def read_evidence(source: Path, found: Results, metric: str, benign: str | None,
     name, test_split = scores.parts(metric)
     if test_split != "real":
         raise NoEvidence("a table of accuracies names no test image")
-    if name not in SCORES and (name not in TUMOUR_SCORES or benign is None):
+    segmented = found.rows[0].get("task") == "segment"
+    if name not in (ITEM_SCORES if segmented else SCORES) and (
+            name not in TUMOUR_SCORES or benign is None):
         raise NoEvidence(f"{scores.metric_words(metric)} has no value by test image")
     splits: list[TestSet] = []
     arms: dict[str, list[Answers]] = {arm: [] for arm in found.datasets}
@@ -144,10 +156,14 @@ def read_evidence(source: Path, found: Results, metric: str, benign: str | None,
                 if row["dataset"] == arm and row["replicate"] in replicates:
                     check_stop()
                     path = _npz_path(source, row)
-                    arrays = (read or _read)(path)
+                    arrays = (read or _read)(path, *([ITEMS] if segmented else []))
                     test_set = test_set or _test_set(arrays, replicates)
                     _check_same(arrays, test_set, path)
-                    _add(answers, row, arrays["real_probabilities"], test_set, metric, benign, path)
+                    if segmented:
+                        _add_items(answers, row, arrays, test_set, metric, path)
+                    else:
+                        _add(answers, row, arrays["real_probabilities"], test_set, metric, benign,
+                             path)
             arms[arm].append(answers)
         splits.append(test_set)
     return Evidence(metric, splits, arms)
@@ -158,8 +174,13 @@ def _npz_path(source: Path, row: dict) -> Path:
     return repeat_path(directory, row["repeat"]).with_suffix(".npz")
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    wanted = ("classes", "real_probabilities", "real_labels", "real_file_names", "real_groups")
+NAMED = ("real_file_names", "real_groups")
+IMAGES = ("classes", "real_probabilities", "real_labels", *NAMED)
+ITEMS = (*(f"real_{name}" for name in ("true", "said", "both", "lesions", "found", "dice",
+                                       "surface_dice")), *NAMED)
+
+
+def _read(path: Path, wanted: tuple[str, ...] = IMAGES) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
             missing = [name for name in wanted if name not in file.files]
@@ -178,9 +199,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 def _test_set(arrays: dict[str, np.ndarray], replicates: list[int]) -> TestSet:
     groups, group = np.unique(arrays["real_groups"], return_inverse=True)
-    labels, classes = arrays["real_labels"], arrays["classes"].tolist()
-    counts = np.zeros((len(groups), len(classes)), np.int64)
-    np.add.at(counts, (group, labels), 1)
+    if "real_true" in arrays:
+        labels, classes = arrays["real_true"], [FOREGROUND]
+        counts = np.bincount(group, labels > 0, len(groups)).astype(np.int64)[:, None]
+    else:
+        labels, classes = arrays["real_labels"], arrays["classes"].tolist()
+        counts = np.zeros((len(groups), len(classes)), np.int64)
+        np.add.at(counts, (group, labels), 1)
     unknown = int((arrays["real_groups"] == arrays["real_file_names"]).sum())
     diameters = arrays.get(f"real_{size_bands.COLUMN}")
     return TestSet(replicates, classes, labels, groups.tolist(), group, unknown, counts,
@@ -188,12 +213,14 @@ def _test_set(arrays: dict[str, np.ndarray], replicates: list[int]) -> TestSet:
 
 
 def _check_same(arrays: dict[str, np.ndarray], test_set: TestSet, path: Path) -> None:
-    same = (arrays["classes"].tolist() == test_set.classes
-            and np.array_equal(arrays["real_labels"], test_set.labels)
-            and np.array_equal(arrays["real_groups"],
-                               np.array(test_set.groups)[test_set.group])
-            and arrays["real_probabilities"].shape == (len(test_set.labels),
-                                                       len(test_set.classes)))
+    same = np.array_equal(arrays["real_groups"], np.array(test_set.groups)[test_set.group])
+    if test_set.is_classified:
+        same = (same and arrays["classes"].tolist() == test_set.classes
+                and np.array_equal(arrays["real_labels"], test_set.labels)
+                and arrays["real_probabilities"].shape == (len(test_set.labels),
+                                                           len(test_set.classes)))
+    else:
+        same = same and np.array_equal(arrays["real_true"], test_set.labels)
     if not same:
         raise Fault(f"{path} was tested on other images, groups or classes than the results beside "
                     "it of the same real dataset")
@@ -222,6 +249,20 @@ def _add(answers: Answers, row: dict, probabilities: np.ndarray, test_set: TestS
     one_hot = np.eye(num_classes)[labels]
     answers.brier.append(float(((probabilities - one_hot)**2).sum(1).mean()))
     answers.calibration.append(calibration_error(probabilities.max(1), right))
+
+
+def _add_items(answers: Answers, row: dict, arrays: dict[str, np.ndarray], test_set: TestSet,
+               metric: str, path: Path) -> None:
+    """Add what one training found of every item."""
+    items = {name.removeprefix("real_"): values for name, values in arrays.items()}
+    value, by_item = of_items(scores.parts(metric)[0], items)
+    if not abs(value - row[metric]) <= AGREEMENT:
+        raise Fault(f"{path} holds items of {scores.metric_words(metric)} {value:.4f}, its record "
+                    f"says {row[metric]:.4f}")
+    answers.trainings.append((row["replicate"], row["repeat"]))
+    answers.fingerprints.append(row["dataset_fingerprint"])
+    answers.values.append(row[metric])
+    answers.influence.append(np.bincount(test_set.group, by_item, len(test_set.groups)))
 
 
 def _add_bands(answers: Answers, probabilities: np.ndarray, right: np.ndarray,

@@ -34,6 +34,17 @@ def influence(name: str, probabilities: np.ndarray, labels: np.ndarray,
     return SCORES[name](probabilities, labels, said)
 
 
+def of_items(name: str, items: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:
+    """A score of "segment" and the influence of every item on it: float64 [N], of sum 0.
+
+    items: {true, said, both, lesions, found, dice, surface_dice: [N]}, as a result's .npz has them.
+    Raises KeyError for a score that is not among ITEM_SCORES.
+    """
+    part, whole = ITEM_SCORES[name](items)
+    score = float(part.sum() / whole.sum())
+    return score, (part - score * whole) / whole.sum()
+
+
 def _mean_over(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Of the mean of `values` over the images `among`."""
     return np.where(among, values - values[among].mean(), 0.0) / among.sum()
@@ -149,3 +160,18 @@ SCORES: dict[str, Callable] = {
     "accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "macro_f1": _macro_f1,
     "weighted_f1": _weighted_f1, "auroc": _auroc, "auprc_weighted": _auprc_weighted,
     "kappa_quadratic": _kappa_quadratic, "grade_closeness": _grade_closeness}
+
+
+def _of_lesions(name: str) -> Callable:
+    """Numerator and denominator of a mean over the items with foreground."""
+    def of(items: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        shown = items["true"] > 0
+        return np.where(shown, items[name], 0.0), shown.astype(float)
+    return of
+
+
+# of each item what it adds above and below the line: every score is a ratio of two sums
+ITEM_SCORES: dict[str, Callable] = {
+    "dice": _of_lesions("dice"), "surface_dice": _of_lesions("surface_dice"),
+    "dice_pooled": lambda items: (2.0 * items["both"], items["true"] + items["said"]),
+    "lesion_sensitivity": lambda items: (items["found"], items["lesions"])}

@@ -43,15 +43,16 @@ def arm_answer(found: Results, arm: str, metric: str, values: Sequence[float],
                                  "confusion_matrix" in row[split]] or [[]], axis=0).tolist()
     if evidence:
         answers = evidence.arms[arm]
+        mean = _mean(evidence, evidence.trainings(arm))
+        if mean:
+            said.low, said.high = interval_of(mean, metric, len(evidence.groups), alpha=alpha)
+    if evidence and evidence.splits[0].is_classified:
         said.brier = statistics.fmean(value for each in answers for value in each.brier)
         said.calibration_error = statistics.fmean(
             value for each in answers for value in each.calibration)
         said.worst_group = _worst_group(evidence, answers)
         said.classes = class_scores(evidence, answers, alpha=alpha)
         said.bands = band_scores(evidence, answers, alpha=alpha)
-        mean = _mean(evidence, evidence.trainings(arm))
-        if mean:
-            said.low, said.high = interval_of(mean, metric, len(evidence.groups), alpha=alpha)
     return said
 
 

@@ -28,7 +28,8 @@ SCHEMA, OLDER_SCHEMA = "lungkit.result/2", "lungkit.result/1"
 SPLITS = ("own", "real")  # the test splits of a result: the dataset's own, and the real dataset's
 # the named scores of each task: fractions in 0..1, more is better
 SCORES = {"classify": ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc",
-                       "auprc_weighted")}
+                       "auprc_weighted"),
+          "segment": ("dice", "dice_pooled", "lesion_sensitivity", "surface_dice")}
 # further ones of ordinal classes, grades
 ORDINAL_SCORES = ("kappa_quadratic", "grade_closeness")
 # those of tumour against the class that is none, where a comparison is told which one that is

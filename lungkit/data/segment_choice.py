@@ -1,0 +1,84 @@
+"""What turns probabilities into a mask: a threshold and the least size of a component, from val.
+
+The Dice of val decides; of settings within SLACK of the best the one with the fewest false
+positives, which that Dice does not see where an item has no foreground.
+
+Feeds unet_segment.RECIPE: raise it when this gives other bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lungkit.data.segment_scores import components, dice
+from lungkit.run.faults import Fault
+
+WHITE = 255                  # probabilities are kept as levels 0..255
+THRESHOLDS = tuple(np.round(np.arange(0.1, 1, 0.1), 1).tolist())
+LEAST = (0, 2, 4, 8, 16, 32, 64, 128, 256)     # voxels of the smallest component that is kept
+SLACK = 0.005                # ours: below what val's Dice can tell apart
+HALF = ((0.5,), (0,))        # of a recipe that chooses nothing
+
+
+@dataclass(frozen=True)
+class Choice:
+    """threshold: a probability; least: voxels. What val scores by it, of `count_item`'s words."""
+
+    threshold: float
+    least: int
+    dice: float
+    false_positives: float   # of an item, the mean
+
+    def mask(self, levels: np.ndarray) -> np.ndarray:
+        """bool of levels uint8 [Z, Y, X] or [Y, X]."""
+        mask = levels >= level_of(self.threshold)
+        if self.least < 2:
+            return mask
+        labels, _ = components(mask)
+        keep = np.bincount(labels.ravel()) >= self.least
+        keep[0] = False
+        return keep[labels]
+
+
+def level_of(threshold: float) -> int:
+    return int(np.ceil(threshold * WHITE))
+
+
+def choose(predicted: Iterable[tuple[np.ndarray, np.ndarray]],
+           grid: tuple[Sequence[float], Sequence[int]] = (THRESHOLDS, LEAST)) -> Choice:
+    """The best of a grid of thresholds and sizes.
+
+    predicted: (levels uint8, truth bool) of every item of val, [Z, Y, X] or [Y, X]; one at least
+    has foreground. Raises Fault where nothing is predicted by any of the grid.
+    """
+    thresholds, least = grid
+    overlaps, in_vain, highest, said = [], [], 0, 0
+    for levels, true in predicted:
+        highest = max(highest, int(levels.max()))
+        tables = [_by_size(levels >= level_of(threshold), true, least) for threshold in thresholds]
+        said += sum(int(table[0].sum()) for table in tables)
+        in_vain.append([table[2] for table in tables])
+        if true.any():
+            overlaps.append([[dice(int(true.sum()), a, b) for a, b in zip(*table[:2])]
+                             for table in tables])
+    if not said:
+        raise Fault(f"the network finds nothing in any val image (its highest probability is "
+                    f"{highest / WHITE:.2f}, the least threshold {min(thresholds):g}): train it "
+                    "longer, or with another --loss or more --oversample")
+    mean_dice, vain = np.mean(overlaps, 0), np.mean(in_vain, 0)
+    good = np.argwhere(mean_dice >= mean_dice.max() - SLACK)
+    t, k = min(map(tuple, good), key=lambda at: (vain[at], least[at[1]],
+                                                 abs(thresholds[at[0]] - 0.5)))
+    return Choice(thresholds[t], least[k], float(mean_dice[t, k]), float(vain[t, k]))
+
+
+def _by_size(mask: np.ndarray, true: np.ndarray, least: Sequence[int]) -> np.ndarray:
+    """int [3, sizes]: voxels said, of these in the truth, false positives, by the least size."""
+    labels, number = components(mask)
+    sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
+    inside = np.bincount(labels[true], minlength=number + 1)[1:]
+    kept = sizes >= np.array(least)[:, None]
+    return np.stack([kept @ sizes, kept @ inside, (kept & (inside == 0)).sum(1)])

@@ -1,0 +1,286 @@
+"""Train a U-Net on pairs of images and masks, and predict with it: whole images or windows.
+
+Feeds unet_segment.RECIPE: raise it when this gives other bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lungkit.data.mask_items import Item
+from lungkit.data.segment_choice import WHITE
+from lungkit.learn import segment_augment
+from lungkit.learn.device import autocast
+from lungkit.learn.loop import Losses, RandomStates, learning_rate_at, loop
+from lungkit.learn.pixels import bring
+from lungkit.run.faults import check_stop
+
+WEIGHT_DECAY = 0.01
+PATIENCE = 5                # ours: epochs without a better val loss until the published recipe ends
+OVERLAP, BLEND = 0.5, 1 / 8 # of windows; deviation of their weights by their side: Isensee 2021
+EVAL_PIXELS = 2**20         # predicted at a time: testing must not need more memory than training
+FLIPS = {8: ((), (-1,), (-2,), (-2, -1)), 2: ((), (-1,)), 1: ((),)}  # by symmetries
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The images of a split with their masks, held for the device.
+
+    images: uint8 [N, S, S, C]; masks: uint8 [N, S, S], 0 or 1; beside: int64 [N, K], which images
+    are the channels of each, itself in the middle (`mask_items.neighbours`).
+    """
+
+    images: Tensor
+    masks: Tensor
+    beside: Tensor
+
+    def inputs(self, index: Tensor, device) -> Tensor:
+        """float32 [B, K x C, S, S] in 0..1 on `device`."""
+        images = bring(self.images[self.beside[index]], device)  # [B, K, S, S, C]
+        return images.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255
+
+    def truth(self, index: Tensor, device) -> Tensor:
+        """float32 [B, 1, S, S]"""
+        return bring(self.masks[index], device)[:, None].float()
+
+
+def as_network_sees(images: Tensor) -> Tensor:
+    """0..1 to -1..1, channels last."""
+    return (2 * images - 1).contiguous(memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------ what every step sees
+
+def plan_batches(drawn: np.ndarray, masks: np.ndarray, *, steps: int, batch_size: int,
+                 oversample: float, patch_size: int, symmetries: int,
+                 rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draw all that a training sees beforehand, so that a resumed step sees the same.
+
+    drawn: int [M], the images trained on; masks: uint8 [N, S, S]. The first round(batch x
+    oversample) of each batch show foreground: an image that has some, and a patch around a pixel
+    of it; the others go through all images in epochs. Returns index int64 [steps, batch], centre
+    float32 [steps, batch, 2] and `segment_augment.draw_moves`.
+    """
+    forced = round(batch_size * oversample)
+    free = steps * (batch_size - forced)
+    order = [rng.permutation(drawn) for _ in range(math.ceil(free / len(drawn)))]
+    shown = {int(i): np.flatnonzero(masks[i]) for i in drawn if masks[i].any()}
+    index = np.concatenate([
+        rng.choice(list(shown), (steps, forced)),
+        np.concatenate(order)[:free].reshape(steps, -1) if free else np.empty((steps, 0), int)], 1)
+    size, half = masks.shape[1], patch_size / 2
+    centre = rng.uniform(half, size - half, (steps, batch_size, 2))
+    if patch_size < size:
+        for place in np.ndindex(steps, forced):
+            pixels = shown[int(index[place])]
+            row, column = divmod(int(pixels[rng.integers(len(pixels))]), size)
+            centre[place] = np.clip((column + 0.5, row + 0.5), half, size - half)
+    moves = segment_augment.draw_moves((steps, batch_size), symmetries, rng)
+    return {"index": index.astype(np.int64), "centre": centre.astype(np.float32), **moves}
+
+
+def plan_epochs(drawn: np.ndarray, masks: np.ndarray, *, epochs: int, batch_size: int,
+                symmetries: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The published recipe's batches: a weighted sampler, with replacement, and whole images.
+
+    Images with and without foreground are drawn equally often, as PyTorch's WeightedRandomSampler
+    does by weights of one over their numbers.
+    """
+    steps = epochs * max(1, len(drawn) // batch_size)
+    shows = masks[drawn].any((1, 2))
+    weight = np.where(shows, 1 / max(1, shows.sum()), 1 / max(1, (~shows).sum()))
+    index = rng.choice(drawn, (steps, batch_size), p=weight / weight.sum())
+    centre = np.full((steps, batch_size, 2), masks.shape[1] / 2, np.float32)
+    moves = segment_augment.draw_moves((steps, batch_size), symmetries, rng)
+    return {"index": index, "centre": centre, **moves}
+
+
+def batches(pairs: Pairs, plan: dict[str, np.ndarray], patch_size: int, device) -> Callable:
+    """What `plan` shows at a step: a function of the step, to (inputs, truth), on `device`."""
+    held = {name: torch.from_numpy(values).to(device) for name, values in plan.items()
+            if name != "index"}
+    index = torch.from_numpy(plan["index"]).to(pairs.images.device)
+
+    def batch_at(step: int) -> tuple[Tensor, Tensor]:
+        moves = {name: values[step] for name, values in held.items()}
+        images, truth = segment_augment.place(
+            pairs.inputs(index[step], device), pairs.truth(index[step], device),
+            moves.pop("centre"), moves, patch_size)
+        return as_network_sees(segment_augment.light(images, moves)), truth
+
+    return batch_at
+
+
+# ------------------------------------------------------------------ training
+
+class BestOnVal:
+    """The weights with the least val loss so far; tells when an epoch more is not worth it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights, self.loss, self.since = copy.deepcopy(model.state_dict()), math.inf, 0
+
+    def note(self, model: nn.Module, loss: float) -> bool:
+        """Take in an epoch's val loss; return whether to stop."""
+        self.since += 1
+        if loss < self.loss:
+            self.weights, self.loss, self.since = copy.deepcopy(model.state_dict()), loss, 0
+        return self.since >= PATIENCE
+
+    def state_dict(self) -> dict:
+        return {"weights": self.weights, "loss": self.loss, "since": self.since}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.weights, self.loss, self.since = state["weights"], state["loss"], state["since"]
+
+
+def train(model: nn.Module, batch_at: Callable, loss_of: Callable, *, steps: int,
+          learning_rate: float, **kept: object) -> float:
+    """Train `model` in place: AdamW, warm-up and cosine; its weights become their moving average.
+
+    kept: how `loop` calls and keeps the training. Returns the mean loss of the last tenth.
+    """
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    # over a twentieth of the training, ten steps at least: ours
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / max(10, steps / 20)))
+    losses = Losses()
+    steps_left = loop(
+        steps, losses=losses, rates=[(optimizer, lambda step: learning_rate_at(
+            step, steps, learning_rate, max(1, steps // 20)))],
+        state={"model": model, "optimizer": optimizer, "average": average,
+               "random": RandomStates(device)}, **kept)
+    model.train()
+    for step in steps_left:
+        losses.add(loss=_step(model, optimizer, batch_at(step), loss_of, device))
+        average.update_parameters(model)
+    model.load_state_dict(average.module.state_dict())
+    return float(np.mean(losses.last_tenth()))
+
+
+def train_published(model: nn.Module, batch_at: Callable, loss_of: Callable, *, steps: int,
+                    steps_per_epoch: int, learning_rate: float, val_loss: Callable,
+                    **kept: object) -> float:
+    """Train `model` in place as the published recipe: Adam at one rate, stopped early by val.
+
+    The weights are those of the least val loss. Otherwise as `train`.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    losses, best = Losses(), BestOnVal(model)
+    steps_left = loop(steps, losses=losses, state={
+        "model": model, "optimizer": optimizer, "best": best, "random": RandomStates(device)},
+        **kept)
+    for step in steps_left:
+        if best.since >= PATIENCE:  # a resumed training may be over
+            break
+        model.train()
+        losses.add(loss=_step(model, optimizer, batch_at(step), loss_of, device))
+        if (step + 1) % steps_per_epoch == 0 and best.note(model, val_loss(model)):
+            break
+    losses.fetch()
+    model.load_state_dict(best.weights)
+    return float(np.mean(losses.last_tenth()))
+
+
+def _step(model, optimizer, batch: tuple[Tensor, Tensor], loss_of: Callable, device) -> Tensor:
+    inputs, truth = batch
+    with autocast(device):
+        logits = model(inputs)
+    loss = loss_of(logits, truth)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+# ------------------------------------------------------------------ predicting
+
+@torch.inference_mode()
+def probabilities(model: nn.Module, images: Tensor, patch_size: int, flips: Sequence[tuple] = ((),)
+                  ) -> Tensor:
+    """Foreground's probability float32 [B, S, S] of images float32 [B, C, S, S] in 0..1.
+
+    Larger images than a patch are gone over in windows that overlap by half, blended by a Gaussian.
+    flips: axes, over which predictions are averaged, () as it is.
+    """
+    size, device = images.shape[-1], images.device
+    starts = window_starts(size, patch_size)
+    weight = blend(min(patch_size, size), device) if len(starts) > 1 else torch.ones(
+        (), device=device)
+    total = torch.zeros(len(images), size, size, device=device)
+    among = torch.zeros(size, size, device=device)
+    for top in starts:
+        for left in starts:
+            window = (..., slice(top, top + patch_size), slice(left, left + patch_size))
+            total[window] += weight * _mean_over(model, images[window], flips)
+            among[window] += weight
+    return total / among
+
+
+def _mean_over(model: nn.Module, images: Tensor, flips: Sequence[tuple]) -> Tensor:
+    said = 0
+    for axes in flips:
+        with autocast(images.device):
+            logits = model(as_network_sees(images.flip(axes)))
+        said = said + logits.float().sigmoid()[:, 0].flip(axes)
+    return said / len(flips)
+
+
+def window_starts(size: int, patch_size: int) -> list[int]:
+    """Where windows begin along an axis: evenly, overlapping by OVERLAP or more, up to both ends.
+    """
+    if patch_size >= size:
+        return [0]
+    number = math.ceil((size - patch_size) / (patch_size * (1 - OVERLAP))) + 1
+    return np.linspace(0, size - patch_size, number).round().astype(int).tolist()
+
+
+def blend(patch_size: int, device) -> Tensor:
+    """float32 [P, P]: a Gaussian around the middle of a window, 1 there and nowhere 0."""
+    away = (torch.arange(patch_size, device=device) + 0.5) / patch_size - 0.5
+    line = torch.exp(-0.5 * (away / BLEND)**2)
+    return (line[:, None] * line).clamp_min(1e-3)
+
+
+def predict_items(model: nn.Module, pairs: Pairs, items: Sequence[Item], device, *,
+                  patch_size: int, flips: Sequence[tuple]) -> Iterator[np.ndarray]:
+    """Levels uint8 of every item in turn: [n, S, S] of a volume, [S, S] of an image.
+
+    What is held is an item and a batch. Raises Stopped after a signal.
+    """
+    model.eval()
+    order = torch.tensor([i for item in items for i in item.images])
+    most = max(1, EVAL_PIXELS // pairs.masks[0].numel())
+    waiting: list[np.ndarray] = []
+    chunks = iter(order.split(most))
+    for item in items:
+        while len(waiting) < len(item.images):
+            check_stop()
+            inputs = pairs.inputs(next(chunks).to(pairs.images.device), device)
+            said = probabilities(model, inputs, patch_size, flips)
+            waiting += list((said * WHITE).round().to(torch.uint8).cpu().numpy())
+        levels, waiting = waiting[:len(item.images)], waiting[len(item.images):]
+        yield levels[0] if item.slices is None else np.stack(levels)
+
+
+@torch.inference_mode()
+def mean_loss(model: nn.Module, pairs: Pairs, images: np.ndarray, loss_of: Callable,
+              device) -> float:
+    """The mean of a loss over the images int [n] as they are."""
+    model.eval()
+    most = max(1, EVAL_PIXELS // pairs.masks[0].numel())
+    total = 0.0
+    for index in torch.from_numpy(images).to(pairs.images.device).split(most):
+        with autocast(device):
+            logits = model(as_network_sees(pairs.inputs(index, device)))
+        total += float(loss_of(logits, pairs.truth(index, device))) * len(index)
+    return total / len(images)

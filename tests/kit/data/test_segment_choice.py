@@ -1,0 +1,70 @@
+"""The threshold and the least component that val chooses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lungkit.data import segment_choice
+from lungkit.data.segment_choice import Choice, choose
+from lungkit.data.segment_scores import count_item, dice
+from lungkit.run.faults import Fault
+
+
+def val(seed=0, number=6):
+    """Lesions said with 0.35, a rim with 0.15, specks of 3 voxels with 0.9 in vain."""
+    rng, found = np.random.default_rng(seed), []
+    for i in range(number):
+        true = np.zeros((24, 24), bool)
+        if i % 3:
+            true[4:10, 4:10] = True
+        levels = np.where(true, 0.35, 0.0)
+        if i % 3:
+            levels[3:11, 3:11] = np.maximum(levels[3:11, 3:11], 0.15)
+        levels[20, 5:8] = 0.9
+        levels = np.rint(255 * levels + rng.integers(0, 3, true.shape))
+        found.append((levels.astype(np.uint8), true))
+    return found
+
+
+def test_the_threshold_and_the_size_are_those_that_fit():
+    chosen = choose(iter(val()))
+    assert (chosen.threshold, chosen.least) == (0.3, 4)
+    assert chosen.dice == 1 and chosen.false_positives == 0
+
+
+def test_a_choice_scores_what_it_says():
+    for chosen in (choose(val()), Choice(0.1, 0, 0, 0), Choice(0.5, 2, 0, 0)):
+        counts = [count_item(chosen.mask(levels), true) for levels, true in val()]
+        grid = ((chosen.threshold,), (chosen.least,))
+        again = choose(val(), grid)
+        scored = [dice(c["true"], c["said"], c["both"]) for c in counts if c["true"]]
+        assert again.dice == pytest.approx(np.mean(scored))
+        assert again.false_positives == np.mean([c["false_positives"] for c in counts])
+
+
+def test_of_nearly_equal_dice_the_one_with_fewest_false_positives_is_taken(monkeypatch):
+    true, said = np.zeros((40, 40), bool), np.zeros((40, 40), np.uint8)
+    true[5:25, 5:25] = True
+    said[true] = 255
+    true[30, 30:33] = said[30, 30:33] = True     # a small lesion, told with a high probability
+    said[30, 30:33] = 255
+    healthy = np.zeros_like(said)
+    healthy[3, 3:6] = 255
+    items = [(said, true), (healthy, np.zeros_like(true))]
+    assert choose(items).least == 4              # 0.4 % of Dice against a false positive
+    monkeypatch.setattr(segment_choice, "SLACK", 0.001)
+    assert choose(items).least == 0
+
+
+def test_a_component_of_a_volume_goes_through_its_slices():
+    levels = np.zeros((4, 5, 5), np.uint8)
+    levels[:, 2, 2] = 255
+    assert Choice(0.5, 4, 0, 0).mask(levels).sum() == 4
+    assert Choice(0.5, 5, 0, 0).mask(levels).sum() == 0
+
+
+def test_nothing_found_at_any_threshold_is_a_fault():
+    true = np.ones((4, 4), bool)
+    with pytest.raises(Fault, match=r"highest probability is 0\.09, the least threshold 0\.1"):
+        choose([(np.full((4, 4), 24, np.uint8), true)])

@@ -1,0 +1,251 @@
+"""The U-Net, its losses, what it is shown and how it predicts larger images than it was shown."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import unet_segment
+from lungkit.learn import segment_augment, segment_training, unet
+
+
+def plan(steps, batch, symmetries=8, **still):
+    """Moves of a training, those named in `still` put out of action."""
+    moves = segment_augment.draw_moves((steps, batch), symmetries, np.random.default_rng(0))
+    identity = {"matrix": np.eye(2), "shift": 0, "elastic": 0, "gamma": 1, "noise": 0}
+    return {name: np.broadcast_to(np.float32(identity[name]), values.shape).copy()
+            if still.get(name, True) else values for name, values in moves.items()}
+
+
+def at(moves, step):
+    return {name: torch.from_numpy(values[step]) for name, values in moves.items()}
+
+
+# ------------------------------------------------------------------ the network and its losses
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("sides", [(16, 16), (13, 21)])
+def test_a_logit_of_every_pixel_whatever_the_sides(residual, sides):
+    model = unet.UNet(3, [8, 12, 20], residual=residual)
+    assert model(torch.zeros(2, 3, *sides)).shape == (2, 1, *sides)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_step_back_ends_well_at_widths_at_which_a_strided_pixel_does_not(residual):
+    model = unet.UNet(3, [8, 16], residual=residual).to(memory_format=torch.channels_last)
+    images = torch.rand(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    model(images).mean().backward()
+    assert all(torch.isfinite(each.grad).all() for each in model.parameters())
+
+
+def test_foreground_is_rare_at_first_and_the_published_network_has_no_norms():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        said = unet.UNet(1, [16, 32])(torch.rand(2, 1, 16, 16)).sigmoid().mean()
+    assert 0.001 < float(said) < 0.1
+    kinds = {type(each) for each in unet.UNet(1, [16, 32], residual=False).modules()}
+    assert torch.nn.GroupNorm not in kinds and torch.nn.MaxPool2d in kinds
+
+
+def test_the_losses_the_stage_offers_are_those_there_are():
+    assert set(unet_segment.LOSSES) == set(unet.LOSSES)
+
+
+def test_losses_by_hand():
+    true = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 2, 2)
+    said = torch.tensor([0.8, 0.4, 0.1, 0.3])
+    logits = said.logit().view(1, 1, 2, 2)
+    both, vain, missed = 1.2, 0.4, 0.8
+    assert float(unet.dice_loss(logits, true)) == pytest.approx(1 - 2 * both / (1.6 + 2))
+    assert float(unet.tversky_loss(logits, true)) == pytest.approx(
+        1 - both / (both + 0.3 * vain + 0.7 * missed))
+    right = torch.tensor([0.8, 0.4, 0.9, 0.7])
+    assert float(unet.focal_loss(logits, true)) == pytest.approx(
+        float((-(1 - right)**2 * right.log()).mean()))
+    assert float(unet.cross_entropy(logits, true)) == pytest.approx(float(-right.log().mean()))
+    assert float(unet.dice_focal_loss(logits, true)) == pytest.approx(
+        float(unet.dice_loss(logits, true) + unet.focal_loss(logits, true)))
+
+
+def test_a_batch_without_foreground_has_a_finite_gradient():
+    logits = torch.full((1, 1, 4, 4), -200.0, requires_grad=True)
+    for loss in unet.LOSSES.values():
+        value = loss(logits, torch.zeros(1, 1, 4, 4))
+        value.backward()
+        assert torch.isfinite(value.detach()) and torch.isfinite(logits.grad).all()
+
+
+# ------------------------------------------------------------------ augmentation
+
+def pair(size=32):
+    """A blob off the middle as image and as mask."""
+    rows, columns = np.indices((size, size))
+    mask = torch.from_numpy(np.float32((abs(rows - 20) < 6) & (abs(columns - 12) < 4)))[None, None]
+    return mask, mask
+
+
+def test_unmoved_pairs_come_back_as_they_are():
+    images, masks = torch.rand(3, 2, 16, 16), (torch.rand(3, 1, 16, 16) > 0.5).float()
+    moved = segment_augment.place(images, masks, torch.full((3, 2), 8.0), at(plan(1, 3), 0), 16)
+    assert torch.allclose(moved[0], images, atol=1e-5) and torch.equal(moved[1], masks)
+    assert torch.allclose(segment_augment.light(images, at(plan(1, 3), 0)), images)
+
+
+def test_a_patch_is_what_lies_around_its_centre():
+    images = torch.arange(16.0).view(1, 1, 1, 16).expand(1, 1, 16, 16) / 16
+    moved, _ = segment_augment.place(images, images, torch.tensor([[10.0, 8.0]]),
+                                     at(plan(1, 1), 0), 4)
+    assert torch.allclose(moved[0, 0, 0] * 16, torch.tensor([8.0, 9, 10, 11]), atol=1e-4)
+
+
+@pytest.mark.parametrize("moved", ["matrix", "shift", "elastic"])
+def test_image_and_mask_are_moved_alike(moved):
+    image, mask = pair()
+    moves = plan(6, 1, **{moved: False})
+    for step in range(6):
+        got, truth = segment_augment.place(image, mask, torch.full((1, 2), 16.0),
+                                           at(moves, step), 32)
+        assert torch.equal((got >= 0.5).float(), truth) and 40 < truth.sum() < 250
+        assert not torch.equal(truth, mask)
+
+
+def test_each_image_is_moved_and_lit_by_itself():
+    moves = segment_augment.draw_moves((4, 8), 8, np.random.default_rng(0))
+    for name, values in moves.items():
+        flat = values.reshape(4, 8, -1)
+        assert (flat != flat[:, :1]).any() and (flat != flat[:1]).any(), name
+
+
+def test_light_changes_the_grey_and_keeps_its_order_but_for_noise():
+    images = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
+    darker = segment_augment.light(images, at(plan(1, 1, gamma=False), 0))
+    assert not torch.allclose(darker, images) and (darker.flatten().diff() >= 0).all()
+    noisy = segment_augment.light(images, at(plan(1, 1, noise=False), 0)) - images
+    assert 0.001 < float(noisy.std()) < segment_augment.NOISE * 1.5
+
+
+@pytest.mark.parametrize(("symmetries", "mirrored", "turned"), [(8, True, True), (2, True, False),
+                                                                (1, False, False)])
+def test_images_are_turned_as_far_as_they_stay_valid(symmetries, mirrored, turned):
+    matrix = segment_augment.draw_moves((1, 400), symmetries, np.random.default_rng(0))["matrix"]
+    mirror = np.linalg.det(matrix) < 0
+    assert mirror.any() == mirrored and (mirror.mean() < 0.6)
+    up = matrix[0, :, 1, 1]  # how far down the image goes what goes down the patch
+    assert (up < 0.3).any() == turned
+
+
+# ------------------------------------------------------------------ what every step sees
+
+def masks_with(shown, number=10, size=16):
+    masks = np.zeros((number, size, size), np.uint8)
+    for i in shown:
+        masks[i, 2:4, 11:13] = 1
+    return masks
+
+
+def drawn_plan(**given):
+    options = {"steps": 50, "batch_size": 6, "oversample": 1 / 3, "patch_size": 16,
+               "symmetries": 8, "rng": np.random.default_rng(0)} | given
+    return segment_training.plan_batches(np.arange(10), masks_with([1, 4]), **options)
+
+
+def test_the_first_of_each_batch_show_foreground_the_others_are_epochs():
+    index = drawn_plan()["index"]
+    assert set(index[:, :2].ravel()) == {1, 4}
+    free = index[:, 2:].ravel()
+    assert all(sorted(free[begin:begin + 10]) == list(range(10)) for begin in range(0, 200, 10))
+    assert (np.isin(drawn_plan(oversample=0.0)["index"], [1, 4]).mean()) == pytest.approx(0.2)
+
+
+def test_a_patch_of_foreground_is_around_a_pixel_of_it():
+    plan = drawn_plan(patch_size=4)
+    centre = plan["centre"]
+    assert (abs(centre[:, :2] - [12, 3]) <= 1).all()
+    assert centre.min() >= 2 and centre.max() <= 14 and centre[:, 2:].std() > 2
+    assert (drawn_plan()["centre"] == 8).all()
+
+
+def test_the_published_sampler_draws_both_kinds_equally_often():
+    plan = segment_training.plan_epochs(np.arange(10), masks_with([1]), epochs=100, batch_size=5,
+                                        symmetries=1, rng=np.random.default_rng(0))
+    assert plan["index"].shape == (200, 5)
+    assert 0.45 < (plan["index"] == 1).mean() < 0.55
+    assert set(plan["index"].ravel()) == set(range(10))
+
+
+def test_a_training_ends_with_the_average_of_its_weights():
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(1, 1, 1)
+    seen = []
+
+    def loss_of(logits, truth):
+        seen.append(model.weight.detach().clone())
+        return ((logits - truth)**2).mean()
+
+    batch = torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    segment_training.train(model, lambda _: batch, loss_of, steps=30, learning_rate=0.1,
+                           what="x", identity={}, checkpoint_path=None)
+    weight, ends = model.weight.detach(), sorted((float(seen[3]), float(seen[-1])))
+    assert ends[0] < float(weight) < ends[1] and abs(float(weight - seen[-1])) > 0.01
+
+
+def test_the_published_training_keeps_the_best_weights_and_stops():
+    model = torch.nn.Conv2d(1, 1, 1)
+    batch = torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    losses, kept = iter([5.0, 3, 2, 4, 4, 4, 4, 4, 1, 1]), []
+
+    def val_loss(model):
+        kept.append(model.weight.detach().clone())
+        return next(losses)
+
+    segment_training.train_published(
+        model, lambda _: batch, lambda logits, truth: ((logits - truth)**2).mean(), steps=20,
+        steps_per_epoch=2, learning_rate=0.1, val_loss=val_loss, what="x", identity={},
+        checkpoint_path=None)
+    assert len(kept) == 3 + segment_training.PATIENCE and torch.equal(model.weight, kept[2])
+
+
+# ------------------------------------------------------------------ predicting
+
+class Mean(torch.nn.Module):
+    """A logit that is the pixel's own grey: what windows and mirrors must give back."""
+
+    def forward(self, images):
+        return images.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("patch_size", [16, 20, 64])
+def test_windows_cover_all_and_give_back_what_each_pixel_says(patch_size):
+    images = torch.rand(2, 1, 40, 40)
+    whole = (2 * images - 1).sigmoid()[:, 0]
+    for flips in (((),), segment_training.FLIPS[8]):
+        said = segment_training.probabilities(Mean(), images, patch_size, flips)
+        assert torch.allclose(said, whole, atol=1e-5)
+
+
+def test_windows_overlap_by_half_and_reach_both_ends():
+    starts = segment_training.window_starts(100, 32)
+    assert starts[0] == 0 and starts[-1] == 68 and max(np.diff(starts)) <= 16
+    assert segment_training.window_starts(32, 32) == [0]
+
+
+class Left(torch.nn.Module):
+    """Sees foreground at the left end alone: mirrored, at both."""
+
+    def forward(self, images):
+        ramp = torch.linspace(9, -9, images.shape[-1])
+        return ramp.expand(len(images), 1, *images.shape[-2:])
+
+
+def test_mirrors_are_averaged_in_their_places():
+    images = torch.rand(1, 1, 8, 8)
+    said = segment_training.probabilities(Left(), images, 8, segment_training.FLIPS[2])
+    assert torch.allclose(said, torch.full_like(said, 0.5), atol=1e-5)
+    alone = segment_training.probabilities(Left(), images, 8, segment_training.FLIPS[1])
+    assert alone[0, 0, 0] > 0.9 and alone[0, 0, -1] < 0.1
+
+
+def test_blending_trusts_the_middle_of_a_window():
+    weight = segment_training.blend(16, "cpu")
+    assert weight[8, 8] > 50 * weight[8, 0] > 0 and torch.equal(weight, weight.T)

@@ -1,0 +1,428 @@
+"""The U-Net stage: what it trains on, chooses, scores and refuses, and how it resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import unet_segment
+import wilcoxon_test
+from lungkit.data import overlay, result
+from lungkit.data.dataset import open_dataset, parent_of
+from lungkit.data.png import decode_png, encode_png
+from lungkit.data.writer import DatasetWriter
+from lungkit.learn import segment_training
+from lungkit.run.output import Output
+from result_trees import keys_of, keys_on_page
+
+pytestmark = pytest.mark.usefixtures("found_once")
+
+SIZE = 32
+TINY = ["--widths", "8", "16", "--steps", "8", "--batch-size", "4", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # another number of threads rounds differently
+
+
+def disc(rng, size=SIZE, radius=5):
+    """A grey image with a bright disc anywhere, and its mask."""
+    row, column = rng.uniform(radius, size - radius, 2)
+    rows, columns = np.indices((size, size))
+    mask = np.hypot(rows - row, columns - column) < radius
+    return np.clip(60 + 120 * mask + rng.normal(0, 30, mask.shape), 0, 255).astype(np.uint8), mask
+
+
+def make_dataset(path, *, seed=0, num_train=6, parents=(), form="binary", values=(0, 255),
+                 empty=(), channels=1, masked=lambda split, index: True, kind="nodule", **more):
+    """Two classes of images with a disc each; of the splits in `empty` no mask has foreground."""
+    rng, index = np.random.default_rng(seed), 0
+    with DatasetWriter(Output(path, "dataset.json", {"seed": seed}), stage="test",
+                       channels=channels, classes=["a", "b"], image_size=SIZE,
+                       mask_forms={kind: form}) as writer:
+        for split, number in (("train", num_train), ("val", 2), ("test", 3)):
+            for label in writer.classes:
+                for _ in range(number):
+                    image, mask = disc(rng)
+                    mask = np.array(values, np.uint8)[(mask & (split not in empty)).astype(int)]
+                    writer.add(split, label, index, np.stack([image] * channels, -1),
+                               group=f"g{index}",
+                               masks={kind: mask} if masked(split, index) else {})
+                    index += 1
+        return writer.publish(parents=list(parents), seed=seed,
+                              **{"modality": "ct", "um_per_px": 1000.0, **more})
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("run") / "real", warnings=["one scanner"])
+
+
+@pytest.fixture(scope="module")
+def arm(real):
+    made_from = parent_of(real, {split: ["train"] for split in ("train", "val", "test")})
+    return make_dataset(real.path.parent / "arm", seed=1, num_train=12, parents=[made_from])
+
+
+def segment(data, real, results, *more, repeats="1"):
+    return unet_segment.main(["--data", *(str(each.path) for each in data), "--real",
+                              str(real.path), "--results", str(results), "--repeats", repeats,
+                              *TINY, *more])
+
+
+def read(results, name, repeat=0):
+    return json.loads((results / name / "replicate_000" / f"repeat_{repeat:04d}.json").read_text())
+
+
+def content(results):
+    """Everything the repeats left that must not differ from run to run."""
+    return {path.name: {k: v for k, v in json.loads(path.read_text()).items() if k != "run"}
+            if path.suffix == ".json" else path.read_bytes()
+            for path in sorted(results.glob("*/*/repeat_*"))}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What every training is given; instead of training, the network reads the truth's brightness.
+
+    Foreground is what is brighter than 120 of 255, as the discs of `make_dataset` are.
+    """
+    import torch
+    seen = []
+
+    class Bright(torch.nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.channels = channels
+
+        def forward(self, images):
+            assert images.shape[1] == self.channels
+            return 40 * (images.mean(1, keepdim=True) - (2 * 120 / 255 - 1)) + self.weight
+
+    def train(model, batch_at, loss_of, *, steps, **kept):
+        seen.append({"steps": steps, "batch_at": batch_at, "loss": loss_of.__name__, **kept})
+        return 0.5
+
+    monkeypatch.setattr(unet_segment, "_network", lambda channels, settings: Bright(channels))
+    monkeypatch.setattr(segment_training, "train", train)
+    monkeypatch.setattr(segment_training, "train_published", train)
+    return seen
+
+
+# ------------------------------------------------------------------ the record
+
+def test_a_network_that_is_right_scores_one_and_the_record_says_of_what(real, told, tmp_path):
+    assert segment([real], real, tmp_path) == 0
+    record = read(tmp_path, "real")
+    result.check_record(record, tmp_path / "real/replicate_000/repeat_0000.json")
+    assert record["task"] == "segment" and record["model"] == "unet"
+    assert set(record["scores"]["real"]) == set(result.SCORES["segment"])
+    assert record["dice_real"] == record["scores"]["real"]["dice"] > 0.7
+    about = record["real"]
+    assert (about["num_items"], about["num_with_foreground"], about["items"]) == (6, 6, "images")
+    assert about["dice_by_group"].keys() == {row.group for row in real.select("test")}
+    assert record["settings"]["mask"] == "nodule" and record["settings"]["image_size"] == SIZE
+    assert record["trained_on"] == real.trained_on() and record["warnings"][0] == "one scanner"
+    sheet = decode_png((tmp_path / "real/replicate_000/repeat_0000.png").read_bytes())
+    assert all((sheet == colour).all(-1).any() for colour in (overlay.TRUE, overlay.FOUND))
+    assert record["leaks"]["passed"] is True and not list(tmp_path.rglob(".*partial"))
+    with np.load(tmp_path / "real/replicate_000/repeat_0000.npz") as arrays:
+        assert arrays["real_dice"].mean() == pytest.approx(record["dice_real"])
+        assert arrays["real_groups"].tolist() == [row.group for row in real.select("test")]
+        assert arrays["real_file_names"].tolist() == [row.file_name for row in real.select("test")]
+
+
+def test_the_real_score_is_of_real_s_test_images_and_the_own_of_the_arm_s(
+        real, arm, told, tmp_path):
+    assert segment([arm], real, tmp_path) == 0
+    with np.load(tmp_path / "arm/replicate_000/repeat_0000.npz") as arrays:
+        for name, dataset in (("own", arm), ("real", real)):
+            wanted = [int((dataset.mask("nodule", row) > 0).sum()) for row in
+                      dataset.select("test")]
+            assert arrays[f"{name}_true"].tolist() == wanted
+    record = read(tmp_path, "arm")
+    assert record["num_pool_images"] == 24 and record["num_train_images"] == 12
+    assert record["draws"] == 2
+
+
+def test_surfaces_are_measured_in_the_pixels_millimetres(told, tmp_path, monkeypatch):
+    from lungkit.data import segment_scores
+    spacings, score = [], segment_scores.score_item
+
+    def note(said, true, spacing_mm, **more):
+        spacings.append((spacing_mm, more["tolerance_mm"]))
+        return score(said, true, spacing_mm, **more)
+
+    monkeypatch.setattr(segment_scores, "score_item", note)
+    for modality, tolerance in (("ct", 2.0), ("he", None)):
+        data = make_dataset(tmp_path / modality / "real", um_per_px=3000.0, modality=modality)
+        assert segment([data], data, tmp_path / f"{modality} results") == 0
+        assert set(spacings) == {((3.0, 3.0), tolerance)}
+        spacings.clear()
+
+
+def test_surfaces_of_unknown_pixels_are_not_measured(told, tmp_path):
+    unknown = make_dataset(tmp_path / "real", um_per_px=None)
+    assert segment([unknown], unknown, tmp_path / "results") == 0
+    record = read(tmp_path / "results", "real")
+    assert "surface_dice" not in record["scores"]["real"] and record["real"]["hd95_mm"] is None
+
+
+def test_threshold_and_components_are_chosen_on_val(real, told, tmp_path, monkeypatch):
+    from lungkit.data import segment_choice
+    asked = []
+
+    def choose(predicted, *grid):
+        asked.append([true.sum() for _, true in predicted])
+        return segment_choice.Choice(0.99, 10**6, 0.5, 0.0)
+
+    monkeypatch.setattr(segment_choice, "choose", choose)
+    assert segment([real], real, tmp_path) == 1  # so large a component is nowhere
+    assert asked == [[(real.mask("nodule", row) > 0).sum() for row in real.select("val")]]
+
+
+def test_the_page_names_all_that_a_record_holds(real, arm, told, tmp_path):
+    pages = [keys_on_page(heading) for heading in ("The record", "Of a larger pool",
+                                                   "Of what is segmented")]
+    assert segment([arm], real, tmp_path) == 0
+    keys = keys_of(read(tmp_path, "arm"))
+    assert keys - set.union(*pages) == set()
+    assert pages[2] - keys - set(result.SCORES["segment"]) == {"settings.epochs"}
+
+
+# ------------------------------------------------------------------ volumes
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Slices of scans, two a split: discs in three of five of each, and none in the others."""
+    path, index = tmp_path_factory.mktemp("scans") / "real", 0
+    rng = np.random.default_rng(0)
+    with DatasetWriter(Output(path, "dataset.json", {"view": "slice"}), stage="test", channels=1,
+                       classes=["healthy", "nodule"], image_size=SIZE) as writer:
+        for split in ("train", "val", "test"):
+            for number in range(2):
+                for z in range(5):
+                    shown, mask = disc(rng, radius=6)
+                    if z not in (1, 2, 3):
+                        shown, mask = rng.integers(30, 90, shown.shape).astype(np.uint8), 0 * mask
+                    writer.add(split, writer.classes[int(0 < z < 4)], index, shown[..., None],
+                               group=f"{split}{number}", masks={"nodule": mask * np.uint8(255)},
+                               series=f"{split}{number}", slice_index=z, z_mm=2 * z)
+                    index += 1
+        writer.publish(parents=[], seed=0, modality="ct", um_per_px=1000.0, symmetries=1)
+    return open_dataset(path)  # with the columns of its table
+
+
+def test_slices_of_a_scan_are_scored_as_a_volume(scans, told, tmp_path):
+    assert segment([scans], scans, tmp_path) == 0
+    record = read(tmp_path, "real")
+    about = record["real"]
+    assert (about["items"], about["num_items"], about["num_images"]) == ("volumes", 2, 10)
+    assert about["num_with_foreground"] == 2 and about["dice_by_group"].keys() == {"test0", "test1"}
+    with np.load(tmp_path / "real/replicate_000/repeat_0000.npz") as arrays:
+        wanted = [sum(int((scans.mask("nodule", row) > 0).sum()) for row in scans.select("test")
+                      if row.group == group) for group in ("test0", "test1")]
+        assert arrays["real_true"].tolist() == wanted
+        assert arrays["real_true_mm"].tolist() == [2 * voxels for voxels in wanted]
+
+
+def test_surfaces_of_volumes_that_lack_slices_are_not_measured(scans, told, tmp_path):
+    from lungkit.data import mask_items
+
+    half = [replace(item, images=item.images[::2], slices=item.slices[::2])
+            for item in mask_items.items_of(scans, "test", np.ones(10, bool))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mask_items, "items_of", lambda data, split, known: half)
+        assert segment([scans], scans, tmp_path) == 0
+    record = read(tmp_path, "real")
+    assert record["real"]["num_with_gaps"] == 2 and record["real"]["hd95_mm"] is None
+    assert "surface_dice" not in record["scores"]["real"]
+    assert "missing slices: 2 of 2 volumes" in "; ".join(record["warnings"])
+
+
+def test_neighbouring_slices_are_channels(scans, told, tmp_path):
+    from lungkit.data import mask_items
+
+    assert segment([scans], scans, tmp_path, "--neighbours", "1") == 0
+    assert read(tmp_path, "real")["settings"]["neighbours"] == 1
+    inputs, _ = told[0]["batch_at"](0)           # Bright has seen to their number at the test
+    assert inputs.shape == (4, 3, SIZE, SIZE)
+    index = mask_items.neighbours(scans, "train", 1)
+    middle = [int(row.extra["slice_index"]) in (1, 2, 3) for row in scans.select("train")]
+    assert (index[:, 0] != index[:, 1])[middle].all() and (index[:, 2] != index[:, 1])[middle].all()
+
+
+# ------------------------------------------------------------------ training
+
+def test_repeats_are_resumed_and_end_with_the_same_bytes(real, arm, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for repeats, results in (("2", whole), ("1-1", parts), ("2", parts)):
+        assert segment([arm], real, results, "--learning-rate", "0.02", repeats=repeats) == 0
+    assert content(whole) == content(parts) and len(content(whole)) == 6
+    first, second = (read(whole, "arm", repeat) for repeat in (0, 1))
+    assert first["train_loss"] != second["train_loss"]
+
+
+def test_a_killed_training_goes_on_where_it_was(real, tmp_path, monkeypatch):
+    from lungkit.learn import loop
+    from lungkit.run import faults
+
+    options = ["--learning-rate", "0.02"]
+    assert segment([real], real, tmp_path / "whole", *options) == 0
+    stepped = []
+    step = segment_training._step
+
+    def stop_at_four(*given):
+        stepped.append(len(stepped))
+        if len(stepped) == 4:
+            faults.note_signal(15, None)
+        return step(*given)
+
+    monkeypatch.setattr(loop, "SYNC_STEPS", 1)
+    monkeypatch.setattr(segment_training, "_step", stop_at_four)
+    assert segment([real], real, tmp_path / "parts", *options) == 75
+    assert segment([real], real, tmp_path / "parts", *options) == 0
+    assert len(stepped) == 8 and content(tmp_path / "whole") == content(tmp_path / "parts")
+
+
+def test_it_learns_to_find_discs(real, tmp_path):
+    status = segment([real], real, tmp_path, "--steps", "60", "--learning-rate", "0.02")
+    assert status == 0 and read(tmp_path, "real")["dice_real"] > 0.75
+
+
+def test_results_of_other_options_are_refused(real, told, tmp_path, capfd):
+    assert segment([real], real, tmp_path) == 0
+    assert segment([real], real, tmp_path, "--loss", "tversky") == 2
+    assert "loss: 'dice-focal' there, 'tversky' now" in capfd.readouterr().err
+    assert segment([real], real, tmp_path, "--loss", "tversky", "--overwrite") == 0
+    assert [each["loss"] for each in told] == ["dice_focal_loss", "tversky_loss"]
+
+
+def test_the_published_recipe_is_fixed_but_for_its_size(real, told, tmp_path):
+    arguments = ["--data", str(real.path), "--real", str(real.path), "--results", str(tmp_path),
+                 "--repeats", "1", "--recipe", "published", "--batch-size", "4"]
+    assert unet_segment.main(arguments) == 0
+    record = read(tmp_path, "real")
+    settings, [training] = record["settings"], told
+    assert (settings["method"], settings["loss"], settings["learning_rate"], settings["epochs"]) \
+        == ("published", "bce", 1e-4, 30)
+    assert training["loss"] == "cross_entropy" and training["steps"] == 30 * 3
+    assert training["steps_per_epoch"] == 3 and training["learning_rate"] == 1e-4
+    assert record["threshold"] == 0.5 and record["least_voxels"] == 0
+
+
+def test_a_dry_run_writes_nothing(real, tmp_path):
+    assert segment([real], real, tmp_path / "results", "--dry-run") == 0
+    assert not (tmp_path / "results").exists()
+
+
+# ------------------------------------------------------------------ the comparison
+
+def test_arms_are_compared_by_dice(real, arm, told, tmp_path, capfd):
+    results = tmp_path / "results"
+    assert segment([real, arm], real, results, repeats="3") == 0
+    assert "dice_real mean" in capfd.readouterr().out
+    assert wilcoxon_test.main([str(results), "--output", str(tmp_path / "comparison"),
+                               "--metric", "dice"]) == 0
+    found = json.loads((tmp_path / "comparison/comparison.json").read_text())
+    assert found["metric"] == "dice_real" and found["pairs"][0]["arm"] == "arm"
+    table = (tmp_path / "comparison/accuracies.csv").read_text().splitlines()
+    assert len(table) == 7 and "dice_real" in table[0] and "lesion_sensitivity_own" in table[0]
+
+
+# ------------------------------------------------------------------ bad inputs
+
+def rewrite(path, change):
+    """Alter every mask of a dataset."""
+    for file in path.glob("masks/*/*/*.png"):
+        file.write_bytes(change(file))
+
+
+@pytest.mark.parametrize(("given", "change", "options", "status", "words"), [
+    ({}, lambda path: shutil.rmtree(path / "masks"), [], 1, "masks"),
+    ({}, lambda path: rewrite(path, lambda _: encode_png(np.zeros((9, 9), np.uint8))), [], 1,
+     "not a grey PNG of 32 x 32"),
+    ({"empty": ["train"]}, None, [], 1, "train split"),
+    ({"empty": ["val"]}, None, [], 1, "val split"),
+    ({"empty": ["test"]}, None, [], 1, "test split"),
+    ({"values": (255, 255)}, None, [], 1, "foreground only"),
+    ({"values": (0, 1)}, None, [], 1, "holds 1 where a binary mask holds 0, background, and 255"),
+    ({"values": (1, 2), "form": "labels"}, None, [], 1, "by --labels"),
+    ({"masked": lambda split, _: split != "val"}, None, [], 1, "no image has one"),
+    ({}, None, ["--mask", "lung"], 2, "no such masks; there are nodule (binary)"),
+    ({}, None, ["--labels", "1"], 2, "are binary: leave it out"),
+    ({"form": "labels"}, None, ["--labels", "256"], 2, "from 1 to 255"),
+    ({"kind": "lung"}, None, [], 2, "say which kind by --mask; there are lung (binary)"),
+    ({}, None, ["--patch-size", "33"], 2, "the images have 32 px"),
+    ({}, None, ["--widths", *"888888"], 2, "levels are too many"),
+    ({}, None, ["--neighbours", "1"], 1, "does not show slices of scans"),
+    ({}, None, ["--epochs", "3"], 2, "--epochs: not of --recipe ours"),
+    ({}, None, ["--recipe", "published"], 2, "--steps: not of --recipe published"),
+    ({}, None, ["--oversample", "0.1"], 2, "less than an image"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_what_cannot_be_trained_on_is_one_line(given, change, options, status, words, told,
+                                               tmp_path, capfd):
+    data = make_dataset(tmp_path / "real", **given)
+    if change:
+        change(data.path)
+    assert segment([data], data, tmp_path / "results", *options) == status
+    said = capfd.readouterr().err.splitlines()
+    assert words in said[-1] and said[-1].startswith("unet_segment.py: error: ")
+    assert not list(tmp_path.rglob("repeat_*")) and not told
+
+
+def test_an_arm_without_masks_or_of_other_channels_is_refused(real, tmp_path, capfd):
+    made_from = parent_of(real, {split: ["train"] for split in ("train", "val", "test")})
+    bare = make_dataset(tmp_path / "bare", masked=lambda *_: False, parents=[made_from])
+    assert segment([bare], real, tmp_path / "results") == 2
+    assert "bare has no masks of nodule or tumour" in capfd.readouterr().err
+    colour = make_dataset(tmp_path / "colour", channels=3, parents=[made_from])
+    assert segment([colour], real, tmp_path / "results") == 1
+    assert "of 3 channels" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("level", ["val", "test"])
+def test_a_network_that_finds_nothing_ends_the_run_with_its_reason(
+        level, real, told, tmp_path, monkeypatch, capfd):
+    predict = segment_training.predict_items
+    splits = []
+
+    def blind(model, pairs, items, *given, **more):
+        splits.append(len(items))
+        empty = len(items) == (4 if level == "val" else 6)
+        return (0 * each if empty else each
+                for each in predict(model, pairs, items, *given, **more))
+
+    monkeypatch.setattr(segment_training, "predict_items", blind)
+    assert segment([real], real, tmp_path) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert f"the network finds nothing in any {level} image" in said
+    assert splits[0] == 4 and not list(tmp_path.rglob("repeat_*.json"))
+
+
+def test_label_values_0_and_255_are_a_binary_mask(told, tmp_path):
+    data = make_dataset(tmp_path / "real", form="labels")
+    assert segment([data], data, tmp_path / "results") == 0
+    assert read(tmp_path / "results", "real")["dice_real"] > 0.7
+
+
+def test_the_labels_that_are_named_are_foreground(told, tmp_path):
+    data = make_dataset(tmp_path / "real", form="labels", values=(3, 5))
+    assert segment([data], data, tmp_path / "results", "--labels", "5") == 0
+    record = read(tmp_path / "results", "real")
+    assert record["dice_real"] > 0.7 and record["settings"]["labels"] == [5]
+
+
+def test_images_without_a_mask_are_left_out_and_named(told, tmp_path):
+    data = make_dataset(tmp_path / "real", masked=lambda split, index: split != "train" or index)
+    assert segment([data], data, tmp_path / "results") == 0
+    record = read(tmp_path / "results", "real")
+    assert record["num_train_images"] == 11
+    assert "no mask: 1 of 12 train images" in "; ".join(record["warnings"])
+    assert open_dataset(data.path).masks == {"nodule": "binary"}

@@ -1,0 +1,376 @@
+#!/usr/bin/env python
+"""Train a U-Net on the masks of a dataset, again and again, and test every training on real ones.
+
+Reads   DATA, a dataset with masks (train, val, test splits) or several, and REAL, the real dataset
+        they compete with (`--data REAL --real REAL` is the real arm itself).
+Writes  RESULTS/<dataset>/replicate_000/repeat_0000.json   Dice on DATA's own test split and on
+                                                           REAL's, lesions found, provenance
+        RESULTS/<dataset>/replicate_000/repeat_0000.npz    the same of every item, with its group
+        RESULTS/<dataset>/replicate_000/repeat_0000.png    twelve of REAL's test images with
+                                                           foreground: true green, found red
+Prints  mean, standard deviation and number of the Dice scores.
+
+What is found is the foreground of one kind of masks: of a binary mask 255, of label values those
+of --labels. An item is what is scored as one: all slices of a scan that the split holds where the
+dataset shows whole slices, else an image (lungkit.data.mask_items). Repeat i is an independent
+training with seed SEED + i. Threshold and least size of what is found are chosen on DATA's val
+split; a network that finds nothing there, or in a whole test split, ends the run with its reason.
+RESULTS holds one task: give another directory than cnn_classify.py's.
+
+Running the same command again resumes: complete repeats are kept, missing ones are made. Any
+number of processes may run the same command at once; they share the repeats between them.
+
+U-Net: Ronneberger et al. 2015 (arXiv:1505.04597), residual: Zhang et al. 2018 (arXiv:1711.10684);
+Dice loss: Milletari et al. 2016 (arXiv:1606.04797); focal loss: Lin et al. 2017 (arXiv:1708.02002);
+Tversky loss: Salehi et al. 2017 (arXiv:1706.05721); oversampling, blended windows, mirrors: Isensee
+et al. 2021 (Nature Methods 18:203). --recipe published is what tutorials train on the Medical
+Segmentation Decathlon's lungs: a plain U-Net, binary cross entropy, Adam at 1e-4, 30 epochs, slices
+with and without foreground drawn equally often, stopped early by val, threshold 0.5.
+Exit statuses: 0 all repeats complete, 1 bad data or failed run, 2 bad options, 75 stopped, run
+it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lungkit.audit import leaks
+from lungkit.data import mask_items, overlay, result, segment_choice, segment_scores
+from lungkit.data.dataset import Dataset, read_manifest
+from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
+from lungkit.data.mask_items import Target
+from lungkit.data.orientations import as_setting
+from lungkit.data.png import encode_png
+from lungkit.data.repeats import Repeats, add_options, identities, open_both, open_repeats, report
+from lungkit.learn.device import device_name, use_device
+from lungkit.learn.pixels import as_tensor, hold
+from lungkit.run import cli, files, seeds
+from lungkit.run.faults import BadOptions, Fault
+from lungkit.run.progress import say
+from lungkit.run.provenance import provenance
+
+RECIPE = 1  # raise it when the training below changes: results of two recipes must not be mixed
+SHOWN = 12  # images outlined; of those with foreground, evenly over the split
+OURS, PUBLISHED = "ours", "published"
+LOSSES = ("dice-focal", "tversky", "bce")
+# full: ours, by the usual practice; not tuned
+PRESETS = {
+    "demo": {"widths": [16, 32, 64], "steps": 300, "batch_size": 8},
+    "full": {"widths": [32, 64, 128, 256, 320], "steps": 10000, "batch_size": 16},
+}
+WHOLE = {OURS: {"loss": "dice-focal", "oversample": 1 / 3, "learning_rate": 2e-3, "mirror": True},
+         PUBLISHED: {"loss": "bce", "epochs": 30, "learning_rate": 1e-4}}
+OF_OURS, OF_PUBLISHED = ("loss", "oversample", "mirror", "steps", "patch_size"), ("epochs",)
+
+
+# ------------------------------------------------------------------ one repeat
+
+class Bench:
+    """Images and masks of both datasets, decoded once, and what all repeats share."""
+
+    def __init__(self, truth: dict, settings: dict, device) -> None:
+        from lungkit.learn.segment_training import Pairs
+
+        self.truth, self.settings, self.device = truth, settings, device
+        self.data, self.real = truth["train"][0], truth["real"][0]
+        self.pairs, self.items = {}, {}
+        for name, (dataset, split, masks, known) in truth.items():
+            if name == "real" and self.data is self.real:
+                self.pairs[name], self.items[name] = self.pairs["own"], self.items["own"]
+                continue
+            images, _ = dataset.load(split)
+            beside = mask_items.neighbours(dataset, split, settings["neighbours"])
+            images = hold(images, device)
+            self.pairs[name] = Pairs(images, as_tensor(masks).to(images.device),
+                                     as_tensor(beside).to(images.device))
+            if name != "train":
+                self.items[name] = mask_items.items_of(dataset, split, known)
+        self.labels = np.array([self.data.classes.index(row.label)
+                                for row in self.data.select("train")])
+        # a mixture is trained on whole, whatever its size
+        self.wanted = list((self.data if "mix" in self.data.manifest else self.real)
+                           .counts["train"].values())
+        channels = self.data.channels * (2 * settings["neighbours"] + 1)
+        self.build = lambda: _network(channels, settings)
+
+    def run_repeat(self, identity: dict, directory: Path, *, overwrite: bool,
+                   checked: dict) -> None:
+        """Train, choose, test and record the repeat that `identity` describes.
+
+        checked: what leaks.require said of the two datasets.
+        """
+        import torch
+
+        start, repeat = time.monotonic(), identity["repeat"]
+        key = identity["dataset"], identity["seed"], identity["replicate"]
+        known = self.truth["train"][3]
+        drawn = draw_images(self.labels, self.wanted, *key)
+        drawn = drawn[known[drawn]]
+        if not self.truth["train"][2][drawn].any():
+            raise Fault(f"no image that repeat {repeat} draws from {self.data.path} shows "
+                        "foreground: nothing can be learnt; make the dataset larger")
+        torch.manual_seed(seeds.weights_seed(*key))
+        model = self.build().to(self.device, memory_format=torch.channels_last)
+        path = result.checkpoint_path(directory, repeat)
+        decided = {**identity, **self.settings}
+        del decided["settings"]
+        train_loss = self.train(
+            model, drawn, seeds.order_draws(*key), what=f"{self.data.name} repeat {repeat}",
+            checkpoint_path=path, identity=decided, overwrite=overwrite,
+            jsonl_path=directory / "progress.jsonl")
+        scores, arrays, shown = self.test(model)
+        files.write_bytes(result.repeat_path(directory, repeat).with_suffix(".png"),
+                          encode_png(overlay.sheet(shown)))
+        record = {**identity, **scores, "train_loss": train_loss, "num_train_images": len(drawn),
+                  "num_pool_images": len(self.labels),
+                  "warnings": [*warnings_of(self.data, self.real),
+                               *mask_items.warnings_of(self.truth, self.items)],
+                  "trained_on": self.data.trained_on(), "leaks": checked,
+                  "groups_given": self.real.groups_given,
+                  "device": device_name(self.device), "versions": provenance()["versions"]}
+        if "mix" in self.data.manifest:
+            record["mix"] = self.data.manifest["mix"]
+        if "draws" in identity:
+            record["shared_with_earlier"] = shared_with_earlier(self.labels, self.wanted, *key,
+                                                                repeat)
+        result.write_record(directory, record, arrays, {
+            "elapsed_sec": round(time.monotonic() - start, 3),
+            "threads": torch.get_num_threads()})
+        path.unlink(missing_ok=True)
+
+    def train(self, model, drawn: np.ndarray, rng: np.random.Generator, **kept: object) -> float:
+        """Train in place on the images `drawn`; the mean loss of the last tenth of the steps."""
+        from lungkit.learn import segment_training as training, unet
+
+        settings, masks = self.settings, self.truth["train"][2]
+        loss_of, rate = unet.LOSSES[settings["loss"]], settings["learning_rate"]
+        options = {"batch_size": settings["batch_size"], "symmetries": self.data.symmetries,
+                   "rng": rng}
+        if settings["method"] == OURS:
+            plan = training.plan_batches(
+                drawn, masks, steps=settings["steps"], oversample=settings["oversample"],
+                patch_size=settings["patch_size"], **options)
+            batch_at = training.batches(self.pairs["train"], plan, settings["patch_size"],
+                                        self.device)
+            return training.train(model, batch_at, loss_of, steps=settings["steps"],
+                                  learning_rate=rate, **kept)
+        plan = training.plan_epochs(drawn, masks, epochs=settings["epochs"], **options)
+        val = np.flatnonzero(self.truth["val"][3])
+        return training.train_published(
+            model, training.batches(self.pairs["train"], plan, masks.shape[1], self.device),
+            loss_of, steps=len(plan["index"]),
+            steps_per_epoch=len(plan["index"]) // settings["epochs"], learning_rate=rate,
+            val_loss=lambda model: training.mean_loss(model, self.pairs["val"], val, loss_of,
+                                                      self.device), **kept)
+
+    def predict(self, model, name: str):
+        """(levels, truth) of every item of val, own or real, in turn."""
+        from lungkit.learn.segment_training import FLIPS, predict_items
+
+        dataset, _, masks, _ = self.truth[name]
+        items, mirror = self.items[name], self.settings["mirror"]
+        levels = predict_items(model, self.pairs[name], items, self.device,
+                               patch_size=self.settings["patch_size"],
+                               flips=FLIPS[dataset.symmetries] if mirror else FLIPS[1])
+        for item, said in zip(items, levels):
+            true = masks[list(item.images)] > 0
+            yield said, true[0] if item.slices is None else true
+
+    def test(self, model) -> tuple[dict, dict[str, np.ndarray], list[overlay.Shown]]:
+        """Choose on val, then score both test splits: the record's part, the .npz's, pictures."""
+        grid = [segment_choice.HALF] if self.settings["method"] == PUBLISHED else []
+        choice = segment_choice.choose(self.predict(model, "val"), *grid)
+        record = {"task": "segment", "scores": {}, "dice_val": choice.dice,
+                  "threshold": choice.threshold, "least_voxels": choice.least}
+        arrays = {}
+        for name in result.SPLITS:
+            if name == "own" or self.data is not self.real:
+                scores, about, of_items, shown = self.score(model, name, choice)
+            record["scores"][name], record[name] = scores, about
+            record[f"dice_{name}"] = scores["dice"]
+            arrays |= {f"{name}_{key}": values for key, values in of_items.items()}
+        return record, arrays, shown
+
+    def score(self, model, name: str, choice: segment_choice.Choice) -> tuple:
+        """`segment_scores.summarise` of a test split, and some of its images.
+
+        Raises Fault where nothing is found in it.
+        """
+        dataset, items = self.truth[name][0], self.items[name]
+        tolerance = segment_scores.TOLERANCE_MM if dataset.modality == "ct" else None
+        of_lesions = [i for i, item in enumerate(items) if self.truth[name][2][list(
+            item.images)].any()]
+        picked, shown, scored = {*overlay.spread(of_lesions, SHOWN)}, [], []
+        for i, (levels, true) in enumerate(self.predict(model, name)):
+            said = choice.mask(levels)
+            scored.append(segment_scores.score_item(
+                said, true, items[i].spacing_mm, tolerance_mm=tolerance,
+                with_surface=not items[i].has_gaps))
+            if i in picked:
+                shown.append(self.outline(name, items[i], said, true, scored[-1]["dice"]))
+        if not any(each["said"] for each in scored):
+            raise Fault(f"the network finds nothing in any test image of {dataset.path} (threshold "
+                        f"{choice.threshold:g}, components of {choice.least} voxels and more, by "
+                        "val): train it longer, or with another --loss or more --oversample")
+        return *segment_scores.summarise(items, scored), shown
+
+    def outline(self, name: str, item: mask_items.Item, said: np.ndarray, true: np.ndarray,
+                dice: float) -> overlay.Shown:
+        """The image of an item, of a volume the slice with most foreground."""
+        z = 0 if true.ndim == 2 else int(true.sum((1, 2)).argmax())
+        true, said = (mask if mask.ndim == 2 else mask[z] for mask in (true, said))
+        image = self.pairs[name].images[item.images[z]].cpu().numpy()
+        return overlay.Shown(image, true, said, f"{item.name[-20:]} Dice {dice:.2f}")
+
+
+def _network(channels: int, settings: dict):
+    from lungkit.learn.unet import UNet
+
+    return UNet(channels, settings["widths"], residual=settings["method"] == OURS)
+
+
+# ------------------------------------------------------------------ the stage
+
+def settle(how: dict) -> dict:
+    """What decides a training, of the options. Raises BadOptions where they contradict."""
+    recipe = how["recipe"]
+    others = OF_PUBLISHED if recipe == OURS else OF_OURS
+    given = [name for name in others if how[name] is not None]
+    if given:
+        named = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise BadOptions(f"{named}: not of --recipe {recipe}, whose training is fixed in that")
+    chosen = cli.fill_preset(how, PRESETS)
+    chosen = {name: WHOLE[recipe].get(name) if value is None else value
+              for name, value in chosen.items()}
+    names = ["widths", "batch_size", "learning_rate", "neighbours", "loss",
+             *(OF_OURS[1:] if recipe == OURS else OF_PUBLISHED)]
+    if recipe == OURS and 0 < chosen["batch_size"] * chosen["oversample"] < 0.5:
+        raise BadOptions(f"--oversample {chosen['oversample']:g} of --batch-size "
+                         f"{chosen['batch_size']} is less than an image: give more of either")
+    return {"recipe": RECIPE, "method": recipe, "mirror": False, "patch_size": None,
+            **{name: chosen[name] for name in names}}
+
+
+def of_dataset(settings: dict, target: Target, manifest: dict) -> dict:
+    """The settings with what a dataset's images decide."""
+    size = manifest["image_size"]
+    patch_size = settings["patch_size"] or size
+    if patch_size > size:
+        raise BadOptions(f"--patch-size {patch_size}: the images have {size} px")
+    if size >> (len(settings["widths"]) - 1) < 2:
+        raise BadOptions(f"--widths: {len(settings['widths'])} levels are too many for images of "
+                         f"{size} px")
+    return {**settings, "patch_size": patch_size, **target.setting(), "image_size": size,
+            **as_setting(manifest["symmetries"])}
+
+
+def check_images(data: Dataset, real: Dataset, neighbours: int) -> None:
+    """Raise Fault where one network cannot be shown the images of both."""
+    if data.channels != real.channels:
+        raise Fault(f"{data.path} has images of {data.channels} channels, {real.path} of "
+                    f"{real.channels}: make them alike")
+    for dataset in (data, real):
+        if neighbours and not mask_items.shows_slices(dataset):
+            raise Fault(f"--neighbours {neighbours}: {dataset.path} does not show slices of scans "
+                        "(ct_seg.py --view slice): leave it out")
+
+
+def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicate: int,
+        mask: str | None, labels: list[int], preset: str, seed: int, device: str, overwrite: bool,
+        dry_run: bool, **how: object) -> None:
+    settings = settle({**how, "preset": preset})
+    manifests = {path: read_manifest(path) for path in (real, *data)}
+    targets = {path: mask_items.choose(manifest["masks"], mask, labels, path)
+               for path, manifest in manifests.items()}
+    asked = {path: open_repeats(results, identities(
+        manifests[path], manifests[real], repeats, replicate=replicate, seed=seed, model="unet",
+        settings=of_dataset(settings, targets[path], manifests[path])), overwrite=overwrite)
+        for path in data}
+    pending = [path for path in data if not asked[path].are_complete]
+    datasets = {path: open_both(path, real, results) for path in pending}
+    truths = {}
+    for path, pair in datasets.items():
+        check_images(*pair, settings["neighbours"])
+        truths[path] = mask_items.read_truth(*pair, targets[path])
+    if pending:
+        torch_device = use_device(device, needed=not dry_run)
+        shown = "  ".join(f"{name} {value}" for name, value in settings.items())
+        say(f"mask {targets[real].kind}  {shown}  device {torch_device}")
+        for path in pending:
+            asked[path].say_plan()
+    checked = dict(zip(datasets, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
+    if not dry_run and pending:
+        for waits in (False, True):  # first what no other process holds, of every dataset
+            for path in pending:
+                train_all(asked[path], truths[path], torch_device, waits=waits,
+                          overwrite=overwrite, checked=checked[path])
+    for path in asked:
+        if path not in pending or not dry_run:
+            report(asked[path], "complete" if path in pending else "already complete", "dice")
+
+
+def train_all(asked: Repeats, truth: dict, device, *, waits: bool, **options) -> None:
+    """Make the repeats of one dataset that are missing; decode its images for the first of them."""
+    if device.type == "cuda":
+        import torch
+        torch.backends.cudnn.benchmark = True
+    bench = None
+
+    def work(identity: dict) -> None:
+        nonlocal bench
+        bench = bench or Bench(truth, identity["settings"], device)
+        bench.run_repeat(identity, asked.directory, **options)
+
+    asked.make(work, waits=waits)
+
+
+# long: one call an option, and what it means
+def build_parser():
+    parser = cli.stage_parser("unet_segment.py", __doc__)
+    group = parser.add_argument_group("Main")
+    group.add_argument("--data", type=cli.directory, required=True, nargs="+", metavar="DIR",
+                       help="the dataset to train on, or several, one after the other")
+    add_options(group)
+    group.add_argument("--mask", metavar="KIND",
+                       help="kind of masks to find (default: nodule or tumour, the first there is)")
+    group.add_argument("--labels", type=cli.positive_int, nargs="+", default=[], metavar="VALUE",
+                       help="which label values are foreground, of masks of label values")
+    group = parser.add_argument_group("Hyperparameters (no default shown: preset or recipe decide)")
+    group.add_argument("--recipe", choices=(OURS, PUBLISHED), default=OURS,
+                       help="ours, or published: see above")
+    group.add_argument("--loss", choices=LOSSES,
+                       help="of ours: Dice with focal, Tversky or cross entropy (dice-focal)")
+    group.add_argument("--oversample", type=cli.fraction, metavar="SHARE",
+                       help="of ours: share of every batch that must show foreground (1/3)")
+    group.add_argument("--widths", type=cli.positive_int, nargs="+", metavar="CHANNELS",
+                       help="channels of every level, from full size down by halves")
+    group.add_argument("--patch-size", type=cli.positive_int, metavar="PX",
+                       help="of ours: side of what is shown at a time; larger images are predicted "
+                            "in blended windows (whole images)")
+    group.add_argument("--neighbours", type=cli.non_negative_int, default=0, metavar="SLICES",
+                       help="of scans: slices below and above that are shown as channels")
+    group.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
+                       help="of ours: average predictions over the flips that the images allow "
+                            "(yes)")
+    group.add_argument("--steps", type=cli.positive_int, metavar="INT",
+                       help="of ours: optimiser steps")
+    group.add_argument("--epochs", type=cli.positive_int, metavar="INT",
+                       help="of published: at most so many (30)")
+    group.add_argument("--batch-size", type=cli.positive_int, metavar="IMAGES",
+                       help="images a step")
+    group.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
+                       help="peak of ours (2e-3), or that of published (1e-4)")
+    cli.add_common(parser, presets=PRESETS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main(build_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
