@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = sorted(path.stem for pattern in ("*_seg.py", "*_classify.py", "*_test.py")
+STAGES = sorted(path.stem for pattern in ("*_seg.py", "*_classify.py", "*_segment.py", "*_test.py")
                 for path in ROOT.glob(pattern))
 TOOLS = sorted(str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
                for path in (ROOT / "lungkit").rglob("*.py")
@@ -16,7 +16,7 @@ TOOLS = sorted(str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
 
 
 def test_there_are_stages_and_tools():
-    assert len(STAGES) == 12 and "lungkit.phantom.sample" in TOOLS and len(TOOLS) >= 4
+    assert len(STAGES) == 13 and "lungkit.phantom.sample" in TOOLS and len(TOOLS) >= 4
 
 
 @pytest.mark.parametrize("name", STAGES + TOOLS)
