@@ -29,8 +29,8 @@ from lungkit.run.seeds import stream
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["tumor_seg", "ct_seg", "voronoi_seg", "layout_seg", "diffusion_seg", "prompt_seg",
-          "context_seg", "controls_seg", "mix_seg", "cnn_classify", "nuclei_classify", "unet_segment",
-          "wilcoxon_test"]
+          "context_seg", "controls_seg", "mix_seg", "cnn_classify", "nuclei_classify",
+          "unet_segment", "wilcoxon_test"]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
