@@ -87,6 +87,20 @@ def test_real_and_controls_alone_are_no_comparison(ran):
     assert result.returncode == 1 and "apart from controls and mixtures" in error(result)
 
 
+def test_an_oracle_of_chests_is_of_a_second_thorax(tmp_path):
+    project = Project(tmp_path)
+    result = project.pipeline(MODALITY="ct", CONTROLS="oracle", ARMS="layout", REPEATS=2)
+    assert result.returncode == 0, result.stderr
+    sample = project.run_dir / "oracle/sample"
+    real, oracle = project.calls("ct", dry=False)
+    assert oracle.option("--input") == str(sample / "LIDC-IDRI")
+    assert oracle.option("--output") == str(project.run_dir / "oracle/real")
+    for name in ("--view", "--labels", "--preset", "--seed"):
+        assert oracle.option(name) == real.option(name)
+    made, = project.calls("controls", dry=False)
+    assert made.options("--samples") == [str(project.run_dir / "sample"), str(sample)]
+
+
 # ------------------------------------------------------------------ MIX
 
 def test_mixtures_are_made_of_arms_that_are_made_and_trained_beside_them(tmp_path):
