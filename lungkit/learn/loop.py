@@ -10,7 +10,9 @@ Feeds cnn_classify.RECIPE: raise it when this gives other bytes.
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +28,7 @@ from lungkit.run.seeds import generator_for
 SCHEMA = "lungkit.checkpoint/1"
 CHECKPOINT_INTERVAL_SEC = 60
 WARNING_SEC = 180  # the jobs' #SBATCH --signal
+TORN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError)
 SYNC_STEPS = 20  # the losses are read so often; in between a GPU is never waited for
 
 
@@ -86,7 +89,8 @@ class RandomStates:
 def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
          checkpoint_path: Path | None, overwrite: bool = False,
          rates: Iterable[tuple[torch.optim.Optimizer, Callable[[int], float]]] = (),
-         save_last: bool = True, jsonl_path: Path | None = None) -> Iterator[int]:
+         save_last: bool = True, keep_earlier: bool = False,
+         jsonl_path: Path | None = None) -> Iterator[int]:
     """Restore `state` if a checkpoint is there; return an iterator over the steps left of `total`.
 
     state: by name what a step changes: models with their buffers, optimisers, averages,
@@ -96,13 +100,15 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
         `overwrite` ignored. A flat dict.
     checkpoint_path: written about every minute, on a signal and, with `save_last`, after the last
         step; removed by the caller. None: nowhere, nothing can be resumed.
+    keep_earlier: keep the one before it too, in `earlier(checkpoint_path)`, for where the last is
+        torn: by a power cut, a full disk, a file system that lost a part.
     rates: (optimiser, its learning rate at a step), set before each step.
 
     Raises, while stepping, Stopped after a signal, Fault when a loss is not finite; at once
     BadOptions or Fault when the checkpoint is of another training or cannot be read.
     """
     state = {**state, "losses": losses}
-    first = restore(checkpoint_path, state, identity, overwrite=overwrite)
+    first = restore(checkpoint_path, state, identity, overwrite=overwrite, what=what)
     progress = Progress(what, total, done=first, jsonl_path=jsonl_path)
 
     def steps() -> Iterator[int]:
@@ -124,7 +130,7 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
                                          for name, values in new.items()})
             if due or stop_requested() or (last and save_last):
                 saving_sec = -time.monotonic()
-                save(checkpoint_path, state, identity, step + 1)
+                save(checkpoint_path, state, identity, step + 1, keep_earlier=keep_earlier)
                 saved_at = time.monotonic()
                 saving_sec += saved_at
                 warned = warned or warn_of_slow_saving(what, saving_sec)
@@ -152,7 +158,13 @@ def warn_of_slow_saving(what: str, saving_sec: float) -> bool:
     return slow
 
 
-def save(path: Path | None, state: dict, identity: dict, step: int) -> None:
+def earlier(path: Path) -> Path:
+    """Where the checkpoint before that in `path` is kept."""
+    return path.with_name(f"{path.stem}.earlier{path.suffix}")
+
+
+def save(path: Path | None, state: dict, identity: dict, step: int, *,
+         keep_earlier: bool = False) -> None:
     """Write a checkpoint after `step` steps, whole or not at all."""
     if path is None:
         return
@@ -160,23 +172,40 @@ def save(path: Path | None, state: dict, identity: dict, step: int) -> None:
              for name, each in state.items()}
     with atomic_path(path) as hidden:
         torch.save({"schema": SCHEMA, "identity": identity, "step": step, "state": saved}, hidden)
+        if keep_earlier and path.exists():
+            os.replace(path, earlier(path))
     note_saved()
 
 
-def restore(path: Path | None, state: dict, identity: dict, *, overwrite: bool = False) -> int:
-    """Fill `state` from the checkpoint, if there is one; return the number of steps done."""
-    if path is None or not path.exists():
+def restore(path: Path | None, state: dict, identity: dict, *, overwrite: bool = False,
+            what: str = "training") -> int:
+    """Fill `state` from the last whole checkpoint, if there is one; return the steps done.
+
+    Of a torn one a warning is said, and it is left out. Raises as `loop` does.
+    """
+    saved, torn = None, []
+    for place in [] if path is None else (path, earlier(path)):
+        if saved is None and place.exists():
+            try:
+                saved, path = torch.load(place, map_location="cpu", weights_only=True), place
+            except (*TORN, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                    raise  # the disk's own, not what torch says of a file that was cut
+                torn.append(place)
+                say(f"warning: {what}: the checkpoint {place} is torn ({type(error).__name__}) "
+                    "and left out")
+    if torn and saved is None:
+        say(f"warning: {what}: no whole checkpoint is left: it begins anew")
+    if saved is None:
         return 0
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        saved = {}
     readable = isinstance(saved, dict) and saved.get("schema") == SCHEMA \
         and saved["state"].keys() == state.keys()
     there = saved["identity"] if readable else {}
     changed = [f"{name}: {there.get(name)!r} there, {identity.get(name)!r} now"
                for name in sorted({*there, *identity}) if there.get(name) != identity.get(name)]
     if overwrite and (changed or not readable):
+        for place in (path, earlier(path)):
+            place.unlink(missing_ok=True)  # never to be taken for an earlier one of this training
         return 0
     if not readable:
         raise Fault(f"{path} is not a checkpoint of this version, which cannot go on from it: "
@@ -233,7 +262,7 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
                   "warmup_steps": warmup_steps},
         rates=[(optimizer,
                 lambda step: learning_rate_at(step, steps, learning_rate, warmup_steps))],
-        jsonl_path=jsonl_path)
+        keep_earlier=True, jsonl_path=jsonl_path)
     if ema is not None:
         ema.to(parameters[0].device)  # a restored average lies on the CPU
     for step in steps_left:

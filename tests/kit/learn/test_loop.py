@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from lungkit.learn.loop import Losses, RandomStates, learning_rate_at, loop, train
+from lungkit.learn.loop import Losses, RandomStates, earlier, learning_rate_at, loop, train
 from lungkit.run import cli
 from lungkit.run.faults import BadOptions, Fault
 from lungkit.run.seeds import generator_for
@@ -291,13 +291,68 @@ def old_layout() -> dict:
             "parameters": [torch.zeros(())], "ema": None}
 
 
-@pytest.mark.parametrize("content", [old_layout, lambda: [1, 2], None])
+def cut(path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def emptied(path) -> None:
+    path.write_bytes(b"")
+
+
+def hollowed(path) -> None:
+    """As a file system leaves it that flushed the length and not the content."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.fixture
+def save_always(monkeypatch):
+    monkeypatch.setattr("lungkit.learn.loop.save_interval", lambda saving_sec: 0.0)
+
+
+@pytest.mark.parametrize(("tear", "both"), [
+    (cut, False), (emptied, False), (hollowed, False), (cut, True)])
+def test_a_torn_checkpoint_is_left_out_with_a_warning(tear, both, tmp_path, save_always, capfd):
+    whole = gan(tmp_path / "a")
+    with pytest.raises(Killed):
+        gan(tmp_path / "b", at_step=kill_at(17), keep_earlier=True)
+    path, done = tmp_path / "b/x.ckpt", []
+    for place in (path, earlier(path))[:1 + both]:
+        tear(place)
+    capfd.readouterr()
+    assert gan(tmp_path / "b", at_step=done.append, keep_earlier=True) == whole
+    assert done[0] == (0 if both else 16) and done[-1] == TOTAL - 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert len(lines) == (3 if both else 1) and "x.ckpt is torn" in lines[0]
+    assert not both or "begins anew" in lines[-1]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, save_always):
+    whole = gan(tmp_path / "a")
+    with pytest.raises(Killed):
+        gan(tmp_path / "b", at_step=kill_at(9), keep_earlier=True)
+    path, done = tmp_path / "b/x.ckpt", []
+    path.rename(earlier(path))
+    assert gan(tmp_path / "b", at_step=done.append, keep_earlier=True) == whole
+    assert done[0] == 9
+
+
+def test_overwrite_leaves_no_checkpoint_of_the_training_before(tmp_path, save_always):
+    with pytest.raises(Killed):
+        gan(tmp_path, at_step=kill_at(9), keep_earlier=True)
+    with pytest.raises(Killed):
+        gan(tmp_path, at_step=kill_at(1), identity={"rate": 2}, overwrite=True, keep_earlier=True)
+    assert not earlier(tmp_path / "x.ckpt").exists()
+
+
+def test_generators_keep_two_checkpoints_and_both_are_named_as_such(tmp_path, save_always):
+    descend(tmp_path, steps=3)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.ckpt", "x.earlier.ckpt"}
+
+
+@pytest.mark.parametrize("content", [old_layout, lambda: [1, 2]])
 def test_a_checkpoint_of_an_earlier_version_or_no_checkpoint_is_one_line(content, tmp_path, capfd):
     path = tmp_path / "x.ckpt"
-    if content is None:
-        path.write_bytes(b"no checkpoint")
-    else:
-        torch.save(content(), path)
+    torch.save(content(), path)
 
     def run():
         descend(tmp_path, steps=2)
