@@ -101,8 +101,8 @@ def hashes(root: Path) -> dict[str, str]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root)
         hidden = any(part.startswith(".") for part in name.parts)
-        if not path.is_file() or hidden or path.name == "progress.jsonl":
-            continue
+        if not path.is_file() or hidden or path.name in ("progress.jsonl", "README.md"):
+            continue  # times; a model's card, which holds versions and what its manifest does
         if path.parent.name == "comparison" and path.suffix != ".csv":
             continue  # the page and the plots hold words and styles
         digest = digests.setdefault(output_of(name), hashlib.sha256())

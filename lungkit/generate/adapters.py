@@ -157,4 +157,4 @@ def train_each_class(arm: Arm, base: BaseModel, loss_for: Callable[[str], Callab
             write_text(loss_path, repr(loss))
         losses[label] = float(loss_path.read_text())
         faults.check_stop()
-    publish_model(arm, losses)
+    publish_model(arm, losses, base.folder)

@@ -21,10 +21,11 @@ from lungkit.data.dataset import (
 from lungkit.data.orientations import as_setting
 from lungkit.data.png import decode_png
 from lungkit.data.writer import DatasetWriter
+from lungkit.generate.model_card import card
 from lungkit.generate.model_files import read_shapes
 from lungkit.learn.device import use_device
 from lungkit.run import cli, faults
-from lungkit.run.files import quick_fingerprint
+from lungkit.run.files import quick_fingerprint, write_text
 from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
@@ -113,13 +114,18 @@ def require_files(model_dir: Path, *names: str) -> None:
                                    f"{again}") from None
 
 
-def publish_model(arm: Arm, losses: dict[str, float]) -> None:
-    """Publish what was trained in the `work_dir` of arm.weights, without its checkpoints."""
+def publish_model(arm: Arm, losses: dict[str, float], base: Path | None = None) -> None:
+    """Publish what was trained in the `work_dir` of arm.weights, with a card, without checkpoints.
+
+    base: the folder of the base model that it belongs to, None where there is none.
+    """
     for checkpoint in arm.weights.work_dir.glob("*.ckpt"):
         checkpoint.unlink()
-    arm.weights.publish({"schema": "lungkit.model/1", "stage": arm.stage,
-                         "classes": arm.data.classes, "losses": losses,
-                         "parents": train_only_parent(arm.data), **provenance()})
+    manifest = {"schema": "lungkit.model/1", "stage": arm.stage, "classes": arm.data.classes,
+                "losses": losses, "parents": train_only_parent(arm.data), **provenance()}
+    write_text(arm.weights.work_dir / "README.md", card(
+        arm.stage, {**manifest, "parameters": arm.weights.options}, arm.data, base))
+    arm.weights.publish(manifest)
 
 
 def plan_items(counts: dict[str, dict[str, int]], classes: list[str], pool: int) -> list[Item]:

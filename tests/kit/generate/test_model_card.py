@@ -1,0 +1,63 @@
+"""The card beside a model: read as a hub reads it, true to the manifest, silent about the machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapters import COUNTS, write_real
+from lungkit.data.dataset import open_dataset
+from lungkit.generate.items import Arm, publish_model
+from lungkit.generate.model_card import KINDS, card, hub_id
+from lungkit.run.files import read_json
+from lungkit.run.output import Output
+
+HUB = Path("/cache/hub/models--some-lab--stable-diffusion-v1-5/snapshots/0a1b")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return open_dataset(write_real(tmp_path_factory.mktemp("card") / "real"))
+
+
+def publish(stage: str, data, tmp_path, base: Path | None) -> Path:
+    """A model of `stage` published; its folder."""
+    weights = Output(tmp_path / "model", "model.json", {"rank": 5, "prompts": "a: \"b\""})
+    arm = Arm(stage, data, [], None, weights, False, None, 0)
+    with weights.writing():
+        publish_model(arm, {"unet": 0.25}, base)
+    return weights.output_dir
+
+
+@pytest.mark.parametrize("stage", KINDS)
+def test_a_hub_reads_the_card_of_every_published_model(stage, data, tmp_path):
+    from huggingface_hub import ModelCard
+
+    folder = publish(stage, data, tmp_path, None if stage == "diffusion_seg" else HUB)
+    read = ModelCard.load(folder / "README.md")
+    assert read.data.library_name == "diffusers" and "medical" in read.data.tags
+    assert read.data.pipeline_tag in ("text-to-image", "unconditional-image-generation")
+    assert read.data.base_model == (None if stage == "diffusion_seg"
+                                    else "some-lab/stable-diffusion-v1-5")
+    for needed in (data.fingerprint, '- rank: `5`', "- unet: 0.25", "## Intended use",
+                   "## Limits", "Not a medical device", "- `lung_scc`: 5 images"):
+        assert needed in read.text, needed
+    assert all(f"`{label}`" in read.text for label in COUNTS)
+    for name, version in read_json(folder / "model.json")["versions"].items():
+        assert f"{name} {version}" in read.text
+
+
+@pytest.mark.parametrize("stage", ["prompt_seg", "context_seg"])
+def test_a_card_says_nothing_of_where_things_lie(stage, data, tmp_path):
+    for base, words in ((Path("/home/someone/assets/base_model"), "embedded base model"),
+                        (Path("/home/someone/sd15"), "`sd15`")):
+        text = card(stage, {"parameters": {}, "losses": {}, "versions": {}, "commit": None},
+                    data, base)
+        assert words in text and "/home" not in text and str(tmp_path) not in text
+
+
+def test_a_base_model_is_called_by_its_name_on_the_hub():
+    assert hub_id(HUB) == "some-lab/stable-diffusion-v1-5"
+    assert hub_id(Path("/models/sd15")) is None
