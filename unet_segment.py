@@ -110,7 +110,7 @@ class Bench:
         known = self.truth["train"][3]
         drawn = draw_images(self.labels, self.wanted, *key)
         drawn = drawn[known[drawn]]
-        if not self.truth["train"][2][drawn].any():
+        if not any(self.truth["train"][2][i].any() for i in drawn):
             raise Fault(f"no image that repeat {repeat} draws from {self.data.path} shows "
                         "foreground: nothing can be learnt; make the dataset larger")
         torch.manual_seed(seeds.weights_seed(*key))

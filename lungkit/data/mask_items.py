@@ -114,10 +114,11 @@ def read_truth(data: Dataset, real: Dataset, target: Target) -> dict:
             found[name] = found["own"]
             continue
         masks, known = load_masks(dataset, split, target)
-        share = float(masks[known].mean()) if known.any() else 0.0
-        if share in (0.0, 1.0):
-            why = ("no image has one" if not known.any() else
-                   f"all {int(known.sum())} masks are {'fore' if share else 'back'}ground only")
+        there = [masks[i] for i in np.flatnonzero(known)]  # one by one: they may be mapped
+        ground = ("back" if not any(map(np.any, there)) else
+                  "fore" if all(map(np.all, there)) else None)
+        if ground:
+            why = f"all {len(there)} masks are {ground}ground only" if there else "no image has one"
             raise Fault(f"masks/{target.kind} of the {split} split of {dataset.path}: {why}: "
                         "foreground and background are needed in every split; give another "
                         "--mask, or make the dataset with more patients")

@@ -71,15 +71,15 @@ def plan_batches(drawn: np.ndarray, masks: np.ndarray, *, steps: int, batch_size
     forced = round(batch_size * oversample)
     free = steps * (batch_size - forced)
     order = [rng.permutation(drawn) for _ in range(math.ceil(free / len(drawn)))]
-    shown = {int(i): np.flatnonzero(masks[i]) for i in drawn if masks[i].any()}
+    shown = [int(i) for i in drawn if masks[i].any()]
     index = np.concatenate([
-        rng.choice(list(shown), (steps, forced)),
+        rng.choice(shown, (steps, forced)),
         np.concatenate(order)[:free].reshape(steps, -1) if free else np.empty((steps, 0), int)], 1)
     size, half = masks.shape[1], patch_size / 2
     centre = rng.uniform(half, size - half, (steps, batch_size, 2))
     if patch_size < size:
         for place in np.ndindex(steps, forced):
-            pixels = shown[int(index[place])]
+            pixels = np.flatnonzero(masks[int(index[place])])
             row, column = divmod(int(pixels[rng.integers(len(pixels))]), size)
             centre[place] = np.clip((column + 0.5, row + 0.5), half, size - half)
     moves = segment_augment.draw_moves((steps, batch_size), symmetries, rng)
@@ -94,7 +94,7 @@ def plan_epochs(drawn: np.ndarray, masks: np.ndarray, *, epochs: int, batch_size
     does by weights of one over their numbers.
     """
     steps = epochs * max(1, len(drawn) // batch_size)
-    shows = masks[drawn].any((1, 2))
+    shows = np.array([masks[i].any() for i in drawn])
     weight = np.where(shows, 1 / max(1, shows.sum()), 1 / max(1, (~shows).sum()))
     index = rng.choice(drawn, (steps, batch_size), p=weight / weight.sum())
     centre = np.full((steps, batch_size, 2), masks.shape[1] / 2, np.float32)

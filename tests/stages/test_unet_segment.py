@@ -317,6 +317,28 @@ def test_the_published_recipe_is_fixed_but_for_its_size(real, told, tmp_path):
     assert record["threshold"] == 0.5 and record["least_voxels"] == 0
 
 
+@pytest.mark.parametrize(("options", "name", "key", "wanted"), [
+    ([], "predict_items", "flips", segment_training.FLIPS[8]),
+    (["--no-mirror"], "predict_items", "flips", ((),)),
+    (["--patch-size", "16"], "predict_items", "patch_size", 16),
+    (["--patch-size", "16"], "plan_batches", "patch_size", 16),
+    ([], "plan_batches", "oversample", 1 / 3),
+    (["--oversample", "0.5"], "plan_batches", "oversample", 0.5)])
+def test_an_option_reaches_what_it_is_for(options, name, key, wanted, real, told, tmp_path,
+                                          monkeypatch):
+    seen, call = [], getattr(segment_training, name)
+    monkeypatch.setattr(segment_training, name,
+                        lambda *given, **more: seen.append(more[key]) or call(*given, **more))
+    assert segment([real], real, tmp_path, *options) == 0
+    assert set(seen) == {wanted} and read(tmp_path, "real")["settings"]["method"] == "ours"
+
+
+def test_the_widths_are_those_of_the_network():
+    made = unet_segment._network(3, {"widths": [8, 24], "method": "published"})
+    assert [each.num_channels for each in made.modules() if hasattr(each, "num_channels")] == []
+    assert made.down[0][0].weight.shape == (8, 3, 3, 3) and made.down[1][1].weight.shape[0] == 24
+
+
 def test_a_dry_run_writes_nothing(real, tmp_path):
     assert segment([real], real, tmp_path / "results", "--dry-run") == 0
     assert not (tmp_path / "results").exists()
