@@ -85,6 +85,7 @@ PRESETS = {
              "learning_rate": 1e-4, "controlnet_learning_rate": 1e-5,
              "sampling_steps": 30, "guidance_scale": 4.0},
 }
+BATCHES = "class-balanced"  # of the ControlNet; what was trained by others is not gone on with
 CONTROL_SCALE = 1.0
 MOST_MEASURED = 1200  # ours: images in which what was asked is looked for; 12 s of one core
 CONTROLNET = "ControlNetModel"
@@ -174,7 +175,8 @@ def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str |
             arm, base, controlnet, lambda control: training_loss(
                 base, latents,
                 lambda i, draw: words.context_caption(labels[i], draw, context[i]),
-                batch_size=batch_size, controlnet=control, maps=maps),
+                batch_size=batch_size, controlnet=control, maps=maps,
+                classes=[data.classes.index(label) for label in labels]),
             steps=controlnet_steps, learning_rate=controlnet_learning_rate)
         control = freeze(get_controlnet(base, str(work_dir / "controlnet")), base.device)
 
@@ -303,7 +305,8 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
                   "base_model": folder_fingerprint(folder),
                   "controlnet": start and folder_fingerprint(start),
                   "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights"),
-                  "nuclei_recipe": NUCLEI_RECIPE, "layout_recipe": LAYOUT_RECIPE},
+                  "nuclei_recipe": NUCLEI_RECIPE, "layout_recipe": LAYOUT_RECIPE,
+                  "batches": BATCHES},
         sampling={"sampler": sampler, "pool": pool, "layouts": layouts,
                   **{key: options[key] for key in ("sampling_steps", "guidance_scale")}},
         model_files=lambda classes: ["layouts.npz", "controlnet/config.json",

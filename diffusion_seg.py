@@ -2,7 +2,8 @@
 """Generate the dataset "diffusion": one class-conditional latent diffusion model, from scratch.
 
 A KL autoencoder compresses the images; a UNet that starts from random weights learns to denoise
-their latents given the class; new latents are sampled with classifier-free guidance and decoded.
+their latents given the class, in batches that hold all classes alike; new latents are sampled with
+classifier-free guidance and decoded.
 
 Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
@@ -47,6 +48,7 @@ PRESETS = {
              "train_steps": 60000, "batch_size": 64, "learning_rate": 2e-4,
              "sampling_steps": 25, "guidance_scale": 2.0},
 }
+BATCHES = "class-balanced"  # of the UNet; what was trained by others is not gone on with
 EMA_DECAY = 0.9995
 AUTOENCODER_LEARNING_RATE = 5e-4
 CLASS_DROPOUT = 0.1  # Ho & Salimans 2022, table 1: 0.1 or 0.2 are best
@@ -116,7 +118,7 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
     """Train on uint8 images [N, S, S, C] and int64 labels [N]; return the final loss."""
     import torch
 
-    from lungkit.generate.latents import Latents, denoising_loss
+    from lungkit.generate.latents import Latents, denoising_loss, pick_images
     from lungkit.learn.device import autocast
     from lungkit.learn.loop import train
 
@@ -126,7 +128,7 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
     labels = torch.from_numpy(labels)
 
     def loss_at(step, generator):
-        picks = torch.randint(len(latents), (batch_size,), generator=generator)
+        picks = pick_images(labels, batch_size, generator)
         which = torch.randint(symmetries, (batch_size,), generator=generator)
         batch = (latents.draw(picks, which, generator) * scale).to(device)
         dropped = torch.rand(batch_size, generator=generator) < CLASS_DROPOUT
@@ -288,6 +290,7 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     arm = open_arm(
         "diffusion_seg", real=real, output=output, model=model, seed=seed, parts="model",
         training={**training, **(of_autoencoder if trained_here else {}), "preset": preset,
+                  "batches": BATCHES,
                   "autoencoder": "train" if trained_here
                   else folder_fingerprint(find_autoencoder(autoencoder, manifest).folder)},
         sampling={"sampler": sampler, "pool": pool, **sampling},

@@ -162,11 +162,12 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
             return Nuclei(np.zeros((SIZE, SIZE), np.int32), centroids, areas)
         return detect
 
-    def training_loss(base, latents, caption, *, batch_size, controlnet=None, maps=None):
+    def training_loss(base, latents, caption, *, batch_size, classes=None, controlnet=None,
+                      maps=None):
         control = controlnet and SimpleNamespace(source=controlnet.source, frozen=controlnet.frozen,
                                                  training=controlnet.training)
         call = SimpleNamespace(numbers=latents.numbers, caption=caption, batch_size=batch_size,
-                               control=control, maps=maps, controlnet=controlnet,
+                               control=control, maps=maps, controlnet=controlnet, classes=classes,
                                symmetries=latents.symmetries)
         record.losses.append(call)
         return call

@@ -69,21 +69,27 @@ def denoise_with(unet, states, controlnet=None, control=None) -> Callable:
 
 
 def training_loss(base: BaseModel, latents, caption: Callable[[int, random.Random], str], *,
-                  batch_size: int, controlnet=None, maps: np.ndarray | None = None) -> Callable:
+                  batch_size: int, classes: list[int] | None = None, controlnet=None,
+                  maps: np.ndarray | None = None) -> Callable:
     """loss_at(step, generator) over `latents`, captioned by caption(image index, draw).
 
+    classes: of each image, where there are several: every batch holds all of them alike.
     maps: structure maps uint8 [N, S, S, 3], needed with a ControlNet; turned with their images.
     """
     import torch
 
     from lungkit.data.orientations import orient
-    from lungkit.generate.latents import denoising_loss
+    from lungkit.generate.latents import denoising_loss, pick_images
     from lungkit.learn.device import autocast
 
+    numbered = None if classes is None else torch.tensor(classes)
     controls = None if maps is None else torch.from_numpy(maps).permute(0, 3, 1, 2)
 
     def loss_at(step, generator):
-        picks = torch.randint(len(latents), (batch_size,), generator=generator)
+        if numbered is None:
+            picks = torch.randint(len(latents), (batch_size,), generator=generator)
+        else:
+            picks = pick_images(numbered, batch_size, generator)
         which = torch.randint(latents.symmetries, (batch_size,), generator=generator)
         batch = latents.draw(picks, which, generator) * base.vae.config.scaling_factor
         draw = random.Random(int(torch.randint(2**62, (1,), generator=generator)))

@@ -86,6 +86,25 @@ class Latents:
         return mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
 
 
+def pick_images(classes: torch.Tensor, batch_size: int,
+                generator: torch.Generator) -> torch.Tensor:
+    """A batch of images, each class in it as often as any other: their places, int64 [batch_size].
+
+    classes: int64 [N], of every image. What a batch cannot share out evenly goes to classes drawn
+    anew at each step, so that over a training all are seen equally often, however many images
+    they have. Of one class every image is as likely at each draw.
+    """
+    known = classes.unique()
+    order = torch.randperm(len(known), generator=generator)
+    wanted = known[order.repeat(-(-batch_size // len(known)))[:batch_size]]
+    chances = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+    picks = torch.empty(batch_size, dtype=torch.int64)
+    for label in known:
+        own, there = (classes == label).nonzero()[:, 0], wanted == label
+        picks[there] = own[(chances[there] * len(own)).long()]
+    return picks
+
+
 # what a base may predict, by what divides min(SNR, gamma): an error of the clean latents weighs
 # that much, one of the noise SNR times less, one of v SNR + 1 times less (Hang et al. 2023)
 PREDICTIONS = {"sample": torch.ones_like, "epsilon": lambda snr: snr.clamp(min=1e-8),

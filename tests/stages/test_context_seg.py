@@ -118,6 +118,8 @@ def taught(call, number: int, words: Prompts, layouts: list[Layout]) -> set[str]
 def test_the_controlnet_is_trained_first_on_all_training_images(made):
     assert [call.kind for call in made.trained] == ["controlnet", *["adapter"] * len(COUNTS)]
     assert made.trained[0].loss.numbers == list(range(1, NUM_TRAIN + 1))
+    assert made.trained[0].loss.classes == [0] * 3 + [1] * 4 + [2] * 5
+    assert {call.loss.classes for call in made.trained[1:]} == {None}, "an adapter has one class"
 
 
 def test_each_adapter_is_trained_on_all_training_images_of_its_class_alone(made):

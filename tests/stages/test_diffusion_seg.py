@@ -98,6 +98,16 @@ def test_every_image_is_trained_on_as_of_its_own_class_or_none(fitted):
     assert pairs == {(image, label) for image in range(4) for label in (LABELS[image], 3)}
 
 
+def test_every_batch_holds_all_classes_alike_however_many_images_they_have(fitted):
+    """Of 16 images 5 or 6 a class, though one class has two of four images."""
+    for _, _, classes in fitted.unet.asked:
+        counts = torch.bincount(classes, minlength=4)
+        assert counts[:3].max() <= 6, "some of a class may have been dropped for guidance"
+    seen = torch.cat([classes for _, _, classes in fitted.unet.asked])
+    shares = torch.bincount(seen, minlength=4)[:3] / (seen < 3).sum()
+    assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
 @pytest.mark.parametrize(("symmetries", "allowed"), [(2, {0, 4}), (1, {0})])
 def test_images_are_turned_as_their_dataset_allows(symmetries, allowed, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8)

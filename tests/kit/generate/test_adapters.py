@@ -157,6 +157,13 @@ def test_every_image_comes_with_its_own_caption_state_and_control_in_its_orienta
     assert len(seen) > 20, "every image in several orientations"
 
 
+def test_where_there_are_several_classes_a_batch_holds_them_alike():
+    base = FakeBase(**CLEAN)
+    training_loss(base, latents_of(pictures(5)), lambda i, draw: str(i), batch_size=40,
+                  classes=[0, 1, 1, 1, 1])(0, generator())
+    assert 14 <= base.captions[0].count("0") <= 20, "a tenth of the captions is empty"
+
+
 def test_images_and_maps_are_turned_as_their_dataset_allows():
     images, base, maps = pictures(1), FakeBase(**CLEAN), []
 

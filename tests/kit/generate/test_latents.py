@@ -272,3 +272,31 @@ def test_a_perfect_model_is_sampled_to_its_image_however_large_its_latents(name,
 def test_the_cpu_computes_in_float32():
     with autocast(CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+# ------------------------------------------------------------------ batches
+
+def picks_of(classes: list[int], batch_size: int, *keys: int) -> list[list[int]]:
+    from lungkit.generate.latents import pick_images
+    from lungkit.run.seeds import generator_for
+
+    return [pick_images(torch.tensor(classes), batch_size, generator_for(0, key)).tolist()
+            for key in keys]
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7, 16])
+def test_each_class_is_picked_equally_often_and_each_image_of_it(batch_size):
+    classes = [0, 1, 1, 1, 1, 2, 2, 0, 2, 2, 2, 2]
+    batches = picks_of(classes, batch_size, *range(2000 // batch_size))
+    for batch in batches:
+        counts = torch.bincount(torch.tensor([classes[i] for i in batch]), minlength=3)
+        assert len(batch) == batch_size and counts.max() - counts.min() <= 1
+    seen = torch.bincount(torch.tensor(batches).flatten(), minlength=12) / (
+        batch_size * len(batches))
+    expected = [1 / 3 / classes.count(label) for label in classes]
+    assert seen.tolist() == pytest.approx(expected, abs=0.03)
+
+
+def test_a_batch_depends_on_its_generator_alone():
+    one, other, again = picks_of([0, 0, 1, 1, 1], 8, 3, 4, 3)
+    assert one == again != other
