@@ -220,16 +220,17 @@ def lines(said: Sequence[Worth], alpha: float) -> list[str]:
         f"- {each.told_of}" for each in said)]
 
 
-def table(found: Sequence[Point]) -> Table | None:
+def table(found: Sequence[Point], alpha: float) -> Table | None:
     """Every point of the curve; None without."""
     def between(low: float | None, high: float | None, printed: Callable) -> str:
         return "–" if low is None else f"{printed(low)} to {printed(high)}"
 
+    interval = f"{100 - 100 * alpha:g} % interval"
     return Table(
         "What was trained on, and the score on the real test images, percent; difference from real "
         "in points",
-        ["Training set", "Made of", "Real images", "Synthetic images", "n", "Mean", "Interval",
-         "Difference", "Interval", "Level"],
+        ["Training set", "Made of", "Real images", "Synthetic images", "n", "Mean", interval,
+         "Difference", interval, "Level"],
         [[each.dataset, f"{each.synthetic} {each.kind}".strip(), f"{each.num_real:.0f}",
           f"{each.num_synthetic:.0f}", str(each.n), percent(each.mean),
           between(each.low, each.high, percent),

@@ -235,22 +235,23 @@ def lines(answers: Sequence[ControlAnswer], morphology: Sequence[Morphology]) ->
     return [head + (":" if said else ""), *said]
 
 
-def table(answers: Sequence[ControlAnswer]) -> Table | None:
+def table(answers: Sequence[ControlAnswer], alpha: float) -> Table | None:
     """Control, expected, found, passed or not; None without controls."""
     return Table(
-        "Sets of a known truth, trained as the arms are; differences in points, 95 % intervals or "
-        "those of the level asked for",
+        "Sets of a known truth, trained as the arms are; differences in points with their "
+        f"{100 - 100 * alpha:g} % intervals",
         ["Control", "Expected", "Found", "Outcome", "n", "p of a false alarm", "after Holm"],
         [[each.control, each.expected, each.found, each.outcome, str(each.n),
           p_words(each.p_alarm), p_words(each.p_alarm_holm)] for each in answers],
         words=3) if answers else None
 
 
-def morphology_table(told: Sequence[Morphology]) -> Table | None:
+def morphology_table(told: Sequence[Morphology], alpha: float) -> Table | None:
     """Every arm beside colour-only; None without."""
     return Table(
         "Each arm on the real test images less colour-only on its own, which are made of the same",
-        ["Arm", "Says", "Level", "Difference", "Interval", "p after Holm"],
+        ["Arm", "Says", "Level", "Difference", f"{100 - 100 * alpha:g} % interval",
+         "p after Holm"],
         [[each.arm, each.told, each.level, points(each.difference),
           f"{points(each.low)} to {points(each.high)}", p_words(each.p_holm)] for each in told],
         words=2) if told else None

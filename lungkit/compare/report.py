@@ -65,8 +65,9 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
     counts = sorted({arm.n for arm in said.arms})
     return template.render(
         found=found, said=said, tests=tests, tables=tables, pictures=pictures, sheets=sheets,
-        likeness=alike.table(list(likeness)), controls=instrument.table(said.controls),
-        morphology=instrument.morphology_table(said.morphology), curve=dose.table(said.curve),
+        likeness=alike.table(list(likeness)), controls=instrument.table(said.controls, said.alpha),
+        morphology=instrument.morphology_table(said.morphology, said.alpha),
+        curve=dose.table(said.curve, said.alpha),
         score=score, split=split, families=FAMILIES, plan=plan_in_words(said.plan),
         n=" to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))),
         also=[str(each) for each in said.warnings if not each.limits],
