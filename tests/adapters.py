@@ -215,6 +215,7 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
         patch.setattr("lungkit.generate.latents.Latents", FakeLatents)
         patch.setattr("lungkit.learn.loop.train", train)
         patch.setattr("lungkit.nuclei.instanseg.load_detector", detector)
+        patch.setattr("lungkit.generate.base_model.check_networks", lambda parts: None)
         patch.setattr("lungkit.learn.device.freeze",
                       lambda model, device: model.requires_grad_(False).eval())
         patch.setattr("lungkit.generate.adapters.train_adapter", train_adapter)

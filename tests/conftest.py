@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -81,30 +82,61 @@ def once(function):
     return call
 
 
+def once_a_pair(function):
+    """`function(one, other)`, called once for the same two objects."""
+    known = {}
+
+    def call(one, other):
+        if (id(one), id(other)) not in known:  # which are kept: no other object has their ids
+            known[id(one), id(other)] = one, other, function(one, other)
+        return known[id(one), id(other)][-1]
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finders() -> dict:
+    """What finds nuclei, signatures and how two of these agree: once, however many modules ask."""
+    from lungkit.audit import registration, signature
+    from lungkit.nuclei import detect
+
+    return {"describe": once(signature.describe), "detect_nuclei": once(detect.detect_nuclei),
+            "register": once_a_pair(registration.register)}
+
+
+@contextlib.contextmanager
+def finding(finders: dict):
+    """The stages find by `finders`."""
+    from lungkit.audit import leaks, memorised, registration, signature
+    from lungkit.nuclei import detect, instanseg
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (detect, instanseg, leaks, memorised, registration, signature):
+            for name, finder in finders.items():
+                if hasattr(module, name):
+                    patch.setattr(module, name, finder)
+        yield
+
+
 @pytest.fixture(scope="module")
-def found_once():
-    """Nuclei and signatures: of each image they are found once in the module that uses this.
+def found_once(finders):
+    """Nuclei and signatures: of each image they are found once in the modules that use this.
 
     For tests that run a stage over the same images again and again. That both depend on the image
     alone is held where they are tested.
     """
-    from lungkit.audit import leaks, memorised, signature
-    from lungkit.nuclei import detect
-
-    describe = once(signature.describe)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detect, "detect_nuclei", once(detect.detect_nuclei))
-        for module in (signature, leaks, memorised):
-            patch.setattr(module, "describe", describe)
+    with finding(finders):
         yield
 
 
 @pytest.fixture(scope="session")
-def real_dataset(tmp_path_factory, sample_dir) -> Path:
+def real_dataset(tmp_path_factory, sample_dir, finders) -> Path:
     """The dataset "real" of `sample_dir`: 3 classes, 64 px, 8 + 2 + 2 images a class. Read only."""
     import tumor_seg
 
     path = tmp_path_factory.mktemp("datasets") / "real"
-    assert tumor_seg.main(["--input", str(sample_dir / "images"), "--output", str(path),
-                           "--groups", str(sample_dir / "groups.csv"), "--image-size", "64"]) == 0
+    with finding(finders):
+        assert tumor_seg.main(["--input", str(sample_dir / "images"), "--output", str(path),
+                               "--groups", str(sample_dir / "groups.csv"),
+                               "--image-size", "64"]) == 0
     return path

@@ -27,6 +27,8 @@ from arms import (
 from lungkit.data.dataset import SPLITS, open_dataset, parent_of
 from lungkit.run.seeds import stream
 
+pytestmark = pytest.mark.usefixtures("found_once")
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["tumor_seg", "ct_seg", "voronoi_seg", "layout_seg", "diffusion_seg", "prompt_seg",
           "context_seg", "controls_seg", "mix_seg", "cnn_classify", "nuclei_classify",

@@ -29,6 +29,8 @@ from lungkit.nuclei.agreement import Nearest, describe, layout_report
 from lungkit.nuclei.layouts import Layout, Levels, load_layouts, structure_map
 from lungkit.run.seeds import stream
 
+pytestmark = pytest.mark.usefixtures("found_once")
+
 NUM_TRAIN = sum(number for number, _, _ in COUNTS.values())
 
 

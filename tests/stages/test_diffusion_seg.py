@@ -20,6 +20,8 @@ from lungkit.generate.items import Item
 from lungkit.generate.latents import to_model_range, training_schedule
 from lungkit.run.faults import BadOptions
 
+pytestmark = pytest.mark.usefixtures("found_once")
+
 CPU = torch.device("cpu")
 TISSUE = {"modality": "he", "channels": 3}
 

@@ -16,6 +16,8 @@ from lungkit.histology.background import tissue_mask
 from lungkit.nuclei.layouts import Layout, measurements, structure_map
 from lungkit.run.seeds import stream
 
+pytestmark = pytest.mark.usefixtures("found_once")
+
 
 @pytest.fixture(scope="module")
 def base():

@@ -14,6 +14,8 @@ from arms import content, main_of
 from lungkit.data.dataset import open_dataset
 from lungkit.generate.prompts import Prompts
 
+pytestmark = pytest.mark.usefixtures("found_once")
+
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):

@@ -24,6 +24,8 @@ from lungkit.formats import sources
 from lungkit.formats.groups import read_groups
 from lungkit.histology import background, density, originals, stain, tiles
 
+pytestmark = pytest.mark.usefixtures("found_once")
+
 LC25000 = Path(os.environ.get("LC25000") or "no-lc25000")  # its folder: the tests on it run
 
 
