@@ -197,37 +197,44 @@ def test_each_image_is_drawn_away_from_its_class_negative_prompt(made):
         assert images[int(row.stem)].negative == f"never {row.label}"
 
 
-def layout_drawn(made, row, layouts: list[Layout]) -> Layout:
-    own = [layouts[number - 1] for number in numbers_of(row.label)]
-    return point_process.layout_for(int(row.stem), stream("context_seg", 0), made.mode,
-                                  point_process.PointStatistics(own, SIZE), own)
+@pytest.fixture(scope="module")
+def redrawn(made, layouts) -> dict[str, Layout]:
+    """The layout that each image is to be drawn over, by its stem, drawn once more."""
+    found = {}
+    for label in COUNTS:
+        own = [layouts[number - 1] for number in numbers_of(label)]
+        statistics = point_process.PointStatistics(own, SIZE)
+        found |= {row.stem: point_process.layout_for(
+            int(row.stem), stream("context_seg", 0), made.mode, statistics, own)
+            for row in open_dataset(made.output).rows if row.label == label}
+    return found
 
 
-def test_each_image_is_drawn_over_a_layout_of_its_own_class(made, layouts):
+def test_each_image_is_drawn_over_a_layout_of_its_own_class(made, redrawn):
     """An image's nuclei have the areas of one training image of its class, and no two share any."""
     images = made.images_drawn()
     for row in open_dataset(made.output).rows:
-        expected = layout_drawn(made, row, layouts)
+        expected = redrawn[row.stem]
         assert np.array_equal(images[int(row.stem)].map, structure_map(expected, SIZE))
         found = set(expected.areas_px.tolist())
         assert len(found) <= 1 and found <= {number + 0.5 for number in numbers_of(row.label)}
 
 
-def test_the_mask_is_the_layout_that_the_image_was_drawn_from(made, layouts):
+def test_the_mask_is_the_layout_that_the_image_was_drawn_from(made, redrawn):
     images, dataset = made.images_drawn(), open_dataset(made.output)
     for row in dataset.rows:
         mask = dataset.mask("nuclei", row)
         assert np.array_equal(mask == 255, images[int(row.stem)].map[..., 0] >= 128)
-        drawn = layout_drawn(made, row, layouts)
+        drawn = redrawn[row.stem]
         assert np.array_equal(dataset.mask("tissue", row) == 255, drawn.tissue)
         assert int(row.extra["asked_num_nuclei"]) == len(drawn.areas_px)
 
 
-def test_what_was_asked_of_an_image_stands_beside_what_it_shows(made, layouts):
+def test_what_was_asked_of_an_image_stands_beside_what_it_shows(made, layouts, redrawn):
     dataset, own = open_dataset(made.output), {}
     for row in dataset.rows:
         own.setdefault(row.label, [layouts[number - 1] for number in numbers_of(row.label)])
-        number, drawn = number_of(dataset.image(row)), layout_drawn(made, row, layouts)
+        number, drawn = number_of(dataset.image(row)), redrawn[row.stem]
         shown = Layout(*layout_of(number), tissue_of(number))
         for kind, layout in (("asked", drawn), ("measured", shown)):
             for name, value in describe(layout, SIZE).items():
@@ -257,7 +264,8 @@ def test_masks_are_binary_as_the_manifest_says(made):
     assert np.unique(masks).tolist() == [0, 255]
 
 
-def test_a_row_tells_the_words_of_the_layout_that_its_image_was_drawn_from(made, prompts, layouts):
+def test_a_row_tells_the_words_of_the_layout_that_its_image_was_drawn_from(
+        made, prompts, layouts, redrawn):
     images, words = made.images_drawn(), Prompts(prompts)
     levels = Levels(layouts, SIZE)
     rows = open_dataset(made.output).rows
@@ -265,7 +273,7 @@ def test_a_row_tells_the_words_of_the_layout_that_its_image_was_drawn_from(made,
     for row in rows:
         drawn = images[int(row.stem)]
         expected = words.context_caption(row.label, Random(row.seed),
-                                         levels.of(layout_drawn(made, row, layouts)))
+                                         levels.of(redrawn[row.stem]))
         assert row.prompt == drawn.prompt == expected
         assert row.seed == f"{drawn.seed}:{int(row.stem)}"
         assert row.source == f"context, {made.mode} layout"
