@@ -88,7 +88,8 @@ class Bench:
             self.pairs[name] = Pairs(images, as_tensor(masks).to(images.device),
                                      as_tensor(beside).to(images.device))
             if name != "train":
-                self.items[name] = mask_items.items_of(dataset, split, known)
+                self.items[name] = mask_items.items_to_choose_by(dataset, known) \
+                    if name == "val" else mask_items.items_of(dataset, split, known)
         self.labels = np.array([self.data.classes.index(row.label)
                                 for row in self.data.select("train")])
         # a mixture is trained on whole, whatever its size

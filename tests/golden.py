@@ -60,6 +60,9 @@ def make_all(root: Path) -> None:
             "--repeats", "2", "--steps", "4", "--batch-size", "4", "--device", "cpu", "--seed", "5")
     run("nuclei_classify", "--features", datasets / "voronoi", "--real", real, "--results", results,
         "--repeats", "2", "--seed", "5")
+    run("unet_segment", "--data", real, "--real", real, "--results", root / "segmentations",
+        "--mask", "tissue", "--repeats", "1", "--steps", "6", "--batch-size", "4", "--widths", "8",
+        "16", "--learning-rate", "0.02", "--device", "cpu", "--seed", "5")
     run("wilcoxon_test", results, "--output", root / "comparison", "--datasets", "real", *ARMS,
         "nuclei")
 

@@ -156,15 +156,15 @@ def shows_slices(data: Dataset) -> bool:
         row.extra.get("series") and row.extra.get("slice_index") for row in data.rows)
 
 
-def items_of(data: Dataset, split: str, known: np.ndarray) -> list[Item]:
+def items_of(data: Dataset, split: str, known: np.ndarray, *, volumes: bool = True) -> list[Item]:
     """The items of a split that have a truth, in the order of their first images.
 
-    known: bool [N], of `load_masks`.
+    known: bool [N], of `load_masks`. volumes: False, images one by one whatever they show.
     """
     rows, pixel_mm = data.select(split), data.um_per_px and data.um_per_px / 1000
     plane = None if pixel_mm is None else (pixel_mm, pixel_mm)
     places = np.flatnonzero(known).tolist()
-    if not shows_slices(data):
+    if not (volumes and shows_slices(data)):
         return [Item(rows[i].file_name, rows[i].group or rows[i].file_name, rows[i].label, (i,),
                      None, plane) for i in places]
     series: dict[str, list[int]] = {}
@@ -237,3 +237,14 @@ def warnings_of(truth: dict, items: dict[str, list[Item]]) -> list[str]:
             found.append(f"foreground in every {split} image of {dataset.name}: false positives "
                          "where there is none are not counted")
     return list(dict.fromkeys(found))
+
+
+def items_to_choose_by(data: Dataset, known: np.ndarray) -> list[Item]:
+    """The items of val by which threshold and least component are chosen.
+
+    Where volumes lack slices they are its images: components would join across what is missing. A
+    component of a volume is no smaller than its largest section, so that what is kept there stays.
+    """
+    items = items_of(data, "val", known)
+    return items_of(data, "val", known, volumes=False) if any(
+        item.has_gaps for item in items) else items

@@ -232,18 +232,40 @@ def test_slices_of_a_scan_are_scored_as_a_volume(scans, told, tmp_path):
         assert arrays["real_true_mm"].tolist() == [2 * voxels for voxels in wanted]
 
 
-def test_surfaces_of_volumes_that_lack_slices_are_not_measured(scans, told, tmp_path):
+def test_surfaces_of_volumes_that_lack_slices_are_not_measured(scans, told, tmp_path, monkeypatch):
     from lungkit.data import mask_items
+    items_of = mask_items.items_of
 
-    half = [replace(item, images=item.images[::2], slices=item.slices[::2])
-            for item in mask_items.items_of(scans, "test", np.ones(10, bool))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mask_items, "items_of", lambda data, split, known: half)
-        assert segment([scans], scans, tmp_path) == 0
+    def with_gaps(data, split, known, **more):
+        return [replace(item, images=item.images[::2], slices=item.slices[::2])
+                if split == "test" else item for item in items_of(data, split, known, **more)]
+
+    monkeypatch.setattr(mask_items, "items_of", with_gaps)
+    assert segment([scans], scans, tmp_path) == 0
     record = read(tmp_path, "real")
     assert record["real"]["num_with_gaps"] == 2 and record["real"]["hd95_mm"] is None
     assert "surface_dice" not in record["scores"]["real"]
     assert "missing slices: 2 of 2 volumes" in "; ".join(record["warnings"])
+
+
+def test_val_that_lacks_slices_is_chosen_by_image_by_image(scans, told, tmp_path, monkeypatch):
+    from lungkit.data import mask_items, segment_choice
+    asked, items_of = [], mask_items.items_of
+
+    def with_gaps(data, split, known, **more):
+        found = items_of(data, split, known, **more)
+        return [replace(item, images=item.images[::2], slices=item.slices[::2])
+                if split == "val" and item.slices else item for item in found]
+
+    def note(predicted, *grid):
+        asked.append([true.ndim for _, true in predicted])
+        return segment_choice.Choice(0.5, 0, 1.0, 0.0)
+
+    monkeypatch.setattr(segment_choice, "choose", note)
+    assert segment([scans], scans, tmp_path / "whole") == 0
+    monkeypatch.setattr(mask_items, "items_of", with_gaps)
+    assert segment([scans], scans, tmp_path / "gaps") == 0
+    assert asked == [[3, 3], [2] * 10]
 
 
 def test_neighbouring_slices_are_channels(scans, told, tmp_path):

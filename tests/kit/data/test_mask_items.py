@@ -17,12 +17,12 @@ SIZE = 8
 SERIES = {"A": (4, 5, 6, 7), "B": (1, 2, 5), "C": (3,)}
 
 
-def make_dataset(path, view="slice", test=SERIES, um_per_px=500.0, **options):
+def make_dataset(path, view="slice", test=SERIES, val=(1, 2), um_per_px=500.0, **options):
     """Slices of scans 2.5 mm apart, numbered against their z; the brightness of each is its own."""
     index = 0
     with DatasetWriter(Output(path, "dataset.json", {"view": view}), stage="test",
                        classes=["healthy", "nodule"], image_size=SIZE, channels=1) as writer:
-        for split, series in (("train", {"T": (1, 2)}), ("val", {"V": (1, 2)}), ("test", test)):
+        for split, series in (("train", {"T": (1, 2)}), ("val", {"V": val}), ("test", test)):
             for name, slices in series.items():
                 for z in reversed(slices):  # not in the order of the scan
                     image = np.full((SIZE, SIZE, 1), 10 * z, np.uint8)
@@ -69,6 +69,15 @@ def test_crops_are_scored_one_by_one(tmp_path):
 def test_spacing_that_is_not_known_is_none(tmp_path):
     assert {item.spacing_mm for item in items(
         make_dataset(tmp_path / "real", um_per_px=None)).values()} == {None}
+
+
+def test_val_is_chosen_by_image_by_image_where_it_lacks_slices(scans, tmp_path):
+    known = np.ones(2, bool)
+    assert [item.slices for item in mask_items.items_to_choose_by(scans, known)] == [(1, 2)]
+    gaps = make_dataset(tmp_path / "real", val=(1, 4))
+    found = mask_items.items_to_choose_by(gaps, known)
+    assert [item.name for item in found] == [row.file_name for row in gaps.select("val")]
+    assert all(item.slices is None and item.spacing_mm == (0.5, 0.5) for item in found)
 
 
 def test_a_slice_that_is_there_twice_is_a_fault(tmp_path):
