@@ -210,7 +210,8 @@ def train_controlnet(arm: Arm, base: BaseModel, start: str | None, loss_with, *,
         loss = train(control.parameters(), loss_at, what="ControlNet", steps=steps, seed=seed,
                      learning_rate=learning_rate, ema_decay=0.999,
                      checkpoint_path=work_dir / "controlnet.ckpt",
-                     jsonl_path=work_dir / "progress.jsonl")
+                     jsonl_path=work_dir / "progress.jsonl",
+                     curve_path=work_dir / ".controlnet" / "loss.csv")
         control.save_pretrained(work_dir / ".controlnet")
         write_text(work_dir / ".controlnet" / "loss.txt", repr(loss))
         (work_dir / ".controlnet").rename(work_dir / "controlnet")

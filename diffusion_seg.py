@@ -7,7 +7,8 @@ classifier-free guidance and decoded.
 
 Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
-        MODEL/{vae,unet,scheduler}, each opened by diffusers' from_pretrained.
+        MODEL/{vae,unet,scheduler}, each opened by diffusers' from_pretrained; loss.csv in what was
+        trained.
 
 Rombach et al. 2022, arXiv:2112.10752 (latent diffusion); Ho & Salimans 2022, arXiv:2207.12598
 (guidance); Hang et al. 2023, arXiv:2303.09556 (min-SNR weighting); Lin et al. 2023,
@@ -95,7 +96,7 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
     return train(autoencoder.parameters(), loss_at, what="autoencoder", steps=steps, seed=seed + 2,
                  learning_rate=AUTOENCODER_LEARNING_RATE, ema_decay=0.999,
                  checkpoint_path=work_dir / "autoencoder.ckpt",
-                 jsonl_path=work_dir / "progress.jsonl")
+                 jsonl_path=work_dir / "progress.jsonl", curve_path=work_dir / "vae" / "loss.csv")
 
 
 # ------------------------------------------------------------------ denoiser
@@ -139,7 +140,8 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
 
     return train(unet.parameters(), loss_at, what="diffusion UNet", steps=steps, seed=seed + 1,
                  learning_rate=learning_rate, ema_decay=EMA_DECAY,
-                 checkpoint_path=work_dir / "unet.ckpt", jsonl_path=work_dir / "progress.jsonl")
+                 checkpoint_path=work_dir / "unet.ckpt", jsonl_path=work_dir / "progress.jsonl",
+                 curve_path=work_dir / "unet" / "loss.csv")
 
 
 def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sampler_name: str,

@@ -131,7 +131,8 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     cast_training_params(base.unet)  # of the base's precision else: too coarse to add up steps
     loss = train([p for p in base.unet.parameters() if p.requires_grad], loss_at, what=what,
                  steps=steps, learning_rate=learning_rate, seed=seed, weight_decay=0.0,
-                 ema_decay=0.99, checkpoint_path=checkpoint_path, jsonl_path=jsonl_path)
+                 ema_decay=0.99, checkpoint_path=checkpoint_path, jsonl_path=jsonl_path,
+                 curve_path=output_dir / "loss.csv")
     # peft's own key names throughout: the loader drops the old attention names in a mixed file
     weights = get_peft_model_state_dict(base.unet, adapter_name="class")
     StableDiffusionPipeline.save_lora_weights(output_dir, unet_lora_layers=weights,

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from lungkit.run.faults import BadOptions, Fault, check_stop, stop_requested
-from lungkit.run.files import atomic_path
+from lungkit.run.files import atomic_path, write_text
 from lungkit.run.progress import Progress, note_saved, say
 from lungkit.run.seeds import generator_for
 
@@ -29,6 +29,7 @@ SCHEMA = "lungkit.checkpoint/1"
 CHECKPOINT_INTERVAL_SEC = 60
 WARNING_SEC = 180  # the jobs' #SBATCH --signal
 TORN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError)
+CURVE_ROWS = 500  # of a table of losses: fine enough for any plot
 SYNC_STEPS = 20  # the losses are read so often; in between a GPU is never waited for
 
 
@@ -60,6 +61,14 @@ class Losses:
         """Those of the last tenth of the steps, one at least."""
         values = self.values[name]
         return values[-max(1, len(values) // 10):]
+
+    def curve(self, name: str = "loss") -> list[tuple[int, float]]:
+        """(steps done, mean loss of the steps since the row before), CURVE_ROWS at most."""
+        values = self.values[name]
+        length = max(1, -(-len(values) // CURVE_ROWS))
+        parts = [values[first:first + length] for first in range(0, len(values), length)]
+        return [(min((place + 1) * length, len(values)), sum(part) / len(part))
+                for place, part in enumerate(parts)]
 
     def state_dict(self) -> dict:
         return self.values
@@ -233,14 +242,15 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup_steps: int) -> f
 def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: str, steps: int,
           learning_rate: float, seed: int, checkpoint_path: Path, ema_decay: float | None = None,
           weight_decay: float = 0.01, warmup_steps: int | None = None,
-          jsonl_path: Path | None = None) -> float:
+          jsonl_path: Path | None = None, curve_path: Path | None = None) -> float:
     """Minimise `loss_at(step, generator) -> scalar` over `steps`; leave the result in `parameters`.
 
     AdamW on a warm-up and a cosine; step k draws its batch, noise and times from (seed, k) alone.
     The result is the exponential moving average where `ema_decay` is given (Karras et al. 2024,
     arXiv:2312.02696 on its use), else the last weights. warmup_steps: None means a twentieth of
     `steps`, at most 500. The checkpoint belongs to the caller's unpublished directory, which
-    removes it. Returns the mean loss of the last tenth. Raises as `loop` does.
+    removes it. curve_path: a CSV of the loss by step (`Losses.curve`), the same after a kill; None:
+    none. Returns the mean loss of the last tenth. Raises as `loop` does.
     """
     from diffusers.training_utils import EMAModel
 
@@ -276,5 +286,8 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
         losses.add(loss=loss)
     if ema is not None:
         ema.copy_to(parameters)
+    if curve_path is not None:
+        rows = [f"{step},{loss:.6g}" for step, loss in losses.curve()]
+        write_text(curve_path, "\n".join(["step,train_loss", *rows, ""]))
     tail = losses.last_tenth()
     return sum(tail) / len(tail)

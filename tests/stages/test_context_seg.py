@@ -163,6 +163,7 @@ def test_no_two_parts_and_no_two_seeds_share_random_numbers(made, real, prompts,
 
 def test_the_options_reach_the_training(made):
     control, *adapters = made.trained
+    assert control.options["curve_path"].name == "loss.csv"
     assert (control.options["steps"], control.options["learning_rate"]) == (6, 0.001)
     for call in adapters:
         assert {key: call.options[key] for key in ("kind", "rank", "target", "steps",

@@ -296,6 +296,8 @@ def test_no_training_or_drawing_of_any_seed_shares_random_numbers(watched):
 
 def test_the_options_given_are_those_trained_and_drawn_with(watched):
     autoencoder, unet = watched[0].trained
+    assert [call["curve_path"].parts[-2:] for call in (autoencoder, unet)] == [
+        ("vae", "loss.csv"), ("unet", "loss.csv")]
     assert unet["learning_rate"] == 0.003 and unet["steps"] == 3 and unet["ema_decay"] > 0.99
     assert autoencoder["steps"] == 600 and autoencoder["ema_decay"] > 0.99
     assert {(call["steps"], call["guidance_scale"], call["sampler_name"])

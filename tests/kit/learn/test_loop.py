@@ -95,6 +95,18 @@ def test_the_loss_returned_is_the_mean_of_the_last_tenth(tmp_path):
     assert returned == 47
 
 
+@pytest.mark.parametrize(("steps", "rows"), [
+    (3, [(1, 0.0), (2, 1.0), (3, 2.0)]), (10, [(3, 1.0), (6, 4.0), (9, 7.0), (10, 9.0)])])
+def test_the_curve_is_the_mean_loss_of_a_few_steps_in_a_table(steps, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("lungkit.learn.loop.CURVE_ROWS", 4)
+    weight, path = parameter(), tmp_path / "unet/loss.csv"
+    train([weight], lambda step, generator: weight * 0 + step, what="loss", steps=steps, seed=0,
+          learning_rate=1.0, checkpoint_path=tmp_path / "x.ckpt", curve_path=path)
+    header, *lines = path.read_text().splitlines()
+    assert header == "step,train_loss"
+    assert [(int(step), float(loss)) for step, loss in (line.split(",") for line in lines)] == rows
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("at", [3, 24])
 def test_a_loss_that_is_not_finite_is_a_fault_and_never_a_checkpoint(value, at, tmp_path):
@@ -151,8 +163,10 @@ def test_a_stopped_training_goes_on_to_the_same_result(ema_decay, tmp_path):
 
         def run():
             result["loss"] = train([weight], loss_at, what="stop", steps=30, learning_rate=0.1,
-                                   seed=4, ema_decay=ema_decay, checkpoint_path=path / "x.ckpt")
+                                   seed=4, ema_decay=ema_decay, checkpoint_path=path / "x.ckpt",
+                                   curve_path=path / "loss.csv")
             result["weight"] = weight.item()
+            result["curve"] = (path / "loss.csv").read_text()
 
         return cli.main(cli.stage_parser("stop", "A test."), run, []), drawn, result
 
