@@ -76,6 +76,24 @@ def fork(call: Callable[[], int]) -> int:
     return pid
 
 
+def killed_while_writing(call: Callable[[], int], number: int) -> int:
+    """Run `call` forked off and killed once a dataset has `number` images; its exit status."""
+    from lungkit.data.writer import DatasetWriter
+
+    add = DatasetWriter.add
+
+    def add_or_die(writer, *args, **columns):
+        add(writer, *args, **columns)
+        if len(writer.records) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def writes() -> int:
+        DatasetWriter.add = add_or_die
+        return call()
+
+    return os.waitstatus_to_exitcode(os.waitpid(fork(writes), 0)[1])
+
+
 def signal_when(pid: int, ready: Callable[[], bool], number: int = signal.SIGKILL,
                 timeout_sec: float = 240) -> int:
     """Send `number` to `pid` as soon as `ready()`; return the exit status, -N for signal N."""

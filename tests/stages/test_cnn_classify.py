@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 
 import cnn_classify
+from arms import fork, signal_when
 from lungkit.data import metrics, orientations, repeats, result
 from lungkit.data.dataset import open_dataset, parent_of
 from lungkit.data.writer import DatasetWriter
@@ -768,24 +767,13 @@ def test_waiting_ends_at_a_signal(real, tmp_path, monkeypatch):
 
 
 def test_two_processes_share_and_one_survives_the_others_kill(pool, real, tmp_path):
-    arguments = ["--data", pool.path, "--real", real.path, "--results", tmp_path / "shared",
-                 "--repeats", "4", "--steps", "40", "--batch-size", "8", "--device", "cpu"]
-    command = [sys.executable, str(ROOT / "cnn_classify.py"), *map(str, arguments)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
-                             stdout=subprocess.DEVNULL) for _ in range(2)]
     directory = tmp_path / "shared" / "pool" / "replicate_000"
-    give_up = time.monotonic() + 120
-    try:
-        while len(list(directory.glob(".*.lock"))) < 2 and time.monotonic() < give_up:
-            time.sleep(0.01)
-        both[0].kill()
-        error = both[1].communicate(timeout=300)[1]  # generous: the machine may be busy
-        assert both[1].returncode == 0, error
-    finally:
-        for each in both:
-            each.kill()
-            each.communicate()
-    assert classify(pool, real, tmp_path / "alone", repeats="4", steps=40) == 0
+    killed, other = [fork(lambda: classify(pool, real, tmp_path / "shared", repeats="4", steps=20))
+                     for _ in range(2)]
+    assert signal_when(killed, lambda: len(list(directory.glob(".*.lock"))) == 2) \
+        == -signal.SIGKILL
+    assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
+    assert classify(pool, real, tmp_path / "alone", repeats="4", steps=20) == 0
     assert content(tmp_path / "shared") == content(tmp_path / "alone")
 
 
@@ -895,12 +883,6 @@ def test_resnet_and_convnext(real, tmp_path):
     assert cnn_classify.predict(convnext, images).shape == (2, 3)
     assert classify(real, real, tmp_path, "--model", "resnet18", repeats="1", steps=2) == 0
     assert read(tmp_path, "real")["model"] == "resnet18"
-
-
-def test_help_is_quick_and_imports_nothing_heavy():
-    code = ("import sys, cnn_classify; cnn_classify.main(['--help']); "
-            "sys.exit(bool({'torch', 'torchvision', 'cv2', 'scipy'} & set(sys.modules)))")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize(("most_pixels", "batches"), [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import resource
 import shutil
 import signal
@@ -634,15 +633,6 @@ def test_only_a_baselines_settings_are_its_own(made, tmp_path, dataset, changed,
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     with pytest.raises(Fault, match=said):
         results.read_results(tree)
-
-
-def test_help_says_what_it_reads_and_needs_no_library():
-    answer = subprocess.run(
-        [sys.executable, "-c", "import sys, nuclei_classify; nuclei_classify.main(['--help']); "
-         "print([m for m in ('sklearn', 'scipy', 'torch', 'cv2') if m in sys.modules])"],
-        cwd=SCRIPT.parent, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
-    assert answer.stdout.rstrip().endswith("[]"), answer.stderr
-    assert "Reads" in answer.stdout and "Exit status" in answer.stdout
 
 
 def test_no_draw_lacks_a_class_that_is_a_majority_nowhere():

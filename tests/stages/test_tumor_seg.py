@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 
 import tumor_seg
+from arms import killed_while_writing
 from lungkit.data import splits
 from lungkit.data.dataset import open_dataset
 from lungkit.data.png import decode_png, encode_png
@@ -462,18 +461,7 @@ def test_killed_and_rerun_gives_the_same_bytes(tree, monkeypatch):
     from lungkit.data.writer import DatasetWriter
 
     assert run(tree, output="whole") == 0
-    program = ("import sys, os, signal, tumor_seg\n"
-               "from lungkit.data.writer import DatasetWriter\n"
-               "add = DatasetWriter.add\n"
-               "def dying(self, *a, **k):\n"
-               "    add(self, *a, **k)\n"
-               "    if len(self.records) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-               "DatasetWriter.add = dying\n"
-               "tumor_seg.main(sys.argv[1:])\n")
-    end = subprocess.run([sys.executable, "-c", program, "--input", str(tree), "--image-size", "32",
-                          "--output", str(tree.parent / "cut")],
-                         cwd=Path(tumor_seg.__file__).parent, capture_output=True)
-    assert end.returncode == -signal.SIGKILL
+    assert killed_while_writing(lambda: run(tree, output="cut"), 5) == -signal.SIGKILL
     assert not (tree.parent / "cut").exists() and (tree.parent / ".cut.partial").exists()
     written, add = [], DatasetWriter.add
     monkeypatch.setattr(DatasetWriter, "add", lambda *a, **k: (written.append(a), add(*a, **k)))

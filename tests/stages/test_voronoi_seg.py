@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import voronoi_seg
+from arms import killed_while_writing
 from lungkit.data.dataset import MANIFEST, SPLITS, check_same_task, open_dataset
 from lungkit.data.writer import DatasetWriter
 from lungkit.nuclei.detect import SOLIDITY, Nuclei, detect_nuclei
@@ -550,29 +549,11 @@ def test_stopped_by_a_signal_then_resumed(real, made, tmp_path, monkeypatch, cap
 def test_killed_then_resumed(real, made, tmp_path, workers):
     output = tmp_path / "voronoi"
     argv = ["--real", str(real), "--output", str(output)]
-    killed = ("import os, sys, voronoi_seg as v\n"
-              "add, added = v.DatasetWriter.add, []\n"
-              "def third(*given, **named):\n"
-              "    added.append(add(*given, **named))\n"
-              "    len(added) < 3 or os.kill(os.getpid(), 9)\n"
-              "v.DatasetWriter.add = third\n"
-              "v.main(sys.argv[1:])")
-    stage = subprocess.run([sys.executable, "-c", killed, *argv, "--workers", str(workers)],
-                           cwd=SCRIPT.parent, stderr=subprocess.DEVNULL)
-    assert stage.returncode == -signal.SIGKILL and not output.exists()
+    status = killed_while_writing(lambda: voronoi_seg.main([*argv, "--workers", str(workers)]), 3)
+    assert status == -signal.SIGKILL and not output.exists()
     assert len((tmp_path / ".voronoi.partial" / ".records.jsonl").read_text().splitlines()) == 3
     assert voronoi_seg.main(argv) == 0
     assert contents(output) == contents(made)
-
-
-def test_help_needs_no_heavy_library():
-    code = ("import sys, voronoi_seg; assert voronoi_seg.main(['--help']) == 0; "
-            "print([m for m in ('torch', 'cv2', 'scipy', 'skimage', 'pandas') "
-            "if m in sys.modules])")
-    answer = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent,
-                            capture_output=True, text=True)
-    assert answer.stdout.rstrip().endswith("[]"), answer.stderr
-    assert "Exit status: 0 complete" in answer.stdout
 
 
 # ------------------------------------------------------------------ bad input

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import wilcoxon_test as stage
+from arms import fork, signal_when
 from lungkit.compare import figures, rank_sum, results
 from lungkit.compare.pairs import compare, rank_cautions
 from result_trees import ARMS, make_results, record, right, split_of, write, write_counts
@@ -977,15 +977,7 @@ def test_killed_and_rerun_gives_the_same_files(tmp_path):
     tree = make_results(tmp_path / "r", repeats=20)
     assert compared_by(tree, "--output", tmp_path / "whole") == 0
     out = tmp_path / "c"
-    process = subprocess.Popen([sys.executable, "wilcoxon_test.py", str(tree),
-                                "--output", str(out)],
-                               cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(2000):
-        if out.exists() and any(out.glob("*.csv")):
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    signal_when(fork(lambda: compared_by(tree, "--output", out)), lambda: any(out.glob("*.csv")))
     assert compared_by(tree, "--output", out) == 0
     for path in (tmp_path / "whole").iterdir():
         if path.name != "comparison.json":

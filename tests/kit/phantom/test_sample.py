@@ -3,11 +3,9 @@
 import hashlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from arms import fork, signal_when
 from lungkit.formats import tiff
 from lungkit.formats.images import pixel_size_um
 from lungkit.phantom import augment, fluorescence, morphology, outlines, paint, sample, tissue
@@ -209,15 +208,12 @@ def test_same_command_finds_it_complete_and_other_options_are_refused(tmp_path, 
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path):
     write_sample(tmp_path / "whole", **SMALL)
     target = tmp_path / "s"
-    command = [sys.executable, "-m", "lungkit.phantom", "--output", str(target), *ARGUMENTS]
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while child.poll() is None and len(list(tmp_path.glob(".s.partial/images/*/*.png"))) < 2:
-        time.sleep(0.002)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    command = ["--output", str(target), *ARGUMENTS]
+    assert signal_when(fork(lambda: main(command)), lambda: len(list(
+        tmp_path.glob(".s.partial/images/*/*.png"))) >= 2) == -signal.SIGKILL
     (tmp_path / ".s.partial/images/lung_aca/.patient000_0000.1.tmp.png").write_bytes(b"torn")
     assert not target.exists(), "a killed run must publish nothing"
-    assert main(command[3:]) == 0
+    assert main(command) == 0
     assert contents(target) == contents(tmp_path / "whole")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".s")] == []
 
