@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -140,3 +141,19 @@ def real_dataset(tmp_path_factory, sample_dir, finders) -> Path:
                                "--groups", str(sample_dir / "groups.csv"),
                                "--image-size", "64"]) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def few_real(tmp_path_factory, sample_dir, finders) -> Path:
+    """The dataset "real" of 12 images of `sample_dir`: 3 classes, 64 px, 2 + 1 + 1. Read only."""
+    import tumor_seg
+
+    root = tmp_path_factory.mktemp("few")
+    for folder in (sample_dir / "images").iterdir():
+        (root / "images" / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:4]:
+            shutil.copy(image, root / "images" / folder.name)
+    with finding(finders):
+        assert tumor_seg.main(["--input", str(root / "images"), "--output", str(root / "real"),
+                               "--image-size", "64"]) == 0
+    return root / "real"

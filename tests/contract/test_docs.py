@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -51,6 +52,7 @@ def missing(text: str, folder: str = ".") -> list[str]:
     return bad
 
 
+@functools.cache
 def options() -> set[str]:
     """Every option of every stage and tool."""
     parsers = [importlib.import_module(name).build_parser() for name in (*STAGES, *TOOLS)]
@@ -123,34 +125,33 @@ def test_a_module_that_feeds_a_recipe_names_one_that_there_is():
 # ------------------------------------------------------------------ the arm of docs/adding.md
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory, real_dataset) -> Path:
-    """The package with the page's code block as blur_seg.py beside it, and a small real dataset."""
+def example(tmp_path_factory, few_real) -> Path:
+    """A folder with the page's code block as blur_seg.py, and a small real dataset."""
     folder = tmp_path_factory.mktemp("adding")
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding.md").read_text("utf-8"),
                         flags=re.DOTALL)
     assert code.count("\n") < 60
-    shutil.copytree(ROOT / "lungkit", folder / "lungkit", ignore=shutil.ignore_patterns("*.pyc"))
-    shutil.copy(ROOT / "cnn_classify.py", folder)
     (folder / "blur_seg.py").write_text(code, encoding="utf-8")
-    shutil.copytree(real_dataset, folder / "datasets/real")
+    shutil.copytree(few_real, folder / "datasets/real")
     return folder
 
 
-def run(folder: Path, stage: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, f"{stage}.py", *arguments], cwd=folder, text=True,
-                          capture_output=True, check=False)
+def blur(*more: str, output: str = "blur") -> list[str]:
+    return ["--real", "datasets/real", "--output", f"datasets/{output}", "--preset", "demo", *more]
 
 
-def blur(folder: Path, *more: str, output: str = "blur") -> subprocess.CompletedProcess:
-    return run(folder, "blur_seg", "--real", "datasets/real", "--output", f"datasets/{output}",
-               "--preset", "demo", *more)
+def test_the_arm_of_the_page_keeps_the_contract_and_trains(example, monkeypatch, capfd):
+    import cnn_classify
 
-
-def test_the_arm_of_the_page_keeps_the_contract_and_trains(example):
-    dry = blur(example, "--dry-run")
+    dry = subprocess.run([sys.executable, "blur_seg.py", *blur("--dry-run")], cwd=example,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+                         capture_output=True, check=False)
     assert dry.returncode == COMPLETE, dry.stderr
     assert os.listdir(example / "datasets") == ["real"]
-    assert blur(example).returncode == COMPLETE
+    monkeypatch.chdir(example)
+    monkeypatch.syspath_prepend(example)
+    main = importlib.import_module("blur_seg").main
+    assert main(blur()) == COMPLETE
     real, made = (open_dataset(example / "datasets" / name) for name in ("real", "blur"))
     assert [(row.split, row.label, row.group) for row in made.rows] \
         == [(row.split, row.label, row.group) for row in real.rows]
@@ -159,15 +160,15 @@ def test_the_arm_of_the_page_keeps_the_contract_and_trains(example):
          "splits": {split: [split] for split in SPLITS}}]
     assert made.load("train")[0].std() < real.load("train")[0].std()
     before = content(made.path)
-    again, other = blur(example), blur(example, "--sigma", "3")
-    assert again.returncode == COMPLETE and "already complete" in again.stderr
-    assert other.returncode == BAD_OPTIONS and "sigma: 2.0 there, 3.0 now" in other.stderr
+    capfd.readouterr()
+    assert main(blur()) == COMPLETE and "already complete" in capfd.readouterr().err
+    assert main(blur("--sigma", "3")) == BAD_OPTIONS
+    assert "sigma: 2.0 there, 3.0 now" in capfd.readouterr().err
     assert before == content(made.path)
-    assert blur(example, output="x/blur").returncode == COMPLETE
+    assert main(blur(output="x/blur")) == COMPLETE
     assert open_dataset(example / "datasets/x/blur").fingerprint == made.fingerprint
 
-    trained = run(example, "cnn_classify", "--data", "datasets/blur", "--real", "datasets/real",
-                  "--results", "results", "--repeats", "1", "--steps", "2", "--batch-size", "4",
-                  "--device", "cpu")
-    assert trained.returncode == COMPLETE, trained.stderr
+    assert cnn_classify.main(["--data", "datasets/blur", "--real", "datasets/real",
+                              "--results", "results", "--repeats", "1", "--steps", "2",
+                              "--batch-size", "4", "--device", "cpu"]) == COMPLETE
     assert (example / "results/blur/replicate_000/repeat_0000.json").is_file()

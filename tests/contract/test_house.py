@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def imports(source: str) -> set[str]:
     return {name for name in found if name.split(".")[0] in {"lungkit", *STAGES}}
 
 
+@functools.cache
 def arrows() -> dict[str, set[str]]:
     """Every module and stage, with what of ours it imports."""
     paths = [*(ROOT / "lungkit").rglob("*.py"), *ROOT.glob("*.py")]

@@ -19,7 +19,10 @@ DEFENCE = "# long: "
 def long_functions(source: str) -> list[tuple[str, int, str]]:
     """Functions over FUNCTION_LINES: (name, lines, the reason given or "")."""
     lines, found = source.splitlines(), []
-    for node in ast.walk(ast.parse(source)):
+    left = [ast.parse(source)]
+    for node in left:
+        left += [child for child in ast.iter_child_nodes(node)
+                 if isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case))]
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = node.end_lineno - node.lineno + 1
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])

@@ -275,8 +275,8 @@ def watch(real, root, seed: int, *more: str) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def watched(real_dataset, tmp_path_factory):
-    return [watch(real_dataset, tmp_path_factory.mktemp(f"seed{seed}"), seed,
+def watched(few_real, tmp_path_factory):
+    return [watch(few_real, tmp_path_factory.mktemp(f"seed{seed}"), seed,
                   "--autoencoder", "train", "--pool", "2",
                   "--learning-rate", "0.003", "--guidance-scale", "1.25")
             for seed in (0, 1)]
@@ -304,8 +304,8 @@ def test_the_options_given_are_those_trained_and_drawn_with(watched):
             for call in watched[0].drawn} == {(2, 1.25, "dpm")}
 
 
-def test_each_image_is_filed_under_the_class_it_was_drawn_for(watched, real_dataset):
-    dataset, real = open_dataset(watched[0].output), open_dataset(real_dataset)
+def test_each_image_is_filed_under_the_class_it_was_drawn_for(watched, few_real):
+    dataset, real = open_dataset(watched[0].output), open_dataset(few_real)
     for split in ("train", "val", "test"):
         images, labels = dataset.load(split)
         assert ((images == (60 * labels + 10)[:, None, None, None]).all())
@@ -323,16 +323,16 @@ def test_the_images_are_decoded_by_the_autoencoder_and_scale_that_were_trained(w
     assert {call["scale"] for call in watched[0].drawn} == {saved} and saved != 0.18215
 
 
-def test_the_model_records_that_it_saw_the_train_split_alone(watched, real_dataset):
+def test_the_model_records_that_it_saw_the_train_split_alone(watched, few_real):
     manifest = json.loads((watched[0].model / "model.json").read_text())
     assert manifest["parents"] == [{
-        "name": "real", "fingerprint": open_dataset(real_dataset).fingerprint,
+        "name": "real", "fingerprint": open_dataset(few_real).fingerprint,
         "splits": {split: ["train"] for split in ("train", "val", "test")}}]
 
 
-def test_a_model_that_is_there_is_not_trained_again(real_dataset, watched, tmp_path):
+def test_a_model_that_is_there_is_not_trained_again(few_real, watched, tmp_path):
     shutil.copytree(watched[0].model, tmp_path / "models" / "diffusion")
-    calls = watch(real_dataset, tmp_path, 0, "--autoencoder", "train", "--learning-rate", "0.003",
+    calls = watch(few_real, tmp_path, 0, "--autoencoder", "train", "--learning-rate", "0.003",
                   "--guidance-scale", "3", "--sampler", "ddim")
     assert calls.code == 0 and not calls.trained
     assert {(call["guidance_scale"], call["sampler_name"]) for call in calls.drawn} == {(3, "ddim")}
@@ -346,17 +346,17 @@ def test_a_model_that_is_there_is_not_trained_again(real_dataset, watched, tmp_p
     (["--autoencoder", "train", "--learning-rate", "0.003", "--seed", "1"], "seed"),
     (["--autoencoder", "train", "--learning-rate", "0.003", "--pool", "1"], "pool")])
 def test_an_image_of_another_model_or_draw_is_not_taken_for_this_one(
-        more, name, watched, real_dataset, capfd):
+        more, name, watched, few_real, capfd):
     options = ["--guidance-scale", "1.25", *(["--pool", "2"] if name != "pool" else []), *more]
-    call = arguments("diffusion", real_dataset, watched[0].output, *options)
+    call = arguments("diffusion", few_real, watched[0].output, *options)
     assert main_of("diffusion")(call) == 2
     assert f"{name}: " in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_the_embedded_autoencoder_is_used_as_it_is(real_dataset, tmp_path):
+def test_the_embedded_autoencoder_is_used_as_it_is(few_real, tmp_path):
     from diffusers import AutoencoderKL
 
-    calls = watch(real_dataset, tmp_path, 0)
+    calls = watch(few_real, tmp_path, 0)
     assert [call["what"] for call in calls.trained] == ["diffusion UNet"]
     used = AutoencoderKL.from_pretrained(calls.model / "vae").state_dict()
     base = AutoencoderKL.from_pretrained(BASE_MODEL_DIR / "vae").state_dict()

@@ -30,11 +30,11 @@ def base():
 
 
 @pytest.fixture(scope="module")
-def prompt_run(real_dataset, tmp_path_factory):
+def prompt_run(few_real, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     output = root / "datasets" / "prompt"
     # a high rate: adapters that do nothing could not be told from one another
-    assert main_of("prompt")(arguments("prompt", real_dataset, output, "--pool", "2",
+    assert main_of("prompt")(arguments("prompt", few_real, output, "--pool", "2",
                                        "--learning-rate", "0.05", "--train-steps", "6")) == 0
     return root
 
@@ -87,7 +87,7 @@ def test_an_adapter_draws_the_same_from_its_file_and_leaves_the_base_untouched(
     assert torch.isfinite(torch.cat([w.flatten() for w in weights.values()])).all()
 
 
-def test_each_class_is_drawn_with_its_own_adapter_alone(prompt_run, real_dataset, base):
+def test_each_class_is_drawn_with_its_own_adapter_alone(prompt_run, few_real, base):
     from lungkit.generate.drawing import draw_images, pipeline
     from lungkit.generate.prompts import Prompts
 
@@ -96,10 +96,10 @@ def test_each_class_is_drawn_with_its_own_adapter_alone(prompt_run, real_dataset
     words = Prompts()
     for label in dataset.classes:
         rows = dataset.select("train", label)
-        rows = (rows + dataset.select("val", label) + dataset.select("test", label))[:16]
-        assert len(rows) == 16  # one whole batch: the same composition gives the same bytes
+        rows += dataset.select("val", label) + dataset.select("test", label)
+        assert len(rows) == 6  # one whole batch: the same composition gives the same bytes
         pipe = pipeline(base, "dpm", adapter_dir=prompt_run / "models" / "prompt" / label)
-        images = draw_images(pipe, [row.prompt for row in rows], [words.negative(label)] * 16,
+        images = draw_images(pipe, [row.prompt for row in rows], [words.negative(label)] * 6,
                              [int(row.seed.split(":")[1]) for row in rows],
                              seed=stream("prompt_seg", 0), image_size=64,
                              steps=parameters["sampling_steps"],
@@ -116,8 +116,8 @@ def test_adapters_of_the_classes_differ(prompt_run):
     assert not (first[0] == first[1]).all() and not (first[1] == first[2]).all()
 
 
-def test_a_pool_multiplies_training_images_only(prompt_run, real_dataset):
-    real, dataset = open_dataset(real_dataset), open_dataset(prompt_run / "datasets" / "prompt")
+def test_a_pool_multiplies_training_images_only(prompt_run, few_real):
+    real, dataset = open_dataset(few_real), open_dataset(prompt_run / "datasets" / "prompt")
     for label in real.classes:
         assert dataset.counts["train"][label] == 2 * real.counts["train"][label]
         assert dataset.counts["test"][label] == real.counts["test"][label]
@@ -141,7 +141,7 @@ def test_prompts_are_of_the_class_and_recorded(prompt_run):
         assert names[row.label] in row.prompt
 
 
-def test_a_prompt_over_the_token_limit_is_refused_before_training(real_dataset, tmp_path, capfd):
+def test_a_prompt_over_the_token_limit_is_refused_before_training(few_real, tmp_path, capfd):
     from lungkit.generate.prompts import PROMPTS_PATH
 
     data = json.loads(PROMPTS_PATH.read_text())
@@ -149,7 +149,7 @@ def test_a_prompt_over_the_token_limit_is_refused_before_training(real_dataset, 
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps(data))
     output = tmp_path / "datasets" / "prompt"
-    call = arguments("prompt", real_dataset, output, "--prompts", str(prompts))
+    call = arguments("prompt", few_real, output, "--prompts", str(prompts))
     assert main_of("prompt")(call) == 1
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "lung_n" in error and "77" in error
@@ -199,9 +199,9 @@ def test_the_sample_shows_no_patient_the_base_model_has_seen(sample_dir):
 
 @pytest.mark.parametrize("arm", ["diffusion", "prompt", "context"])
 def test_an_image_size_the_model_cannot_halve_is_refused_at_once(
-        arm, real_dataset, tmp_path, capfd):
+        arm, few_real, tmp_path, capfd):
     real = tmp_path / "real"
-    shutil.copytree(real_dataset, real)
+    shutil.copytree(few_real, real)
     manifest = json.loads((real / "dataset.json").read_text())
     (real / "dataset.json").write_text(json.dumps({**manifest, "image_size": 50}))
     assert main_of(arm)(arguments(arm, real, tmp_path / "datasets" / arm, "--dry-run")) == 2
@@ -224,18 +224,18 @@ def test_context_words_follow_the_levels():
 
 @pytest.mark.parametrize("arm", ["prompt", "context"])
 @pytest.mark.parametrize("name", ["no-such-folder", "no-such/hub-model"])
-def test_a_base_model_that_is_not_there_is_refused(arm, name, real_dataset, tmp_path, capfd):
+def test_a_base_model_that_is_not_there_is_refused(arm, name, few_real, tmp_path, capfd):
     output = tmp_path / "datasets" / arm
-    assert main_of(arm)(arguments(arm, real_dataset, output, "--base-model", name)) == 2
+    assert main_of(arm)(arguments(arm, few_real, output, "--base-model", name)) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert name in error[-1] and len([line for line in error if "error" in line]) == 1
     assert ("hf download" in error[-1]) == (name == "no-such/hub-model")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_autoencoder_that_is_not_there_is_refused(real_dataset, tmp_path, capfd):
+def test_an_autoencoder_that_is_not_there_is_refused(few_real, tmp_path, capfd):
     output = tmp_path / "datasets" / "diffusion"
-    call = arguments("diffusion", real_dataset, output, "--autoencoder", "nowhere")
+    call = arguments("diffusion", few_real, output, "--autoencoder", "nowhere")
     assert main_of("diffusion")(call) == 2
     assert "nowhere" in capfd.readouterr().err and not list(tmp_path.iterdir())
 
@@ -243,12 +243,12 @@ def test_an_autoencoder_that_is_not_there_is_refused(real_dataset, tmp_path, cap
 # ------------------------------------------------------------------ diffusion
 
 def test_diffusion_trains_its_own_autoencoder_and_all_parts_open_in_diffusers(
-        real_dataset, tmp_path):
+        few_real, tmp_path):
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 
     output = tmp_path / "datasets" / "diffusion"
     assert main_of("diffusion")(arguments(
-        "diffusion", real_dataset, output, "--autoencoder", "train", "--autoencoder-steps", "3",
+        "diffusion", few_real, output, "--autoencoder", "train", "--autoencoder-steps", "3",
         "--sampler", "ddim")) == 0
     models = tmp_path / "models" / "diffusion"
     autoencoder = AutoencoderKL.from_pretrained(models / "vae")
@@ -261,7 +261,7 @@ def test_diffusion_trains_its_own_autoencoder_and_all_parts_open_in_diffusers(
     from lungkit.generate.latents import Latents
     torch.set_num_threads(1)
     with torch.no_grad():
-        latents = Latents(autoencoder, open_dataset(real_dataset).load("train")[0])
+        latents = Latents(autoencoder, open_dataset(few_real).load("train")[0])
     assert latents.deviation() * autoencoder.config.scaling_factor == pytest.approx(1, abs=1e-3)
     # the images are those that the published parts draw from the seeds recorded
     from diffusion_seg import sample_images
@@ -333,15 +333,15 @@ def test_latents_are_redrawn_and_turned(base):
 
 # ------------------------------------------------------------------ context
 
-def test_layouts_are_measured_on_training_images_only(real_dataset, tmp_path):
+def test_layouts_are_measured_on_training_images_only(few_real, tmp_path):
     """With every val and test image blackened, the arm must come out the same."""
     from lungkit.nuclei import layouts
 
-    data = open_dataset(real_dataset)
+    data = open_dataset(few_real)
     find = layouts.finder(data, tissue_mask)
     whole = layouts.measure_layouts(data, tmp_path / "a.npz", find)
     copy = tmp_path / "real"
-    shutil.copytree(real_dataset, copy)
+    shutil.copytree(few_real, copy)
     for path in [*copy.glob("val/*/*.png"), *copy.glob("test/*/*.png")]:
         path.unlink()
     blind = type(data)(copy, data.manifest, data.rows)

@@ -331,11 +331,11 @@ def test_a_broken_copy_in_the_cache_is_to_be_fetched_anew(hub, base):
     ("diffusion", "--autoencoder", NOT_WHOLE["another kind of part"][0], "is a VQModel"),
     ("diffusion", "--autoencoder", NOT_WHOLE["grey"][0], "takes images of 1 channels"),
     ("diffusion", "--autoencoder", BY_SHAPES["another shape"][0], "vae has encoder.conv_in.bias")])
-def test_the_dry_run_says_in_one_line_what_is_wrong(arm, option, change, words, base, real_dataset,
+def test_the_dry_run_says_in_one_line_what_is_wrong(arm, option, change, words, base, few_real,
                                                     tmp_path, capfd):
     change(base)
     output = tmp_path / "datasets" / arm
-    status = main_of(arm)(arguments(arm, real_dataset, output, "--dry-run", option, str(base)))
+    status = main_of(arm)(arguments(arm, few_real, output, "--dry-run", option, str(base)))
     lines = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert status == 2 and len(lines) == 1 and words in lines[0] and option in lines[0]
     assert os.listdir(tmp_path) == ["base"]
@@ -359,10 +359,10 @@ def control(tmp_path) -> Path:
     (edit("config.json", _class_name="T2IAdapter"), "is a T2IAdapter"),
     (edit("config.json", conditioning_channels=1), "controlnet_cond_embedding.conv_in.weight")])
 def test_a_controlnet_that_is_not_whole_or_of_another_base_is_refused(
-        change, words, control, real_dataset, tmp_path, capfd):
+        change, words, control, few_real, tmp_path, capfd):
     change(control)
     output = tmp_path / "datasets" / "context"
-    status = main_of("context")(arguments("context", real_dataset, output, "--dry-run",
+    status = main_of("context")(arguments("context", few_real, output, "--dry-run",
                                           "--controlnet", str(control)))
     lines = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert status == 2 and len(lines) == 1 and words in lines[0] and "--controlnet" in lines[0]
