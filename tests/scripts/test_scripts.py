@@ -128,11 +128,11 @@ def has(checkout: Path, module: str) -> bool:
                           capture_output=True).returncode == 0
 
 
-def test_environment_is_made_once_and_a_broken_one_made_again(checkout, wheels, set_up):
+def test_environment_is_made_once_and_a_broken_one_made_again(checkout, wheels, python, set_up):
     stamp = checkout / ".venv/.lungkit-stamp"
     racers = [subprocess.Popen(
         ["bash", "setup_env.sh"], cwd=checkout, text=True, stderr=subprocess.PIPE,
-        env=clean_env(PIP_NO_INDEX=1, PIP_FIND_LINKS=wheels, PYTHON=base_python()))
+        env=clean_env(PIP_NO_INDEX=1, PIP_FIND_LINKS=wheels, PYTHON=python))
         for _ in range(2)]
     told = [racer.communicate()[1] for racer in racers]
     assert [racer.returncode for racer in racers] == [0, 0], told
@@ -246,8 +246,9 @@ def test_a_copy_elsewhere_finds_the_project_or_says_so(tmp_path):
 
 # ------------------------------------------------------------------ the pipeline
 
-TINY = {"SAMPLE_OPTIONS": "--num-patients 12 --tiles-per-patient 3 --image-size 112",
-        "TUMOR_OPTIONS": "--source-mpp 1.60714", "REPEATS": 2, "CNN_OPTIONS": "--steps 3",
+TINY = {"SAMPLE_OPTIONS": "--num-patients 8 --tiles-per-patient 3 --image-size 112",
+        "TUMOR_OPTIONS": "--source-mpp 1.60714", "REPEATS": 2,
+        "CNN_OPTIONS": "--steps 3 --batch-size 8",
         "WORKERS": 1, "ARMS": "voronoi"}
 
 
@@ -308,7 +309,7 @@ def test_signal_stops_with_75_and_the_same_command_adds_what_a_larger_n_lacks(
         finished, environment, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
-    settings = {"RUN": run_dir, "CNN_OPTIONS": "--steps 3", "WORKERS": 1, "BASELINE": "",
+    settings = {"RUN": run_dir, "CNN_OPTIONS": TINY["CNN_OPTIONS"], "WORKERS": 1, "BASELINE": "",
                 **environment}
     before = content(run_dir / "results")
     first, last = (run_dir / f"results/{name}/replicate_000/repeat_0002.json"
