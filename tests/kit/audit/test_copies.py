@@ -61,6 +61,11 @@ def tiles():
 
 
 @pytest.fixture(scope="module")
+def described(tiles):
+    return [describe(tile) for tile in tiles]
+
+
+@pytest.fixture(scope="module")
 def copies(tiles):
     """Three copies of each tile, each change on several tiles: (number of the tile, signature)."""
     changes = list(CHANGES.values())
@@ -69,15 +74,14 @@ def copies(tiles):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_copy_is_found_after(name, tiles):
-    signatures = [describe(tile) for tile in (*tiles[:6], CHANGES[name](tiles[0]),
-                                              CHANGES[name](tiles[4]))]
-    assert link(signatures) == [0, 1, 2, 3, 4, 5, 0, 4]
+def test_a_copy_is_found_after(name, tiles, described):
+    changed = [describe(CHANGES[name](tiles[i])) for i in (0, 4)]
+    assert link([*described[:6], *changed]) == [0, 1, 2, 3, 4, 5, 0, 4]
 
 
-def test_groups_are_the_tiles_and_tiles_of_one_patient_stay_apart(tiles, copies):
-    signatures = [describe(tile) for tile in tiles] + [signature for _, signature in copies]
-    assert link(signatures) == [*range(len(tiles)), *(i for i, _ in copies)]
+def test_groups_are_the_tiles_and_tiles_of_one_patient_stay_apart(described, copies):
+    signatures = described + [signature for _, signature in copies]
+    assert link(signatures) == [*range(len(described)), *(i for i, _ in copies)]
 
 
 def test_groups_do_not_depend_on_order_nor_on_processes(copies):
@@ -133,10 +137,10 @@ def test_a_mark_that_unrelated_tiles_share_does_not_join_them(tiles):
     assert not how.are_copies and link(signatures) == [0, 1]
 
 
-def test_the_index_proposes_a_flipped_copy_before_any_other(tiles, monkeypatch):
+def test_the_index_proposes_a_flipped_copy_before_any_other(tiles, described, monkeypatch):
     monkeypatch.setattr(candidates, "CANDIDATES", 1)
-    flipped = [turned(tile[:, ::-1].copy(), 10) for tile in tiles]
-    proposed = set(candidates.propose([describe(image) for image in (*tiles, *flipped)]))
+    flipped = [describe(turned(tile[:, ::-1].copy(), 10)) for tile in tiles]
+    proposed = set(candidates.propose(described + flipped))
     assert {(i, i + len(tiles)) for i in range(len(tiles))} == proposed
 
 
@@ -225,9 +229,9 @@ def test_a_part_of_a_long_list_is_looked_at(monkeypatch):
 
 def test_copies_of_identical_files_are_found():
     tiles = [draw_tile("lung_n", patient=p, index=0, image_size=160).image for p in range(4)]
-    signatures = [describe(tile) for tile in tiles for _ in range(20)]
-    signatures += [describe(turned(tile, 10)) for tile in tiles for _ in range(20)]
-    assert link(signatures) == [20 * p for p in range(4) for _ in range(20)] * 2
+    signatures = [describe(image) for image in (*tiles, *(turned(tile, 10) for tile in tiles))]
+    groups = link([signature for signature in signatures for _ in range(20)])
+    assert groups == [20 * p for p in range(4) for _ in range(20)] * 2
 
 
 def nearly_all_air(seed):

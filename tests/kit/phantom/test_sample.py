@@ -1,5 +1,6 @@
 """Simulated tissue: repeatable draws, exact truth, classes that differ, whole samples."""
 
+import functools
 import hashlib
 import io
 import json
@@ -47,8 +48,13 @@ def test_draws_are_those_of_earlier_versions(label):
         assert found == GOLDEN[label][patient], patient
 
 
+@functools.cache
+def one_tile(label, patient, **options):
+    return draw_tile(label, patient=patient, index=0, **options)
+
+
 def some_tiles(label, count=8, **options):
-    return [draw_tile(label, patient=patient, index=0, **options) for patient in range(count)]
+    return [one_tile(label, patient, **options) for patient in range(count)]
 
 
 @pytest.mark.parametrize("label", CLASSES)
