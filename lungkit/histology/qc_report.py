@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections import Counter
 from collections.abc import Callable
 
@@ -70,10 +71,10 @@ def table(originals: list[Original]) -> str:
     return text.getvalue()
 
 
-def sheet(originals: list[Original], look_at: Callable[[Original, Tile], object]) -> bytes:
+def sheet(originals: list[Original], look_at: Callable[[Original, list[Tile]], list]) -> bytes:
     """A PNG: a row of kept tiles for each class, then one of dropped tiles for each reason.
 
-    look_at: gives uint8 [SHEET_PX, SHEET_PX, 3].
+    look_at: gives uint8 [SHEET_PX, SHEET_PX, 3] of each tile; it is asked once for an original.
     """
     from lungkit.compare.contact_sheet import labelled_grid
     from lungkit.data.png import encode_png
@@ -89,8 +90,15 @@ def sheet(originals: list[Original], look_at: Callable[[Original, Tile], object]
     for name, found in sorted(dropped.items()):
         share, label, *_ = lost_to([original for original, _ in found], originals, label_of)[0]
         named[f"{name} ({len(found)}; {share:.0%} of {label})"] = found
-    return encode_png(labelled_grid({name: [look_at(*each) for each in spread(found, SHEET_COLUMNS)]
-                                     for name, found in named.items()},
+    shown = {name: spread(found, SHEET_COLUMNS) for name, found in named.items()}
+    wanted: dict[int, tuple[Original, list[Tile]]] = {}
+    for original, tile in itertools.chain(*shown.values()):
+        wanted.setdefault(id(original), (original, []))[1].append(tile)
+    pictures = {(id(original), id(tile)): picture for original, tiles in wanted.values()
+                for tile, picture in zip(tiles, look_at(original, tiles))}
+    return encode_png(labelled_grid({name: [pictures[id(original), id(tile)]
+                                            for original, tile in found]
+                                     for name, found in shown.items()},
                                     margin_px=LETTER_PX * max(map(len, named))))
 
 

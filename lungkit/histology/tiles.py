@@ -149,11 +149,12 @@ def bring_to(tile, size: int):
     return cv2.merge([tile] * 3) if tile.ndim == 2 else tile
 
 
-def look_at(original: Original, tile: Tile, recipe: Recipe):
-    """A tile for the sheet of kept and dropped ones, white-balanced: uint8 [P, P, 3]."""
+def look_at(original: Original, tiles: list[Tile], recipe: Recipe) -> list:
+    """Tiles for the sheet of kept and dropped ones, white-balanced: uint8 [P, P, 3] each."""
     with open_original(original.source.path, **recipe.reading) as picture:
-        flat, _ = balanced(picture.read(tile.box, WORK_PX), original.light, original.bright)
-    return bring_to(flat, qc_report.SHEET_PX)
+        read = [picture.read(tile.box, WORK_PX) for tile in tiles]
+    return [bring_to(balanced(tile, original.light, original.bright)[0], qc_report.SHEET_PX)
+            for tile in read]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,11 @@ def test_what_is_dropped_is_counted_by_reason_and_class():
 
 
 def test_the_sheet_shows_kept_tiles_by_class_and_dropped_ones_by_reason(monkeypatch):
-    shown = {}
+    shown, asked = {}, []
+
+    def look_at(original, tiles):
+        asked.append(original.source.name)
+        return [(original.source.name, tile.reason) for tile in tiles]
 
     def labelled_grid(rows, margin_px):
         shown.update(rows)
@@ -88,8 +92,8 @@ def test_the_sheet_shows_kept_tiles_by_class_and_dropped_ones_by_reason(monkeypa
 
     monkeypatch.setattr("lungkit.compare.contact_sheet.labelled_grid", labelled_grid)
     many = [original(f"a/{i:02d}.png", tile(), tile("coloured ink")) for i in range(25)]
-    png = qc_report.sheet([*many, original("b/x.png", tile("blank"), tile())],
-                          lambda original, tile: (original.source.name, tile.reason))
+    png = qc_report.sheet([*many, original("b/x.png", tile("blank"), tile())], look_at)
+    assert len(asked) == len(set(asked)) > qc_report.SHEET_COLUMNS, "opened more than once"
     assert decode_png(png).shape == (4, 4, 3)
     assert list(shown) == ["kept: a (25)", "kept: b (1)", "dropped: blank (1; 50% of b)",
                            "dropped: coloured ink (25; 50% of a)"]
