@@ -82,6 +82,8 @@ def test_distances_are_the_mean_ways_both_ways():
     nearest = Nearest([layout((10, 10)), layout((10, 10), (40, 10))], SIZE)
     assert nearest.distances(layout((20, 10))).tolist() == pytest.approx([10, (10 + 15) / 2])
     assert nearest.least(layout((20, 10))) == 10
+    two = nearest.distances(layout((20, 10), (10, 10)))
+    assert two.tolist() == pytest.approx([(5 + 0) / 2, (5 + 10) / 2])
 
 
 def test_a_copy_has_no_distance_and_no_nucleus_is_as_far_as_the_side():
