@@ -54,10 +54,10 @@ def hub_id(folder: Path) -> str | None:
     return None
 
 
-def card(stage: str, manifest: dict, data, base: Path | None) -> str:
+def card(stage: str, model: dict, data, base: Path | None) -> str:
     """The text of the README.md of a model.
 
-    manifest: of the model, with its `parameters`. data: the real Dataset. base: the folder of the
+    model: its manifest, with its `parameters`. data: the real Dataset. base: the folder of the
     base model, None where there is none.
     """
     title, library, task, tags, what, how = KINDS[stage]
@@ -66,11 +66,11 @@ def card(stage: str, manifest: dict, data, base: Path | None) -> str:
     if base is not None and (name := hub_id(base)):
         fields["base_model"] = name
     known = [f"- {key}: `{json.dumps(value, ensure_ascii=False)}`"
-             for key, value in sorted(manifest["parameters"].items())]
-    losses = [f"- {part}: {loss:.4g}" for part, loss in manifest["losses"].items()]
+             for key, value in sorted(model["parameters"].items())]
+    losses = [f"- {part}: {loss:.4g}" for part, loss in model["losses"].items()]
     counts = [f"- `{label}`: {number} images"
               for label, number in data.counts["train"].items()]
-    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in model["versions"].items())
     under = [] if base is None else [
         f"The base model is {hub_id(base) or folder_name(base)}; its licence goes with it.", ""]
     # JSON is YAML, and quotes what has to be quoted
@@ -82,7 +82,7 @@ def card(stage: str, manifest: dict, data, base: Path | None) -> str:
         f"{data.channels} channels, modality {data.modality or 'unknown'}, fingerprint "
         f"`{data.fingerprint}`:", "", *counts, "",
         "## How", "", *known, "", "Mean training loss over the last tenth of the steps:", "",
-        *losses, "", f"With {versions}; commit {manifest['commit'] or 'unknown'} of the project.",
+        *losses, "", f"With {versions}; commit {model['commit'] or 'unknown'} of the project.",
         "", "## Intended use", "", USE, "", "## Limits", "", LIMITS, ""])
 
 

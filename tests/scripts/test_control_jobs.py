@@ -19,7 +19,7 @@ def error(result) -> str:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Project:
     project = Project(tmp_path_factory.mktemp("controls"))
-    result = project.pipeline(CONTROLS=1, SEED=3, **SMALL)
+    result = project.pipeline(CONTROLS=1, SEED=3, CONTROLS_OPTIONS="--of-controls x", **SMALL)
     assert result.returncode == 0, result.stderr
     return project
 
@@ -31,6 +31,7 @@ def test_controls_of_real_and_of_the_sample_are_made_and_trained(ran):
     for name, call in made.items():
         assert call.option("--output") == str(datasets / f"control-{name}")
         assert (call.option("--real"), call.option("--seed")) == (str(datasets / "real"), "3")
+        assert call.option("--of-controls") == "x"
         other = str(run_dir / "oracle/real") if name == "oracle" else None
         assert call.option("--other") == other
     assert made["oracle"].options("--samples") == [str(run_dir / "sample"),
@@ -105,8 +106,9 @@ def test_an_oracle_of_chests_is_of_a_second_thorax(tmp_path):
 
 def test_mixtures_are_made_of_arms_that_are_made_and_trained_beside_them(tmp_path):
     project = Project(tmp_path)
-    result = project.pipeline(MIX="voronoi:0.5,2 real:0.25", **SMALL)
+    result = project.pipeline(MIX="voronoi:0.5,2 real:0.25", MIX_OPTIONS="--of-mix x", **SMALL)
     assert result.returncode == 0, result.stderr
+    assert {call.option("--of-mix") for call in project.calls("mix", dry=False)} == {"x"}
     datasets = project.run_dir / "datasets"
     told = {Path(call.option("--output")).name: (
         call.option("--real-share"), call.option("--synthetic"), call.option("--dose"))

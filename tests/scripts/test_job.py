@@ -209,7 +209,8 @@ def read_by(script: str) -> set[str]:
 @pytest.mark.parametrize(("script", "table"), [
     ("run_pipeline.slurm", PIPELINE), ("compare_models.sh", COMPARISON)])
 def test_what_is_documented_is_what_is_read_and_tested(script, table):
-    by_stage = {f"{name.upper()}_OPTIONS" for name in ("sample", "tumor", "ct", "layout", *ARMS)}
+    by_stage = {f"{name.upper()}_OPTIONS" for name in (
+        "sample", "tumor", "ct", "layout", "controls", "mix", *ARMS)}
     inherited = {*ENVIRONMENT, *({"BASELINE", "CNN_OPTIONS", "TEST_OPTIONS"} | by_stage
                                  if script == "run_pipeline.slurm" else ())}
     assert documented(script) == read_by(script) | inherited

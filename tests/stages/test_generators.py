@@ -414,12 +414,11 @@ def test_control_passes_through_to_the_image(base):
     assert np.abs(images[0].astype(int) - images[1]).mean() > 8
 
 
-def test_a_controlnet_is_made_where_the_base_has_none(base, tmp_path):
+def test_a_controlnet_is_made_where_the_base_has_none(base, tmp_path, monkeypatch):
     import context_seg
 
-    folder, base.folder = base.folder, tmp_path
-    try:
-        made = context_seg.get_controlnet(base, None)
-    finally:
-        base.folder = folder
+    unet = base.load_unet()
+    monkeypatch.setattr(base, "load_unet", lambda: unet)
+    monkeypatch.setattr(base, "folder", tmp_path)
+    made = context_seg.get_controlnet(base, None)
     assert made.config.block_out_channels == base.unet.config.block_out_channels
