@@ -58,8 +58,10 @@ PIPELINE = {
     "MARGIN": ("0.03", [(stage, "--margin", "0.03") for stage in ("test", "plan")]),
     "FORCE": ("0", []),
     "MAX_RESTARTS": ("7", []),
+    "CONTROLS": ("noise", [("controls", "--control", "noise")]),
+    "MIX": ("voronoi:0.5", [("mix", "--dose", "0.5")]),
     **{f"{stage.upper()}_OPTIONS": (f"--of-{stage} x", [(stage, f"--of-{stage}", "x")])
-       for stage in ("tumor", *ARMS, "cnn", "test")},
+       for stage in ("tumor", *ARMS, "controls", "mix", "cnn", "test")},
     "BASELINE": ("nuclei", [("nuclei", "--features", "{cwd}/elsewhere/datasets/voronoi"),
                             ("nuclei", "--baseline", "nuclei")]),
     **{name: (value, [("setup_env", name, value)]) for name, value in ENVIRONMENT.items()},
