@@ -527,7 +527,7 @@ def test_the_generators_of_a_run_have_one_number_of_threads(later, project):
         assert project.pipeline(ARMS="diffusion", FAULTS="diffusion_seg.py*--seed?0?=1",
                                 **settings).returncode == 1
         threads |= {call.threads for call in project.calls("diffusion", dry=False)}
-    assert threads == {"2"}  # a third of eight cores
+    assert threads == {"4"}
 
 
 @pytest.mark.parametrize(("settings", "processes"), [

@@ -59,7 +59,7 @@ def test_a_replicate_has_a_split_trainings_and_seeds_of_its_own(replicate, three
             assert call.option("--repeats") == "2"
     found = [path for path in (root(three, replicate) / "logs").iterdir() if path.suffix == ".log"]
     assert {"tumor.log", "diffusion.log", "cnn-1.log"} <= {path.name for path in found}
-    assert (root(three, replicate) / "decided/threads").read_text() == "2\n"
+    assert (root(three, replicate) / "decided/threads").read_text() == "4\n"
 
 
 def test_of_the_replicates_there_is_one_sample_one_plan_and_one_comparison(three):
