@@ -42,7 +42,7 @@ from lungkit.data.controls import control_of
 from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
 from lungkit.data.orientations import as_setting
-from lungkit.data.repeats import Repeats, add_options, identities, open_both, open_repeats, report
+from lungkit.data.repeats import Repeats, add_options, identities, make_all, open_both, open_repeats
 from lungkit.learn import augment, heads
 from lungkit.learn.batches import as_inputs, scale_for, training_batches
 from lungkit.learn.cnns import MODELS, build_model, resolve
@@ -278,15 +278,10 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
         for path in pending:
             asked[path].say_plan()
     checked = dict(zip(datasets, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
-    if not dry_run and pending:
-        for waits in (False, True):  # first what no other process holds, of every dataset
-            for path in pending:
-                train_all(asked[path], datasets[path], torch_device, waits=waits,
-                          frozen=frozen, weights_path=weights, compile_model=compile_model,
-                          overwrite=overwrite, checked=checked[path])
-    for path in asked:
-        if path not in pending or not dry_run:
-            report(asked[path], "complete" if path in pending else "already complete")
+    make_all(asked, lambda path, waits: train_all(
+        asked[path], datasets[path], torch_device, waits=waits, frozen=frozen,
+        weights_path=weights, compile_model=compile_model, overwrite=overwrite,
+        checked=checked[path]), dry_run=dry_run)
 
 
 def train_all(asked: Repeats, datasets: tuple[Dataset, Dataset], device, *, waits: bool,

@@ -45,7 +45,7 @@ from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
 from lungkit.data.mask_items import Target
 from lungkit.data.orientations import as_setting
 from lungkit.data.png import encode_png
-from lungkit.data.repeats import Repeats, add_options, identities, open_both, open_repeats, report
+from lungkit.data.repeats import Repeats, add_options, identities, make_all, open_both, open_repeats
 from lungkit.learn.device import device_name, use_device
 from lungkit.learn.pixels import as_tensor, hold
 from lungkit.run import cli, files, seeds
@@ -304,14 +304,9 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
         for path in pending:
             asked[path].say_plan()
     checked = dict(zip(datasets, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
-    if not dry_run and pending:
-        for waits in (False, True):  # first what no other process holds, of every dataset
-            for path in pending:
-                train_all(asked[path], truths[path], torch_device, waits=waits,
-                          overwrite=overwrite, checked=checked[path])
-    for path in asked:
-        if path not in pending or not dry_run:
-            report(asked[path], "complete" if path in pending else "already complete", "dice")
+    make_all(asked, lambda path, waits: train_all(
+        asked[path], truths[path], torch_device, waits=waits, overwrite=overwrite,
+        checked=checked[path]), dry_run=dry_run, score="dice")
 
 
 def train_all(asked: Repeats, truth: dict, device, *, waits: bool, **options) -> None:

@@ -200,6 +200,21 @@ def take(directory: Path, identity: dict, work: Callable) -> bool:
         release(held, path)
 
 
+def make_all(asked: dict[Path, Repeats], train: Callable, *, dry_run: bool,
+             score: str = "accuracy") -> None:
+    """Make the repeats that are missing of every dataset, and report all; a dry run makes none.
+
+    train(path, waits): makes those of one dataset; without `waits` only what no other holds.
+    """
+    pending = [path for path in asked if not asked[path].are_complete]
+    for waits in () if dry_run else (False, True):  # first what is free, of every dataset
+        for path in pending:
+            train(path, waits)
+    for path in asked:
+        if path not in pending or not dry_run:
+            report(asked[path], "complete" if path in pending else "already complete", score)
+
+
 def report(asked: Repeats, state: str, score: str = "accuracy") -> None:
     """Print mean, standard deviation and number of a score of the repeats asked for."""
     records = asked.records()
