@@ -16,7 +16,8 @@ whether the instrument passed.
 Reads   --real    a dataset made by tumor_seg.py or ct_seg.py
         --other   of other-half: one of other groups (tumor_seg.py --half 1 and --half 2); of
                   oracle: one made as real was, of the sample of another seed
-Writes  --output  a dataset of real's classes, size and counts
+Writes  --output  a dataset of real's classes and size, and of its counts but for
+                 other-half and oracle, which have the other's
 
 Running the same command again resumes; a complete output is left as it is.
 Exit status: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and resumable.
@@ -82,7 +83,7 @@ def keep(image: np.ndarray, rng: np.random.Generator, symmetries: int) -> np.nda
 
 
 def photocopy(image: np.ndarray, rng: np.random.Generator, symmetries: int) -> np.ndarray:
-    """A copy of uint8 [S, S, C] in another valid orientation, turned a little and re-stained.
+    """A copy of uint8 [S, S, C] in any valid orientation, turned a little and re-stained.
 
     Each channel's optical density (of grey: the grey itself) is multiplied by 1 +- RESTAIN.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from lungkit.compare.answer import ArmAnswer, Estimate
 from lungkit.compare.conclude import conclude
-from lungkit.compare.evidence import Evidence, NoEvidence, read_evidence
+from lungkit.compare.evidence import IMAGES, ITEMS, Evidence, NoEvidence, not_whole, read_evidence
 from lungkit.compare.pairs import compare
 from lungkit.compare.results import Results
 from lungkit.compare.set_aside import beside
@@ -56,12 +57,15 @@ def against(source: Path, found: Results, name: str, other: str, metric: str, *,
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz. Raises NoEvidence where it is not there, or names no groups."""
+    """All arrays of an .npz. Raises NoEvidence where it lacks what is needed, Fault if torn."""
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-    except OSError as error:
-        raise NoEvidence(f"{path} cannot be read ({error})") from None
-    if "real_groups" not in arrays:
-        raise NoEvidence(f"{path} names no groups")
+    except FileNotFoundError:
+        raise NoEvidence(f"{path} is not there") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise not_whole(path, error) from None
+    wanted = ITEMS if "real_true" in arrays else IMAGES
+    if missing := [name for name in wanted if name not in arrays]:
+        raise NoEvidence(f"{path} lacks {', '.join(missing)}")
     return arrays

@@ -129,7 +129,7 @@ def _draws(source: Path, found: Results, metric: str, benign: str | None,
     trainings = {name: evidence.trainings(name) for name in (REAL, *names)}
     sizes = np.bincount(evidence.strata)
     fewest = min(len(one.values) for of_arm in trainings.values() for one in of_arm)
-    if fewest < 2 or min(sizes[sizes > 0]) < 2:
+    if fewest < 2 or min(sizes[sizes > 0]) < 2 or any(split.unknown for split in evidence.splits):
         return {}
     return crossed_draws(trainings, evidence.strata)
 

@@ -193,8 +193,13 @@ def _read(path: Path, wanted: tuple[str, ...] = IMAGES) -> dict[str, np.ndarray]
         raise NoEvidence(f"{path.parent.parent.name}/{path.parent.name}/{path.name} is not "
                          "there") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise Fault(f"{path} is no whole .npz ({error}): delete it and its .json and run the "
-                    "repeat again") from None
+        raise not_whole(path, error) from None
+
+
+def not_whole(path: Path, error: Exception) -> Fault:
+    """What to say of arrays beside a record that cannot be read."""
+    return Fault(f"{path} is no whole .npz ({error}): delete it and its .json and run the repeat "
+                 "again")
 
 
 def _test_set(arrays: dict[str, np.ndarray], replicates: list[int]) -> TestSet:

@@ -147,6 +147,8 @@ def beside_chance(evidence: Evidence, arm: str, overlap: float) -> Mean | None:
         trainings.append(Trainings(recall.mean((1, 2)) - 1 / there.sum(), moved.mean(2)))
     if len(trainings) >= TO_ESTIMATE:
         return paired_mean([float(one.values.mean()) for one in trainings], overlap)
+    if any(split.unknown for split in evidence.splits):
+        return None
     sizes = np.bincount(evidence.strata)
     if min(len(one.values) for one in trainings) < 2 or min(sizes[sizes > 0]) < 2:
         return None

@@ -88,4 +88,5 @@ def card(stage: str, model: dict, data, base: Path | None) -> str:
 
 def folder_name(base: Path) -> str:
     """A base model in words, by its folder; of where it lies on this machine nothing is said."""
-    return TISSUE_BASE if base.name in ("base_model", "ct_base_model") else f"`{base.name}`"
+    ours = Path(__file__).resolve().parents[2] / "assets"
+    return TISSUE_BASE if base.resolve().parent == ours else f"`{base.name}`"

@@ -226,6 +226,8 @@ def restore(path: Path | None, state: dict, identity: dict, *, overwrite: bool =
         for name, each in state.items():
             load = each.copy_ if isinstance(each, torch.Tensor) else each.load_state_dict
             load(saved["state"][name])
+    for place in torn:  # else the next one would keep it in the whole one's place
+        place.unlink(missing_ok=True)
     return saved["step"]
 
 

@@ -99,7 +99,10 @@ class PointStatistics:
         if self.tissue is None:
             r = edges / self.image_size
             expected = pairs * np.diff(np.pi * r**2 - 8 / 3 * r**3 + r**4 / 2)
-        return found / expected if pairs else np.ones(NUM_RINGS)
+        if not pairs:
+            return np.ones(NUM_RINGS)
+        # where no two places of tissue are so far apart, what is expected is rounding alone
+        return np.where(expected > 1e-6, found / np.maximum(expected, 1e-6), 1.0)
 
     def sample(self, draw: np.random.Generator) -> Layout:
         """A new layout; depends on `draw` alone."""

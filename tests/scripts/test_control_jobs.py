@@ -106,7 +106,7 @@ def test_an_oracle_of_chests_is_of_a_second_thorax(tmp_path):
 
 def test_mixtures_are_made_of_arms_that_are_made_and_trained_beside_them(tmp_path):
     project = Project(tmp_path)
-    result = project.pipeline(MIX="voronoi:0.5,2 real:0.25", MIX_OPTIONS="--of-mix x", **SMALL)
+    result = project.pipeline(MIX="voronoi:0.5,1 real:0.25", MIX_OPTIONS="--of-mix x", **SMALL)
     assert result.returncode == 0, result.stderr
     assert {call.option("--of-mix") for call in project.calls("mix", dry=False)} == {"x"}
     datasets = project.run_dir / "datasets"
@@ -116,9 +116,9 @@ def test_mixtures_are_made_of_arms_that_are_made_and_trained_beside_them(tmp_pat
     voronoi = str(datasets / "voronoi")
     assert told == {
         "mix-real-0.25": ("0.25", None, None),
-        "mix-voronoi-0.5": (None, voronoi, "0.5"), "mix-voronoi-2": (None, voronoi, "2"),
+        "mix-voronoi-0.5": (None, voronoi, "0.5"), "mix-voronoi-1": (None, voronoi, "1"),
         "mix-real-1-voronoi-0.5": ("1", voronoi, "0.5"),
-        "mix-real-1-voronoi-2": ("1", voronoi, "2")}
+        "mix-real-1-voronoi-1": ("1", voronoi, "1")}
     stages = [call.stage for call in project.calls(dry=False)]
     assert stages.index("voronoi") < stages.index("mix") < stages.index("cnn")
     trained = {Path(word).name for call in project.calls("cnn", dry=False)
@@ -131,8 +131,26 @@ def test_mixtures_are_made_of_arms_that_are_made_and_trained_beside_them(tmp_pat
 @pytest.mark.parametrize(("mix", "words"), [
     ("voronoi", "'voronoi' is no mixture"), ("voronoi:", "is no mixture"),
     ("voronoi:1,,2", "is no mixture"), ("voronoi:-1", "is no mixture"),
-    ("prompt:1", "'prompt' is not among ARMS")])
+    ("prompt:1", "'prompt' is not among ARMS"),
+    ("real:0", "'real:0': a share"), ("real:1", "'real:1': a share"), ("real:2", "a share"),
+    ("voronoi:0", "'voronoi:0': a share of real is between 0 and 1, a dose above 0")])
 def test_mixtures_that_are_none_are_one_line(tmp_path, mix, words):
     project = Project(tmp_path)
     result = project.pipeline(MIX=mix, **SMALL)
     assert result.returncode == 2 and words in error(result) and not project.calls()
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"ARMS": "voronoi", "MIX": "voronoi:2"}, "voronoi has 1 times: give a smaller dose"),
+    ({"ARMS": "prompt", "MIX": "prompt:0.5,1.5"},
+     "prompt has 1 times: give a smaller dose, or a larger POOL"),
+    ({"ARMS": "prompt", "MIX": "prompt:4", "POOL": 3}, "prompt has 3 times"),
+    ({"ARMS": "prompt", "MIX": "prompt:3", "POOL": 3}, None),
+    ({"ARMS": "prompt", "MIX": "prompt:3", "PROMPT_OPTIONS": "--pool 3"}, None)])
+def test_a_dose_beyond_what_an_arm_holds_is_found_before_it_is_made(tmp_path, settings, words):
+    project = Project(tmp_path)
+    result = project.pipeline(REPEATS=2, **settings)
+    assert result.returncode == (2 if words else 0), result.stderr
+    if words:
+        assert words in error(result)
+        assert {call.stage for call in project.calls()} <= {"setup_env"}

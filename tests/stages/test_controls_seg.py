@@ -261,3 +261,11 @@ def test_a_control_that_nobody_can_read_is_refused(said):
     with pytest.raises(Fault, match="control without a name"):
         control_of({"name": "x", "control": said})
     assert control_of({"name": "x"}) is None
+
+
+def test_a_photocopier_s_test_images_are_of_many_training_images(real):
+    sources = {item.row.file_name for item in controls_seg.plan("photocopier", real, None, 0)
+               if item.split != "train"}
+    trained = [row.file_name for row in real.select("train")]
+    first = {real.select("train", label)[0].file_name for label in real.classes}
+    assert sources <= {*trained} and not sources <= first

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import cnn_classify
@@ -205,3 +207,22 @@ def test_what_cannot_be_mixed_is_one_line(real_dataset, ct_dataset, tmp_path, ca
     line = fault_of(capsys)
     assert all(word in line for word in words), line
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_of_real_keeps_its_group_in_a_mixture(real, made):
+    groups = {row.file_name: row.group for row in real.rows}
+    kept = [row for row in made.select("train") if row.extra["made_of"] == "real"]
+    assert kept and all(row.group == groups[row.source] for row in kept)
+
+
+def test_the_groups_kept_are_those_nearest_to_the_share():
+    sizes = {"a": 1, "b": 1, "c": 10}
+    rows = [SimpleNamespace(group=group, file_name=f"{group}{i}", label="x")
+            for group, size in sizes.items() for i in range(size)]
+    kept = []
+    for seed in range(12):
+        possible = {len(mix_seg.some_groups(rows, share, seed))
+                    for share in np.linspace(0.01, 0.99, 50)}
+        kept.append(len(mix_seg.some_groups(rows, 0.25, seed)))
+        assert abs(kept[-1] - 3) == min(abs(number - 3) for number in possible)
+    assert {1, 2} <= {*kept}  # not 12 or 11, the first that are enough

@@ -134,3 +134,28 @@ def test_mixtures_change_nothing_of_the_arms_and_are_on_the_page(tmp_path, monke
     assert "one real image" in (tmp_path / "out/worth.csv").read_text() \
         or "cannot tell" in (tmp_path / "out/worth.csv").read_text()
     assert json.loads((tmp_path / "out/comparison.json").read_text())["curve"]
+
+
+def test_the_interval_is_from_the_percentiles_of_the_draws(rich):
+    rng = np.random.default_rng(0)
+    real = [dose.Point(f"r{n}", dose.REDUCED, "", 1.0, 0.0, n, 0.0, 5, mean, None, None,
+                       -0.1, -0.2, -0.05, "B", 0.001) for n, mean in ((100, 0.6), (200, 0.8))]
+    alone = dose.Point("a", dose.ALONE, "prompt", 0.0, 1.0, 0.0, 300.0, 5, 0.7, None, None,
+                       None, None, None, None, None)
+    draws = {"r100": np.full(999, 0.6), "r200": np.full(999, 0.8),
+             "a": rng.permutation(np.linspace(0.62, 0.78, 999))}
+    [told] = dose.worth([*real, alone], draws, alpha=0.05)
+    rates = np.sort([300 / 100 / 2**((value - 0.6) / 0.2) for value in draws["a"]])
+    assert told.low == pytest.approx(rates[25], rel=0.01)
+    assert told.high == pytest.approx(rates[973], rel=0.01)
+
+
+def test_of_images_without_groups_no_worth_is_told():
+    made = simulate_mixtures({"real": Truth(0.87), "prompt": Truth(0.8)}, REDUCED | ALONE, **BIG)
+    for arrays in made.arrays.values():
+        arrays["real_groups"] = arrays["real_file_names"]
+    found = made.found()
+    set_aside(found)
+    _, told = dose.curve(Path("results"), found, "accuracy_real", None, alpha=0.05, margin=0.02,
+                         read=made.read)
+    assert all(each.told.startswith("the data cannot tell") for each in told)

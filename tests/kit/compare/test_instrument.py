@@ -199,3 +199,41 @@ def test_the_answer_and_the_page_say_first_whether_it_passed(both, tmp_path, cap
 def test_real_and_controls_alone_are_no_comparison(both):
     with pytest.raises(Fault, match="real and of controls or mixtures only"):
         read_results(both / "with", datasets=["real", "c-copy", "c-noise"])
+
+
+def widths(pool: int) -> tuple[float, float]:
+    """How wide colour-only's interval is, and the p of shuffled labels, for pools of this size."""
+    made = tree({"real": Truth(), "arm": Truth(0.7)}, {"colour-only": Truth(0.6),
+                "shuffled": CHANCE}, seed=1, groups=12, repeats=2, replicates=3)
+    for row in made.rows:
+        row["num_pool_images"] = pool
+    answers, [arm] = judge(made)
+    [said] = [each for each in answers if each.control == "shuffled"]
+    return arm.high - arm.low, said.p_alarm
+
+
+def test_training_images_that_replicates_share_widen_what_is_said_of_them(undrawn):
+    few, many = widths(20), widths(10**9)
+    assert few[0] > 1.2 * many[0] and few[1] > many[1]
+
+
+def test_of_images_without_groups_nothing_is_said_over_groups(undrawn):
+    made = tree({"real": Truth()}, {"shuffled": CHANCE}, seed=1, groups=12, repeats=6)
+    for arrays in made.arrays.values():
+        arrays["real_groups"] = arrays["real_file_names"]
+    [said], _ = judge(made)
+    assert said.p_alarm is None and said.outcome != "passed"
+
+
+@pytest.mark.parametrize(("damage", "status", "words"), [
+    (lambda path: path.write_bytes(path.read_bytes()[:200]), 1, "is no whole .npz"),
+    (lambda path: path.write_bytes(b""), 1, "is no whole .npz"),
+    (lambda path: np.savez(path, real_groups=np.array(["a"])), 0, "")])
+def test_damaged_arrays_of_a_control_are_one_line(damage, status, words, tmp_path, capsys):
+    made = tree({"real": Truth(), "arm": Truth(0.7)}, {"shuffled": CHANCE}, seed=1, groups=12,
+                repeats=3)
+    results = made.write(tmp_path / "results")
+    damage(next((results / "shuffled").rglob("*.npz"), None)
+           or next(results.glob("*shuffled*/**/*.npz")))
+    assert stage.main([str(results), "--output", str(tmp_path / "c")]) == status
+    assert words in capsys.readouterr().err

@@ -9,6 +9,8 @@ import pytest
 
 from adapters import COUNTS, write_real
 from lungkit.data.dataset import open_dataset
+from lungkit.generate import model_card
+from lungkit.generate.base_model import BASE_MODEL_DIR, CT_BASE_MODEL_DIR
 from lungkit.generate.items import Arm, publish_model
 from lungkit.generate.model_card import KINDS, card, hub_id
 from lungkit.run.files import read_json
@@ -51,13 +53,20 @@ def test_a_hub_reads_the_card_of_every_published_model(stage, data, tmp_path):
 
 @pytest.mark.parametrize("stage", ["prompt_seg", "context_seg"])
 def test_a_card_says_nothing_of_where_things_lie(stage, data, tmp_path):
-    for base, words in ((Path("/home/someone/assets/base_model"), "embedded base model"),
+    for base, words in ((BASE_MODEL_DIR, "embedded base model"),
                         (Path("/home/someone/sd15"), "`sd15`")):
         text = card(stage, {"parameters": {}, "losses": {}, "versions": {}, "commit": None},
                     data, base)
         assert words in text and "/home" not in text and str(tmp_path) not in text
+        assert str(base.parent) not in text
 
 
 def test_a_base_model_is_called_by_its_name_on_the_hub():
     assert hub_id(HUB) == "some-lab/stable-diffusion-v1-5"
     assert hub_id(Path("/models/sd15")) is None
+
+
+def test_only_the_embedded_bases_are_called_ours(tmp_path):
+    ours = model_card.folder_name(BASE_MODEL_DIR)
+    assert ours == model_card.folder_name(CT_BASE_MODEL_DIR) == model_card.TISSUE_BASE
+    assert model_card.folder_name(tmp_path / "base_model") == "`base_model`"

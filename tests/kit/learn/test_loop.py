@@ -10,7 +10,7 @@ import torch
 
 from lungkit.learn.loop import Losses, RandomStates, earlier, learning_rate_at, loop, train
 from lungkit.run import cli
-from lungkit.run.faults import BadOptions, Fault
+from lungkit.run.faults import BadOptions, Fault, Stopped, forget_signals
 from lungkit.run.seeds import generator_for
 
 
@@ -376,3 +376,50 @@ def test_a_checkpoint_of_an_earlier_version_or_no_checkpoint_is_one_line(content
     assert len(error) == 1 and "x.ckpt" in error[0] and "remove it" in error[0]
     path.unlink()
     assert cli.main(cli.stage_parser("old", "A test."), run, []) == 0
+
+
+def test_one_checkpoint_is_kept_where_no_earlier_one_is_asked_for(tmp_path, save_always):
+    with pytest.raises(Killed):
+        gan(tmp_path, at_step=kill_at(9))
+    assert (tmp_path / "x.ckpt").exists() and not earlier(tmp_path / "x.ckpt").exists()
+
+
+def test_a_torn_checkpoint_never_takes_the_place_of_the_whole_one(tmp_path, save_always):
+    path = tmp_path / "x.ckpt"
+    with pytest.raises(Killed):
+        gan(tmp_path, at_step=kill_at(9), keep_earlier=True)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(Killed):
+        gan(tmp_path, at_step=kill_at(9), keep_earlier=True)  # it goes on from the one before
+    assert earlier(path).stat().st_size > 100
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])])
+def test_a_training_goes_on_on_its_device(where, tmp_path):
+    def run(folder, stop_at=None):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(8, 1).to(where)
+
+        def loss_at(step, generator):
+            if step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return network(torch.randn(4, 8, generator=generator).to(where)).square().mean()
+        try:
+            train(network.parameters(), loss_at, what="x", steps=6, learning_rate=0.1, seed=0,
+                  ema_decay=0.9, checkpoint_path=folder / "x.ckpt")
+        except Stopped:
+            return None
+        return [weight.detach().cpu() for weight in network.parameters()]
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    previous = signal.signal(signal.SIGTERM, cli.note_signal)
+    try:
+        whole = run(tmp_path / "a")
+        assert run(tmp_path / "b", stop_at=2) is None
+        forget_signals()
+        resumed = run(tmp_path / "b")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        forget_signals()
+    for one, other in zip(whole, resumed, strict=True):
+        assert torch.equal(one, other) if where == "cpu" else torch.allclose(one, other, atol=1e-5)

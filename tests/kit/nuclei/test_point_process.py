@@ -96,3 +96,21 @@ def test_a_coarse_mask_holds_nuclei_where_it_lies_in_the_image():
     layout = statistics.sample(rng)
     rows, columns = (((layout.centroids + 0.5) / 2).astype(int).T)[::-1]
     assert layout.tissue[rows, columns].all() and layout.centroids[:, 1].max() > 150
+
+
+def test_a_nucleus_that_was_found_in_lumen_says_nothing_of_depth():
+    layouts = slabs(4)
+    more = [Layout(np.vstack([each.centroids, [[SIZE - 2, 30]]]).astype(np.float32),
+                   np.append(each.areas_px, 1).astype(np.float32), each.tissue)
+            for each in layouts]
+    assert np.array_equal(PointStatistics(more, SIZE).depth_weights,
+                          PointStatistics(layouts, SIZE).depth_weights)
+
+
+def test_where_tissue_is_smaller_than_a_ring_is_wide_nothing_is_known_of_pairs():
+    tissue = np.zeros((SIZE, SIZE), bool)
+    tissue[:7, :7] = True
+    points = np.array([[2, 2], [4, 4], [3, 60], [60, 3]], np.float32)
+    statistics = PointStatistics([Layout(points, np.ones(4, np.float32), tissue)] * 2, SIZE)
+    assert np.isfinite(statistics.pair_correlation).all()
+    assert statistics.pair_correlation.max() < 1e4
