@@ -92,9 +92,7 @@ class Bench:
                     if name == "val" else mask_items.items_of(dataset, split, known)
         self.labels = np.array([self.data.classes.index(row.label)
                                 for row in self.data.select("train")])
-        # a mixture is trained on whole, whatever its size
-        self.wanted = list((self.data if "mix" in self.data.manifest else self.real)
-                           .counts["train"].values())
+        self.wanted = list(self.real.counts["train"].values())
         channels = self.data.channels * (2 * settings["neighbours"] + 1)
         self.build = lambda: _network(channels, settings)
 
@@ -133,8 +131,6 @@ class Bench:
                   "trained_on": self.data.trained_on(), "leaks": checked,
                   "groups_given": self.real.groups_given,
                   "device": device_name(self.device), "versions": provenance()["versions"]}
-        if "mix" in self.data.manifest:
-            record["mix"] = self.data.manifest["mix"]
         if "draws" in identity:
             record["shared_with_earlier"] = shared_with_earlier(self.labels, self.wanted, *key,
                                                                 repeat)
@@ -249,7 +245,7 @@ def settle(how: dict) -> dict:
               for name, value in chosen.items()}
     names = ["widths", "batch_size", "learning_rate", "neighbours", "loss",
              *(OF_OURS[1:] if recipe == OURS else OF_PUBLISHED)]
-    if recipe == OURS and 0 < chosen["batch_size"] * chosen["oversample"] < 0.5:
+    if recipe == OURS and 0 < chosen["batch_size"] * chosen["oversample"] <= 0.5:
         raise BadOptions(f"--oversample {chosen['oversample']:g} of --batch-size "
                          f"{chosen['batch_size']} is less than an image: give more of either")
     return {"recipe": RECIPE, "method": recipe, "mirror": False, "patch_size": None,
@@ -262,11 +258,17 @@ def of_dataset(settings: dict, target: Target, manifest: dict) -> dict:
     patch_size = settings["patch_size"] or size
     if patch_size > size:
         raise BadOptions(f"--patch-size {patch_size}: the images have {size} px")
-    if size >> (len(settings["widths"]) - 1) < 2:
-        raise BadOptions(f"--widths: {len(settings['widths'])} levels are too many for images of "
-                         f"{size} px")
+    if patch_size >> (len(settings["widths"]) - 1) < 2:
+        raise BadOptions(f"--widths: {len(settings['widths'])} levels are too many for "
+                         f"{'images' if patch_size == size else 'patches'} of {patch_size} px")
     return {**settings, "patch_size": patch_size, **target.setting(), "image_size": size,
             **as_setting(manifest["symmetries"])}
+
+
+def with_masks(identities: list[dict], data: Path, real: Path, kind: str) -> list[dict]:
+    """The identities with what their masks are, which no dataset's fingerprint says."""
+    digests = [mask_items.fingerprint(path, kind) for path in (data, real)]
+    return [{**each, "masks_sha256": " ".join(digests)} for each in identities]
 
 
 def check_images(data: Dataset, real: Dataset, neighbours: int) -> None:
@@ -285,12 +287,13 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
         dry_run: bool, **how: object) -> None:
     settings = settle({**how, "preset": preset})
     manifests = {path: read_manifest(path) for path in (real, *data)}
-    targets = {path: mask_items.choose(manifest["masks"], mask, labels, path)
+    kind = mask_items.choose(manifests[real]["masks"], mask, labels, real).kind  # the yardstick's
+    targets = {path: mask_items.choose(manifest["masks"], kind, labels, path)
                for path, manifest in manifests.items()}
-    asked = {path: open_repeats(results, identities(
+    asked = {path: open_repeats(results, with_masks(identities(
         manifests[path], manifests[real], repeats, replicate=replicate, seed=seed, model="unet",
-        settings=of_dataset(settings, targets[path], manifests[path])), overwrite=overwrite)
-        for path in data}
+        settings=of_dataset(settings, targets[path], manifests[path])), path, real, kind),
+        overwrite=overwrite) for path in data}
     pending = [path for path in data if not asked[path].are_complete]
     datasets = {path: open_both(path, real, results) for path in pending}
     truths = {}

@@ -211,7 +211,8 @@ def _test_set(arrays: dict[str, np.ndarray], replicates: list[int]) -> TestSet:
         labels, classes = arrays["real_labels"], arrays["classes"].tolist()
         counts = np.zeros((len(groups), len(classes)), np.int64)
         np.add.at(counts, (group, labels), 1)
-    unknown = int((arrays["real_groups"] == arrays["real_file_names"]).sum())
+    names = arrays["real_file_names"]  # of a volume its series, which may be its patient's too
+    unknown = int(((arrays["real_groups"] == names) & np.char.endswith(names, ".png")).sum())
     diameters = arrays.get(f"real_{size_bands.COLUMN}")
     return TestSet(replicates, classes, labels, groups.tolist(), group, unknown, counts,
                    None if diameters is None else size_bands.band_of(diameters))

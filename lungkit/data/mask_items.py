@@ -12,14 +12,17 @@ Feeds unet_segment.RECIPE: raise it when this gives other bytes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from lungkit.data import cache
 from lungkit.data.dataset import Dataset, Row
 from lungkit.run.faults import BadOptions, Fault, check_stop, several
+from lungkit.run.files import sha256_file
 
 BINARY = "binary"
 FOREGROUND = 255
@@ -74,6 +77,14 @@ def foreground(mask: np.ndarray, target: Target, name: str) -> np.ndarray:
     return mask == FOREGROUND
 
 
+def fingerprint(path: Path, kind: str) -> str:
+    """SHA-256 of the masks of a kind of the dataset at `path`, which its own does not know."""
+    found = hashlib.sha256()
+    for mask in sorted((path / "masks" / kind).rglob("*.png")):
+        found.update(str(mask.relative_to(path)).encode() + b"\0" + sha256_file(mask).encode())
+    return found.hexdigest()
+
+
 def load_masks(data: Dataset, split: str, target: Target) -> tuple[np.ndarray, np.ndarray]:
     """Foreground uint8 [N, S, S], 0 or 1, and whether an image has a mask, bool [N].
 
@@ -87,16 +98,21 @@ def load_masks(data: Dataset, split: str, target: Target) -> tuple[np.ndarray, n
         check_stop()
         if not is_known:
             return np.zeros((data.image_size,) * 2, np.uint8)
-        path = data.mask_path(target.kind, row)
-        return foreground(data.mask(target.kind, row), target,
-                          str(path.relative_to(data.path))).astype(np.uint8)
+        name = str(data.mask_path(target.kind, row).relative_to(data.path))
+        try:
+            mask = data.mask(target.kind, row)
+        except ValueError as error:
+            raise Fault(f"{name} of {data.path} is damaged ({error}): restore it, or make the "
+                        "dataset again with --overwrite") from None
+        return foreground(mask, target, name).astype(np.uint8)
 
     shape = (len(rows), data.image_size, data.image_size)
     masks = map(read, rows, known)
     if int(np.prod(shape)) <= cache.IN_MEMORY_BYTES:
         return np.stack(list(masks)), known
     name = "-".join([split, target.kind, *map(str, target.labels)])
-    return cache.map_rows(data.path, data.fingerprint, name, shape, masks,
+    key = f"{data.fingerprint}-{fingerprint(data.path, target.kind)}"
+    return cache.map_rows(data.path, key, name, shape, masks,
                           what=f"decoding masks of {split}",
                           why=f"the masks of the {split} split of {data.path} are too large for "
                               "memory"), known
@@ -139,7 +155,6 @@ class Item:
 
     name: str
     group: str
-    label: str
     images: tuple[int, ...]
     slices: tuple[int, ...] | None
     spacing_mm: tuple[float, ...] | None
@@ -165,8 +180,8 @@ def items_of(data: Dataset, split: str, known: np.ndarray, *, volumes: bool = Tr
     plane = None if pixel_mm is None else (pixel_mm, pixel_mm)
     places = np.flatnonzero(known).tolist()
     if not (volumes and shows_slices(data)):
-        return [Item(rows[i].file_name, rows[i].group or rows[i].file_name, rows[i].label, (i,),
-                     None, plane) for i in places]
+        return [Item(rows[i].file_name, rows[i].group or rows[i].file_name, (i,), None,
+                     plane) for i in places]
     series: dict[str, list[int]] = {}
     for i in places:
         series.setdefault(rows[i].extra["series"], []).append(i)
@@ -182,9 +197,7 @@ def _volume(name: str, places: list[int], rows: list[Row],
         raise Fault(f"series {name} has slice {twice} more than once in one split: make the "
                     "dataset again")
     step_mm = _slice_step_mm([rows[i].extra for i in places], slices)
-    labels = [rows[i].label for i in places]
-    return Item(name, rows[places[0]].group or name, max(sorted(set(labels)), key=labels.count),
-                tuple(places), tuple(slices),
+    return Item(name, rows[places[0]].group or name, tuple(places), tuple(slices),
                 None if plane is None or step_mm is None else (step_mm, *plane))
 
 

@@ -153,7 +153,8 @@ def discard(directory: Path, identities: list[dict]) -> None:
         try:
             if repeat in survey(directory, identities)[0]:
                 path.unlink(missing_ok=True)
-                path.with_suffix(".npz").unlink(missing_ok=True)
+                for suffix in (".npz", ".png"):
+                    path.with_suffix(suffix).unlink(missing_ok=True)
         finally:
             release(held, path)
 

@@ -36,8 +36,8 @@ ORDINAL_SCORES = ("kappa_quadratic", "grade_closeness")
 TUMOUR_SCORES = ("sensitivity", "specificity")
 # the kind of a record: a CNN (or not said), or a classical baseline, whose settings are its own
 CNN, BASELINE = "cnn", "baseline"
-IDENTITY = ("dataset", "dataset_fingerprint", "real_fingerprint", "replicate", "repeat", "seed",
-            "model", "settings", "draws")
+IDENTITY = ("dataset", "dataset_fingerprint", "real_fingerprint", "masks_sha256", "replicate",
+            "repeat", "seed", "model", "settings", "draws")
 
 
 # ------------------------------------------------------------------ places

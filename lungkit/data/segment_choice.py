@@ -69,7 +69,8 @@ def choose(predicted: Iterable[tuple[np.ndarray, np.ndarray]],
                     f"{highest / WHITE:.2f}, the least threshold {min(thresholds):g}): train it "
                     "longer, or with another --loss or more --oversample")
     mean_dice, vain = np.mean(overlaps, 0), np.mean(in_vain, 0)
-    good = np.argwhere(mean_dice >= mean_dice.max() - SLACK)
+    # half the best: where all is poor, finding nothing is not as good
+    good = np.argwhere(mean_dice >= max(mean_dice.max() - SLACK, mean_dice.max() / 2))
     t, k = min(map(tuple, good), key=lambda at: (vain[at], least[at[1]],
                                                  abs(thresholds[at[0]] - 0.5)))
     return Choice(thresholds[t], least[k], float(mean_dice[t, k]), float(vain[t, k]))

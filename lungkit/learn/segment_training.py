@@ -20,7 +20,7 @@ from lungkit.learn import segment_augment
 from lungkit.learn.device import autocast
 from lungkit.learn.loop import Losses, RandomStates, learning_rate_at, loop
 from lungkit.learn.pixels import bring
-from lungkit.run.faults import check_stop
+from lungkit.run.faults import Fault, check_stop
 
 WEIGHT_DECAY = 0.01
 PATIENCE = 5                # ours: epochs without a better val loss until the published recipe ends
@@ -180,13 +180,12 @@ def train_published(model: nn.Module, batch_at: Callable, loss_of: Callable, *, 
         "model": model, "optimizer": optimizer, "best": best, "random": RandomStates(device)},
         **kept)
     for step in steps_left:
-        if best.since >= PATIENCE:  # a resumed training may be over
-            break
         model.train()
         losses.add(loss=_step(model, optimizer, batch_at(step), loss_of, device))
         if (step + 1) % steps_per_epoch == 0 and best.note(model, val_loss(model)):
             break
-    losses.fetch()
+    if not all(math.isfinite(value) for each in losses.fetch().values() for value in each):
+        raise Fault("the loss is not finite: lower --learning-rate, or look at the images")
     model.load_state_dict(best.weights)
     return float(np.mean(losses.last_tenth()))
 

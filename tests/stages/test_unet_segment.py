@@ -425,7 +425,7 @@ def test_an_arm_without_masks_or_of_other_channels_is_refused(real, tmp_path, ca
     made_from = parent_of(real, {split: ["train"] for split in ("train", "val", "test")})
     bare = make_dataset(tmp_path / "bare", masked=lambda *_: False, parents=[made_from])
     assert segment([bare], real, tmp_path / "results") == 2
-    assert "bare has no masks of nodule or tumour" in capfd.readouterr().err
+    assert "--mask nodule: " in (said := capfd.readouterr().err) and "bare has no such" in said
     colour = make_dataset(tmp_path / "colour", channels=3, parents=[made_from])
     assert segment([colour], real, tmp_path / "results") == 1
     assert "of 3 channels" in capfd.readouterr().err
@@ -470,3 +470,56 @@ def test_images_without_a_mask_are_left_out_and_named(told, tmp_path):
     assert record["num_train_images"] == 11
     assert "no mask: 1 of 12 train images" in "; ".join(record["warnings"])
     assert open_dataset(data.path).masks == {"nodule": "binary"}
+
+
+def test_the_published_recipe_stops_by_val(real, told, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        segment_training, "mean_loss", lambda model, pairs, images, *_: asked.append(
+            (int(pairs.masks[images].sum()), len(images))) or 1.0)
+    arguments = ["--data", str(real.path), "--real", str(real.path), "--results", str(tmp_path),
+                 "--repeats", "1", "--recipe", "published", "--batch-size", "4"]
+    assert unet_segment.main(arguments) == 0
+    told[0]["val_loss"](None)
+    val = real.select("val")
+    assert asked == [(sum(int((real.mask("nodule", row) > 0).sum()) for row in val), len(val))]
+
+
+def test_no_slice_is_lost_where_few_are_predicted_at_a_time(scans, told, tmp_path, monkeypatch):
+    assert segment([scans], scans, tmp_path / "whole") == 0
+    monkeypatch.setattr(segment_training, "EVAL_PIXELS", 3 * SIZE**2)  # 3 of 5 slices
+    assert segment([scans], scans, tmp_path / "parts") == 0
+    assert content(tmp_path / "whole") == content(tmp_path / "parts")
+
+
+def test_scans_are_moved_and_mirrored_as_their_symmetries_allow(scans, told, tmp_path, monkeypatch):
+    seen = []
+    for name, key in (("plan_batches", "symmetries"), ("predict_items", "flips")):
+        call = getattr(segment_training, name)
+        monkeypatch.setattr(segment_training, name, lambda *given, call=call, key=key, **more:
+                            seen.append(more[key]) or call(*given, **more))
+    assert segment([scans], scans, tmp_path) == 0
+    assert seen[0] == 1 and set(seen[1:]) == {((),)}
+
+
+def test_the_slice_shown_of_a_volume_has_foreground(scans, told, tmp_path, monkeypatch):
+    shown, sheet = [], overlay.sheet
+    monkeypatch.setattr(overlay, "sheet", lambda each: shown.extend(each) or sheet(each))
+    assert segment([scans], scans, tmp_path) == 0
+    assert len(shown) == 2 and all(each.true.any() for each in shown)
+
+
+def test_results_of_other_masks_are_no_results_of_these(real, told, tmp_path, capsys):
+    data = open_dataset(shutil.copytree(real.path, tmp_path / "real"))
+    assert segment([data], data, tmp_path / "results") == 0
+    path = next((data.path / "masks/nodule").rglob("*.png"))
+    path.write_bytes(encode_png(255 - decode_png(path.read_bytes())))
+    capsys.readouterr()
+    assert segment([data], data, tmp_path / "results") == 2
+    assert "masks_sha256" in capsys.readouterr().err
+    written = bytearray(path.read_bytes())
+    written[written.index(b"IDAT") + 8] ^= 0xFF  # its header is whole
+    path.write_bytes(written)
+    assert segment([data], data, tmp_path / "other") == 1
+    line, = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "damaged" in line

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ def scored(quality, seed, number=12, healthy=3):
             true[3:3 + side, 3:3 + side] = True
             said = true & (rng.random(true.shape) < quality)
         said[14, 14] = i >= number
-        items.append(Item(f"test/a/{i}.png", f"patient {i}", "a", (i,), None, (1.0, 1.0)))
+        items.append(Item(f"test/a/{i}.png", f"patient {i}", (i,), None, (1.0, 1.0)))
         found.append(score_item(said, true, (1.0, 1.0)))
     return items, found
 
@@ -95,3 +97,28 @@ def test_items_that_contradict_the_record_or_the_others_are_refused(arrays, word
     write_arm(tmp_path / "results", "mix", 0.9, arrays=arrays)
     assert compare(tmp_path, "--metric", "dice") == 1
     assert words in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_items_of_one_patient_are_one_group(tmp_path, monkeypatch):
+    def grouped(*args, **more):
+        items, found = inner(*args, **more)
+        return [replace(item, group=f"patient {n % 13}") for n, item in enumerate(items)], found
+    inner = scored
+    monkeypatch.setattr(sys.modules[__name__], "scored", grouped)
+    for arm, quality in (("real", 0.9), ("mix", 0.4)):
+        write_arm(tmp_path / "results", arm, quality)
+    assert compare(tmp_path, "--metric", "dice") == 0
+    told = json.loads((tmp_path / "comparison/comparison.json").read_text())
+    assert told["pairs"][0]["estimates"]["B"]["num_groups"] == 13
+
+
+def test_a_volume_named_as_its_patient_has_a_group(tmp_path, monkeypatch):
+    def named(*args, **more):
+        items, found = inner(*args, **more)
+        return [replace(item, name=item.group, slices=(0,)) for item in items], found
+    inner = scored
+    monkeypatch.setattr(sys.modules[__name__], "scored", named)
+    for arm, quality in (("real", 0.9), ("mix", 0.4)):
+        write_arm(tmp_path / "results", arm, quality)
+    assert compare(tmp_path, "--metric", "dice") == 0
+    assert json.loads((tmp_path / "comparison/comparison.json").read_text())["level"] == "B"

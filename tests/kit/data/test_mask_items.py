@@ -124,3 +124,9 @@ def test_missing_slices_and_tests_without_a_healthy_image_are_said(scans):
     found = mask_items.warnings_of(truth, {"real": list(items(scans).values())})
     assert "missing slices: 1 of 3 volumes of the test split" in found[0]
     assert "foreground in every test image of real" in found[1] and len(found) == 2
+
+
+@pytest.mark.parametrize(("slices", "gaps"), [((1, 2, 3), False), ((1, 2, 4), True), ((3,), False)])
+def test_one_slice_that_is_not_there_is_a_gap(slices, gaps):
+    item = mask_items.Item("x", "g", tuple(range(len(slices))), slices, None)
+    assert item.has_gaps is gaps

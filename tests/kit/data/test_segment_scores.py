@@ -15,7 +15,7 @@ def ball(shape, centre, radius):
 
 
 def item(name, group=None, slices=None):
-    return Item(name, group or name, "a", (0,), slices, None)
+    return Item(name, group or name, (0,), slices, None)
 
 
 def brute_distances(said, true, spacing):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 import unet_segment
 from lungkit.learn import segment_augment, segment_training, unet
+from lungkit.run import faults
 
 
 def plan(steps, batch, symmetries=8, **still):
@@ -249,3 +252,53 @@ def test_mirrors_are_averaged_in_their_places():
 def test_blending_trusts_the_middle_of_a_window():
     weight = segment_training.blend(16, "cpu")
     assert weight[8, 8] > 50 * weight[8, 0] > 0 and torch.equal(weight, weight.T)
+
+
+def test_the_published_recipe_goes_on_with_its_best_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("lungkit.learn.loop.SYNC_STEPS", 1)
+    batch, losses = (torch.rand(2, 1, 4, 4), torch.ones(2, 1, 4, 4)), [1.0, 2, 3, 4, 5, 6, 7]
+
+    def train(path, stop_at=None):
+        torch.manual_seed(0)
+        model, at = torch.nn.Conv2d(1, 1, 1), []
+
+        def batch_at(step):
+            at.append(step)
+            if step == stop_at:
+                faults.note_signal(15, None)
+            return batch
+        segment_training.train_published(
+            model, batch_at, lambda said, true: ((said - true)**2).mean(), steps=20,
+            steps_per_epoch=1, learning_rate=0.1, val_loss=lambda _: losses[at[-1]], what="x",
+            identity={}, checkpoint_path=path)
+        return model.weight.detach(), at
+    whole, steps = train(tmp_path / "whole")
+    with pytest.raises(faults.Stopped):
+        train(tmp_path / "parts", stop_at=2)
+    faults.forget_signals()
+    again, rest = train(tmp_path / "parts")
+    assert torch.equal(whole, again) and steps == [0, 1, 2, *rest]
+
+
+def test_a_loss_that_is_not_finite_is_a_fault_of_the_published_recipe_too(tmp_path):
+    with pytest.raises(faults.Fault, match="not finite"):
+        segment_training.train_published(
+            torch.nn.Conv2d(1, 1, 1), lambda step: (torch.full((1, 1, 4, 4), math.nan),
+                                                    torch.ones(1, 1, 4, 4)),
+            lambda said, true: said.mean(), steps=30, steps_per_epoch=1, learning_rate=0.1,
+            val_loss=lambda _: math.nan, what="x", identity={}, checkpoint_path=tmp_path / "x")
+
+
+def test_the_val_loss_is_the_mean_over_images_however_many_are_seen_at_a_time(monkeypatch):
+    images = torch.randint(0, 256, (5, 8, 8, 1), dtype=torch.uint8)
+    pairs = segment_training.Pairs(images, (images[..., 0] > 128).byte(), torch.arange(5)[:, None])
+    model, cpu, found = torch.nn.Conv2d(1, 1, 1), torch.device("cpu"), []
+    for pixels in (2**20, 2 * 64):
+        monkeypatch.setattr(segment_training, "EVAL_PIXELS", pixels)
+        found.append(segment_training.mean_loss(model, pairs, np.arange(5), unet.cross_entropy,
+                                                cpu))
+    every = torch.arange(5)
+    with torch.no_grad():
+        said = model(segment_training.as_network_sees(pairs.inputs(every, cpu)))
+    expected = float(unet.cross_entropy(said, pairs.truth(every, cpu)))
+    assert found == pytest.approx([expected, expected])
