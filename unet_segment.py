@@ -247,7 +247,7 @@ def settle(how: dict) -> dict:
              *(OF_OURS[1:] if recipe == OURS else OF_PUBLISHED)]
     if recipe == OURS and 0 < chosen["batch_size"] * chosen["oversample"] <= 0.5:
         raise BadOptions(f"--oversample {chosen['oversample']:g} of --batch-size "
-                         f"{chosen['batch_size']} is less than an image: give more of either")
+                         f"{chosen['batch_size']} is less than an image when rounded: give more")
     return {"recipe": RECIPE, "method": recipe, "mirror": False, "patch_size": None,
             **{name: chosen[name] for name in names}}
 

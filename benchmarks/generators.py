@@ -11,7 +11,7 @@ products, autoencoder and text encoder within the step, AdamW, no average of the
 the same layers at the same batch, size and precision, in turns, so that a busy machine slows both;
 the ratio is of the medians of ROUNDS.
 
-    OMP_NUM_THREADS=1 python benchmarks/generators.py | tee benchmarks/generators_cpu.txt
+    OMP_NUM_THREADS=1 DEVICE=cpu PART_SEC=400 bash benchmarks/gpu.sh benchmarks/gpu_cpu.txt
     python benchmarks/generators.py --device cuda                  by benchmarks/gpu.sh
 """
 

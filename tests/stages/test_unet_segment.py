@@ -408,7 +408,9 @@ def rewrite(path, change):
     ({}, None, ["--neighbours", "1"], 1, "does not show slices of scans"),
     ({}, None, ["--epochs", "3"], 2, "--epochs: not of --recipe ours"),
     ({}, None, ["--recipe", "published"], 2, "--steps: not of --recipe published"),
-    ({}, None, ["--oversample", "0.1"], 2, "less than an image"),
+    ({}, None, ["--oversample", "0.1"], 2, "less than an image when rounded"),
+    ({}, None, ["--oversample", "0.125"], 2, "less than an image when rounded"),
+    ({}, None, ["--patch-size", "2"], 2, "2 levels are too many for patches of 2 px"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_cannot_be_trained_on_is_one_line(given, change, options, status, words, told,
                                                tmp_path, capfd):

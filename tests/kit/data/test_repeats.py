@@ -56,6 +56,7 @@ def test_results_outside_the_asked_range_count_too(tmp_path):
 def test_only_stale_results_are_discarded_with_all_that_is_theirs(tmp_path):
     for repeat, model in ((0, "small"), (1, "resnet18"), (2, "small"), (5, "resnet18")):
         write(tmp_path, repeat, model=model)
+    result.repeat_path(tmp_path, 1).with_suffix(".png").touch()
     repeats.discard(tmp_path, [identity(0), identity(1)])
     assert there(tmp_path) == ["repeat_0000.json", "repeat_0000.npz",
                                "repeat_0002.json", "repeat_0002.npz"]

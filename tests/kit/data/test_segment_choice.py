@@ -68,3 +68,12 @@ def test_nothing_found_at_any_threshold_is_a_fault():
     true = np.ones((4, 4), bool)
     with pytest.raises(Fault, match=r"highest probability is 0\.09, the least threshold 0\.1"):
         choose([(np.full((4, 4), 24, np.uint8), true)])
+
+
+def test_finding_nothing_is_not_as_good_where_all_is_poor():
+    """A corner of a large lesion is found, and a component in vain: its Dice is below the slack."""
+    true, levels = np.zeros((64, 64), bool), np.zeros((64, 64), np.uint8)
+    true[:40, :40] = True
+    levels[0, :3] = levels[50, 40:60] = 255
+    chosen = choose([(levels, true)])
+    assert chosen.dice > 0 and chosen.mask(levels)[0, 0]
