@@ -22,15 +22,13 @@ The loop keeps the images as bytes on the device and augments whole batches ther
 Jordan 2024 (arXiv:2404.00498); one-cycle schedule: Smith and Topin 2018 (arXiv:1708.07120);
 AdamW: Loshchilov and Hutter 2019 (arXiv:1711.05101); label smoothing: Szegedy et al. 2016
 (arXiv:1512.00567); ResNet: He et al. 2016 (arXiv:1512.03385); ConvNeXt: Liu et al. 2022
-(arXiv:2201.03545);
-EfficientNet: Tan and Le 2019 (arXiv:1905.11946).
+(arXiv:2201.03545); EfficientNet: Tan and Le 2019 (arXiv:1905.11946).
 Exit statuses: 0 all repeats complete, 1 bad data or failed run, 2 bad options, 75 stopped, run
 it again.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
@@ -44,114 +42,22 @@ from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
 from lungkit.data.orientations import as_setting
 from lungkit.data.repeats import Repeats, add_options, identities, make_all, open_both, open_repeats
 from lungkit.learn import augment, heads
-from lungkit.learn.batches import as_inputs, scale_for, training_batches
+from lungkit.learn.classify_training import plan_batches, predict, train
 from lungkit.learn.cnns import MODELS, build_model, resolve
-from lungkit.learn.device import autocast, device_name, use_device
+from lungkit.learn.device import device_name, use_device
 from lungkit.learn.features import Extractor
-from lungkit.learn.pixels import bring, hold
+from lungkit.learn.pixels import hold
 from lungkit.run import cli, faults, files, seeds
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
 
-RECIPE = 2  # raise it when the training below changes: results of two recipes must not be mixed
+RECIPE = 2  # raise it when the training changes: results of two recipes must not be mixed
 # demo: on LC25000's val split (64 px) 150, 200 and 250 steps gave 0.89-0.92, 0.92-0.93, 0.92-0.93,
 # and peaks of 1e-3 to 4e-3 were alike. full: ours, by the usual practice; not tuned.
 PRESETS = {
     "demo": {"model": "small", "steps": 200, "batch_size": 32},
     "full": {"model": "resnet18", "steps": 2000, "batch_size": 128},
 }
-WEIGHT_DECAY = 0.05      # ConvNeXt's (Liu et al. 2022)
-LABEL_SMOOTHING = 0.1    # Szegedy et al. 2016
-WARMUP = 0.2             # share of the steps in which the learning rate rises
-BRIGHTNESS = 0.1         # an image is made up to so much brighter or darker; ours
-EVAL_BATCH_SIZE, EVAL_PIXELS = 128, 2**20  # whichever is less: testing must not need more memory
-
-
-# ------------------------------------------------------------------ the order
-
-def plan_batches(drawn: np.ndarray, steps: int, batch_size: int,
-                 rng: np.random.Generator, symmetries: int = 8,
-                 hu_per_level: float | None = None) -> dict[str, np.ndarray]:
-    """What every step sees, all of it drawn beforehand, so that a resumed step sees the same.
-
-    Returns index int64 [steps, batch]: epochs without replacement; symmetry int64 [steps, batch]
-    in 0..symmetries-1, one of `square_symmetries`; brightness float32 [steps, batch], a factor,
-    or, with the HU of a grey level, augment.draw_scans.
-    """
-    num_images = steps * batch_size
-    num_epochs = math.ceil(num_images / len(drawn))
-    order = np.concatenate([rng.permutation(drawn) for _ in range(num_epochs)])[:num_images]
-    shape = (steps, batch_size)
-    plan = {"index": order.reshape(shape), "symmetry": rng.integers(0, symmetries, shape)}
-    if hu_per_level is not None:
-        return {**plan, **augment.draw_scans(shape, hu_per_level, rng)}
-    brightness = rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS, shape)
-    return {**plan, "brightness": brightness.astype(np.float32)}
-
-
-def one_cycle(step: int, steps: int) -> float:
-    """The learning rate of a step as a share of its peak: a linear rise, then a cosine to 0."""
-    done = (step + 1) / (steps + 1)
-    if done < WARMUP:
-        return done / WARMUP
-    return 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
-
-
-# ------------------------------------------------------------------ training and testing
-
-def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries: int = 8,
-          compile_model: bool = False, **kept: object) -> float:
-    """Train `model` in place by `plan`; return the mean loss of the last tenth of the steps.
-
-    images: uint8 [N, S, S, C], of lungkit.learn.pixels.hold, or features float32 [N, D]; labels:
-    int64 [N]. kept: how `loop` calls and keeps the training (what, identity, ...), what it raises.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from lungkit.learn.loop import Losses, RandomStates, loop
-
-    device, steps = next(model.parameters()).device, len(plan["index"])
-    batch_at = training_batches(images, plan, symmetries, *scale_for(model, device), device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate,
-                                  weight_decay=WEIGHT_DECAY, fused=True)
-    losses = Losses()
-    steps_left = loop(
-        steps, losses=losses, save_last=False,
-        state={"model": model, "optimizer": optimizer, "random": RandomStates(device)},
-        rates=[(optimizer, lambda step: learning_rate * one_cycle(step, steps))], **kept)
-    forward = torch.compile(model) if compile_model else model
-    model.train()
-    for step in steps_left:
-        batch, index = batch_at(step)
-        with autocast(device):
-            loss = cross_entropy(forward(batch), labels[index], label_smoothing=LABEL_SMOOTHING)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.add(loss=loss)
-    return float(torch.tensor(losses.last_tenth()).mean())
-
-
-def predict(model, images, device=None) -> np.ndarray:
-    """Class probabilities float32 [N, C] of images uint8 [N, S, S, 3 or 1] of pixels.hold.
-
-    images: or features, float32 [N, D]. device: the model's; None: the images'.
-    """
-    import torch
-
-    model.eval()
-    device = device or images.device
-    scale, shift = scale_for(model, device)
-    parts = []
-    with torch.inference_mode():
-        most = EVAL_PIXELS // images[0, ..., 0].numel()
-        for batch in images.split(max(1, min(EVAL_BATCH_SIZE, most))):
-            with autocast(device):
-                logits = model(as_inputs(bring(batch, device), scale, shift))
-            parts.append(logits.float().softmax(1))
-            faults.check_stop()
-    return torch.cat(parts).cpu().numpy()
 
 
 # ------------------------------------------------------------------ one repeat

@@ -29,9 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import cnn_classify
 from lungkit.data.png import decode_png, encode_png
-from lungkit.learn import batches, cnns
+from lungkit.learn import batches, classify_training, cnns
 from lungkit.learn.device import use_device
 from lungkit.run import cli
 
@@ -69,10 +68,11 @@ def our_loop(options, images, labels) -> float:
 
     model = new_model(options, images.device).to(memory_format=torch.channels_last)
     rng = np.random.default_rng(0)
-    plan = cnn_classify.plan_batches(np.arange(len(labels)), options.steps, options.batch_size, rng)
+    plan = classify_training.plan_batches(np.arange(len(labels)), options.steps,
+                                          options.batch_size, rng)
     start = time.perf_counter()
-    cnn_classify.train(model, images, labels, plan, learning_rate=1e-3, what="our loop",
-                       identity={}, checkpoint_path=None)
+    classify_training.train(model, images, labels, plan, learning_rate=1e-3, what="our loop",
+                            identity={}, checkpoint_path=None)
     return time.perf_counter() - start
 
 
@@ -87,7 +87,7 @@ def plain_loop(options, root: Path, device) -> float:
         [transforms.RandomRotation((90 * k, 90 * k)) for k in range(4)])
     dataset = ImageFolder(root, transforms.Compose([
         transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip(), quarter_turns,
-        transforms.ColorJitter(brightness=cnn_classify.BRIGHTNESS), transforms.ToTensor(),
+        transforms.ColorJitter(brightness=classify_training.BRIGHTNESS), transforms.ToTensor(),
         transforms.Normalize(batches.MEAN, batches.STD)]))
     loader = DataLoader(dataset, options.batch_size, shuffle=True, drop_last=True,
                         num_workers=options.workers, pin_memory=device.type == "cuda",
@@ -95,7 +95,7 @@ def plain_loop(options, root: Path, device) -> float:
     model = new_model(options, device)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    criterion = torch.nn.CrossEntropyLoss(label_smoothing=cnn_classify.LABEL_SMOOTHING)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=classify_training.LABEL_SMOOTHING)
     step, start = 0, time.perf_counter()
     while step < options.steps:
         for batch, target in loader:

@@ -49,7 +49,8 @@ def training_batches(images, plan: dict[str, np.ndarray], symmetries: int, scale
     """What `plan` shows at a step: a function of the step, to (inputs, index of the images).
 
     images: uint8 [N, S, S, C] or features float32 [N, D], of lungkit.learn.pixels.hold. plan: of
-    cnn_classify.plan_batches; of features only its `index` is followed. Inputs are on `device`.
+    classify_training.plan_batches; of features only its `index` is followed. Inputs are on
+    `device`.
     """
     import torch
 

@@ -16,7 +16,7 @@ from arms import fork, signal_when
 from lungkit.data import metrics, orientations, repeats, result
 from lungkit.data.dataset import open_dataset, parent_of
 from lungkit.data.writer import DatasetWriter
-from lungkit.learn import batches, cnns, loop
+from lungkit.learn import batches, classify_training, cnns, loop
 from lungkit.run import files, output
 from lungkit.run.output import Output
 from result_trees import arrays_of, keys_of, keys_on_page, write_repeat
@@ -129,7 +129,7 @@ def test_plan_shows_every_image_once_an_epoch():
     assert all(sorted(epoch) == drawn.tolist() for epoch in plan["index"])
     assert len({tuple(epoch) for epoch in plan["index"]}) > 1
     assert plan["symmetry"].min() >= 0 and plan["symmetry"].max() <= 7
-    assert abs(plan["brightness"] - 1).max() <= cnn_classify.BRIGHTNESS
+    assert abs(plan["brightness"] - 1).max() <= classify_training.BRIGHTNESS
 
 
 def test_each_image_is_turned_and_lit_by_itself_over_the_whole_range():
@@ -152,11 +152,11 @@ def test_a_last_epoch_is_cut_short_and_a_batch_may_hold_more_images_than_the_poo
 
 @pytest.mark.parametrize("step, share", [(0, 0.5), (1, 1.0), (5, 0.5), (8, 0.0380602337)])
 def test_learning_rate_rises_for_a_fifth_and_falls_by_half_a_cosine(step, share):
-    assert cnn_classify.one_cycle(step, 9) == pytest.approx(share)
+    assert classify_training.one_cycle(step, 9) == pytest.approx(share)
 
 
 def test_learning_rate_rises_and_falls_to_nothing():
-    rates = [cnn_classify.one_cycle(step, 100) for step in range(100)]
+    rates = [classify_training.one_cycle(step, 100) for step in range(100)]
     peak = int(np.argmax(rates))
     assert 0.95 < rates[peak] <= 1 and 15 <= peak <= 25
     assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:])[::-1]
@@ -275,7 +275,7 @@ def test_a_prediction_depends_on_its_image_alone():
     """Not on the batch it is in, nor on the state that training left the model in."""
     import torch
     model = cnns.small_cnn(3)
-    images = torch.randint(0, 256, (cnn_classify.EVAL_BATCH_SIZE + 5, 16, 16, 3),
+    images = torch.randint(0, 256, (classify_training.EVAL_BATCH_SIZE + 5, 16, 16, 3),
                            dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model.train()
     together = cnn_classify.predict(model, images)
@@ -630,11 +630,11 @@ def test_dry_run_writes_nothing(real, tmp_path, capsys):
 
 def stop_at(monkeypatch, step):
     """Send this process SIGTERM while the given step is under way."""
-    def one_cycle(now, steps, original=cnn_classify.one_cycle):
+    def one_cycle(now, steps, original=classify_training.one_cycle):
         if now == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(now, steps)
-    monkeypatch.setattr(cnn_classify, "one_cycle", one_cycle)
+    monkeypatch.setattr(classify_training, "one_cycle", one_cycle)
 
 
 def test_stopped_repeat_resumes_to_the_same_bytes(pool, real, tmp_path, monkeypatch):
@@ -674,13 +674,13 @@ def test_a_killed_repeat_goes_on_from_its_last_checkpoint(
     monkeypatch.setattr(loop, "CHECKPOINT_INTERVAL_SEC", interval_sec)
     first_steps = []
 
-    def one_cycle(step, steps, original=cnn_classify.one_cycle):
+    def one_cycle(step, steps, original=classify_training.one_cycle):
         first_steps.append(step)
         if len(first_steps) == 28:
             raise RuntimeError("killed")
         return original(step, steps)
 
-    monkeypatch.setattr(cnn_classify, "one_cycle", one_cycle)
+    monkeypatch.setattr(classify_training, "one_cycle", one_cycle)
     with pytest.raises(RuntimeError, match="killed"):
         classify(real, real, tmp_path, repeats="1", steps=30)
     assert classify(real, real, tmp_path, repeats="1", steps=30) == 0
@@ -897,7 +897,7 @@ def test_large_images_are_tested_in_smaller_batches(most_pixels, batches, monkey
             seen.append(len(batch))
             return batch.flatten(1)[:, :2]
 
-    monkeypatch.setattr(cnn_classify, "EVAL_PIXELS", most_pixels)
+    monkeypatch.setattr(classify_training, "EVAL_PIXELS", most_pixels)
     cnn_classify.predict(Sees(), torch.zeros((130, 16, 16, 3), dtype=torch.uint8))
     assert seen == batches
 
