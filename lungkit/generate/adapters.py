@@ -120,6 +120,7 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
+    from lungkit.generate.adapted_layers import speed_up
     from lungkit.learn.loop import train
 
     before = base.fingerprint()
@@ -129,6 +130,7 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
                                      init_lora_weights="gaussian",
                                      target_modules=TARGET_MODULES[target]), adapter_name="class")
     cast_training_params(base.unet)  # of the base's precision else: too coarse to add up steps
+    speed_up(base.unet)
     loss = train([p for p in base.unet.parameters() if p.requires_grad], loss_at, what=what,
                  steps=steps, learning_rate=learning_rate, seed=seed, weight_decay=0.0,
                  ema_decay=0.99, checkpoint_path=checkpoint_path, jsonl_path=jsonl_path,

@@ -260,7 +260,7 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
     warmup_steps = min(500, max(1, steps // 20)) if warmup_steps is None else warmup_steps
     on_gpu = parameters[0].is_cuda  # there few large kernels; on a CPU the order of sums stays
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay,
-                                  betas=(0.9, 0.99), fused=on_gpu or None)
+                                  betas=(0.9, 0.99), fused=True)
     state = {"parameters": torch.nn.ParameterList(parameters), "optimizer": optimizer}
     ema = None
     if ema_decay is not None:
