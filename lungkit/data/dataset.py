@@ -14,7 +14,7 @@ Images are RGB or grey on disk, and uint8 [S, S, channels] in memory, channels 3
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -66,9 +66,10 @@ class Dataset:
     groups_given: how groups came about, as audit/confounding.py says it, or None (unknown).
     """
 
-    def __init__(self, path: Path, manifest: dict, rows: list[Row]) -> None:
-        """manifest: as `read_manifest` gives it; rows: by file name."""
-        self.path, self.manifest, self.rows = path, manifest, rows
+    def __init__(self, path: Path, manifest: dict, rows: list[Row],
+                 splits: Sequence[str] = SPLITS) -> None:
+        """manifest: as `read_manifest` gives it; rows: by file name; splits: those there are."""
+        self.path, self.manifest, self.rows, self.splits = path, manifest, rows, splits
         self.name: str = manifest["name"]
         self.classes: list[str] = manifest["classes"]
         self.image_size: int = manifest["image_size"]
@@ -166,23 +167,27 @@ def inherited(real: Dataset) -> dict:
 
 # ------------------------------------------------------------------ opening and checking
 
-def open_dataset(path: Path) -> Dataset:
+def open_dataset(path: Path, splits: Sequence[str] = SPLITS) -> Dataset:
     """Open a dataset after checking all of it; raise Fault once, with every fault found.
 
     Masks are checked for their form, images for their content too. What an operating system or a
-    file server left in the folder (lungkit/run/system_files.py) is no fault.
+    file server left in the folder (lungkit/run/system_files.py) is no fault. splits: of the others
+    metadata.csv is read and nothing else, and the dataset then has neither their rows nor masks.
     """
     path = Path(path)
     manifest = read_manifest(path)
     rows = read_rows(path)
-    dataset = Dataset(path, manifest, rows)
+    if others := set(SPLITS) - set(splits):
+        manifest = {**manifest, "masks": {}}
+    dataset = Dataset(path, manifest, [row for row in rows if row.split not in others], splits)
     if respelt := list(respelt_folders(dataset)):
         raise Fault(f"dataset {path} was copied by a program that spells letters in another form "
                     f"(composed, decomposed) than it was made with: {several(respelt)}: rename the "
                     "folders")
     faults = [*image_faults(dataset), *mask_faults(dataset), *target_faults(dataset)]
     strays = list(stray_files(dataset))
-    if not faults and dataset.counts != manifest["counts"]:
+    if not faults and any(dataset.counts[split] != manifest["counts"].get(split)
+                          for split in splits):
         faults.append(f"counts differ from {MANIFEST}")
     if not faults and fingerprint(rows) != manifest["fingerprint"]:
         faults.append(f"the fingerprint differs from {MANIFEST}")
@@ -197,7 +202,7 @@ def open_dataset(path: Path) -> Dataset:
 
 def respelt_folders(dataset: Dataset) -> Iterator[str]:
     """Class folders that are there by the same letters in another form, and what they should be."""
-    for folder in (*SPLITS, *(f"masks/{kind}" for kind in dataset.masks)):
+    for folder in (*dataset.splits, *(f"masks/{kind}" for kind in dataset.masks)):
         for label in dataset.classes:
             if (dataset.path / folder / label).exists():
                 continue
@@ -211,7 +216,7 @@ def stray_files(dataset: Dataset) -> Iterator[str]:
     composed = partial(unicodedata.normalize, "NFC")  # some file systems exchange the spellings
     known = {composed(row.file_name) for row in dataset.rows}
     classes = set(map(composed, dataset.classes))
-    for split in SPLITS:
+    for split in dataset.splits:
         for file in listed(dataset.path / split, "*/*"):
             name = file.relative_to(dataset.path).as_posix()
             if composed(name) not in known:
@@ -219,7 +224,7 @@ def stray_files(dataset: Dataset) -> Iterator[str]:
         for folder in listed(dataset.path / split):
             if folder.is_dir() and composed(folder.name) not in classes:
                 yield f"{split}/{folder.name}: not a class of this dataset"
-    for folder in listed(dataset.path / "masks"):
+    for folder in listed(dataset.path / "masks") if dataset.splits == SPLITS else ():
         if folder.name not in dataset.masks:
             yield f"masks/{folder.name}: a kind that the manifest does not declare"
 

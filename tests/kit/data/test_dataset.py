@@ -411,6 +411,19 @@ def test_an_image_of_another_depth_or_colour_type_is_a_fault(image, words, datas
     assert f"000000.png: 8 x 8, {words}" in faults_of(dataset)
 
 
+def test_of_splits_that_are_not_opened_no_file_is_looked_at(dataset):
+    for folder in ("val", "test", "masks"):
+        shutil.rmtree(dataset / folder)
+        (dataset / folder).write_text("no folder")
+    opened = open_dataset(dataset, ["train"])
+    assert {row.split for row in opened.rows} == {"train"} and opened.rows and not opened.masks
+    with pytest.raises(Fault, match="missing or unreadable"):
+        open_dataset(dataset)
+    next((dataset / "train").glob("*/*.png")).write_bytes(b"")
+    with pytest.raises(Fault, match="1 fault: train/"):
+        open_dataset(dataset, ["train"])
+
+
 def test_many_faults_are_counted_and_the_first_ones_shown(dataset):
     for path in dataset.glob("train/*/*.png"):
         path.unlink()
