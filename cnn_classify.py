@@ -41,8 +41,8 @@ from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
 from lungkit.data.orientations import as_setting
 from lungkit.data.repeats import Repeats, add_options, identities, make_all, open_both, open_repeats
-from lungkit.learn import augment, heads
-from lungkit.learn.classify_training import plan_batches, predict, train
+from lungkit.learn import augment, heads, training_options
+from lungkit.learn.classify_training import drop_before_head, plan_batches, predict, train
 from lungkit.learn.cnns import MODELS, build_model, resolve
 from lungkit.learn.device import device_name, use_device
 from lungkit.learn.features import Extractor
@@ -102,19 +102,21 @@ class Bench:
         drawn = draw_images(train_labels, self.wanted, *key)
         plan = plan_batches(drawn, settings["steps"], settings["batch_size"],
                             seeds.order_draws(*key), self.data.symmetries,
-                            augment.hu_per_level(self.data.modality, self.data.intensity))
+                            augment.hu_per_level(self.data.modality, self.data.intensity),
+                            train_labels, settings)
         torch.manual_seed(seeds.weights_seed(*key))
         if self.extractor:
             model = heads.build(self.images["train"][drawn], len(self.data.classes))
         else:
             model = build_model(identity["model"], len(self.data.classes), weights_path)
-        model = model.to(self.device, memory_format=torch.channels_last)
+        model = drop_before_head(model, settings.get("dropout", 0)).to(
+            self.device, memory_format=torch.channels_last)
         path = result.checkpoint_path(directory, repeat)
         decided = {**identity, **settings}
         del decided["settings"]
         train_loss = train(model, self.images["train"], self.labels["train"], plan,
                            learning_rate=settings["learning_rate"], compile_model=compile_model,
-                           symmetries=self.data.symmetries,
+                           symmetries=self.data.symmetries, settings=settings,
                            what=f"{self.data.name} repeat {repeat}", checkpoint_path=path,
                            identity=decided, overwrite=overwrite,
                            jsonl_path=directory / "progress.jsonl")
@@ -158,15 +160,16 @@ class Bench:
 def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicate: int,
         model: str | None, weights: Path | None, frozen: bool, steps: int | None,
         batch_size: int | None, learning_rate: float | None, preset: str, seed: int, device: str,
-        compile_model: bool, overwrite: bool, dry_run: bool) -> None:
+        compile_model: bool, overwrite: bool, dry_run: bool, **how: object) -> None:
     model, weights = resolve(model, weights, frozen=frozen)
+    training_options.check(how, frozen=frozen)
     chosen = cli.fill_preset({"preset": preset, "model": model, "steps": steps,
                               "batch_size": batch_size}, PRESETS)
     peak = heads.PEAK_RATE if frozen else MODELS[chosen["model"]][1]
     settings = {"steps": chosen["steps"], "batch_size": chosen["batch_size"],
                 "learning_rate": learning_rate or peak,
                 "recipe": RECIPE, "weights_sha256": weights and files.sha256_file(weights),
-                **heads.as_setting(frozen)}
+                **heads.as_setting(frozen), **training_options.as_setting(how)}
     if settings["batch_size"] < 2:
         raise faults.BadOptions("--batch-size 1: batch normalisation needs two images or more")
     asked = {path: open_repeats(results, identify(
@@ -239,6 +242,7 @@ def build_parser():
     group.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
                        help="peak of the schedule; by model: "
                             + ", ".join(f"{name} {rate:g}" for name, (_, rate) in MODELS.items()))
+    training_options.add_options(parser.add_argument_group("Training (in the result's identity)"))
     cli.add_common(parser, presets=PRESETS)
     parser.add_argument("--compile", dest="compile_model", action="store_true",
                         help="torch.compile the model: minutes of warm-up, for long GPU trainings")

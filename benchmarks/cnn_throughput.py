@@ -32,6 +32,7 @@ import numpy as np
 from lungkit.data.png import decode_png, encode_png
 from lungkit.learn import batches, classify_training, cnns
 from lungkit.learn.device import use_device
+from lungkit.learn.settings import SETTINGS
 from lungkit.run import cli
 
 CLASSES = ("a", "b", "c")
@@ -95,7 +96,7 @@ def plain_loop(options, root: Path, device) -> float:
     model = new_model(options, device)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    criterion = torch.nn.CrossEntropyLoss(label_smoothing=classify_training.LABEL_SMOOTHING)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=SETTINGS["label_smoothing"].default)
     step, start = 0, time.perf_counter()
     while step < options.steps:
         for batch, target in loader:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lungkit.data.orientations import square_symmetries
-from lungkit.learn import augment
+from lungkit.learn import augment, imbalance
 from lungkit.learn.pixels import bring
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which --weights expect
@@ -68,6 +68,8 @@ def training_batches(images, plan: dict[str, np.ndarray], symmetries: int, scale
         # one gather fetches and turns the batch; its order is channels_last already
         batch = pixels[index[:, None], orders[plan["symmetry"][step]]].unflatten(1, (size, size))
         batch = bring(batch, device)
+        if "copied" in plan:
+            batch = imbalance.move_copies(batch, plan["copied"][step], plan["move"][step])
         if "brightness" in plan:
             brighter = plan["brightness"][step, :, None, None, None] * scale
             return normalise(batch, brighter, shift), index

@@ -1,0 +1,76 @@
+"""The options of a CNN's training beyond its preset's: asked for, checked, recorded.
+
+Names, kinds and defaults are those of lungkit.learn.settings. What is not the usual is among what
+decides a training, and nothing else is: results of before there was an option stay what they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from lungkit.learn.settings import SETTINGS
+from lungkit.run.faults import BadOptions
+
+NAMES = ("optimizer", "weight_decay", "label_smoothing", "dropout", "augment", "balance", "mixup",
+         "cutmix")
+OF_IMAGES = ("augment", "cutmix")  # nothing to do with features
+
+
+def add_options(group) -> None:
+    """Add them to an argparse group. None means not given: its default is then meant."""
+    for name, metavar, text in (
+            ("optimizer", None, "sgd has Nesterov's momentum, adam no weight decay"),
+            ("weight_decay", "RATE", "of adamw and sgd"),
+            ("label_smoothing", "SHARE", "of the target, spread over all classes"),
+            ("dropout", "SHARE", "of what the last layer is shown, besides what the network has"),
+            ("augment", "FACTOR", "on how strongly images are lit and made noisy"),
+            ("balance", None, "classes of unlike size: draw them equally often, weigh the loss by "
+                              "n / (k n_c), or add moved copies up to the largest class"),
+            ("mixup", "ALPHA", "mix images and labels by shares from Beta(ALPHA, ALPHA); 0: not"),
+            ("cutmix", "ALPHA", "exchange boxes of images, of such shares; 0: not")):
+        group.add_argument(f"--{name.replace('_', '-')}", **_kind(name), metavar=metavar,
+                           help=f"{text} (default: {SETTINGS[name].default})")
+
+
+def _kind(name: str) -> dict:
+    setting = SETTINGS[name]
+    return {"choices": setting.choices} if setting.choices else {"type": _number(name)}
+
+
+def _number(name: str):
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if fault := SETTINGS[name].fault(value):
+            raise argparse.ArgumentTypeError(fault.partition(" ")[2])
+        return value
+
+    return read
+
+
+def complete(settings: Mapping) -> dict[str, object]:
+    """All of NAMES, with the default of each that `settings` does not have."""
+    return {name: SETTINGS[name].default if settings.get(name) is None else settings[name]
+            for name in NAMES}
+
+
+def as_setting(options: Mapping) -> dict[str, object]:
+    """Those among what decides a training: said where they are not the usual."""
+    return {name: value for name, value in complete(options).items()
+            if value != SETTINGS[name].default}
+
+
+def check(options: Mapping, *, frozen: bool) -> None:
+    """Raise BadOptions where options contradict what is trained."""
+    chosen = as_setting(options)
+    if frozen:
+        turned = [name for name in OF_IMAGES if name in chosen]
+        if chosen.get("balance") == "upsample":
+            turned.append("balance upsample")
+        if turned:
+            named = ", ".join("--" + name.replace("_", "-") for name in turned)
+            raise BadOptions(f"{named}: changes images, and --frozen trains on their features: "
+                             "leave it out")

@@ -1,0 +1,119 @@
+"""The options of a CNN's training: each reaches it, is among what decides it, and resumes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_cnn_classify import CLASSES, classify, content, make_dataset, read, stop_at, trainings
+
+from lungkit.learn import training_options
+from lungkit.learn.classify_training import drop_before_head, optimizer_of
+from lungkit.learn.settings import SETTINGS
+
+__all__ = ["trainings"]  # a fixture
+pytestmark = pytest.mark.usefixtures("found_once")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Classes of 4, 8 and 12 training images."""
+    counts = dict(zip(CLASSES, (4, 8, 12), strict=True))
+    return make_dataset(tmp_path_factory.mktemp("run") / "real", num_train=counts)
+
+
+GIVEN = [("optimizer", "sgd"), ("weight_decay", 0.2), ("label_smoothing", 0.0), ("dropout", 0.5),
+         ("augment", 2.0), ("balance", "sampler"), ("mixup", 0.4), ("cutmix", 1.0)]
+
+
+def test_every_option_is_looked_at_here():
+    assert [name for name, _ in GIVEN] == list(training_options.NAMES)
+
+
+@pytest.mark.parametrize(("name", "value"), GIVEN)
+def test_an_option_reaches_the_training_and_decides_it(real, trainings, tmp_path, capsys, name,
+                                                       value):
+    option = ["--" + name.replace("_", "-"), str(value)]
+    usual = ["--" + name.replace("_", "-"), str(SETTINGS[name].default)]
+    assert classify(real, real, tmp_path, *usual, repeats="1") == 0
+    assert name not in {*read(tmp_path, "real")["settings"], *trainings[0]["identity"]}
+    assert classify(real, real, tmp_path, *option, repeats="1") == 2
+    assert f"{name}: None there, {value!r} now" in capsys.readouterr().err
+    assert classify(real, real, tmp_path, *option, "--overwrite", repeats="1") == 0
+    assert read(tmp_path, "real")["settings"][name] == value
+    first, second = trainings
+    assert second["identity"][name] == second["settings"][name] == value
+    assert np.array_equal(first["start"], second["start"])  # no other draw is moved by it
+    assert np.array_equal(first["plan"]["symmetry"], second["plan"]["symmetry"]) == (
+        name != "balance")
+
+
+def test_classes_are_balanced_by_the_images_of_the_repeat(real, trainings, tmp_path):
+    for balance in ("none", "sampler", "upsample", "loss"):
+        assert classify(real, real, tmp_path / balance, "--balance", balance, repeats="1") == 0
+    counts = [np.bincount(each["labels"][each["plan"]["index"].ravel()]).tolist()
+              for each in trainings]
+    assert counts[0] == counts[3] == [8, 16, 24] and counts[1] == [16] * 3
+    assert counts[2] != counts[0] and "copied" in trainings[2]["plan"]
+    assert trainings[3]["plan"]["class_weights"].tolist() == pytest.approx([2, 1, 2 / 3])
+    assert not {"copied", "class_weights"} & {*trainings[0]["plan"], *trainings[1]["plan"]}
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("--balance", "smote", "invalid choice"), ("--mixup", "-1", "is not in 0 to 10"),
+    ("--dropout", "1", "is not in 0 to 0.9"), ("--cutmix", "much", "is not a number")])
+def test_a_bad_option_is_one_line(real, tmp_path, capsys, name, value, words):
+    assert classify(real, real, tmp_path / "r", name, value) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("option", [["--balance", "upsample"], ["--cutmix", "1"],
+                                    ["--augment", "0.5"]])
+def test_what_changes_images_is_not_of_features(real, tmp_path, capsys, option):
+    assert classify(real, real, tmp_path / "r", "--weights", "imagenet-lite0", "--frozen",
+                    *option) == 2
+    error = capsys.readouterr().err
+    assert "changes images" in error and option[0] in error and error.count("\n") == 1
+
+
+def test_a_repeat_with_every_option_resumes_to_the_same_bytes(real, tmp_path, monkeypatch):
+    more = [word for name, value in [*GIVEN[1:5], *GIVEN[6:], ("balance", "upsample")]
+            for word in ("--" + name.replace("_", "-"), str(value))]
+    assert classify(real, real, tmp_path / "whole", *more, repeats="1") == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        assert classify(real, real, tmp_path / "cut", *more, repeats="1") == 75
+    assert classify(real, real, tmp_path / "cut", *more, repeats="1") == 0
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_optimisers_are_those_named():
+    import torch
+
+    how = training_options.complete({"weight_decay": 0.2})
+    for name, kind, decay in (("adamw", torch.optim.AdamW, 0.2), ("adam", torch.optim.Adam, 0),
+                              ("sgd", torch.optim.SGD, 0.2)):
+        made = optimizer_of([torch.nn.Parameter(torch.zeros(1))], {**how, "optimizer": name}, 0.3)
+        assert type(made) is kind
+        assert (made.defaults["lr"], made.defaults["weight_decay"]) == (0.3, decay)
+        assert made.defaults.get("nesterov", name != "sgd")
+
+
+def test_dropout_is_of_what_the_head_is_shown_and_only_in_training():
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1000), torch.nn.Linear(1000, 2))
+    seen, inputs = [], torch.ones(1, 3)
+    model = drop_before_head(model, 0.25)
+    model[1].register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    hidden = model[0](inputs)
+    for training in (True, False):
+        model.train(training)(inputs)
+    zeros = seen[0] == 0
+    assert 0.2 < zeros.float().mean() < 0.3
+    assert torch.allclose(seen[0][~zeros], hidden[~zeros] / 0.75)
+    assert torch.equal(seen[1], hidden)
