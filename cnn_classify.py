@@ -41,7 +41,7 @@ from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
 from lungkit.data.orientations import as_setting
 from lungkit.data.repeats import Repeats, add_options, identities, make_all, open_both, open_repeats
-from lungkit.learn import augment, heads, training_options
+from lungkit.learn import augment, heads, training_options, tta
 from lungkit.learn.classify_training import drop_before_head, plan_batches, predict, train
 from lungkit.learn.cnns import MODELS, build_model, resolve
 from lungkit.learn.device import device_name, use_device
@@ -120,7 +120,7 @@ class Bench:
                            what=f"{self.data.name} repeat {repeat}", checkpoint_path=path,
                            identity=decided, overwrite=overwrite,
                            jsonl_path=directory / "progress.jsonl")
-        scores, arrays = self.test(model)
+        scores, arrays = self.test(model, settings.get("tta", tta.NONE))
         record = {**identity, **scores, "train_loss": train_loss,
                   "num_train_images": len(drawn), "num_pool_images": len(train_labels),
                   "warnings": warnings_of(self.data, self.real),
@@ -139,20 +139,28 @@ class Bench:
             "threads": torch.get_num_threads()})
         path.unlink(missing_ok=True)
 
-    def test(self, model) -> tuple[dict, dict[str, np.ndarray]]:
-        """Score a trained model on val and both test splits: the record's part, the .npz's part."""
+    def test(self, model, averaged: str = tta.NONE) -> tuple[dict, dict[str, np.ndarray]]:
+        """Score a trained model on val and both test splits: the record's part, the .npz's part.
+
+        averaged: as --tta says.
+        """
         tested = {}
         for name, dataset in (("own", self.data), ("real", self.real)):
             if name == "real" and self.data is self.real:
                 probabilities = tested["own"][0]
             else:
-                probabilities = predict(model, self.images[name], self.device)
+                probabilities = self.predict(model, name, dataset.symmetries, averaged)
             tested[name] = (probabilities, self.labels[name].cpu().numpy(), dataset.select("test"))
         scores, arrays = metrics.score_classes(tested, self.data.classes,
                                                ordinal=self.real.is_ordinal)
-        predicted = predict(model, self.images["val"], self.device).argmax(1)
+        predicted = self.predict(model, "val", self.data.symmetries, averaged).argmax(1)
         scores["accuracy_val"] = float((predicted == self.labels["val"].cpu().numpy()).mean())
         return scores, arrays
+
+    def predict(self, model, name: str, symmetries: int, averaged: str) -> np.ndarray:
+        """Class probabilities float32 [N, C] of the images of val, own or real."""
+        return predict(model, self.images[name], self.device, tta.turns(averaged, symmetries),
+                       symmetries)
 
 
 # ------------------------------------------------------------------ the stage
@@ -172,8 +180,11 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
                 **heads.as_setting(frozen), **training_options.as_setting(how)}
     if settings["batch_size"] < 2:
         raise faults.BadOptions("--batch-size 1: batch normalisation needs two images or more")
+    manifests = {path: read_manifest(path) for path in (real, *data)}
+    for manifest in manifests.values():
+        tta.turns(settings.get("tta", tta.NONE), manifest["symmetries"])  # refused where it may not
     asked = {path: open_repeats(results, identify(
-        read_manifest(path), read_manifest(real), repeats, replicate=replicate, seed=seed,
+        manifests[path], manifests[real], repeats, replicate=replicate, seed=seed,
         model=chosen["model"], settings=settings), overwrite=overwrite) for path in data}
     pending = [path for path in asked if not asked[path].are_complete]
     unasked = [path for path in asked if path not in pending  # records of before it was asked

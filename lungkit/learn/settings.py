@@ -69,6 +69,7 @@ SETTINGS = {each.name: each for each in (
     Setting("balance", str, "none", ("none", "sampler", "loss", "upsample"),
             searched=("none", "sampler", "loss", "upsample")),
     Setting("label_smoothing", float, 0.1, low=0.0, high=0.5, searched=(0.0, 0.2)),
+    Setting("tta", str, "none", ("none", "flips", "eight")),
 )}
 
 

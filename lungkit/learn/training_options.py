@@ -13,8 +13,8 @@ from lungkit.learn.settings import SETTINGS
 from lungkit.run.faults import BadOptions
 
 NAMES = ("optimizer", "weight_decay", "label_smoothing", "dropout", "augment", "balance", "mixup",
-         "cutmix")
-OF_IMAGES = ("augment", "cutmix")  # nothing to do with features
+         "cutmix", "tta")
+OF_IMAGES = ("augment", "cutmix", "tta")  # nothing to do with features
 
 
 def add_options(group) -> None:
@@ -28,7 +28,9 @@ def add_options(group) -> None:
             ("balance", None, "classes of unlike size: draw them equally often, weigh the loss by "
                               "n / (k n_c), or add moved copies up to the largest class"),
             ("mixup", "ALPHA", "mix images and labels by shares from Beta(ALPHA, ALPHA); 0: not"),
-            ("cutmix", "ALPHA", "exchange boxes of images, of such shares; 0: not")):
+            ("cutmix", "ALPHA", "exchange boxes of images, of such shares; 0: not"),
+            ("tta", None, "average the probabilities of val and test images over their flips, or "
+                          "all eight flips and turns, as far as the dataset allows")):
         group.add_argument(f"--{name.replace('_', '-')}", **_kind(name), metavar=metavar,
                            help=f"{text} (default: {SETTINGS[name].default})")
 
@@ -72,5 +74,5 @@ def check(options: Mapping, *, frozen: bool) -> None:
             turned.append("balance upsample")
         if turned:
             named = ", ".join("--" + name.replace("_", "-") for name in turned)
-            raise BadOptions(f"{named}: changes images, and --frozen trains on their features: "
+            raise BadOptions(f"{named}: of images, and --frozen trains on their features: "
                              "leave it out")

@@ -27,7 +27,8 @@ def real(tmp_path_factory):
 
 
 GIVEN = [("optimizer", "sgd"), ("weight_decay", 0.2), ("label_smoothing", 0.0), ("dropout", 0.5),
-         ("augment", 2.0), ("balance", "sampler"), ("mixup", 0.4), ("cutmix", 1.0)]
+         ("augment", 2.0), ("balance", "sampler"), ("mixup", 0.4), ("cutmix", 1.0),
+         ("tta", "eight")]
 
 
 def test_every_option_is_looked_at_here():
@@ -72,12 +73,12 @@ def test_a_bad_option_is_one_line(real, tmp_path, capsys, name, value, words):
 
 
 @pytest.mark.parametrize("option", [["--balance", "upsample"], ["--cutmix", "1"],
-                                    ["--augment", "0.5"]])
+                                    ["--augment", "0.5"], ["--tta", "flips"]])
 def test_what_changes_images_is_not_of_features(real, tmp_path, capsys, option):
     assert classify(real, real, tmp_path / "r", "--weights", "imagenet-lite0", "--frozen",
                     *option) == 2
     error = capsys.readouterr().err
-    assert "changes images" in error and option[0] in error and error.count("\n") == 1
+    assert "of images, and --frozen" in error and option[0] in error and error.count("\n") == 1
 
 
 def test_a_repeat_with_every_option_resumes_to_the_same_bytes(real, tmp_path, monkeypatch):
@@ -117,3 +118,32 @@ def test_dropout_is_of_what_the_head_is_shown_and_only_in_training():
     assert 0.2 < zeros.float().mean() < 0.3
     assert torch.allclose(seen[0][~zeros], hidden[~zeros] / 0.75)
     assert torch.equal(seen[1], hidden)
+
+
+def test_val_and_both_tests_are_averaged_as_their_own_dataset_allows(real, tmp_path, monkeypatch):
+    import torch
+
+    from cnn_classify import Bench
+
+    arm = make_dataset(tmp_path / "arm", num_train=4, seed=1, symmetries=2)
+    bench = Bench(arm, real, torch.device("cpu"))
+    seen = []
+
+    def predict(model, images, device, turns, symmetries):
+        seen.append((len(images), turns, symmetries))
+        return np.eye(3, dtype=np.float32)[bench.labels["own"][:len(images)].numpy()]
+
+    monkeypatch.setattr("cnn_classify.predict", predict)
+    bench.test(None, "flips")
+    assert seen == [(12, (0, 1), 2), (12, (0, 2, 4, 6), 8), (9, (0, 1), 2)]  # own, real, val
+
+
+@pytest.mark.parametrize(("symmetries", "name", "words"), [
+    (1, "flips", "in one orientation only: leave it out"), (1, "eight", "in one orientation only"),
+    (2, "eight", "in two orientations only: give --tta flips")])
+def test_images_that_may_not_be_turned_so_are_one_line(tmp_path, capsys, symmetries, name, words):
+    data = make_dataset(tmp_path / "real", num_train=4, symmetries=symmetries)
+    for more in ([], ["--dry-run"]):
+        assert classify(data, data, tmp_path / "r", "--tta", name, *more) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1 and not (tmp_path / "r").exists()
