@@ -4,7 +4,7 @@
 Reads   INPUT/**, DICOM series, MetaImage or NIfTI, with what is written about them: LIDC-IDRI's
         XML, LUNA16's tables, labels (labelsTr/), PASCAL VOC boxes, or --nodules CSV.
 Writes  OUTPUT/{train,val,test}/<class>/000000.png    square grey images of one field and window
-        OUTPUT/masks/{nodule,lung,layout}/<class>/000000.png
+        OUTPUT/masks/{nodule,lung,layout,ignored}/<class>/000000.png
         OUTPUT/studies.csv   every series: kept, or why not     OUTPUT/nodules.csv   every nodule
         OUTPUT/split.csv     every patient's split              OUTPUT/qc.png        examples
         OUTPUT/metadata.csv, OUTPUT/dataset.json     the latter last: present means complete
@@ -39,7 +39,7 @@ from lungkit.run import cli
 from lungkit.run.faults import BadOptions, Fault, check_stop
 from lungkit.run.progress import Progress, say
 
-RECIPE = 2          # raise it when images come out otherwise: a dataset of another is not complete
+RECIPE = 3          # raise it when images come out otherwise: a dataset of another is not complete
 PRESETS = {"demo": {"crop": (64, 64.0), "slice": (128, 384.0)},     # pixels, field in mm
            "full": {"crop": (128, 64.0), "slice": (384, 384.0)}}
 WINDOW = (-1000.0, 400.0)
@@ -125,7 +125,8 @@ def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how:
         confounded = report.confounding_report(report.specimens(plan, writer), plan,
                                                report.patients_known(scans), mapped)
         warnings = report.warn(confounded, plan, scans, rule, in_hu=in_hu(how),
-                               at_random=how["healthy"] == "lung")
+                               at_random=how["healthy"] == "lung",
+                               doubtful=report.num_doubtful(writer))
         write_text(writer.work_dir / "studies.csv", studies_csv)
         write_text(writer.work_dir / "nodules.csv", report.nodule_table(scans, plan))
         write_text(writer.work_dir / "split.csv", report.split_table(plan))

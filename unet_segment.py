@@ -84,9 +84,10 @@ class Bench:
                 continue
             images, _ = dataset.load(split)
             beside = mask_items.neighbours(dataset, split, settings["neighbours"])
+            ignored = mask_items.load_ignored(dataset, split, settings["mask"])
             images = hold(images, device)
-            self.pairs[name] = Pairs(images, as_tensor(masks).to(images.device),
-                                     as_tensor(beside).to(images.device))
+            self.pairs[name] = Pairs(images, *(None if each is None else as_tensor(each).to(
+                images.device) for each in (masks, beside, ignored)))
             if name != "train":
                 self.items[name] = mask_items.items_to_choose_by(dataset, known) \
                     if name == "val" else mask_items.items_of(dataset, split, known)
@@ -168,14 +169,14 @@ class Bench:
         """(levels, truth) of every item of val, own or real, in turn."""
         from lungkit.learn.segment_training import FLIPS, predict_items
 
-        dataset, _, masks, _ = self.truth[name]
+        dataset = self.truth[name][0]
         items, mirror = self.items[name], self.settings["mirror"]
         levels = predict_items(model, self.pairs[name], items, self.device,
                                patch_size=self.settings["patch_size"],
                                flips=FLIPS[dataset.symmetries] if mirror else FLIPS[1])
         for item, said in zip(items, levels):
-            true = masks[list(item.images)] > 0
-            yield said, true[0] if item.slices is None else true
+            marked = self.pairs[name].marked(item.images)
+            yield said, marked[0] if item.slices is None else marked
 
     def test(self, model) -> tuple[dict, dict[str, np.ndarray], list[overlay.Shown]]:
         """Choose on val, then score both test splits: the record's part, the .npz's, pictures."""
@@ -202,8 +203,8 @@ class Bench:
         of_lesions = [i for i, item in enumerate(items) if self.truth[name][2][list(
             item.images)].any()]
         picked, shown, scored = {*overlay.spread(of_lesions, SHOWN)}, [], []
-        for i, (levels, true) in enumerate(self.predict(model, name)):
-            said = choice.mask(levels)
+        for i, (levels, marked) in enumerate(self.predict(model, name)):
+            said, true = segment_scores.of_interest(choice.mask(levels), marked)
             scored.append(segment_scores.score_item(
                 said, true, items[i].spacing_mm, tolerance_mm=tolerance,
                 with_surface=not items[i].has_gaps))
@@ -267,7 +268,8 @@ def of_dataset(settings: dict, target: Target, manifest: dict) -> dict:
 
 def with_masks(identities: list[dict], data: Path, real: Path, kind: str) -> list[dict]:
     """The identities with what their masks are, which no dataset's fingerprint says."""
-    digests = [mask_items.fingerprint(path, kind) for path in (data, real)]
+    digests = [mask_items.fingerprint(path, each) for path in (data, real)
+               for each in mask_items.kinds_of(read_manifest(path), kind)]
     return [{**each, "masks_sha256": " ".join(digests)} for each in identities]
 
 

@@ -7,12 +7,14 @@ Feeds ct_seg.RECIPE: raise it when this gives other bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lungkit.ct.lung_mask import Lungs
 from lungkit.ct.nodules import Nodule
+from lungkit.data.mask_items import IGNORED
 from lungkit.formats.volumes import Volume
 
 OUTSIDE_HU = -1024.0
@@ -80,34 +82,41 @@ class Picture:
     """One image with what lies in it."""
 
     grey: np.ndarray             # uint8 [S, S]
-    masks: dict[str, np.ndarray] # nodule, lung: 0 and 255; layout: values of LAYOUT
+    masks: dict[str, np.ndarray] # nodule, lung, ignored: 0 and 255; layout: values of LAYOUT
     boxes: list[tuple]           # x0 y0 x1 y1 in pixels, of each nodule in it
 
 
 def picture(volume: Volume, lungs: Lungs | None, index: int, centre: tuple[float, float],
-            nodules: list[Nodule], field: Field) -> Picture:
+            nodules: list[Nodule], field: Field, ignored: Sequence[Nodule] = ()) -> Picture:
     """The image of slice `index` around `centre` (row, column in voxels), with its masks.
 
-    lungs None: no mask but the nodules', where there is one.
+    lungs None: no mask but the nodules', where there is one. ignored: findings that are neither
+    nodules that count nor healthy; there is a mask of them where one shows.
     """
     spacing = volume.geometry.spacing_mm[1:]
 
     def shown(plane: np.ndarray, outside: float = 0.0) -> np.ndarray:
         return sample(plane, field, centre, spacing, outside)
 
-    hu = shown(np.clip(volume.hu[index], OUTSIDE_HU, 3071), OUTSIDE_HU)
-    nodule, boxes = np.zeros(hu.shape, bool), []
-    for each in nodules:
-        edges = each.box(index)
-        if edges is None:
-            continue
+    def covered(each: Nodule) -> np.ndarray | bool:
+        """bool [S, S]: the pixels that a finding covers; one smaller than a pixel has one still."""
         plane = np.zeros(volume.hu.shape[1:], np.float32)
         _, row, column = each.start
         inside = each.mask[index - each.start[0]]
         plane[row:row + inside.shape[0], column:column + inside.shape[1]] = inside
         share = shown(plane)
-        if share.max() > 0:
-            nodule |= share >= min(0.5, share.max())  # one smaller than a pixel has a pixel still
+        return share >= min(0.5, share.max()) if share.max() > 0 else False
+
+    hu = shown(np.clip(volume.hu[index], OUTSIDE_HU, 3071), OUTSIDE_HU)
+    nodule, doubtful, boxes = np.zeros(hu.shape, bool), np.zeros(hu.shape, bool), []
+    for each in ignored:
+        if each.box(index) is not None:
+            doubtful |= covered(each)
+    for each in nodules:
+        edges = each.box(index)
+        if edges is None:
+            continue
+        nodule |= covered(each)
         x0, y0, x1, y1 = edges
         (top, left), (bottom, right) = field.to_pixels([(y0, x0), (y1, x1)], centre, spacing)
         box = np.clip((left, top, right, bottom), 0, field.image_size)
@@ -116,6 +125,8 @@ def picture(volume: Volume, lungs: Lungs | None, index: int, centre: tuple[float
     grey, marked = to_grey(hu, field.window), nodule * np.uint8(255)
     if lungs is None:
         return Picture(grey, {"nodule": marked} if nodules else {}, boxes)
+    doubtful &= ~nodule
+    beside = {IGNORED: doubtful * np.uint8(255)} if doubtful.any() else {}
     coarse_centre = tuple((c + 0.5) / f - 0.5 for c, f in zip(centre, lungs.factor[1:]))
     coarse_mm = tuple(mm * f for mm, f in zip(spacing, lungs.factor[1:]))
     body, lung = (sample(plane, field, coarse_centre, coarse_mm, 0.0) >= 0.5
@@ -125,4 +136,5 @@ def picture(volume: Volume, lungs: Lungs | None, index: int, centre: tuple[float
     layout[body & ~lung & (hu > BONE_HU)] = 3
     layout[lung & (hu > VESSEL_HU)] = 4
     layout[nodule] = 5
-    return Picture(grey, {"nodule": marked, "lung": lung * np.uint8(255), "layout": layout}, boxes)
+    masks = {"nodule": marked, "lung": lung * np.uint8(255), "layout": layout, **beside}
+    return Picture(grey, masks, boxes)

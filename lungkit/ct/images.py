@@ -12,7 +12,7 @@ import numpy as np
 
 from lungkit.ct.crops import Field, Picture, picture
 from lungkit.ct.lung_mask import Lungs, find_lungs
-from lungkit.ct.nodules import Nodule
+from lungkit.ct.nodules import Nodule, sphere
 from lungkit.ct.plan import Item, Job
 from lungkit.ct.truth import round_grade
 from lungkit.data.png import encode_png
@@ -56,11 +56,24 @@ def make_images(job: Job, recipe: Recipe) -> list[Made]:
         return [_picture(job, job.items[0], volume, recipe)]
     lungs = find_lungs(volume)
     taken: set = {item.slice_index for item in job.items if item.slice_index is not None}
-    return [_make(job, item, volume, lungs, recipe, taken) for item in job.items]
+    doubtful = ignored_of(job)
+    return [_make(job, item, volume, lungs, recipe, taken, doubtful) for item in job.items]
+
+
+def ignored_of(job: Job) -> list[Nodule]:
+    """What of a scan is neither a nodule that counts nor healthy, as nodules.
+
+    Nodules of too few readers or too small, as they were outlined, and irrelevant findings, as
+    balls: a detector that finds one is neither right nor wrong.
+    """
+    annotated, geometry = job.scan.annotated, job.scan.geometry
+    return [nodule for nodule in annotated.nodules if nodule not in job.counted] + [
+        sphere(geometry, geometry.to_world(place.voxel), place.diameter_mm, name="")
+        for place in annotated.ignored if geometry.holds(np.array(place.voxel))]
 
 
 def _make(job: Job, item: Item, volume: Volume, lungs: Lungs, recipe: Recipe,
-          taken: set) -> Made:
+          taken: set, doubtful: list[Nodule]) -> Made:
     index, centre = item.slice_index, lungs.centre()
     if item.nodule is None and index is None:
         rng = random.Random(f"{recipe.seed}/{job.scan.name}/{item.number}")
@@ -75,7 +88,7 @@ def _make(job: Job, item: Item, volume: Volume, lungs: Lungs, recipe: Recipe,
         centre = section_centre(job.counted[item.nodule], index)
     elif not has_lung(lungs, index) and item.nodule is None:
         return Made(item, reason="a slice without lung")
-    made = picture(volume, lungs, index, centre, list(job.counted), recipe.field)
+    made = picture(volume, lungs, index, centre, list(job.counted), recipe.field, doubtful)
     return _encoded(job, item, volume, index, made)
 
 

@@ -6,7 +6,8 @@
              cases.csv                     case, series, patient, split
              dataset.json                  last: present means complete
 
-Images are int16 HU on the scan's own grid; labels are 1 where a nodule counts. Isensee et al. 2021
+Images are int16 HU on the scan's own grid; labels are 1 where a nodule counts and, where the scans
+have such, 2 where a finding is neither that nor healthy, which nnU-Net ignores. Isensee et al. 2021
 (Nature Methods 18:203), the layout of nnU-Net's version 2.
 """
 
@@ -20,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lungkit.ct.images import ignored_of
 from lungkit.ct.plan import Job
+from lungkit.data.segment_scores import IGNORED
 from lungkit.formats.nifti import encode_nifti
 from lungkit.run.faults import check_stop
 from lungkit.run.files import write_bytes, write_json, write_text
@@ -50,7 +53,9 @@ def export(target: Output, jobs: list[Job], mapped: Callable) -> None:
         write_json(folder / "splits_final.json",
                    [{split: of_split[split] for split in ("train", "val")}])
         write_text(folder / "cases.csv", _table(cases))
-        target.publish({"channel_names": {"0": "CT"}, "labels": {"background": 0, "nodule": 1},
+        doubtful = {"ignore": IGNORED} if any(map(ignored_of, jobs)) else {}
+        target.publish({"channel_names": {"0": "CT"},
+                        "labels": {"background": 0, "nodule": 1, **doubtful},
                         "numTraining": len(of_split["train"]) + len(of_split["val"]),
                         "file_ending": ".nii.gz", "name": target.output_dir.name})
 
@@ -67,9 +72,10 @@ def write_case(item: tuple[str, Job], folder: Path) -> None:
     _, job = item
     volume = job.scan.load()
     labels = np.zeros(volume.hu.shape, np.uint8)
-    for nodule in job.counted:
-        part = tuple(slice(at, at + size) for at, size in zip(nodule.start, nodule.mask.shape))
-        labels[part][nodule.mask] = 1
+    for value, nodules in ((IGNORED, ignored_of(job)), (1, job.counted)):  # the latter on top
+        for nodule in nodules:
+            part = tuple(slice(at, at + size) for at, size in zip(nodule.start, nodule.mask.shape))
+            labels[part][nodule.mask] = value
     for path, values in zip(case_paths(folder, *item), (volume.hu, labels)):
         write_bytes(path, encode_nifti(values, volume.geometry), flush=False)
 

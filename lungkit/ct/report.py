@@ -17,7 +17,8 @@ from lungkit.ct.images import describe
 from lungkit.ct.plan import Item, Job, Plan
 from lungkit.ct.studies import Scan
 from lungkit.ct.truth import HEALTHY, Rule
-from lungkit.data.writer import DatasetWriter, item_name
+from lungkit.data.mask_items import IGNORED
+from lungkit.data.writer import MASKS, DatasetWriter, item_name
 
 SHEET_COLUMNS, SHEET_PX = 12, 96
 NODULE_COLUMNS = ("series", "patient", "split", "nodule_id", "label", "reason", "truth",
@@ -166,9 +167,18 @@ def patients_known(scans: list[Scan]) -> str:
     return "none" if any(map(is_own_patient, scans)) else "csv"
 
 
+def num_doubtful(writer: DatasetWriter) -> int:
+    """Images without a nodule that counts which show what is neither that nor healthy."""
+    return sum(each["label"] == HEALTHY and IGNORED in each[MASKS]
+               for each in writer.records.values())
+
+
 def warn(report: dict, plan: Plan, scans: list[Scan], rule: Rule, *, in_hu: bool,
-         at_random: bool) -> list[str]:
-    """What the reader of every later result must know, as 'name: sentence'."""
+         at_random: bool, doubtful: int = 0) -> list[str]:
+    """What the reader of every later result must know, as 'name: sentence'.
+
+    doubtful: of `num_doubtful`.
+    """
     found = confounding_warnings(report)
     own = sum(is_own_patient(scan) for scan in scans)
     if own:
@@ -194,4 +204,8 @@ def warn(report: dict, plan: Plan, scans: list[Scan], rule: Rule, *, in_hu: bool
     if HEALTHY in plan.classes and at_random:
         found.append("healthy lung is drawn at random: images without a nodule are of places far "
                      "from every finding, which are easier to tell than what a reader would doubt.")
+    if doubtful:
+        found.append(f"doubtful images: {doubtful} images of class {HEALTHY} show a finding that "
+                     "is neither a nodule that counts nor healthy (masks/ignored): they are there "
+                     "so that volumes are whole; to call them a nodule is no error.")
     return found

@@ -2,7 +2,9 @@
 
 Foreground of a binary mask is 255, and 0 is background; any other value is a fault. Of a mask of
 label values it is those that are named; one whose labels are 0 and 255 alone is read as binary. An
-image without a mask of the kind is of unknown truth: it is neither trained on nor scored.
+image without a mask of the kind is of unknown truth: it is neither trained on nor scored. What
+masks of the kind IGNORED cover is neither a nodule nor none: it is not trained on, and what is
+found there is neither right nor wrong.
 
 Slices of one scan are one volume where a dataset shows whole slices: `ct_seg.py --view slice`, by
 the columns `series` and `slice_index`. All else is scored image by image.
@@ -27,6 +29,7 @@ from lungkit.run.files import sha256_file
 BINARY = "binary"
 FOREGROUND = 255
 USUAL = ("nodule", "tumour")     # what is segmented where nothing is said: the first there is
+IGNORED = "ignored"              # kind of masks, of images that show such findings; of nodules
 
 
 # ------------------------------------------------------------------ which pixels
@@ -116,6 +119,18 @@ def load_masks(data: Dataset, split: str, target: Target) -> tuple[np.ndarray, n
                           what=f"decoding masks of {split}",
                           why=f"the masks of the {split} split of {data.path} are too large for "
                               "memory"), known
+
+
+def load_ignored(data: Dataset, split: str, kind: str) -> np.ndarray | None:
+    """uint8 [N, S, S], 1 where neither a nodule nor none is; None: all is known, or no nodules."""
+    if kind != USUAL[0] or IGNORED not in data.masks:
+        return None
+    return load_masks(data, split, Target(IGNORED))[0]
+
+
+def kinds_of(manifest: dict, kind: str) -> list[str]:
+    """The kinds of masks that decide a training on a dataset for `kind`."""
+    return [kind, *([IGNORED] if kind == USUAL[0] and IGNORED in manifest["masks"] else [])]
 
 
 def read_truth(data: Dataset, real: Dataset, target: Target) -> dict:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lungkit.data.segment_scores import components, dice
+from lungkit.data.segment_scores import components, dice, of_interest
 from lungkit.run.faults import Fault
 
 WHITE = 255                  # probabilities are kept as levels 0..255
@@ -51,14 +51,15 @@ def choose(predicted: Iterable[tuple[np.ndarray, np.ndarray]],
            grid: tuple[Sequence[float], Sequence[int]] = (THRESHOLDS, LEAST)) -> Choice:
     """The best of a grid of thresholds and sizes.
 
-    predicted: (levels uint8, truth bool) of every item of val, [Z, Y, X] or [Y, X]; one at least
-    has foreground. Raises Fault where nothing is predicted by any of the grid.
+    predicted: (levels uint8, truth as `of_interest` takes it) of every item of val, [Z, Y, X] or
+    [Y, X]; one at least has foreground. Raises Fault where nothing is predicted by any of the grid.
     """
     thresholds, least = grid
     overlaps, in_vain, highest, said = [], [], 0, 0
-    for levels, true in predicted:
-        highest = max(highest, int(levels.max()))
-        tables = [_by_size(levels >= level_of(threshold), true, least) for threshold in thresholds]
+    for levels, marked in predicted:
+        highest, true = max(highest, int(levels.max())), marked == 1
+        tables = [_by_size(*of_interest(levels >= level_of(threshold), marked), least)
+                  for threshold in thresholds]
         said += sum(int(table[0].sum()) for table in tables)
         in_vain.append([table[2] for table in tables])
         if true.any():

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 TOLERANCE_MM = 2.0  # of surface Dice in CT: about two pixels of a clinical slice
+IGNORED = 2         # of a truth: neither foreground, 1, nor background, 0
 COUNTS = ("true", "said", "both", "lesions", "found", "false_positives")  # of an item: int
 MEASURES = ("dice", "surface_dice", "hd95_mm", "true_mm", "said_mm")      # of an item: float, NaN
 
@@ -31,6 +32,23 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
     labels, number = ndimage.label(mask, np.ones((3,) * mask.ndim))
     return labels, int(number)
+
+
+def of_interest(said: np.ndarray, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is said and what is true, bool, without what is neither right nor wrong.
+
+    said: bool; marked: foreground 1, background 0, or IGNORED. A component that touches what is
+    ignored and no foreground is left out, as LUNA16 counts (Setio et al. 2017, Med Image Anal
+    42:1): neither a hit nor a false positive.
+    """
+    true, doubtful = marked == 1, marked == IGNORED
+    if not doubtful.any():
+        return said, true
+    labels, number = components(said)
+    kept = np.ones(number + 1, bool)
+    kept[labels[doubtful & said]] = False
+    kept[labels[true & said]] = True
+    return said & kept[labels], true
 
 
 def dice(true: np.ndarray | int, said: np.ndarray | int, both: np.ndarray | int) -> float:

@@ -42,8 +42,8 @@ def draw_moves(shape: tuple[int, int], symmetries: int,
 def place(images, masks, centre, moves: dict, patch_size: int):
     """Read patches around `centre` from images and their masks, moved: both by one resampling.
 
-    images: float32 [B, C, S, S]; masks: float32 [B, 1, S, S], 0 or 1; centre: float32 [B, 2], x and
-    y in pixels from the image's corner. Returns float32 [B, C, P, P] and [B, 1, P, P], 0 or 1. What
+    images: float32 [B, C, S, S]; masks: float32 [B, M, S, S], 0 or 1; centre: float32 [B, 2], x and
+    y in pixels from the image's corner. Returns float32 [B, C, P, P] and [B, M, P, P], 0 or 1. What
     lies outside an image is its mirror image.
     """
     import torch
@@ -59,7 +59,8 @@ def place(images, masks, centre, moves: dict, patch_size: int):
     at = at + centre[:, None, None] + patch_size * (bent + moves["shift"][:, None, None])
     pair = grid_sample(torch.cat([images, masks], 1), 2 * at / size - 1, mode="bilinear",
                        padding_mode="reflection", align_corners=False)
-    return pair[:, :-1], (pair[:, -1:] >= 0.5).to(pair.dtype)
+    channels = images.shape[1]
+    return pair[:, :channels], (pair[:, channels:] >= 0.5).to(pair.dtype)
 
 
 def light(images, moves: dict):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lungkit.data.mask_items import Item
 from lungkit.data.segment_choice import WHITE
+from lungkit.data.segment_scores import IGNORED
 from lungkit.learn import segment_augment
 from lungkit.learn.device import autocast
 from lungkit.learn.loop import Losses, RandomStates, learning_rate_at, loop
@@ -26,6 +27,7 @@ WEIGHT_DECAY = 0.01
 PATIENCE = 5                # ours: epochs without a better val loss until the published recipe ends
 OVERLAP, BLEND = 0.5, 1 / 8 # of windows; deviation of their weights by their side: Isensee 2021
 EVAL_PIXELS = 2**20         # predicted at a time: testing must not need more memory than training
+SURELY_NOT = -20.0          # a logit: its loss and gradient are nil where background is true
 FLIPS = {8: ((), (-1,), (-2,), (-2, -1)), 2: ((), (-1,)), 1: ((),)}  # by symmetries
 
 
@@ -34,12 +36,14 @@ class Pairs:
     """The images of a split with their masks, held for the device.
 
     images: uint8 [N, S, S, C]; masks: uint8 [N, S, S], 0 or 1; beside: int64 [N, K], which images
-    are the channels of each, itself in the middle (`mask_items.neighbours`).
+    are the channels of each, itself in the middle (`mask_items.neighbours`); ignored: uint8
+    [N, S, S], 1 where the truth is unknown, or None.
     """
 
     images: Tensor
     masks: Tensor
     beside: Tensor
+    ignored: Tensor | None = None
 
     def inputs(self, index: Tensor, device) -> Tensor:
         """float32 [B, K x C, S, S] in 0..1 on `device`."""
@@ -47,8 +51,16 @@ class Pairs:
         return images.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255
 
     def truth(self, index: Tensor, device) -> Tensor:
-        """float32 [B, 1, S, S]"""
-        return bring(self.masks[index], device)[:, None].float()
+        """float32 [B, 1, S, S], or with `ignored` as a second channel."""
+        kinds = [self.masks] if self.ignored is None else [self.masks, self.ignored]
+        return torch.stack([bring(each[index], device) for each in kinds], 1).float()
+
+    def marked(self, images: Sequence[int]) -> np.ndarray:
+        """uint8 [n, S, S]: 1 foreground, 0 background, segment_scores.IGNORED."""
+        index = list(images)
+        true = self.masks[index].cpu().numpy()
+        return true if self.ignored is None else np.where(
+            self.ignored[index].cpu().numpy() > 0, np.uint8(IGNORED), true)
 
 
 def as_network_sees(images: Tensor) -> Tensor:
@@ -190,11 +202,22 @@ def train_published(model: nn.Module, batch_at: Callable, loss_of: Callable, *, 
     return float(np.mean(losses.last_tenth()))
 
 
+def known_loss(loss_of: Callable, logits: Tensor, truth: Tensor) -> Tensor:
+    """The loss of what is known: where the second channel of `truth` is 1 nothing is to be learnt.
+
+    logits: [B, 1, S, S]; truth: [B, 1 or 2, S, S]. There background is taken as said and true.
+    """
+    hidden = truth[:, 1:] > 0
+    if hidden.shape[1]:
+        logits = logits.masked_fill(hidden, SURELY_NOT)
+    return loss_of(logits, truth[:, :1])
+
+
 def _step(model, optimizer, batch: tuple[Tensor, Tensor], loss_of: Callable, device) -> Tensor:
     inputs, truth = batch
     with autocast(device):
         logits = model(inputs)
-    loss = loss_of(logits, truth)
+    loss = known_loss(loss_of, logits, truth)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -281,5 +304,5 @@ def mean_loss(model: nn.Module, pairs: Pairs, images: np.ndarray, loss_of: Calla
     for index in torch.from_numpy(images).to(pairs.images.device).split(most):
         with autocast(device):
             logits = model(as_network_sees(pairs.inputs(index, device)))
-        total += float(loss_of(logits, pairs.truth(index, device))) * len(index)
+        total += float(known_loss(loss_of, logits, pairs.truth(index, device))) * len(index)
     return total / len(images)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import ct_seg
 from ct_files import CHEST_STEP, ORIGIN, chest, write_mhd
+from lungkit.ct.plan import Job
 from lungkit.run.faults import Stopped
+from lungkit.run.output import Output
 
 RADIUS_MM = 7.0
 PATIENTS = 6
@@ -112,6 +115,33 @@ def test_voxels_and_nodules_lie_where_the_scan_has_them(reader, scans, written):
         assert set(np.unique(found)) == {0, 1}
         ball = found.sum() * np.prod(CHEST_STEP) / (4 / 3 * np.pi * RADIUS_MM**3)
         assert 0.8 < ball < 1.2
+
+
+def test_what_is_neither_a_nodule_nor_healthy_is_the_label_that_nnunet_ignores(tmp_path):
+    import nibabel
+
+    from lungkit.ct import nnunet
+    from lungkit.ct.annotations import Annotated, Place
+    from lungkit.ct.nodules import sphere
+    from lungkit.formats.volumes import Geometry, Volume
+
+    geometry = Geometry((4, 20, 20), np.zeros(3), np.fliplr(np.eye(3)))
+    counted = sphere(geometry, (5, 5, 2), 4.0, name="1")
+    scan = SimpleNamespace(
+        annotated=Annotated("table", (counted,), (Place((2.0, 14.0, 14.0), 3.0),
+                                                  Place((2.0, 5.0, 7.0), 3.0))),
+        geometry=geometry, name="a", patient="p",
+        load=lambda: Volume(np.zeros(geometry.shape, np.int16), geometry))
+    for counts in ((counted,), ()):
+        jobs = [Job(scan, "train", counts, ())]
+        target = Output(tmp_path / str(len(counts)), "dataset.json", {})
+        nnunet.export(target, jobs, lambda work, items, **_: map(work, items))
+        found = json.loads((target.output_dir / "dataset.json").read_text())["labels"]
+        assert found == {"background": 0, "nodule": 1, "ignore": 2}
+        labels = np.asarray(nibabel.load(
+            target.output_dir / "labelsTr/scan_0000.nii.gz").dataobj).transpose(2, 1, 0)
+        values = [labels[2, y, x] for y, x in ((5, 5), (5, 7), (14, 14), (9, 9))]
+        assert values == ([1, 1, 2, 0] if counts else [2, 2, 2, 0])
 
 
 def test_again_it_is_complete_and_elsewhere_made_from_what_is_there(scans, written, tmp_path,

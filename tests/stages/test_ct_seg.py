@@ -266,6 +266,20 @@ def test_all_slices_of_test_are_there_for_figures_by_volume(lidc_tree, tmp_path)
         assert (row.label == "nodule") == bool((data.mask("nodule", row) > 0).any())
 
 
+def test_irrelevant_findings_are_masked_and_slices_that_show_them_are_named(tmp_path):
+    tree, place = write_luna(tmp_path / "in"), (10, 30, 46)  # two slices above the last nodule's
+    at = ",".join(map(str, np.add(ORIGIN, np.multiply(place, CHEST_STEP)[::-1])))
+    (tree / "annotations_excluded.csv").write_text("\n".join(
+        ["seriesuid,coordX,coordY,coordZ,diameter_mm", *(f"{name},{at},-1" for name in "abc")]))
+    assert made(tree, tmp_path / "real", "--view", "slice", "--labels", "presence", "--image-size",
+                "64", "--field-mm", "128", "--all-test-slices") == 0
+    data = open_dataset(tmp_path / "real")
+    shown = [row for row in data.rows if data.mask_path("ignored", row).exists()]
+    assert [(row.split, row.label) for row in shown] == [("test", "no_nodule")]
+    assert {row.extra["slice_index"] for row in shown} == {str(place[0])}
+    assert any(each.startswith("doubtful images: 1 ") for each in data.warnings)
+
+
 def test_a_split_may_be_given(lidc_tree, tmp_path):
     split = tmp_path / "split.csv"
     patients = [f"P{n}" for n in (*range(6), 20)]

@@ -39,8 +39,12 @@ def disc(rng, size=SIZE, radius=5):
 
 
 def make_dataset(path, *, seed=0, num_train=6, parents=(), form="binary", values=(0, 255),
-                 empty=(), channels=1, masked=lambda split, index: True, kind="nodule", **more):
-    """Two classes of images with a disc each; of the splits in `empty` no mask has foreground."""
+                 empty=(), channels=1, masked=lambda split, index: True, kind="nodule",
+                 ignored=(), **more):
+    """Two classes of images with a disc each; of the splits in `empty` no mask has foreground.
+
+    ignored: numbers of the images whose disc is no foreground, but to be ignored.
+    """
     rng, index = np.random.default_rng(seed), 0
     with DatasetWriter(Output(path, "dataset.json", {"seed": seed}), stage="test",
                        channels=channels, classes=["a", "b"], image_size=SIZE,
@@ -49,10 +53,12 @@ def make_dataset(path, *, seed=0, num_train=6, parents=(), form="binary", values
             for label in writer.classes:
                 for _ in range(number):
                     image, mask = disc(rng)
-                    mask = np.array(values, np.uint8)[(mask & (split not in empty)).astype(int)]
+                    doubtful = {"ignored": mask * np.uint8(255)} if index in ignored else {}
+                    mask = mask & (split not in empty) & (index not in ignored)
+                    mask = np.array(values, np.uint8)[mask.astype(int)]
                     writer.add(split, label, index, np.stack([image] * channels, -1),
                                group=f"g{index}",
-                               masks={kind: mask} if masked(split, index) else {})
+                               masks={kind: mask, **doubtful} if masked(split, index) else {})
                     index += 1
         return writer.publish(parents=list(parents), seed=seed,
                               **{"modality": "ct", "um_per_px": 1000.0, **more})
@@ -73,6 +79,12 @@ def segment(data, real, results, *more, repeats="1"):
     return unet_segment.main(["--data", *(str(each.path) for each in data), "--real",
                               str(real.path), "--results", str(results), "--repeats", repeats,
                               *TINY, *more])
+
+
+def torch_of(batches):
+    import torch
+
+    return torch.cat(batches)
 
 
 def read(results, name, repeat=0):
@@ -463,6 +475,18 @@ def test_the_labels_that_are_named_are_foreground(told, tmp_path):
     assert segment([data], data, tmp_path / "results", "--labels", "5") == 0
     record = read(tmp_path / "results", "real")
     assert record["dice_real"] > 0.7 and record["settings"]["labels"] == [5]
+
+
+def test_findings_that_are_ignored_are_neither_right_nor_wrong(told, tmp_path):
+    doubtful = make_dataset(tmp_path / "real", ignored=(1, 13, 17, 20))  # train, val, test, test
+    assert segment([doubtful], doubtful, tmp_path / "results") == 0
+    record = read(tmp_path / "results", "real")
+    assert record["real"]["num_lesions"] == 4 and record["real"]["false_positives"] == 0
+    assert record["scores"]["real"]["lesion_sensitivity"] == 1 and record["dice_real"] > 0.7
+    truth = torch_of([told[0]["batch_at"](step)[1] for step in range(8)])
+    assert truth.shape[1] == 2 and truth[:, 1].any() and truth[:, 0].any()
+    shutil.rmtree(doubtful.path / "masks/ignored/a")  # other findings are another truth
+    assert segment([doubtful], doubtful, tmp_path / "results") == 2
 
 
 def test_images_without_a_mask_are_left_out_and_named(told, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,25 @@ def test_a_nodule_smaller_than_a_pixel_has_a_pixel():
     made = crops.picture(volume, lung_mask.find_lungs(volume), 4, (32, 32), [tiny],
                          Field(128.0, 8, (-1000, 400)))
     assert (made.masks["nodule"] > 0).sum() == 1
+
+
+def test_what_is_neither_a_nodule_that_counts_nor_healthy_is_marked_where_it_shows():
+    counts, other = (nodules.sphere(GEOMETRY, GEOMETRY.to_world(at), 9.0, name=str(at))
+                     for at in ((4, 30, 20), (4, 36, 24)))
+    job = job_of(None, [counts, other], [Place((4.0, 30.0, 21.0), 3.0), Place((4.0, 24, 18), 3.0),
+                                         Place((-9.0, 30.0, 20.0), 3.0)])  # the last outside
+    job = replace(job, counted=(counts,))
+    doubtful = images.ignored_of(job)
+    assert [each.name for each in doubtful] == ["(4, 36, 24)", "", ""]
+    volume = volume_of()
+    lungs = lung_mask.find_lungs(volume)
+    masks = crops.picture(volume, lungs, 4, (31.0, 21.0), [counts], FIELD, doubtful).masks
+    ignored, nodule = masks["ignored"] > 0, masks["nodule"] > 0
+    assert ignored[26, 22] and ignored[2, 10] and nodule[14, 14] and not (ignored & nodule).any()
+    plain = crops.picture(volume, lungs, 4, (31.0, 21.0), [counts], FIELD).masks
+    assert (plain["nodule"] == masks["nodule"]).all() and "ignored" not in plain
+    assert "ignored" not in crops.picture(volume, lungs, 0, (31.0, 21.0), [counts], FIELD,
+                                          doubtful).masks
 
 
 # ------------------------------------------------------------------ nodules of less than contours

@@ -7,7 +7,7 @@ import pytest
 
 from lungkit.data import segment_choice
 from lungkit.data.segment_choice import Choice, choose
-from lungkit.data.segment_scores import count_item, dice
+from lungkit.data.segment_scores import IGNORED, count_item, dice
 from lungkit.run.faults import Fault
 
 
@@ -55,6 +55,14 @@ def test_of_nearly_equal_dice_the_one_with_fewest_false_positives_is_taken(monke
     assert choose(items).least == 4              # 0.4 % of Dice against a false positive
     monkeypatch.setattr(segment_choice, "SLACK", 0.001)
     assert choose(items).least == 0
+
+
+def test_what_is_said_of_ignored_findings_is_not_chosen_by():
+    plain, doubtful = val(), [(levels.copy(), true.astype(np.uint8)) for levels, true in val()]
+    for levels, marked in doubtful:
+        levels[13:18, 13:18], marked[13:18, 13:18] = 250, IGNORED
+    chosen = choose(doubtful)
+    assert chosen == choose(plain) and chosen.false_positives == 0
 
 
 def test_a_component_of_a_volume_goes_through_its_slices():

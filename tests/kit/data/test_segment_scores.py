@@ -68,6 +68,21 @@ def test_lesions_are_found_and_false_positives_are_what_touches_none():
     assert np.isnan([found["hd95_mm"], found["surface_dice"], found["true_mm"]]).all()
 
 
+def test_what_touches_an_ignored_finding_and_no_lesion_is_neither_hit_nor_false_positive():
+    marked, said = np.zeros((12, 12), np.uint8), np.zeros((12, 12), bool)
+    marked[1:4, 1:4] = 1
+    marked[1:4, 4] = marked[8:11, 8:11] = scores.IGNORED
+    said[2, 2:6] = True          # the lesion, and into what is ignored beside it
+    said[9, 5:9] = True          # what is ignored alone, and beyond
+    said[6, 0] = True            # in vain
+    kept, true = scores.of_interest(said, marked)
+    assert (true == (marked == 1)).all() and kept.dtype == true.dtype == bool
+    assert kept[2, 2:6].all() and kept[6, 0] and kept.sum() == 5
+    found = scores.count_item(kept, true)
+    assert (found["found"], found["false_positives"]) == (1, 1)
+    assert scores.of_interest(said, marked == 1)[0] is said
+
+
 @pytest.mark.parametrize(("true", "said", "dice", "surface"), [
     (False, False, None, None), (True, False, 0, 0), (False, True, 0, 0), (True, True, 1, 1)])
 def test_what_is_empty_has_no_dice_or_none(true, said, dice, surface):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import unet_segment
+from lungkit.data import segment_scores
 from lungkit.learn import segment_augment, segment_training, unet
 from lungkit.run import faults
 
@@ -23,6 +24,38 @@ def plan(steps, batch, symmetries=8, **still):
 
 def at(moves, step):
     return {name: torch.from_numpy(values[step]) for name, values in moves.items()}
+
+
+# ------------------------------------------------------------------ what is ignored
+
+@pytest.mark.parametrize("name", unet.LOSSES)
+def test_nothing_is_learnt_where_the_truth_is_unknown(name):
+    truth = torch.zeros(2, 2, 8, 8)
+    truth[:, 0, :3] = truth[:, 1, 6:] = 1
+    logits = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for shift in (0.0, 3.0):
+        shifted = (logits + shift * truth[:, 1:]).requires_grad_()
+        loss = segment_training.known_loss(unet.LOSSES[name], shifted, truth)
+        loss.backward()
+        assert (shifted.grad[:, :, 6:] == 0).all() and (shifted.grad[:, :, :6] != 0).all()
+        found.append(loss.item())
+    assert found[0] == found[1]
+    assert segment_training.known_loss(unet.LOSSES[name], logits, truth[:, :1]) == \
+        unet.LOSSES[name](logits, truth[:, :1])
+
+
+def test_what_is_ignored_is_moved_with_the_image_and_marked_beside_the_truth():
+    masks = (np.random.default_rng(0).random((3, 16, 16)) < 0.4).astype(np.uint8)
+    pairs = segment_training.Pairs(
+        torch.from_numpy(np.repeat(255 * masks[..., None], 1, -1)), torch.from_numpy(masks),
+        torch.arange(3)[:, None], torch.from_numpy(1 - masks))
+    drawn = {"index": np.array([[0, 2]]), "centre": np.full((1, 2, 2), 8, np.float32),
+             **plan(1, 2, matrix=False, elastic=False)}
+    _, truth = segment_training.batches(pairs, drawn, 16, torch.device("cpu"))(0)
+    assert truth.shape == (2, 2, 16, 16) and set(truth.unique().tolist()) == {0, 1}
+    assert (truth.sum(1) == 1).float().mean() > 0.95  # a tie of both is of both
+    assert (pairs.marked([2]) == np.where(masks[2:] == 0, segment_scores.IGNORED, 1)).all()
 
 
 # ------------------------------------------------------------------ the network and its losses
