@@ -170,7 +170,7 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
         batch_size: int | None, learning_rate: float | None, preset: str, seed: int, device: str,
         compile_model: bool, overwrite: bool, dry_run: bool, **how: object) -> None:
     model, weights = resolve(model, weights, frozen=frozen)
-    training_options.check(how, frozen=frozen)
+    training_options.check(how, frozen=frozen, pretrained=weights is not None)
     chosen = cli.fill_preset({"preset": preset, "model": model, "steps": steps,
                               "batch_size": batch_size}, PRESETS)
     peak = heads.PEAK_RATE if frozen else MODELS[chosen["model"]][1]

@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 
 from lungkit.data.orientations import orient
-from lungkit.learn import augment, imbalance, mixing
+from lungkit.learn import augment, imbalance, mixing, unfreezing
 from lungkit.learn.batches import as_inputs, scale_for, training_batches
 from lungkit.learn.device import autocast
 from lungkit.learn.pixels import bring
@@ -97,12 +97,14 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries
     weights = None
     if "class_weights" in plan:
         weights = torch.from_numpy(plan["class_weights"]).to(device)
-    optimizer = optimizer_of(model.parameters(), how, learning_rate)
+    layers = unfreezing.of(model, how, steps)
+    optimizer = optimizer_of(layers.groups() if layers else model.parameters(), how, learning_rate)
+    rates = [(optimizer, lambda step: learning_rate * one_cycle(step, steps))]
     losses = Losses()
     steps_left = loop(
         steps, losses=losses, save_last=False,
         state={"model": model, "optimizer": optimizer, "random": RandomStates(device)},
-        rates=[(optimizer, lambda step: learning_rate * one_cycle(step, steps))], **kept)
+        rates=layers.rates(*rates[0]) if layers else rates, **kept)
     forward = torch.compile(model) if compile_model else model
 
     def loss_of(said, true):
@@ -110,6 +112,8 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries
 
     model.train()
     for step in steps_left:
+        if layers:
+            layers.begin(model, step)
         batch, index = batch_at(step)
         true, share = labels[index], 1
         if mix:

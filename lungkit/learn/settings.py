@@ -60,7 +60,7 @@ SETTINGS = {each.name: each for each in (
     Setting("learning_rate", float, low=1e-8, high=1.0, searched=(2e-4, 2e-2), log=True),
     Setting("weight_decay", float, 0.05, low=0.0, high=1.0, searched=(1e-3, 0.3), log=True),
     Setting("optimizer", str, "adamw", ("adamw", "adam", "sgd"), searched=("adamw", "adam", "sgd")),
-    Setting("unfreeze", str, "all", ("all", "conservative", "moderate", "aggressive"),
+    Setting("unfreeze", str, "all", ("all", "none", "conservative", "moderate", "aggressive"),
             searched=("all", "conservative", "moderate", "aggressive")),
     Setting("dropout", float, 0.0, low=0.0, high=0.9, searched=(0.0, 0.5)),
     Setting("augment", float, 1.0, low=0.0, high=4.0, searched=(0.0, 2.0)),
@@ -69,6 +69,7 @@ SETTINGS = {each.name: each for each in (
     Setting("balance", str, "none", ("none", "sampler", "loss", "upsample"),
             searched=("none", "sampler", "loss", "upsample")),
     Setting("label_smoothing", float, 0.1, low=0.0, high=0.5, searched=(0.0, 0.2)),
+    Setting("layer_decay", float, 1.0, low=0.1, high=1.0),
     Setting("tta", str, "none", ("none", "flips", "eight")),
 )}
 

@@ -13,7 +13,8 @@ from lungkit.learn.settings import SETTINGS
 from lungkit.run.faults import BadOptions
 
 NAMES = ("optimizer", "weight_decay", "label_smoothing", "dropout", "augment", "balance", "mixup",
-         "cutmix", "tta")
+         "cutmix", "unfreeze", "layer_decay", "tta")
+OF_WEIGHTS = ("unfreeze", "layer_decay")   # nothing to do without pretrained ones
 OF_IMAGES = ("augment", "cutmix", "tta")  # nothing to do with features
 
 
@@ -29,6 +30,11 @@ def add_options(group) -> None:
                               "n / (k n_c), or add moved copies up to the largest class"),
             ("mixup", "ALPHA", "mix images and labels by shares from Beta(ALPHA, ALPHA); 0: not"),
             ("cutmix", "ALPHA", "exchange boxes of images, of such shares; 0: not"),
+            ("unfreeze", None, "of pretrained weights: which layers are trained, from the head "
+                               "down: 30 % and from half of the steps on 70 %, 50 and 90 %, 90 % "
+                               "at once, all, or none but the head"),
+            ("layer_decay", "FACTOR", "of pretrained weights: from each tenth of the depth to the "
+                                      "one below, on the learning rate"),
             ("tta", None, "average the probabilities of val and test images over their flips, or "
                           "all eight flips and turns, as far as the dataset allows")):
         group.add_argument(f"--{name.replace('_', '-')}", **_kind(name), metavar=metavar,
@@ -65,14 +71,22 @@ def as_setting(options: Mapping) -> dict[str, object]:
             if value != SETTINGS[name].default}
 
 
-def check(options: Mapping, *, frozen: bool) -> None:
-    """Raise BadOptions where options contradict what is trained."""
+def check(options: Mapping, *, frozen: bool, pretrained: bool) -> None:
+    """Raise BadOptions where options contradict what is trained.
+
+    frozen: features are trained on. pretrained: the network starts from weights.
+    """
     chosen = as_setting(options)
-    if frozen:
-        turned = [name for name in OF_IMAGES if name in chosen]
-        if chosen.get("balance") == "upsample":
-            turned.append("balance upsample")
-        if turned:
-            named = ", ".join("--" + name.replace("_", "-") for name in turned)
-            raise BadOptions(f"{named}: of images, and --frozen trains on their features: "
-                             "leave it out")
+    turned = [name for name in OF_IMAGES if name in chosen]
+    turned += ["balance upsample"] if chosen.get("balance") == "upsample" else []
+    deep = [name for name in OF_WEIGHTS if name in chosen]
+    if frozen and turned + deep:
+        raise BadOptions(f"{_named(turned + deep)}: --frozen trains a head on features: leave "
+                         "it out")
+    if deep and not pretrained:
+        raise BadOptions(f"{_named(deep)}: of a network that starts from --weights: give them, or "
+                         "leave it out")
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_cnn_classify import CLASSES, classify, content, make_dataset, read, stop_at, trainings
 
-from lungkit.learn import training_options
+from lungkit.learn import cnns, training_options
 from lungkit.learn.classify_training import drop_before_head, optimizer_of
 from lungkit.learn.settings import SETTINGS
 
@@ -26,9 +26,20 @@ def real(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("run") / "real", num_train=counts)
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A state dict of the small CNN."""
+    import torch
+
+    path = tmp_path_factory.mktemp("weights") / "small.pt"
+    torch.manual_seed(3)
+    torch.save(cnns.small_cnn(3).state_dict(), path)
+    return path
+
+
 GIVEN = [("optimizer", "sgd"), ("weight_decay", 0.2), ("label_smoothing", 0.0), ("dropout", 0.5),
          ("augment", 2.0), ("balance", "sampler"), ("mixup", 0.4), ("cutmix", 1.0),
-         ("tta", "eight")]
+         ("unfreeze", "moderate"), ("layer_decay", 0.7), ("tta", "eight")]
 
 
 def test_every_option_is_looked_at_here():
@@ -36,10 +47,13 @@ def test_every_option_is_looked_at_here():
 
 
 @pytest.mark.parametrize(("name", "value"), GIVEN)
-def test_an_option_reaches_the_training_and_decides_it(real, trainings, tmp_path, capsys, name,
-                                                       value):
+def test_an_option_reaches_the_training_and_decides_it(real, weights, trainings, tmp_path, capsys,
+                                                       name, value):
     option = ["--" + name.replace("_", "-"), str(value)]
     usual = ["--" + name.replace("_", "-"), str(SETTINGS[name].default)]
+    if name in training_options.OF_WEIGHTS:
+        usual += ["--weights", str(weights)]
+        option += ["--weights", str(weights)]
     assert classify(real, real, tmp_path, *usual, repeats="1") == 0
     assert name not in {*read(tmp_path, "real")["settings"], *trainings[0]["identity"]}
     assert classify(real, real, tmp_path, *option, repeats="1") == 2
@@ -73,16 +87,27 @@ def test_a_bad_option_is_one_line(real, tmp_path, capsys, name, value, words):
 
 
 @pytest.mark.parametrize("option", [["--balance", "upsample"], ["--cutmix", "1"],
-                                    ["--augment", "0.5"], ["--tta", "flips"]])
+                                    ["--augment", "0.5"], ["--tta", "flips"],
+                                    ["--unfreeze", "none"]])
 def test_what_changes_images_is_not_of_features(real, tmp_path, capsys, option):
     assert classify(real, real, tmp_path / "r", "--weights", "imagenet-lite0", "--frozen",
                     *option) == 2
     error = capsys.readouterr().err
-    assert "of images, and --frozen" in error and option[0] in error and error.count("\n") == 1
+    assert "--frozen trains a head on features" in error and option[0] in error
+    assert error.count("\n") == 1
 
 
-def test_a_repeat_with_every_option_resumes_to_the_same_bytes(real, tmp_path, monkeypatch):
-    more = [word for name, value in [*GIVEN[1:5], *GIVEN[6:], ("balance", "upsample")]
+@pytest.mark.parametrize(("option", "value"), [("--unfreeze", "none"), ("--layer-decay", "0.8")])
+def test_unfreezing_is_of_weights(real, tmp_path, capsys, option, value):
+    assert classify(real, real, tmp_path / "r", option, value) == 2
+    error = capsys.readouterr().err
+    assert f"{option}: of a network that starts from --weights" in error
+    assert error.count("\n") == 1 and not (tmp_path / "r").exists()
+
+
+def test_a_repeat_with_every_option_resumes_to_the_same_bytes(real, weights, tmp_path, monkeypatch):
+    more = [word for name, value in [*GIVEN[1:5], *GIVEN[6:], ("balance", "upsample"),
+                                     ("weights", weights)]
             for word in ("--" + name.replace("_", "-"), str(value))]
     assert classify(real, real, tmp_path / "whole", *more, repeats="1") == 0
     with monkeypatch.context() as patch:
