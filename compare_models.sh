@@ -57,6 +57,7 @@ job=compare_models
 only_rank_0
 
 dry_run=''
+early=${LUNGKIT_EARLY:-}	# the run's last arms are being made: train on what is there, compare nothing
 if [[ ${!#} == --dry-run ]]; then
 	dry_run=yes
 	set -- "${@:1:$#-1}"
@@ -144,6 +145,21 @@ find_arms() {	# sets arms, of names
 	done
 }
 
+choose_planned() {	# sets baseline, planned and planned_too: arms and baselines, those still to come among them
+	local there=("${names[@]}")
+	planned=("${arms[@]}")
+	if [[ -n $early ]]; then
+		read -ra names <<<"$LUNGKIT_ARMS"
+		mapfile -t planned < <(printf '%s\n' "${arms[@]}" "${names[@]}" | sort -u)
+		dry_run=yes find_baselines
+		planned_too=("${baseline[@]}") names=("${there[@]}")
+		find_baselines
+	else
+		find_baselines
+		planned_too=("${baseline[@]}")
+	fi
+}
+
 stage_command() {	# sets what run_stages starts
 	local stage replicate root seed name features=real
 	read_name "$1"
@@ -162,7 +178,7 @@ stage_command() {	# sets what run_stages starts
 				--real "$root/datasets/real" --results "$run_dir/results" --repeats "$repeats"
 				--replicate "$replicate" --seed "$seed") ;;
 		plan) command=(python -m lungkit.compare.plan --results "$run_dir/results" --real "$root/datasets/real"
-				--output "$plan" --arms "${arms[@]}" ${baseline[0]:+--baselines "${baseline[@]}"}
+				--output "$plan" --arms "${planned[@]}" ${planned_too[0]:+--baselines "${planned_too[@]}"}
 				--repeats "$repeats" --replicates "$REPLICATES"
 				${METRIC:+--metric "$METRIC"} ${MARGIN:+--margin "$MARGIN"} "${plan_options[@]}")
 			[[ ${FORCE:-0} == 0 ]] || command+=(--force) ;;
@@ -185,7 +201,7 @@ stage_command() {	# sets what run_stages starts
 check_stages() {	# check_stages NAME...
 	local name status said
 	for name in "$@"; do
-		[[ $name != 'check plan' || ${#arms[@]} -gt 1 ]] || continue
+		[[ $name != 'check plan' || ${#planned[@]} -gt 1 ]] || continue
 		stage_command "$name"
 		status=0
 		said=$("${command[@]}" 2>&1 >/dev/null) || status=$?
@@ -208,7 +224,7 @@ if [[ -n $dry_run ]]; then
 	check_stages "${checks[@]}" 'check test'
 	read -ra names <<<"${DATASETS:-real ${LUNGKIT_ARMS:-} ${names[*]}}"	# also those to be made
 	find_arms
-	find_baselines
+	choose_planned
 	check_stages "$(named 'check plan' "${here[0]}")"
 	exit 0
 fi
@@ -227,9 +243,9 @@ for r in "${here[@]}"; do
 	done
 done
 find_arms
-((${#arms[@]} > 1)) || { fault "$first holds one dataset only (${arms[*]}), apart from controls and mixtures: a comparison needs two or more"; exit 1; }
+choose_planned
+((${#planned[@]} > 1)) || { fault "$first holds one dataset only (${arms[*]}), apart from controls and mixtures: a comparison needs two or more"; exit 1; }
 
-find_baselines
 for name in "${baseline[@]}"; do
 	[[ " ${names[*]} " != *" $name "* ]] || bad_option "$first/$name has the name of the baseline, where its results lie: make that dataset under another name, or set BASELINE="
 done
@@ -279,6 +295,7 @@ for r in "${here[@]}"; do
 	for ((k = 1; k <= slots; k++)); do stages+=("$(named cnn "$r") $k"); done
 done
 run_stages "$slots" "${stages[@]}" || end_job $?
+[[ -z $early ]] || end_job 0
 
 missing=()	# of the other tasks of a job array
 for ((r = 0; r < REPLICATES && ${#here[@]} < REPLICATES; r++)); do

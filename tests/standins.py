@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ARMS = ("context", "prompt", "diffusion", "voronoi")
+ARMS = ("diffusion", "context", "prompt", "voronoi")
 
 # one line a call; makes what scripts look for; FAULTS: "PATTERN=STATUS ..." by which a stage ends
 PYTHON = r"""#!/bin/bash
