@@ -166,21 +166,22 @@ class Bench:
 # ------------------------------------------------------------------ the stage
 
 def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicate: int,
-        model: str | None, weights: Path | None, frozen: bool, steps: int | None,
-        batch_size: int | None, learning_rate: float | None, preset: str, seed: int, device: str,
-        compile_model: bool, overwrite: bool, dry_run: bool, **how: object) -> None:
-    model, weights = resolve(model, weights, frozen=frozen)
+        frozen: bool, steps: int | None, settings_file: Path | None, preset: str, seed: int,
+        device: str, compile_model: bool, overwrite: bool, dry_run: bool, **how: object) -> None:
+    manifests = {path: read_manifest(path) for path in (real, *data)}
+    if settings_file:
+        how = training_options.with_file(settings_file, how, manifests[real]["fingerprint"])
+    model, weights = resolve(how["model"], how["weights"], frozen=frozen)
     training_options.check(how, frozen=frozen, pretrained=weights is not None)
     chosen = cli.fill_preset({"preset": preset, "model": model, "steps": steps,
-                              "batch_size": batch_size}, PRESETS)
+                              "batch_size": how["batch_size"]}, PRESETS)
     peak = heads.PEAK_RATE if frozen else MODELS[chosen["model"]][1]
     settings = {"steps": chosen["steps"], "batch_size": chosen["batch_size"],
-                "learning_rate": learning_rate or peak,
+                "learning_rate": how["learning_rate"] or peak,
                 "recipe": RECIPE, "weights_sha256": weights and files.sha256_file(weights),
                 **heads.as_setting(frozen), **training_options.as_setting(how)}
     if settings["batch_size"] < 2:
         raise faults.BadOptions("--batch-size 1: batch normalisation needs two images or more")
-    manifests = {path: read_manifest(path) for path in (real, *data)}
     for manifest in manifests.values():
         tta.turns(settings.get("tta", tta.NONE), manifest["symmetries"])  # refused where it may not
     asked = {path: open_repeats(results, identify(
@@ -253,7 +254,11 @@ def build_parser():
     group.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
                        help="peak of the schedule; by model: "
                             + ", ".join(f"{name} {rate:g}" for name, (_, rate) in MODELS.items()))
-    training_options.add_options(parser.add_argument_group("Training (in the result's identity)"))
+    group = parser.add_argument_group("Training")
+    training_options.add_options(group)
+    group.add_argument("--settings", dest="settings_file", type=Path, metavar="FILE",
+                       help="take these, model, weights, batch size and rate from best.json of "
+                            "cnn_search.py tune; what is given here as well holds")
     cli.add_common(parser, presets=PRESETS)
     parser.add_argument("--compile", dest="compile_model", action="store_true",
                         help="torch.compile the model: minutes of warm-up, for long GPU trainings")

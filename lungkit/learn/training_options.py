@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 
-from lungkit.learn.settings import SETTINGS
-from lungkit.run.faults import BadOptions
+from lungkit.learn.settings import SETTINGS, read_settings
+from lungkit.run.faults import BadOptions, several
+from lungkit.run.files import read_json
+from lungkit.run.progress import say
 
 NAMES = ("optimizer", "weight_decay", "label_smoothing", "dropout", "augment", "balance", "mixup",
          "cutmix", "unfreeze", "layer_decay", "tta")
@@ -69,6 +72,27 @@ def as_setting(options: Mapping) -> dict[str, object]:
     """Those among what decides a training: said where they are not the usual."""
     return {name: value for name, value in complete(options).items()
             if value != SETTINGS[name].default}
+
+
+def with_file(path: Path, options: Mapping, real_fingerprint: str) -> dict[str, object]:
+    """`options` with what a file of settings says of those that are None, not given.
+
+    What is given holds, and is said. Raises Fault as `read_settings`, BadOptions where the file was
+    found in another dataset than real: what is in test here may have been trained on there.
+    """
+    found = read_settings(path)
+    searched = read_json(path).get("fingerprint")
+    if searched not in (None, real_fingerprint):
+        raise BadOptions(f"--settings {path} were found in another dataset (fingerprint "
+                         f"{str(searched)[:12]}..., that of --real is {real_fingerprint[:12]}...): "
+                         "search in this one's train split")
+    if found.get("weights"):
+        found["weights"] = Path(found["weights"])
+    over = [f"{name} {options[name]}, not {value}" for name, value in found.items()
+            if options[name] is not None and options[name] != value]
+    if over:
+        say(f"--settings {path}: the command line holds: {several(over)}")
+    return {**options, **{name: value for name, value in found.items() if options[name] is None}}
 
 
 def check(options: Mapping, *, frozen: bool, pretrained: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from test_cnn_classify import CLASSES, classify, content, make_dataset, read, stop_at, trainings
@@ -9,6 +11,7 @@ from test_cnn_classify import CLASSES, classify, content, make_dataset, read, st
 from lungkit.learn import cnns, training_options
 from lungkit.learn.classify_training import drop_before_head, optimizer_of
 from lungkit.learn.settings import SETTINGS
+from lungkit.run import files
 
 __all__ = ["trainings"]  # a fixture
 pytestmark = pytest.mark.usefixtures("found_once")
@@ -172,3 +175,61 @@ def test_images_that_may_not_be_turned_so_are_one_line(tmp_path, capsys, symmetr
         assert classify(data, data, tmp_path / "r", "--tta", name, *more) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1 and not (tmp_path / "r").exists()
+
+
+# ------------------------------------------------------------------ --settings
+
+def best(path, settings, **more):
+    path.write_text(json.dumps({"settings": settings, **more}))
+    return ["--settings", str(path)]
+
+
+def test_a_file_of_settings_means_its_options(real, weights, trainings, tmp_path, capsys):
+    settings = {"model": "small", "weights": str(weights), "batch_size": 4, "learning_rate": 0.01,
+                "balance": "sampler", "mixup": 0.2, "optimizer": "adamw"}
+    given = best(tmp_path / "best.json", settings, fingerprint=real.fingerprint, looked_at=9)
+    classify_as_given(real, tmp_path / "r", *given)
+    record = read(tmp_path / "r", "real")["settings"]
+    assert trainings[0]["plan"]["index"].shape == (6, 4)
+    assert {name: record.get(name) for name in ("batch_size", "learning_rate", "balance", "mixup",
+                                                "optimizer")} == {
+        "batch_size": 4, "learning_rate": 0.01, "balance": "sampler", "mixup": 0.2,
+        "optimizer": None}
+    assert record["weights_sha256"] == files.sha256_file(weights)
+    said = capsys.readouterr().err
+    assert "the command line holds" not in said
+    options = [word for name, value in settings.items()
+               for word in ("--" + name.replace("_", "-"), str(value))]
+    classify_as_given(real, tmp_path / "r", *options)  # and they are the same results
+    assert "already complete" in capsys.readouterr().out and len(trainings) == 1
+
+
+def test_what_is_given_holds_over_the_file_and_is_said_in_a_line(real, trainings, tmp_path, capsys):
+    given = best(tmp_path / "best.json", {"batch_size": 4, "mixup": 0.2, "dropout": 0.1})
+    classify_as_given(real, tmp_path / "r", *given, "--mixup", "0", "--batch-size", "6")
+    record = read(tmp_path / "r", "real")["settings"]
+    assert record["batch_size"] == 6 and "mixup" not in record and record["dropout"] == 0.1
+    line, = [line for line in capsys.readouterr().err.splitlines() if "command line" in line]
+    assert "batch_size 6, not 4" in line and "mixup 0.0, not 0.2" in line and "dropout" not in line
+
+
+def classify_as_given(real, results, *more):
+    """Of `classify`, without its batch size."""
+    from cnn_classify import main
+
+    assert main(["--data", str(real.path), "--real", str(real.path), "--results", str(results),
+                 "--repeats", "1", "--steps", "6", "--device", "cpu", *more]) == 0
+
+
+@pytest.mark.parametrize(("settings", "more", "status", "words"), [
+    ({"mixup": 0.2}, {"fingerprint": "0" * 64}, 2, "were found in another dataset"),
+    ({"mixup": 0.2, "momentum": 0.9}, {}, 1, "there is no setting 'momentum'"),
+    ({"mixup": "much"}, {}, 1, "mixup 'much' is not a number"),
+    ({"unfreeze": "none"}, {}, 2, "of a network that starts from --weights"),
+    (None, {}, 1, 'holds no "settings"')])
+def test_settings_that_cannot_be_taken_are_one_line(real, tmp_path, capsys, settings, more, status,
+                                                    words):
+    given = best(tmp_path / "best.json", settings, **more)
+    assert classify(real, real, tmp_path / "r", *given) == status
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not (tmp_path / "r").exists()
