@@ -34,8 +34,8 @@ def add_options(group) -> None:
             ("mixup", "ALPHA", "mix images and labels by shares from Beta(ALPHA, ALPHA); 0: not"),
             ("cutmix", "ALPHA", "exchange boxes of images, of such shares; 0: not"),
             ("unfreeze", None, "of pretrained weights: which layers are trained, from the head "
-                               "down: 30 % and from half of the steps on 70 %, 50 and 90 %, 90 % "
-                               "at once, all, or none but the head"),
+                               "down: 30 %% and from half of the steps on 70 %%, 50 and 90 %%, "
+                               "90 %% at once, all, or none but the head"),
             ("layer_decay", "FACTOR", "of pretrained weights: from each tenth of the depth to the "
                                       "one below, on the learning rate"),
             ("tta", None, "average the probabilities of val and test images over their flips, or "
