@@ -43,7 +43,7 @@ from lungkit.data.orientations import as_setting
 from lungkit.data.repeats import Repeats, add_options, identities, make_all, open_both, open_repeats
 from lungkit.learn import augment, heads, training_options, tta
 from lungkit.learn.classify_training import drop_before_head, plan_batches, predict, train
-from lungkit.learn.cnns import MODELS, build_model, resolve
+from lungkit.learn.cnns import MODELS, build_model, extractor_name, resolve
 from lungkit.learn.device import device_name, use_device
 from lungkit.learn.features import Extractor
 from lungkit.learn.pixels import hold
@@ -217,8 +217,8 @@ def train_all(asked: Repeats, datasets: tuple[Dataset, Dataset], device, *, wait
         nonlocal bench
         if not bench:
             weights_path = options["weights_path"]
-            bench = Bench(*datasets, device, Extractor(weights_path=weights_path, device=device)
-                          if frozen else None)
+            bench = Bench(*datasets, device, Extractor(
+                extractor_name(identity["model"]), weights_path, device) if frozen else None)
         bench.run_repeat(identity, asked.directory, **options)
 
     asked.make(work, waits=waits)

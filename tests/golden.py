@@ -63,6 +63,10 @@ def make_all(root: Path) -> None:
     run("unet_segment", "--data", real, "--real", real, "--results", root / "segmentations",
         "--mask", "tissue", "--repeats", "1", "--steps", "6", "--batch-size", "4", "--widths", "8",
         "16", "--learning-rate", "0.02", "--device", "cpu", "--seed", "5")
+    for command, more in (("screen", ["--backbones", "small", "--weights", "none"]),
+                          ("tune", ["--trials", "2"])):
+        run("cnn_search", command, *more, "--data", real, "--output", root / "searches" / command,
+            "--folds", "2", "--steps", "4", "--batch-size", "4", "--device", "cpu", "--seed", "5")
     run("wilcoxon_test", results, "--output", root / "comparison", "--datasets", "real", *ARMS,
         "nuclei")
 
@@ -104,7 +108,8 @@ def hashes(root: Path) -> dict[str, str]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root)
         hidden = any(part.startswith(".") for part in name.parts)
-        if not path.is_file() or hidden or path.name in ("progress.jsonl", "README.md"):
+        if not path.is_file() or hidden or path.name in ("progress.jsonl", "README.md",
+                                                         "trials.log"):
             continue  # times; a model's card, which holds versions and what its manifest does
         if path.parent.name == "comparison" and path.suffix != ".csv":
             continue  # the page and the plots hold words and styles

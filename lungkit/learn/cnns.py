@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from lungkit.learn import pretrained
+from lungkit.learn import imagenet, pretrained
+from lungkit.learn.batches import MEAN, STD
 from lungkit.run import faults
 
 
@@ -57,11 +58,15 @@ def enlarge(_model, inputs: tuple) -> tuple:
 
 
 LITE0 = "efficientnet_lite0"
+OF_TORCHVISION = "torchvision/"
 LEAST_SIDE_PX = 128  # ours: fine-tuned on LC25000 at 64 px it reached 0.77, enlarged 0.84, n = 1
 # name: what builds it for so many classes, and the peak of its learning rate's cycle
 MODELS = {"small": (small_cnn, 2e-3),
           "resnet18": (partial(of_torchvision, "resnet18"), 1e-3),
           "convnext_tiny": (partial(of_torchvision, "convnext_tiny"), 5e-4),
+          "densenet121": (partial(of_torchvision, "densenet121"), 1e-3),
+          "efficientnet_b0": (partial(of_torchvision, "efficientnet_b0"), 1e-3),
+          "mobilenet_v3_large": (partial(of_torchvision, "mobilenet_v3_large"), 1e-3),
           LITE0: (efficientnet_lite0, 1e-3)}
 
 
@@ -72,13 +77,29 @@ def resolve(model: str | None, weights: Path | None, *,
         if model not in (None, LITE0):
             raise faults.BadOptions(f"--weights {weights} are of --model {LITE0}, not of {model}")
         model, weights = LITE0, pretrained.weights_path()
+    elif weights is not None and str(weights) == imagenet.IMAGENET:
+        if model is None:
+            raise faults.BadOptions(f"--weights {weights} needs the --model that they are of")
+        weights = imagenet_weights([model])[model]
     elif weights is not None and not weights.is_file():
         raise faults.BadOptions(f"--weights {weights} is not a file")
-    if frozen and (weights is None or model != LITE0):
+    if frozen and (weights is None or model not in (LITE0, *imagenet.WEIGHTS)):
         raise faults.BadOptions("--frozen trains a head on the features of pretrained weights: "
-                                f"give --weights {pretrained.IMAGENET_LITE0}, or a file and "
-                                f"--model {LITE0}")
+                                f"give --weights {pretrained.IMAGENET_LITE0}, or {LITE0} or a "
+                                f"network of torchvision's as --model, and its --weights")
     return model, weights
+
+
+def imagenet_weights(models: list[str]) -> dict[str, Path]:
+    """The file of ImageNet's weights of each model. Raises BadOptions where there is none."""
+    known = [LITE0, *imagenet.WEIGHTS]
+    unknown = [model for model in models if model not in known]
+    if unknown:
+        raise faults.BadOptions(f"--weights {imagenet.IMAGENET}: there are none of "
+                                f"{', '.join(unknown)}, but of {', '.join(known)}")
+    found = imagenet.weights_paths([model for model in models if model != LITE0])
+    return {model: pretrained.weights_path() if model == LITE0 else found[model]
+            for model in models}
 
 
 def build_model(name: str, num_classes: int, weights_path: Path | None):
@@ -101,6 +122,7 @@ def load_weights(model, path: Path, name: str) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         state = pretrained.in_timms_words(state.get("state_dict", state.get("model", state)))
+        state = imagenet.in_todays_words(state)
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     except Exception as error:  # a file from elsewhere can be wrong in any way
         raise faults.BadOptions(f"--weights {path} is not a state dict "
@@ -116,3 +138,21 @@ def load_weights(model, path: Path, name: str) -> None:
                              f"differ, the first is {wrong[0]} ({shapes.get(wrong[0])} in the "
                              f"file, {own.get(wrong[0])} in the model)")
     model.load_state_dict(kept, strict=False)
+
+
+def without_head(name: str, weights_path: Path):
+    """A network of torchvision's up to its last layer, with what `Extractor` asks timm's for."""
+    from torch import nn
+
+    model = build_model(name, 1, weights_path)
+    head = list(model.state_dict())[-1].rpartition(".")[0]
+    model.num_features = model.get_submodule(head).in_features
+    model.set_submodule(head, nn.Identity())
+    model.pretrained_cfg = {"mean": MEAN, "std": STD,
+                            "input_size": (3, imagenet.SIDE_PX, imagenet.SIDE_PX)}
+    return model
+
+
+def extractor_name(model: str) -> str:
+    """The name by which `Extractor` knows one of MODELS: timm has networks of the same names."""
+    return pretrained.LITE0 if model == LITE0 else OF_TORCHVISION + model

@@ -20,7 +20,7 @@ import numpy as np
 from lungkit.data.cache import map_rows
 from lungkit.data.dataset import Dataset, Row
 from lungkit.learn import pretrained
-from lungkit.learn.cnns import load_weights
+from lungkit.learn.cnns import OF_TORCHVISION, load_weights, without_head
 from lungkit.run.faults import BadOptions, check_stop
 from lungkit.run.files import sha256, sha256_file
 
@@ -32,8 +32,9 @@ CHUNK = 2048          # ours: images a file; what a kill loses is the chunk unde
 class Extractor:
     """A network without its head. It is built when first needed: cached features need none.
 
-    name: as timm knows it. weights_path: of a state dict; None, the packaged ones, which are of
-    LITE0 alone. Raises BadOptions where a package or the file is missing.
+    name: as timm knows it, or cnns.extractor_name of one of MODELS. weights_path: of a state dict;
+    None, the packaged ones, which are of LITE0 alone. Raises BadOptions where a package or the file
+    is missing.
     """
 
     def __init__(self, name: str = pretrained.LITE0, weights_path: Path | None = None,
@@ -57,9 +58,12 @@ class Extractor:
         """The network in testing mode on `device`: [B, 3, SIDE, SIDE] to pooled [B, D]."""
         import torch
 
-        network = pretrained.build(self.name, num_classes=1)
-        load_weights(network, self.weights_path, self.name)
-        network.reset_classifier(0)
+        if self.name.startswith(OF_TORCHVISION):
+            network = without_head(self.name.removeprefix(OF_TORCHVISION), self.weights_path)
+        else:
+            network = pretrained.build(self.name, num_classes=1)
+            load_weights(network, self.weights_path, self.name)
+            network.reset_classifier(0)
         return network.eval().to(self.device, memory_format=torch.channels_last)
 
     @property

@@ -33,6 +33,10 @@ CURVE_ROWS = 500  # of a table of losses: fine enough for any plot
 SYNC_STEPS = 20  # the losses are read so often; in between a GPU is never waited for
 
 
+class Diverged(Fault):
+    """A loss that is not finite: of a search a finding, of any other training a fault."""
+
+
 class Losses:
     """The losses of every step by name; fetched from the device a few steps together."""
 
@@ -133,8 +137,9 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
                 continue
             new = losses.fetch()
             if not all(math.isfinite(value) for values in new.values() for value in values):
-                raise Fault(f"{what}: the loss is not finite at about step {step + 1} of {total}: "
-                            "lower --learning-rate and add --overwrite, or look at the images")
+                raise Diverged(f"{what}: the loss is not finite at about step {step + 1} of "
+                               f"{total}: lower --learning-rate and add --overwrite, or look at "
+                               "the images")
             progress.update(step + 1, **{name: sum(values) / len(values)
                                          for name, values in new.items()})
             if due or stop_requested() or (last and save_last):

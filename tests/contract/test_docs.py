@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import json
@@ -30,7 +31,7 @@ OURS = ("lungkit", "tests", "docs", "benchmarks", "assets", ".ci")  # other path
 EXAMPLES = {"blur_seg.py", "--sigma"}  # what docs/adding.md builds
 # options of sbatch, hf, pytest and our bash scripts' tools
 OTHERS_OPTIONS = {"--gpus", "--gpus-per-task", "--mem", "--mem-per-cpu", "--ntasks", "--exclude",
-                  "--array", "--only", "--check"}
+                  "--array", "--only", "--check", "--cpus-per-task", "--wrap"}
 
 
 def code_of(text: str) -> str:
@@ -56,6 +57,9 @@ def missing(text: str, folder: str = ".") -> list[str]:
 def options() -> set[str]:
     """Every option of every stage and tool."""
     parsers = [importlib.import_module(name).build_parser() for name in (*STAGES, *TOOLS)]
+    parsers += [command for parser in parsers for action in parser._actions
+                if isinstance(action, argparse._SubParsersAction)
+                for command in action.choices.values()]
     return {option for parser in parsers for action in parser._actions
             for option in action.option_strings}
 

@@ -10,6 +10,7 @@ from test_cnn_classify import classify, content, make_arm, make_dataset, read
 import cnn_classify
 from lungkit.learn import cnns, features, heads, pretrained
 from lungkit.learn.batches import normalise, scale_for
+from lungkit.run.faults import Fault
 from lungkit.run.files import sha256_file
 
 PACKAGED = ["--weights", "imagenet-lite0"]
@@ -69,6 +70,19 @@ def test_a_head_is_trained_on_what_its_repeat_drew(real, tmp_path, monkeypatch):
     assert np.array_equal(np.unique(together, axis=0), np.unique(all_of_it, axis=0))
 
 
+def test_a_head_is_trained_on_the_features_of_the_network_named(real, tmp_path, monkeypatch):
+    def far_enough(*given):
+        raise Fault(f"asked for {given}")
+
+    torch.save(cnns.build_model("mobilenet_v3_large", 2, None).state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr(cnn_classify, "Extractor", far_enough)
+    with pytest.raises(Fault, match=r"\('torchvision/mobilenet_v3_large', PosixPath\('.*/w.pt'\)"):
+        cnn_classify.run(**vars(cnn_classify.build_parser().parse_args([
+            "--data", str(real.path), "--real", str(real.path), "--results", str(tmp_path / "r"),
+            "--model", "mobilenet_v3_large", "--weights", str(tmp_path / "w.pt"), "--frozen",
+            "--device", "cpu"])))
+
+
 def test_features_are_standardised_by_those_trained_on():
     some = torch.randn(50, 4) * torch.tensor([1.0, 5, 0, 100]) + 3
     standardise = heads.build(some, 2)[0]
@@ -79,7 +93,7 @@ def test_features_are_standardised_by_those_trained_on():
 
 @pytest.mark.parametrize(("more", "words"), [
     (["--frozen"], "give --weights imagenet-lite0"),
-    (["--frozen", "--model", "resnet18", "--weights", "FILE"], "give --weights imagenet-lite0"),
+    (["--frozen", "--model", "small", "--weights", "FILE"], "give --weights imagenet-lite0"),
     ([*PACKAGED, "--model", "small"], "are of --model efficientnet_lite0, not of small")])
 def test_options_that_do_not_go_together(real, tmp_path, capsys, more, words):
     (tmp_path / "w.pt").write_bytes(b"")
