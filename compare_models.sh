@@ -64,6 +64,21 @@ if [[ ${!#} == --dry-run ]]; then
 fi
 (($# <= 1)) || bad_option "usage: compare_models.sh [N] [--dry-run]; other options are environment variables, see its first lines"
 run_dir=$(absolute "${RUN:-$project/runs/demo}")
+read -ra tasks <<<"$(kept tasks)"
+if ((${#tasks[@]} > 0)); then	# a run of several: each is compared, then all
+	log_dir=$run_dir/logs
+	cd "$project"
+	task_script=(bash compare_models.sh "$@" ${dry_run:+--dry-run})
+	for name in ${dry_run:+"${tasks[@]}"}; do
+		RUN=$run_dir/$name "${task_script[@]}" || exit $?
+	done
+	[[ -z $dry_run ]] || exit 0
+	stage_command() { task_command "$1"; }
+	begin_job
+	[[ -n ${LUNGKIT_JOB:-} ]] || set_up
+	run_tasks
+	end_job 0
+fi
 find_replicates
 PRESET=${PRESET:-$(kept preset)}
 PRESET=${PRESET:-demo}

@@ -137,6 +137,36 @@ check_replicates() {	# check_replicates VARIABLE...
 	done
 }
 
+# ---------------------------------------------------------------- several tasks
+# A run of several tasks holds a run of each, under its name, and a table of all: RUN/tasks.txt.
+
+is_of_tasks() { [[ $1 =~ ^(task|images)\ of\ [a-z]+-[a-z]+$ || $1 == tasks ]]; }	# is_of_tasks NAME
+
+task_command() {	# task_command NAME: sets what run_stages starts, of tasks and task_script
+	if [[ $1 == tasks ]]; then
+		stdout=/dev/null	# tasks.txt is shown
+		command=(python -m lungkit.compare.tasks "$run_dir" --tasks "${tasks[@]}")
+	else
+		log=''	# it has logs of its own
+		command=(env "LUNGKIT_JOB=$job_id" TASKS= "RUN=$run_dir/${1#* of }" "TASK=${1#* of }" "${task_script[@]}")
+		[[ $1 != images* ]] || command=(env LUNGKIT_UNTIL=images "${command[@]}")
+	fi
+}
+
+run_tasks() {	# every task, then the table of all, where none is left to others of a job array
+	local name missing=()
+	run_stages 1 "${tasks[@]/#/task of }" || end_job $?
+	for name in "${tasks[@]}"; do
+		[[ -f $run_dir/$name/comparison/comparison.json ]] || missing+=("$name")
+	done
+	if ((${#missing[@]} > 0)); then
+		say "no table of all tasks yet: ${missing[*]} have no comparison, which the task of the array that ends last makes; then run this command again"
+		return
+	fi
+	run_stages 1 tasks || end_job $?
+	cat "$run_dir/tasks.txt"
+}
+
 # ---------------------------------------------------------------- what is here
 
 cores() {	# that this job may use, by affinity, by a container's quota and by the allocation

@@ -27,6 +27,7 @@ for fault in ${FAULTS-}; do
 done
 [[ $words != *--dry-run* ]] || exit 0
 name=$1
+[[ $2 != lungkit.compare.tasks ]] || echo "the table" >"$3/tasks.txt"
 while (($# > 0)); do
 	[[ $1 != --output ]] || output=$2
 	shift
@@ -36,7 +37,8 @@ case $name in
 		[[ $name != controls* ]] || echo '{"control": {}}' >"$output/dataset.json"
 		[[ $name != mix* ]] || echo '{"mix": {}}' >"$output/dataset.json"
 		[[ $name != voronoi* ]] || : >"$output/image_features.csv" ;;
-	wilcoxon_test.py) echo "the verdict" ;;
+	wilcoxon_test.py) echo "the verdict"
+		mkdir -p "$output" && echo '{}' >"$output/comparison.json" ;;
 esac
 """
 # in it: what the trainings leave, empty records

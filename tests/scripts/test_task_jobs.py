@@ -1,0 +1,96 @@
+"""TASKS: several tasks of CT on one sample, each a run of its own, and a table of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from standins import Project
+
+TASKS = "crop-binary slice-grade"
+SMALL = {"MODALITY": "ct", "TASKS": TASKS, "REPEATS": 2}
+
+
+def error(result) -> str:
+    line, = [line for line in result.stderr.splitlines() if "error:" in line]
+    return line
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> Project:
+    project = Project(tmp_path_factory.mktemp("tasks"))
+    result = project.pipeline(SEED=3, BASELINE="size", **SMALL)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines().count("the table") == 1
+    return project
+
+
+def test_each_task_is_a_run_of_one_sample_and_one_seed(ran):
+    samples = [Path(call.option("--output")) for call in ran.calls("phantom.thorax", dry=False)]
+    assert samples[0] == ran.run_dir / "sample" and len({each.resolve() for each in samples}) == 1
+    made = {call.option("--output"): call for call in ran.calls("ct", dry=False)}
+    for task in TASKS.split():
+        root = ran.run_dir / task
+        call = made[str(root / "datasets/real")]
+        assert (call.option("--view"), call.option("--labels")) == tuple(task.split("-"))
+        assert call.option("--input") == str(root / "sample/LIDC-IDRI")
+        assert (root / "sample").resolve() == (ran.run_dir / "sample").resolve()
+        assert call.option("--seed") == "3" and call.option("--split-from") is None
+        assert (root / "decided/task").read_text().strip() == task
+    assert len(made) == 2
+
+
+def test_the_images_of_all_tasks_come_before_the_first_arm_and_the_table_last(ran):
+    stages = [call.stage for call in ran.calls(dry=False) if call.stage != "setup_env"]
+    assert max(k for k, name in enumerate(stages) if name == "ct" and "layout" not in stages[:k]) \
+        == stages.index("layout") - 1
+    assert stages[-1] == "tasks" and stages.count("test") == 2 and stages.count("tasks") == 1
+    table, = ran.calls("tasks")
+    assert table.words[3] == str(ran.run_dir) and table.options("--tasks") == TASKS.split()
+
+
+def test_by_default_the_arm_is_layout_and_the_score_is_weighted_auprc(ran):
+    for call in ran.calls("test", dry=False):
+        assert call.options("--datasets") == ["layout", "real", "size"]
+        assert call.option("--metric") == "auprc_weighted"
+    assert {call.option("--metric") for call in ran.calls("plan")} == {"auprc_weighted"}
+    assert len(ran.calls("setup_env")) == 1  # of the whole job
+
+
+def test_a_run_of_tasks_knows_them_and_is_compared_as_one(ran):
+    ran.forget()
+    stopped = ran.compare(4, FAULTS="*cnn_classify.py*slice-grade/results*=75", BASELINE="")
+    assert stopped.returncode == 75 and "run the same command again" in stopped.stderr
+    assert not ran.calls("tasks")
+    other = ran.pipeline(TASKS="crop-grade")
+    assert other.returncode == 2 and f"was begun with '{TASKS}'" in error(other)
+    ran.forget()
+    result = ran.compare(4, BASELINE="")
+    assert result.returncode == 0 and "the table" in result.stdout, result.stderr
+    assert {call.option("--repeats") for call in ran.calls("cnn", dry=False)} == {"4"}
+    assert {call.option("--results") for call in ran.calls("cnn", dry=False)} == {
+        str(ran.run_dir / task / "results") for task in TASKS.split()}
+    assert [call.stage for call in ran.calls(dry=False)][-1] == "tasks"
+    ran.forget()
+    assert ran.compare(4, "--dry-run", BASELINE="").returncode == 0
+    assert all(call.is_dry for call in ran.calls() if call.stage in ("cnn", "test", "nuclei"))
+    assert not ran.calls("tasks")
+
+
+def test_a_fault_in_the_images_of_any_task_ends_the_job_before_an_arm_is_made(tmp_path):
+    project = Project(tmp_path)
+    result = project.pipeline(**SMALL, FAULTS="*ct_seg.py*--view?slice*=1")
+    assert result.returncode == 1 and "its last words" in error(result)
+    assert not project.calls("layout", dry=False) and not project.calls("cnn", dry=False)
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"TASKS": TASKS}, "that is of MODALITY=ct"),
+    ({"MODALITY": "ct", "TASKS": "crop-binary crop-size"}, "TASK is 'crop-size'"),
+    ({"MODALITY": "ct", "TASKS": "crop-binary crop-binary"}, "each once"),
+    ({"MODALITY": "ct", "TASKS": TASKS, "TASK": "crop-grade"}, "give one of them")])
+def test_tasks_that_cannot_be_are_one_line(tmp_path, settings, words):
+    project = Project(tmp_path)
+    result = project.pipeline(**settings)
+    assert result.returncode == 2 and words in error(result) and not project.calls()
