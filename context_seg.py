@@ -314,7 +314,8 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
                                      f"controlnet/{DIFFUSERS}.safetensors",
                                      *(f"{label}/{ADAPTER_FILE}" for label in classes)],
         check=check,
-        device=device, overwrite=overwrite, dry_run=dry_run)
+        drop_copies=options["drop_copies"], device=device, overwrite=overwrite,
+        dry_run=dry_run)
     if arm is None:
         return
     base = BaseModel(folder, arm.device)

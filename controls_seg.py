@@ -47,7 +47,6 @@ from lungkit.data.dataset import SPLITS, Dataset, Row, inherited, open_dataset, 
 from lungkit.data.draws import in_turn
 from lungkit.data.manifest import MANIFEST, read_manifest
 from lungkit.data.orientations import orient
-from lungkit.data.png import decode_png
 from lungkit.data.writer import DatasetWriter
 from lungkit.run import cli, faults
 from lungkit.run.files import quick_fingerprint, read_json
@@ -223,10 +222,9 @@ def audit(control: str, real: Dataset, writer: DatasetWriter) -> dict:
     """Of a photocopier the audit for copies that every generator passes; nothing of the others."""
     if control != PHOTOCOPIER:
         return {}
-    from lungkit.audit import memorised
+    from lungkit.generate import copied
 
-    images = (decode_png((writer.work_dir / name).read_bytes()) for name in sorted(writer.records))
-    return {"copy_audit": memorised.audit(real, images)}
+    return {"copy_audit": copied.audit(writer, real)}
 
 
 def write(control: str, items: list[Item], real: Dataset, source: Dataset, target: Output,

@@ -299,7 +299,8 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
         model_files=lambda classes: [f"{part}/{name}" for part in ("vae", "unet") for name in (
             "config.json", f"{DIFFUSERS}.safetensors")] + ["scheduler/scheduler_config.json"],
         check=lambda manifest: check_sizes(manifest, autoencoder, preset, widths),
-        device=device, overwrite=overwrite, dry_run=dry_run)
+        drop_copies=options["drop_copies"], device=device, overwrite=overwrite,
+        dry_run=dry_run)
     if arm is None:
         return
     if not arm.is_trained:

@@ -112,7 +112,8 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
                   **{key: options[key] for key in ("sampling_steps", "guidance_scale")}},
         model_files=lambda classes: [f"{label}/{ADAPTER_FILE}" for label in classes],
         check=lambda manifest: check_base_model(folder, manifest, words),
-        device=device, overwrite=overwrite, dry_run=dry_run)
+        drop_copies=options["drop_copies"], device=device, overwrite=overwrite,
+        dry_run=dry_run)
     if arm is None:
         return
     base = BaseModel(folder, arm.device)

@@ -6,9 +6,9 @@
 
 leak      lungkit.audit.leaks: test images of which an arm of fresh tiles and one changed copy of
           each was found to hold a copy
-audit     lungkit.audit.memorised: generated images found to be near copies of training images
 fresh     the same where the arm holds tiles of other source tiles (LC25000) or other tissue only
-Every rate with its 95 % Wilson interval. The last output: benchmarks/leaks.txt.
+Every rate with its 95 % Wilson interval; those of the audit for copies of training images:
+benchmarks/memorisation.py. The last output: benchmarks/leaks.txt.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lungkit.audit import copies, memorised, signature  # noqa: E402
+from lungkit.audit import copies, signature  # noqa: E402
 from lungkit.compare.rank_sum import wilson_interval  # noqa: E402
 from lungkit.phantom.paint import CLASSES, draw_tile  # noqa: E402
 
@@ -114,31 +113,20 @@ def rate(hits: int, n: int) -> str:
     return f"{100 * hits / n:6.1f} ({100 * low:4.1f}-{100 * high:5.1f})"
 
 
-def dataset_of(images: list[np.ndarray]) -> SimpleNamespace:
-    """What the audit reads of a dataset, of training images without groups."""
-    rows = [SimpleNamespace(group="", file_name=str(i)) for i in range(len(images))]
-    return SimpleNamespace(load=lambda split: (np.stack(images), None), symmetries=8,
-                           select=lambda split: rows)
-
-
 def measure(name: str, images: list[np.ndarray]) -> None:
     half = len(images) // 2
     asked, fresh = images[:half], images[half:2 * half]
     asked_signatures, fresh_signatures = (list(map(signature.describe, each))
                                           for each in (asked, fresh))
-    real = dataset_of(asked)
-    print(f"\n{name}, n {half}\n{'%':28}{'leak':>20}{'audit':>20}")
+    print(f"\n{name}, n {half}\n{'%':28}{'leak':>20}")
     for what, change in CHANGES.items():
         changed = [np.ascontiguousarray(change(image)) for image in asked]
         found = copies.copies_among(
             asked_signatures, fresh_signatures + list(map(signature.describe, changed)))
         right = sum(found.get(i) == half + i for i in range(half))
-        audited = memorised.audit(real, changed)
-        near = round(audited["share_near_copies"] * half)
-        print(f"{what:28}{rate(right, half):>20}{rate(near, half):>20}", flush=True)
+        print(f"{what:28}{rate(right, half):>20}", flush=True)
     leaks = len(copies.copies_among(asked_signatures, fresh_signatures))
-    near = round(memorised.audit(real, fresh)["share_near_copies"] * half)
-    print(f"{'fresh':28}{rate(leaks, half):>20}{rate(near, half):>20}", flush=True)
+    print(f"{'fresh':28}{rate(leaks, half):>20}", flush=True)
 
 
 def measure_seconds(size: int, number: int) -> None:

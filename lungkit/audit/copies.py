@@ -88,22 +88,31 @@ def find_pairs(signatures: list[Signature], mapped: Callable = in_this_process, 
 def copies_among(asked: list[Signature], others: list[Signature],
                  mapped: Callable = in_this_process, *,
                  least_agreement: float = LEAST_AGREEMENT) -> dict[int, int]:
-    """The image of `others` that each image asked about is a copy of, where one was found.
+    """The image of `others` that each image asked about is a copy of, where one was found."""
+    found: dict[int, int] = {}
+    for i, j, _ in registered_among(asked, others, mapped, least_agreement=least_agreement):
+        found.setdefault(i, j)
+    return found
+
+
+def registered_among(asked: list[Signature], others: list[Signature],
+                     mapped: Callable = in_this_process, *,
+                     least_agreement: float = LEAST_AGREEMENT
+                     ) -> Iterator[tuple[int, int, float]]:
+    """Yield (image asked about, image of `others`, agreement) of copies found.
 
     Only the candidates that share most features are registered: it is no grouping, one is enough.
     least_agreement: a higher one than LEAST_AGREEMENT, for images that are alike by nature.
     """
     pairs = [(i, j) for i, j in propose_between(asked, others, most=REGISTERED)]
-    found: dict[int, int] = {}
     for (i, j), result in zip(pairs, mapped(
             register_pair, ((asked[i], others[j]) for i, j in pairs), chunk=64), strict=True):
         faults.check_stop()
         if result.are_copies and result.agreement >= least_agreement:
-            found.setdefault(i, j)
+            yield i, j, result.agreement
     for i, j in plain_copies([*asked, *others]):
         if i < len(asked) <= j:
-            found.setdefault(i, j - len(asked))
-    return found
+            yield i, j - len(asked), PLAIN_AGREEMENT
 
 
 def link(signatures: list[Signature], mapped: Callable = in_this_process) -> list[int]:

@@ -19,7 +19,6 @@ from lungkit.data.dataset import (
     read_manifest,
 )
 from lungkit.data.orientations import as_setting
-from lungkit.data.png import decode_png
 from lungkit.data.writer import DatasetWriter
 from lungkit.generate.model_card import card
 from lungkit.generate.model_files import read_shapes
@@ -56,6 +55,7 @@ class Arm:
     is_trained: bool
     device: object    # a torch.device
     seed: int         # --seed
+    drops_copies: bool = False  # whether images that are copies are drawn anew
 
     @property
     def draws(self) -> int:
@@ -65,8 +65,8 @@ class Arm:
 
 def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, training: dict,
              sampling: dict, seed: int, parts: str, model_files: Callable[[list[str]], list[str]],
-             check: Callable[[dict], None], device: str, overwrite: bool,
-             dry_run: bool) -> Arm | None:
+             check: Callable[[dict], None], device: str, overwrite: bool, dry_run: bool,
+             drop_copies: bool = False) -> Arm | None:
     """Check options and the real dataset, and say what is pending.
 
     Returns None where nothing is to be done: the dataset is complete, or this is a dry run.
@@ -74,10 +74,15 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
     training, sampling: what decides the model besides seed and real; what else the dataset.
     parts: what is trained, in words. model_files: what a finished model of these classes holds.
     check(manifest of real): raises BadOptions or Fault where the arm cannot draw such images.
+    drop_copies: draw images anew that are copies.
     """
     manifest = read_manifest(real)
     training = {**training, "seed": seed, "real": manifest["fingerprint"],
                 **as_setting(manifest["symmetries"])}
+    if drop_copies:
+        from lungkit.audit import memorised
+
+        sampling = {**sampling, "drop_copies": memorised.RECIPE}
     target = Output(output, MANIFEST, {**training, **sampling}, overwrite=overwrite)
     if target.is_complete():
         say(f"{stage}: {output} is already complete")
@@ -95,7 +100,7 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
     place = use_device(device, needed=not dry_run)
     if dry_run:
         return None
-    return Arm(stage, data, items, target, weights, is_trained, place, seed)
+    return Arm(stage, data, items, target, weights, is_trained, place, seed, drop_copies)
 
 
 def require_files(model_dir: Path, *names: str) -> None:
@@ -158,11 +163,21 @@ def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: i
     batch_size: drawn at once on a CPU, where the last bits of an image may depend on it. Images are
     written with real's channels. report(records of the images): further keys of the manifest.
     """
+    from lungkit.generate import copied
+
     data = arm.data
 
     def draw_like_real(draw: Callable, items: list[Item]) -> tuple[np.ndarray, list[dict]]:
         images, columns = in_parts(draw, items)
         return as_real(images, data.channels), columns
+
+    def again_of(label: str) -> Callable[[str, int], tuple[np.ndarray, dict]]:
+        draw = draw_for(label)
+
+        def draw_one(split: str, index: int) -> tuple[np.ndarray, dict]:
+            images, columns = draw_like_real(draw, [Item(index, split, label)])
+            return images[0], columns[0]
+        return draw_one
 
     if arm.device.type == "cuda":
         batch_size *= GPU_BATCHES
@@ -173,8 +188,9 @@ def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: i
         for label in data.classes:
             fill(writer, batches(arm.items, label, batch_size),
                  partial(draw_like_real, draw_for(label)), progress)
+        audited = copied.audit(writer, data, again_of if arm.drops_copies else None)
         more = report(list(writer.records.values())) if report else {}
-        made = publish(writer, data, **more)
+        made = publish(writer, data, audited, **more)
     print(f"{made.path}: {len(made.rows)} images of {len(made.classes)} classes "
           f"from {arm.weights.output_dir}")
 
@@ -212,17 +228,13 @@ def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callabl
         faults.check_stop()
 
 
-def publish(writer: DatasetWriter, real: Dataset, **more: object) -> Dataset:
-    """Audit the images drawn for copies of training images, then publish the dataset.
+def publish(writer: DatasetWriter, real: Dataset, audited: dict, **more: object) -> Dataset:
+    """Publish the dataset with what the audit for copies found of it, and its warning.
 
-    more: further keys of the manifest.
+    audited: of `copied.audit`. more: further keys of the manifest.
     """
     from lungkit.audit import memorised
 
-    drawn = sorted(writer.records)
-    picks = np.linspace(0, len(drawn) - 1, min(len(drawn), memorised.MOST_IMAGES)).astype(int)
-    audited = memorised.audit(
-        real, (decode_png((writer.work_dir / drawn[i]).read_bytes()) for i in picks))
     name = writer.output.output_dir.name
     return writer.publish(parents=train_only_parent(real), copy_audit=audited, **inherited(real),
                           seed=writer.output.options["seed"],
@@ -253,6 +265,9 @@ def add_generator_options(group, hyperparameters) -> None:
                             "OUTPUT-model)")
     group.add_argument("--pool", type=cli.positive_int, default=1, metavar="INT",
                        help="training images to draw, as a multiple of REAL's")
+    group.add_argument("--drop-copies", action="store_true",
+                       help="draw every image anew that is a copy of a training image (see "
+                            "copies.csv), from other seeds, until none is")
     hyperparameters.add_argument("--sampler", choices=("dpm", "ddim"), default="dpm",
                                  help="DPM-Solver++ of second order, or DDIM")
     hyperparameters.add_argument("--sampling-steps", type=cli.positive_int, metavar="INT",

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lungkit.audit import memorised
 from lungkit.data.dataset import open_dataset
 from lungkit.data.writer import DatasetWriter
+from lungkit.generate import copied
 from lungkit.generate.items import (
     Item,
     batches,
@@ -150,7 +150,7 @@ def published(real, path: Path, first: int, options: dict | None = None):
     with writer_at(path, options) as writer:
         for item in plan_items(COUNTS, ["a", "b"], 1):
             writer.add(item.split, item.label, item.index, picture(first + item.index))
-        return publish(writer, real)
+        return publish(writer, real, copied.audit(writer, real))
 
 
 def test_copies_are_warned_of_in_the_dataset_itself_after_the_warnings_of_real(real, tmp_path):
@@ -171,18 +171,6 @@ def test_a_generated_set_records_its_seed_and_that_it_saw_the_train_split_alone(
     assert manifest["parents"] == train_only_parent(real) == [
         {"name": "real", "fingerprint": real.fingerprint,
          "splits": dict.fromkeys(SPLITS, ["train"])}]
-
-
-def test_of_many_images_evenly_spaced_ones_are_audited(real, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(memorised, "MOST_IMAGES", 4)
-    monkeypatch.setattr(memorised, "audit", lambda real, images: asked.append(list(images)) or {
-        "share_near_copies": 0})
-    made = published(real, tmp_path / "many", 100)
-    names = sorted(row.file_name for row in made.rows)
-    expected = [made.image(row) for name in (names[0], names[5], names[10], names[15])
-                for row in made.rows if row.file_name == name]
-    assert np.array_equal(np.stack(asked[0]), np.stack(expected))
 
 
 # ------------------------------------------------------------------ models
