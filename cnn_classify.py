@@ -244,7 +244,8 @@ def build_parser():
     group.add_argument("--weights", type=Path, metavar="FILE",
                        help="weights to start from, .safetensors or a torch state dict; or "
                             "imagenet-lite0, ImageNet's, which come as a package (with them the "
-                            "model is efficientnet_lite0); none are downloaded")
+                            "model is efficientnet_lite0); or imagenet, torchvision's of --model, "
+                            "from torch's cache or fetched into it")
     group.add_argument("--frozen", action="store_true",
                        help="leave the weights as they are: features are worked out once, and "
                             "each repeat trains a linear head on them, without augmentation")

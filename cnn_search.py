@@ -170,7 +170,7 @@ def run_tune(*, data: Path, output: Path, trials: int, model: str | None, weight
     rescored = tuned.rescore([best, first][:1 + (best is not first)], records, folds, metric,
                              partial(train, folds=other_folds))
     found = tuned.conclude(done, first, rescored, metric)
-    settings = {"model": chosen["model"], "weights": weights and str(weights),
+    settings = {"model": chosen["model"], "weights": as_given(weights),
                 **{name: defaults[name] for name in ("batch_size", "learning_rate")},
                 **best.settings}
     write_text(output / "trials.csv", as_csv(tuned.rows(done)))
@@ -178,6 +178,11 @@ def run_tune(*, data: Path, output: Path, trials: int, model: str | None, weight
                                       "steps": chosen["steps"], **about(bench, records)})
     print("\n".join([*tuned.table(done, first), found["reason"],
                      f"train it: cnn_classify.py --settings {output / 'best.json'}"]))
+
+
+def as_given(weights: Path | None) -> str | None:
+    """`--weights` as it is found from anywhere: a file's whole path, or the name of a set."""
+    return weights and str(weights.resolve() if weights.is_file() else weights)
 
 
 def trainer(bench: Bench, records: Records, usual: dict, model: str,

@@ -7,12 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_cnn_classify import make_dataset
 
 import cnn_classify
 import cnn_search
-from lungkit.learn import imagenet, tuning
+from lungkit.learn import fold_training, imagenet, tuning
 from lungkit.learn.fold_training import Bench
 from lungkit.learn.loop import Diverged
 from lungkit.learn.settings import read_settings
@@ -126,6 +127,31 @@ def test_two_trials_of_the_same_settings_are_two_trainings(data):
                                model="small", weights_path=None, checkpoint_path=None)["train_loss"]
               for name, fold in (("trial0001", 0), ("trial0002", 0), ("trial0001", 1))}
     assert len(losses) == 3
+
+
+def test_a_fold_is_trained_on_its_images_and_scored_on_those_held_out(data, monkeypatch):
+    bench = Bench(cnn_search.open_train(data, data.parent / "x"), 2, 0,
+                  cnn_search.use_device("cpu"))
+    drawn, shown = [], []
+    plan_batches = fold_training.plan_batches
+    monkeypatch.setattr(fold_training, "plan_batches", lambda images, *more: drawn.append(images)
+                        or plan_batches(images, *more))
+    monkeypatch.setattr(fold_training, "train", lambda *_, **__: 0.5)
+    monkeypatch.setattr(fold_training, "PREDICTED", 4)  # in two parts
+
+    def predict(network, images, device):
+        shown.append(images.numpy())
+        return np.eye(3)[[int(each.mean((0, 1)).argmax()) for each in shown[-1]]]
+
+    monkeypatch.setattr(fold_training, "predict", predict)
+    record = bench.train_fold("t", 1, {"steps": 1, "batch_size": 2, "learning_rate": 1.0},
+                              model="small", weights_path=None)
+    fold = bench.folds[1]
+    assert drawn[0].tolist() == fold.trained.tolist()
+    assert [len(part) for part in shown] == [3, 3]
+    assert np.array_equal(np.concatenate(shown), bench.images.numpy()[fold.held_out])
+    assert record["scores"]["accuracy"] == 1  # the colour tells the class
+    assert (record["num_train_images"], record["num_held_out_images"]) == (6, 6)
 
 
 def test_a_trial_is_trained_as_it_says_on_the_first_folds_and_again_on_others(data, tmp_path,
@@ -250,3 +276,10 @@ def test_a_dry_run_says_what_is_pending_and_writes_nothing(data, tmp_path, train
 
 def test_the_presets_are_those_of_the_stage_whose_training_is_searched():
     assert cnn_search.PRESETS == cnn_classify.PRESETS
+
+
+def test_best_settings_name_weights_that_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").write_bytes(b"")
+    assert [cnn_search.as_given(each) for each in (None, Path("imagenet"), Path("w.pt"))] == [
+        None, "imagenet", str(tmp_path / "w.pt")]
