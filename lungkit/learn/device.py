@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 from lungkit.run.faults import BadOptions
 
@@ -45,11 +46,30 @@ def _number(name: str) -> int | None:
     return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
 
 
-def autocast(device):
-    """bfloat16 on a GPU; float32 on the CPU, where bfloat16 was measured 2.4 times slower."""
+def autocast(device, *, on_tiles: bool = False):
+    """Products in bfloat16 on a GPU; on a CPU in float32.
+
+    on_tiles: in bfloat16 also on a CPU that multiplies it in tiles. Drawing, encoding and most
+    trainings gain there (benchmarks/precision.txt), those of adapters do not.
+    """
     import torch
 
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    enabled = device.type == "cuda" or (on_tiles and has_tiles())
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether this CPU multiplies bfloat16 in tiles (AMX); in others it is slower than float32.
+
+    LUNGKIT_PRECISION=float32 in the environment says no: for the same bytes on nodes of two kinds.
+    """
+    import torch
+
+    asked = os.environ.get("LUNGKIT_PRECISION", "")
+    if asked not in ("", "float32"):
+        raise BadOptions(f"LUNGKIT_PRECISION is {asked!r}: expected float32, or not set")
+    return not asked and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def frozen_dtype(device):
@@ -75,4 +95,6 @@ def freeze(model, device):
 def device_name(device) -> str:
     import torch
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "cpu, products in bfloat16" if has_tiles() else "cpu"

@@ -25,7 +25,7 @@ def as_on_a_gpu(monkeypatch):
     def switch() -> None:
         monkeypatch.setattr(device, "frozen_dtype", lambda where: torch.bfloat16)
         monkeypatch.setattr(device, "autocast",
-                            lambda where: torch.autocast(where.type, torch.bfloat16))
+                            lambda where, **tiles: torch.autocast(where.type, torch.bfloat16))
         monkeypatch.setattr("lungkit.generate.latents.autocast", device.autocast)
     torch.set_num_threads(1)
     return switch
