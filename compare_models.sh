@@ -207,6 +207,7 @@ stage_command() {	# sets what run_stages starts
 				command+=(--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats"
 					--replicates "$REPLICATES" --plan "$plan" --sheets "$run_dir/sheets")
 			[[ -n $dry_run || ${FIDELITY:-0} == 0 ]] || command+=(--fidelity "$run_dir/datasets")
+			[[ -n $dry_run || ! -d $run_dir/models ]] || command+=(--models "$run_dir/models")
 			command+=("${test_options[@]}") ;;
 	esac
 	((replicate == 0)) || log=$root/logs/${stage// /-}.log

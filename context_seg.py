@@ -7,7 +7,8 @@ lumen through ControlNet. To draw an image, a new layout is sampled from the cla
 statistics (--layouts sampled): where tissue is, and nuclei in it; or a training image's layout is
 taken (--layouts training); never a test image's. What was asked of an image is measured in it.
 
-Reads:  REAL (a dataset of tumor_seg.py), its train split only; the base model; the prompt file.
+Reads:  REAL (a dataset of tumor_seg.py), its train split only, a tenth of it, by group, to choose
+        the weights by; the base model; the prompt file.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images) and the
         layouts drawn as masks/nuclei and masks/tissue; MODEL/controlnet for from_pretrained,
         MODEL/<class>/ for load_lora_weights, MODEL/layouts.npz (the measured training layouts).
@@ -44,6 +45,7 @@ from lungkit.generate.base_model import (
     resolve_base_model,
 )
 from lungkit.generate.drawing import draw_images, pipeline
+from lungkit.generate.held_out import HoldOut
 from lungkit.generate.items import (
     Arm,
     add_generator_options,
@@ -171,21 +173,20 @@ def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str |
         context = [levels.of(layout) for layout in layouts]
         latents = Latents(base.vae, data.load("train")[0], symmetries=data.symmetries)
 
+        def loss_over(places: list[int], control, **more: object):
+            return training_loss(
+                base, latents, lambda i, draw: words.context_caption(labels[i], draw, context[i]),
+                batch_size=batch_size, controlnet=control, maps=maps, places=places, **more)
+
         loss = train_controlnet(
-            arm, base, controlnet, lambda control: training_loss(
-                base, latents,
-                lambda i, draw: words.context_caption(labels[i], draw, context[i]),
-                batch_size=batch_size, controlnet=control, maps=maps,
-                classes=[data.classes.index(label) for label in labels]),
+            arm, base, controlnet, lambda control: lambda places: loss_over(
+                places, control, classes=[data.classes.index(label) for label in labels]),
             steps=controlnet_steps, learning_rate=controlnet_learning_rate)
         control = freeze(get_controlnet(base, str(work_dir / "controlnet")), base.device)
 
         def loss_for(label: str):
             own = [i for i, other in enumerate(labels) if other == label]
-            return training_loss(
-                base, latents.subset(own),
-                lambda i, draw: words.context_caption(label, draw, context[own[i]]),
-                batch_size=batch_size, controlnet=control, maps=maps[own])
+            return lambda places: loss_over([own[place] for place in places], control)
 
         train_each_class(arm, base, loss_for, losses={"controlnet": loss}, **how)
 
@@ -194,7 +195,8 @@ def train_controlnet(arm: Arm, base: BaseModel, start: str | None, loss_with, *,
                      learning_rate: float) -> float:
     """Train and save the ControlNet in the model's `work_dir`, unless it is there; return its loss.
 
-    start: a folder, or None, as in `get_controlnet`. loss_with(control): its loss_at.
+    start: a folder, or None, as in `get_controlnet`. loss_with(control): gives loss_over(places),
+    its loss_at over those training images.
     """
     import torch
 
@@ -205,13 +207,13 @@ def train_controlnet(arm: Arm, base: BaseModel, start: str | None, loss_with, *,
     torch.manual_seed(seed)
     if not (work_dir / "controlnet" / "config.json").exists():
         control = get_controlnet(base, start)
-        loss_at = loss_with(control)
+        loss_at, validation = arm.watched(loss_with(control), steps=steps)
         control.train()
         loss = train(control.parameters(), loss_at, what="ControlNet", steps=steps, seed=seed,
                      learning_rate=learning_rate, ema_decay=0.999,
                      checkpoint_path=work_dir / "controlnet.ckpt",
                      jsonl_path=work_dir / "progress.jsonl",
-                     curve_path=work_dir / ".controlnet" / "loss.csv")
+                     curve_path=work_dir / ".controlnet" / "loss.csv", validation=validation)
         control.save_pretrained(work_dir / ".controlnet")
         write_text(work_dir / ".controlnet" / "loss.txt", repr(loss))
         (work_dir / ".controlnet").rename(work_dir / "controlnet")
@@ -313,7 +315,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
         model_files=lambda classes: ["layouts.npz", "controlnet/config.json",
                                      f"controlnet/{DIFFUSERS}.safetensors",
                                      *(f"{label}/{ADAPTER_FILE}" for label in classes)],
-        check=check,
+        check=check, rule=HoldOut(options["validation_share"], options["patience"]),
         drop_copies=options["drop_copies"], device=device, overwrite=overwrite,
         dry_run=dry_run)
     if arm is None:

@@ -5,7 +5,8 @@ A KL autoencoder compresses the images; a UNet that starts from random weights l
 their latents given the class, in batches that hold all classes alike; new latents are sampled with
 classifier-free guidance and decoded.
 
-Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only.
+Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only, a tenth of it, by
+        group, to choose the weights by.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
         MODEL/{vae,unet,scheduler}, each opened by diffusers' from_pretrained; loss.csv in what was
         trained.
@@ -22,10 +23,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lungkit.data.manifest import read_manifest
 from lungkit.generate.base_model import embedded
+from lungkit.generate.held_out import HoldOut
 from lungkit.generate.items import (
     Arm,
     add_generator_options,
@@ -71,8 +74,12 @@ def build_autoencoder(preset: str, image_size: int, channels: int = 3):
 
 
 def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed: int,
-                      work_dir: Path, device, symmetries: int = 8) -> float:
-    """Train on uint8 images [N, S, S, C]: L1 on pixels and their differences, KL weight 1e-6."""
+                      work_dir: Path, device, symmetries: int = 8, watched: Callable | None = None
+                      ) -> float:
+    """Train on uint8 images [N, S, S, C]: L1 on pixels and their differences, KL weight 1e-6.
+
+    watched: as `Arm.watched`; None: all images are learnt from.
+    """
     import torch
 
     from lungkit.data.orientations import orient
@@ -80,23 +87,30 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
     from lungkit.learn.device import autocast
     from lungkit.learn.loop import train
 
-    def loss_at(step, generator):
-        picks = torch.randint(len(images), (batch_size,), generator=generator)
-        which = int(torch.randint(symmetries, (1,), generator=generator))
-        batch = orient(to_model_range(images[picks.numpy()], autoencoder.config.in_channels),
-                       which, symmetries).to(device)
-        with autocast(device, on_tiles=True):
-            posterior = autoencoder.encode(batch).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-            decoded = autoencoder.decode(posterior.mean + posterior.std * noise).sample.float()
-        edges = sum((decoded.diff(dim=axis) - batch.diff(dim=axis)).abs().mean() for axis in (2, 3))
-        return (decoded - batch).abs().mean() + edges + 1e-6 * posterior.kl().float().mean()
+    def loss_over(places):
+        places = torch.tensor(places)
 
+        def loss_at(step, generator):
+            picks = places[torch.randint(len(places), (batch_size,), generator=generator)]
+            which = int(torch.randint(symmetries, (1,), generator=generator))
+            batch = orient(to_model_range(images[picks.numpy()], autoencoder.config.in_channels),
+                           which, symmetries).to(device)
+            with autocast(device, on_tiles=True):
+                posterior = autoencoder.encode(batch).latent_dist
+                noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+                decoded = autoencoder.decode(posterior.mean + posterior.std * noise).sample.float()
+            edges = sum((decoded.diff(dim=axis) - batch.diff(dim=axis)).abs().mean()
+                        for axis in (2, 3))
+            return (decoded - batch).abs().mean() + edges + 1e-6 * posterior.kl().float().mean()
+        return loss_at
+
+    loss_at, validation = (watched or unwatched(images))(loss_over, steps=steps)
     # images are drawn from (seed, item) and the UNet is trained from (seed + 1, step)
     return train(autoencoder.parameters(), loss_at, what="autoencoder", steps=steps, seed=seed + 2,
                  learning_rate=AUTOENCODER_LEARNING_RATE, ema_decay=0.999,
                  checkpoint_path=work_dir / "autoencoder.ckpt",
-                 jsonl_path=work_dir / "progress.jsonl", curve_path=work_dir / "vae" / "loss.csv")
+                 jsonl_path=work_dir / "progress.jsonl", curve_path=work_dir / "vae" / "loss.csv",
+                 validation=validation)
 
 
 # ------------------------------------------------------------------ denoiser
@@ -115,8 +129,11 @@ def build_unet(latent_size: int, latent_channels: int, widths: list[int], num_cl
 
 def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int, steps: int,
                batch_size: int, learning_rate: float, seed: int, work_dir: Path, device,
-               symmetries: int = 8) -> float:
-    """Train on uint8 images [N, S, S, C] and int64 labels [N]; return the final loss."""
+               symmetries: int = 8, watched: Callable | None = None) -> float:
+    """Train on uint8 images [N, S, S, C] and int64 labels [N]; return the final loss.
+
+    watched: as `Arm.watched`; None: all images are learnt from.
+    """
     import torch
 
     from lungkit.generate.latents import Latents, denoising_loss, pick_images
@@ -128,20 +145,26 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
     autoencoder.register_to_config(scaling_factor=scale)
     labels = torch.from_numpy(labels)
 
-    def loss_at(step, generator):
-        picks = pick_images(labels, batch_size, generator)
-        which = torch.randint(symmetries, (batch_size,), generator=generator)
-        batch = (latents.draw(picks, which, generator) * scale).to(device)
-        dropped = torch.rand(batch_size, generator=generator) < CLASS_DROPOUT
-        classes = torch.where(dropped, num_classes, labels[picks]).to(device)
-        with autocast(device, on_tiles=True):
-            return denoising_loss(lambda noisy, t: unet(noisy, t, class_labels=classes).sample,
-                                  schedule, batch, generator)
+    def loss_over(places):
+        places = torch.tensor(places)
 
+        def loss_at(step, generator):
+            picks = places[pick_images(labels[places], batch_size, generator)]
+            which = torch.randint(symmetries, (batch_size,), generator=generator)
+            batch = (latents.draw(picks, which, generator) * scale).to(device)
+            dropped = torch.rand(batch_size, generator=generator) < CLASS_DROPOUT
+            classes = torch.where(dropped, num_classes, labels[picks]).to(device)
+            with autocast(device, on_tiles=True):
+                return denoising_loss(
+                    lambda noisy, t: unet(noisy, t, class_labels=classes).sample, schedule, batch,
+                    generator)
+        return loss_at
+
+    loss_at, validation = (watched or unwatched(images))(loss_over, steps=steps)
     return train(unet.parameters(), loss_at, what="diffusion UNet", steps=steps, seed=seed + 1,
                  learning_rate=learning_rate, ema_decay=EMA_DECAY,
                  checkpoint_path=work_dir / "unet.ckpt", jsonl_path=work_dir / "progress.jsonl",
-                 curve_path=work_dir / "unet" / "loss.csv")
+                 curve_path=work_dir / "unet" / "loss.csv", validation=validation)
 
 
 def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sampler_name: str,
@@ -174,6 +197,11 @@ def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sam
         return to_pixels(autoencoder.decode(latents / autoencoder.config.scaling_factor).sample)
 
 
+def unwatched(images) -> Callable:
+    """In place of `Arm.watched` where all images are learnt from and none are held out."""
+    return lambda loss_over, *, steps: (loss_over(range(len(images))), None)
+
+
 # ------------------------------------------------------------------ the stage
 
 def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], train_steps: int,
@@ -188,13 +216,14 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
     images, labels = arm.data.load("train")
     num_classes, seed, device = len(arm.data.classes), arm.draws, arm.device
     with arm.weights.writing() as work_dir:
+        how = {"seed": seed, "work_dir": work_dir, "device": device,
+               "symmetries": arm.data.symmetries, "watched": arm.watched}
         torch.manual_seed(seed)
         losses = {}
         if autoencoder == "train":
             vae = build_autoencoder(preset, arm.data.image_size, arm.data.channels).to(device)
             losses["autoencoder"] = train_autoencoder(
-                vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, seed=seed,
-                work_dir=work_dir, device=device, symmetries=arm.data.symmetries)
+                vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, **how)
         else:
             part = find_autoencoder(autoencoder, arm.data.manifest)
             vae = AutoencoderKL.from_pretrained(part.folder, variant=part.variant,
@@ -207,8 +236,7 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
         schedule = training_schedule()
         losses["unet"] = train_unet(
             unet, vae, schedule, images, labels, num_classes=num_classes, steps=train_steps,
-            batch_size=batch_size, learning_rate=learning_rate, seed=seed, work_dir=work_dir,
-            device=device, symmetries=arm.data.symmetries)
+            batch_size=batch_size, learning_rate=learning_rate, **how)
         for name, part in (("vae", vae), ("unet", unet), ("scheduler", schedule)):
             part.save_pretrained(work_dir / name)
         publish_model(arm, losses)
@@ -299,6 +327,7 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
         model_files=lambda classes: [f"{part}/{name}" for part in ("vae", "unet") for name in (
             "config.json", f"{DIFFUSERS}.safetensors")] + ["scheduler/scheduler_config.json"],
         check=lambda manifest: check_sizes(manifest, autoencoder, preset, widths),
+        rule=HoldOut(options["validation_share"], options["patience"]),
         drop_copies=options["drop_copies"], device=device, overwrite=overwrite,
         dry_run=dry_run)
     if arm is None:

@@ -6,8 +6,8 @@ from the prompt file (of tissue: stain, magnification, architecture, nuclei, cyt
 technique, view, window, size, density, margin, surroundings). Images are drawn from the same
 captions, away from the class's negative prompt. Each is drawn with alone.
 
-Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only; the base model; the
-        prompt file.
+Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only, a tenth of it, by
+        group, to choose the weights by; the base model; the prompt file.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
         MODEL/<class>/pytorch_lora_weights.safetensors for diffusers' load_lora_weights.
 
@@ -39,6 +39,7 @@ from lungkit.generate.base_model import (
     resolve_base_model,
 )
 from lungkit.generate.drawing import draw_images, pipeline
+from lungkit.generate.held_out import HoldOut
 from lungkit.generate.items import (
     Arm,
     add_generator_options,
@@ -69,8 +70,9 @@ def train_adapters(arm: Arm, base: BaseModel, words: Prompts, *, batch_size: int
     def loss_for(label: str):
         latents = Latents(base.vae, arm.data.load("train", label)[0],
                           symmetries=arm.data.symmetries)
-        return training_loss(base, latents, lambda _, draw: words.caption(label, draw),
-                             batch_size=batch_size)
+        return lambda places: training_loss(
+            base, latents, lambda _, draw: words.caption(label, draw), batch_size=batch_size,
+            places=places)
 
     with arm.weights.writing():
         train_each_class(arm, base, loss_for, **how)
@@ -112,6 +114,7 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
                   **{key: options[key] for key in ("sampling_steps", "guidance_scale")}},
         model_files=lambda classes: [f"{label}/{ADAPTER_FILE}" for label in classes],
         check=lambda manifest: check_base_model(folder, manifest, words),
+        rule=HoldOut(options["validation_share"], options["patience"]),
         drop_copies=options["drop_copies"], device=device, overwrite=overwrite,
         dry_run=dry_run)
     if arm is None:

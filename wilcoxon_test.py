@@ -14,6 +14,7 @@ Writes  OUTPUT/noninferiority.csv   each synthetic arm against real: margin, int
         OUTPUT/accuracies.csv       tidy, one line per repeat
         OUTPUT/looks.csv, power.csv the plan and every look beyond it, where there is a plan
         OUTPUT/accuracy_boxplot.png, accuracy_differences.png
+        OUTPUT/loss.png             how the generators' losses fell, with --models
         OUTPUT/report.html          one self-contained page
         OUTPUT/comparison.json      last: present means complete
 Prints  the answer, the table of all pairs, then the path of the report.
@@ -48,7 +49,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import csv_tables, likeness, report, results, scores
+from lungkit.compare import csv_tables, curves, likeness, report, results, scores
 from lungkit.compare.answer import Comparison, plain
 from lungkit.compare.pairs import compare, rank_cautions
 from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p
@@ -66,11 +67,12 @@ MARGIN = 0.02       # ours: two points of accuracy; state your own before seeing
 # ------------------------------------------------------------------ files
 
 def input_hash(results_path: Path, sheets_dir: Path | None, fidelity_dir: Path | None,
-               options: dict) -> str:
+               models_dir: Path | None, options: dict) -> str:
     """SHA-256 over every input file's name and content, the options, and the code of this view."""
     paths = results.result_paths(results_path)
     paths += listed(sheets_dir, "*.png") if sheets_dir else []
     paths += listed(fidelity_dir, f"*/{likeness.FILE}") if fidelity_dir else []
+    paths += listed(models_dir, f"*/*/{curves.FILE}") if models_dir else []
     if results_path.is_dir():
         paths += [path.with_suffix(".npz") for path in paths if path.with_suffix(".npz").is_file()]
     paths += [report.TEMPLATE, Path(__file__), Path(result.__file__), *CODE]
@@ -109,7 +111,7 @@ def publish(output: Path, contents: dict[str, bytes], manifest: dict) -> None:
 def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | None,
         replicates: int | None, alpha: float | None, margin: float | None,
         datasets: list[str] | None, controls: list[str], benign: str | None, plan: Path | None,
-        sheets: Path | None, fidelity: Path | None, dry_run: bool) -> None:
+        sheets: Path | None, fidelity: Path | None, models: Path | None, dry_run: bool) -> None:
     """Read, test, decide, draw, publish, print."""
     from lungkit.compare import plan as plans  # reads datasets, which --help must not wait for
 
@@ -117,11 +119,11 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
     metric = metric or planned.get("metric")
     alpha, margin = alpha or planned.get("alpha", ALPHA), margin or planned.get("margin", MARGIN)
     check_options(results_path, output, metric, alpha, margin,
-                  {"sheets": sheets, "fidelity": fidelity})
+                  {"sheets": sheets, "fidelity": fidelity, "models": models})
     options = {"metric": metric, "repeats": repeats, "alpha": alpha, "margin": margin,
                "datasets": datasets, "controls": controls, "benign": benign,
                "replicates": replicates, "plan": bool(planned)}
-    inputs = input_hash(results_path, sheets, fidelity, options)
+    inputs = input_hash(results_path, sheets, fidelity, models, options)
     done = complete_manifest(output, inputs)
     if done and not dry_run:
         print(f"{done['printed']}\nalready complete: {output / 'report.html'}")
@@ -151,7 +153,8 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
     printed = "\n".join([*comparison.answer, "", report.verdict_table(comparison.pairs)])
     also = [str(each) for each in comparison.warnings if not each.limits]
     contents = {name: text.encode() for name, text in csv_tables.csv_files(comparison).items()}
-    contents |= report.contents(found, comparison, tests, sheets, likeness.read(fidelity, found))
+    contents |= report.contents(found, comparison, tests, sheets, likeness.read(fidelity, found),
+                                models)
     publish(output, contents, {
         **comparison.to_json(), "inputs": inputs, "options": options, "unit": found.unit,
         "printed": printed, "tests": [plain(asdict(test)) for test in tests]})
@@ -257,6 +260,9 @@ def build_parser():
     output_group.add_argument("--fidelity", type=cli.directory, metavar="DIR",
                               help="folder of the datasets, whose fidelity.json to show in the "
                                    "report (default: none)")
+    output_group.add_argument("--models", type=cli.directory, metavar="DIR",
+                              help="folder of the generators' models, whose losses by step to "
+                                   "show in the report (default: none)")
     cli.add_common(parser, seed=False, device=False, overwrite=False)
     return parser
 

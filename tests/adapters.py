@@ -162,12 +162,15 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
             return Nuclei(np.zeros((SIZE, SIZE), np.int32), centroids, areas)
         return detect
 
-    def training_loss(base, latents, caption, *, batch_size, classes=None, controlnet=None,
-                      maps=None):
+    def training_loss(base, latents, caption, *, batch_size, places=None, classes=None,
+                      controlnet=None, maps=None):
         control = controlnet and SimpleNamespace(source=controlnet.source, frozen=controlnet.frozen,
                                                  training=controlnet.training)
-        call = SimpleNamespace(numbers=latents.numbers, caption=caption, batch_size=batch_size,
-                               control=control, maps=maps, controlnet=controlnet, classes=classes,
+        call = SimpleNamespace(numbers=[latents.numbers[place] for place in places],
+                               caption=lambda number, draw: caption(places[number], draw),
+                               batch_size=batch_size, control=control, controlnet=controlnet,
+                               maps=None if maps is None else maps[places],
+                               classes=classes and [classes[place] for place in places],
                                symmetries=latents.symmetries)
         record.losses.append(call)
         return call

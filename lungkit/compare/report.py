@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import figures, likeness as alike, scores, tables
+from lungkit.compare import curves, figures, likeness as alike, scores, tables
 from lungkit.compare.answer import OUTSIDE, PRIMARY, SECOND, Comparison, PairAnswer
 from lungkit.compare.pairs import Pair
 from lungkit.compare.power import trainings_needed
@@ -27,16 +27,18 @@ FAMILIES = {PRIMARY: "each synthetic arm against real", SECOND: "all other pairs
 # ------------------------------------------------------------------ the page
 
 def contents(found: Results, said: Comparison, tests: Sequence[Pair], sheets_dir: Path | None,
-             likeness: Sequence[dict] = ()) -> dict[str, bytes]:
+             likeness: Sequence[dict] = (), models_dir: Path | None = None) -> dict[str, bytes]:
     """The files of a comparison, all but its manifest and the tables of `csv_tables`.
 
-    likeness: of lungkit.compare.likeness.read.
+    likeness: of lungkit.compare.likeness.read. models_dir: the folder of the arms' models.
     """
     pictures = {"accuracy_boxplot.png": figures.boxplot_png(found, said.metric, said.arms)}
     if any(pair.estimates for pair in said.pairs):
         pictures["accuracy_differences.png"] = figures.differences_png(said)
     if said.curve:
         pictures["dose.png"] = figures.dose_png(said)
+    if shown := curves.of_arms(models_dir, found.datasets):
+        pictures[curves.PICTURE] = curves.png(shown)
     html = page(found, said, tests, pictures=pictures,
                 sheets=read_sheets(sheets_dir, found.datasets), likeness=likeness)
     measured = {"fidelity.csv": table_csv(list(likeness)).encode()} if likeness else {}

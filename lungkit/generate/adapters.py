@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from lungkit.generate.items import Arm, publish_model
 from lungkit.run import cli, faults
 from lungkit.run.files import write_text
 from lungkit.run.seeds import stream
+
+if TYPE_CHECKING:
+    from lungkit.learn.validation import Validation
 
 ADAPTERS = ("lora", "dora")
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name load_lora_weights looks for
@@ -69,11 +73,13 @@ def denoise_with(unet, states, controlnet=None, control=None) -> Callable:
 
 
 def training_loss(base: BaseModel, latents, caption: Callable[[int, random.Random], str], *,
-                  batch_size: int, classes: list[int] | None = None, controlnet=None,
+                  batch_size: int, places: list[int] | None = None,
+                  classes: list[int] | None = None, controlnet=None,
                   maps: np.ndarray | None = None) -> Callable:
     """loss_at(step, generator) over `latents`, captioned by caption(image index, draw).
 
-    classes: of each image, where there are several: every batch holds all of them alike.
+    places: of the images drawn from, None: all. classes: of each of all images, where there are
+    several: every batch holds all of them alike.
     maps: structure maps uint8 [N, S, S, 3], needed with a ControlNet; turned with their images.
     """
     import torch
@@ -82,14 +88,15 @@ def training_loss(base: BaseModel, latents, caption: Callable[[int, random.Rando
     from lungkit.generate.latents import denoising_loss, pick_images
     from lungkit.learn.device import autocast
 
-    numbered = None if classes is None else torch.tensor(classes)
+    places = torch.arange(len(latents)) if places is None else torch.tensor(places)
+    numbered = None if classes is None else torch.tensor(classes)[places]
     controls = None if maps is None else torch.from_numpy(maps).permute(0, 3, 1, 2)
 
     def loss_at(step, generator):
         if numbered is None:
-            picks = torch.randint(len(latents), (batch_size,), generator=generator)
+            picks = places[torch.randint(len(places), (batch_size,), generator=generator)]
         else:
-            picks = pick_images(numbered, batch_size, generator)
+            picks = places[pick_images(numbered, batch_size, generator)]
         which = torch.randint(latents.symmetries, (batch_size,), generator=generator)
         batch = latents.draw(picks, which, generator) * base.vae.config.scaling_factor
         draw = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
@@ -108,7 +115,8 @@ def training_loss(base: BaseModel, latents, caption: Callable[[int, random.Rando
 
 def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, target: str,
                   steps: int, learning_rate: float, seed: int, what: str, output_dir: Path,
-                  checkpoint_path: Path, jsonl_path: Path) -> float:
+                  checkpoint_path: Path, jsonl_path: Path,
+                  validation: Validation | None = None) -> float:
     """Train one LoRA or DoRA adapter and save it for `load_lora_weights`; leave the base as it was.
 
     The adapter is removed again before return, and the base is proved untouched: an adapter left
@@ -134,7 +142,7 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
     loss = train([p for p in base.unet.parameters() if p.requires_grad], loss_at, what=what,
                  steps=steps, learning_rate=learning_rate, seed=seed, weight_decay=0.0,
                  ema_decay=0.99, checkpoint_path=checkpoint_path, jsonl_path=jsonl_path,
-                 curve_path=output_dir / "loss.csv")
+                 curve_path=output_dir / "loss.csv", validation=validation)
     # peft's own key names throughout: the loader drops the old attention names in a mixed file
     weights = get_peft_model_state_dict(base.unet, adapter_name="class")
     StableDiffusionPipeline.save_lora_weights(output_dir, unet_lora_layers=weights,
@@ -151,14 +159,16 @@ def train_each_class(arm: Arm, base: BaseModel, loss_for: Callable[[str], Callab
                      losses: dict[str, float] | None = None) -> None:
     """Train an adapter on each class in the `work_dir` of arm.weights, and publish the model.
 
-    loss_for(label): the loss_at of that class's images. losses: of what was trained before them.
+    loss_for(label): gives loss_over(places), the loss_at of those of that class's images.
+    losses: of what was trained before them.
     """
     work_dir, losses = arm.weights.work_dir, dict(losses or {})
     for label in arm.data.classes:
         loss_path = work_dir / label / "loss.txt"
         if not loss_path.exists():  # written after the adapter: present means trained
-            loss = train_adapter(base, loss_for(label), kind=kind, rank=rank, target=target,
-                                 steps=steps, learning_rate=learning_rate,
+            loss_at, validation = arm.watched(loss_for(label), steps=steps, label=label)
+            loss = train_adapter(base, loss_at, kind=kind, rank=rank, target=target,
+                                 steps=steps, learning_rate=learning_rate, validation=validation,
                                  seed=stream(f"{arm.stage} {label}", arm.seed),
                                  what=f"{kind} {label}", output_dir=work_dir / label,
                                  checkpoint_path=work_dir / f"{label}.ckpt",

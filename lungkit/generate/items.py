@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lungkit.compare import curves
 from lungkit.data.dataset import (
     MANIFEST,
     SPLITS,
@@ -20,16 +23,20 @@ from lungkit.data.dataset import (
 )
 from lungkit.data.orientations import as_setting
 from lungkit.data.writer import DatasetWriter
+from lungkit.generate.held_out import NOTHING, HoldOut, add_validation_options
 from lungkit.generate.model_card import card
 from lungkit.generate.model_files import read_shapes
 from lungkit.learn.device import use_device
 from lungkit.run import cli, faults
-from lungkit.run.files import quick_fingerprint, write_text
+from lungkit.run.files import quick_fingerprint, read_json, write_bytes, write_text
 from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
 from lungkit.run.provenance import provenance
 from lungkit.run.seeds import stream
 from lungkit.run.system_files import listed
+
+if TYPE_CHECKING:
+    from lungkit.learn.validation import Validation
 
 GPU_BATCHES = 4  # ours: batches of a CPU drawn at once on a GPU, which a small one leaves idle
 
@@ -56,17 +63,41 @@ class Arm:
     device: object    # a torch.device
     seed: int         # --seed
     drops_copies: bool = False  # whether images that are copies are drawn anew
+    rule: HoldOut = NOTHING
+    held: frozenset[int] = frozenset()  # places of train images that are not learnt from
 
     @property
     def draws(self) -> int:
         """The seed of the images' own random numbers."""
         return stream(self.stage, self.seed)
 
+    def sides(self, label: str | None = None) -> tuple[list[int], list[int]]:
+        """Places of the train images of a class (None: of all) to learn from, and held out.
+
+        They count as `Dataset.load("train", label)` orders images.
+        """
+        own = [place for place, row in enumerate(self.data.select("train"))
+               if label in (None, row.label)]
+        sides: tuple[list[int], list[int]] = [], []
+        for number, place in enumerate(own):
+            sides[place in self.held].append(number)
+        return sides
+
+    def watched(self, loss_over: Callable[[list[int]], Callable], *, steps: int,
+                label: str | None = None) -> tuple[Callable, Validation | None]:
+        """The loss_at of a training over the images of `sides(label)` and what looks at the rest.
+
+        loss_over(places): the loss_at of a training on those images.
+        """
+        seen, held = self.sides(label)
+        return loss_over(seen), self.rule.validation(
+            loss_over(held) if held else None, steps=steps, seed=self.seed)
+
 
 def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, training: dict,
              sampling: dict, seed: int, parts: str, model_files: Callable[[list[str]], list[str]],
              check: Callable[[dict], None], device: str, overwrite: bool, dry_run: bool,
-             drop_copies: bool = False) -> Arm | None:
+             drop_copies: bool = False, rule: HoldOut = NOTHING) -> Arm | None:
     """Check options and the real dataset, and say what is pending.
 
     Returns None where nothing is to be done: the dataset is complete, or this is a dry run.
@@ -74,10 +105,10 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
     training, sampling: what decides the model besides seed and real; what else the dataset.
     parts: what is trained, in words. model_files: what a finished model of these classes holds.
     check(manifest of real): raises BadOptions or Fault where the arm cannot draw such images.
-    drop_copies: draw images anew that are copies.
+    drop_copies: draw images anew that are copies. rule: of what is held out of the training images.
     """
     manifest = read_manifest(real)
-    training = {**training, "seed": seed, "real": manifest["fingerprint"],
+    training = {**training, **rule.as_setting(), "seed": seed, "real": manifest["fingerprint"],
                 **as_setting(manifest["symmetries"])}
     if drop_copies:
         from lungkit.audit import memorised
@@ -100,7 +131,9 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
     place = use_device(device, needed=not dry_run)
     if dry_run:
         return None
-    return Arm(stage, data, items, target, weights, is_trained, place, seed, drop_copies)
+    held = frozenset() if is_trained else rule.choose(data, seed)
+    return Arm(stage, data, items, target, weights, is_trained, place, seed, drop_copies, rule,
+               held)
 
 
 def require_files(model_dir: Path, *names: str) -> None:
@@ -124,10 +157,21 @@ def publish_model(arm: Arm, losses: dict[str, float], base: Path | None = None) 
 
     base: the folder of the base model that it belongs to, None where there is none.
     """
+    from lungkit.learn.loop import VALIDATION
+
     for checkpoint in arm.weights.work_dir.glob("*.ckpt"):
         checkpoint.unlink()
     manifest = {"schema": "lungkit.model/1", "stage": arm.stage, "classes": arm.data.classes,
                 "losses": losses, "parents": train_only_parent(arm.data), **provenance()}
+    found = {path.parent.name: read_json(path)
+             for path in sorted(arm.weights.work_dir.glob(f"*/{VALIDATION}"))}
+    if found:
+        rows = arm.data.select("train")
+        manifest["validation"] = {
+            "images": dict(Counter(rows[place].label for place in sorted(arm.held))),
+            "trained": found}
+    if shown := curves.of_model(arm.weights.work_dir):
+        write_bytes(arm.weights.work_dir / curves.PICTURE, curves.png(shown))
     write_text(arm.weights.work_dir / "README.md", card(
         arm.stage, {**manifest, "parameters": arm.weights.options}, arm.data, base))
     arm.weights.publish(manifest)
@@ -274,6 +318,7 @@ def add_generator_options(group, hyperparameters) -> None:
                                  help="steps from noise to an image")
     hyperparameters.add_argument("--guidance-scale", type=cli.positive_float, metavar="FLOAT",
                                  help="1: no guidance")
+    add_validation_options(hyperparameters)
 
 
 def check_divisible(image_size: int, divisor: int) -> None:

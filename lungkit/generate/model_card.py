@@ -82,8 +82,22 @@ def card(stage: str, model: dict, data, base: Path | None) -> str:
         f"{data.channels} channels, modality {data.modality or 'unknown'}, fingerprint "
         f"`{data.fingerprint}`:", "", *counts, "",
         "## How", "", *known, "", "Mean training loss over the last tenth of the steps:", "",
-        *losses, "", f"With {versions}; commit {model['commit'] or 'unknown'} of the project.",
-        "", "## Intended use", "", USE, "", "## Limits", "", LIMITS, ""])
+        *losses, "", *chosen(model.get("validation")),
+        f"With {versions}; commit {model['commit'] or 'unknown'} of the project.", "",
+        "## Intended use", "", USE, "", "## Limits", "", LIMITS, ""])
+
+
+def chosen(validation: dict | None) -> list[str]:
+    """By what the weights were chosen, in lines; none where nothing was held out."""
+    if not validation:
+        return []
+    images = ", ".join(f"{number} of `{label}`" for label, number in validation["images"].items())
+    return [f"Of these images {images} were held out, in whole groups, and the weights kept are "
+            "those with the least loss on them (best, at the step; `loss.csv` and `loss.png` show "
+            "all):", "",
+            *(f"- {part}: {found['best_loss']:.4g} at step {found['best_step']} of "
+              f"{found['steps']}, at the end {found['last_loss']:.4g}"
+              for part, found in validation["trained"].items()), ""]
 
 
 def folder_name(base: Path) -> str:

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
+from lungkit.learn.validation import Validation, exchanged
 from lungkit.run.faults import BadOptions, Fault, check_stop, stop_requested
-from lungkit.run.files import atomic_path, write_text
+from lungkit.run.files import atomic_path, write_json, write_text
 from lungkit.run.progress import Progress, note_saved, say
 from lungkit.run.seeds import generator_for
 
@@ -29,6 +30,7 @@ SCHEMA = "lungkit.checkpoint/1"
 CHECKPOINT_INTERVAL_SEC = 60
 WARNING_SEC = 180  # the jobs' #SBATCH --signal
 TORN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError)
+VALIDATION = "validation.json"  # what the best weights were, beside the table of losses
 CURVE_ROWS = 500  # of a table of losses: fine enough for any plot
 SYNC_STEPS = 20  # the losses are read so often; in between a GPU is never waited for
 
@@ -135,11 +137,7 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
             due = time.monotonic() - saved_at >= save_interval(saving_sec)
             if losses.num_waiting() < SYNC_STEPS and not (due or last or stop_requested()):
                 continue
-            new = losses.fetch()
-            if not all(math.isfinite(value) for values in new.values() for value in values):
-                raise Diverged(f"{what}: the loss is not finite at about step {step + 1} of "
-                               f"{total}: lower --learning-rate and add --overwrite, or look at "
-                               "the images")
+            new = fetch_finite(losses, what, step + 1, total)
             progress.update(step + 1, **{name: sum(values) / len(values)
                                          for name, values in new.items()})
             if due or stop_requested() or (last and save_last):
@@ -152,6 +150,15 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
                     check_stop()
 
     return steps()
+
+
+def fetch_finite(losses: Losses, what: str, done: int, total: int) -> dict[str, list[float]]:
+    """`losses.fetch()`. Raises Diverged where one is not finite."""
+    new = losses.fetch()
+    if not all(math.isfinite(value) for values in new.values() for value in values):
+        raise Diverged(f"{what}: the loss is not finite at about step {done} of {total}: lower "
+                       "--learning-rate and add --overwrite, or look at the images")
+    return new
 
 
 def save_interval(saving_sec: float) -> float:
@@ -222,7 +229,7 @@ def restore(path: Path | None, state: dict, identity: dict, *, overwrite: bool =
             place.unlink(missing_ok=True)  # never to be taken for an earlier one of this training
         return 0
     if not readable:
-        raise Fault(f"{path} is not a checkpoint of this version, which cannot go on from it: "
+        raise Diverged(f"{path} is not a checkpoint of this version, which cannot go on from it: "
                     "remove it, and the same command trains this part from its start")
     if changed:
         raise BadOptions(f"{path} was begun otherwise ({'; '.join(changed)}): use the same "
@@ -249,7 +256,8 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup_steps: int) -> f
 def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: str, steps: int,
           learning_rate: float, seed: int, checkpoint_path: Path, ema_decay: float | None = None,
           weight_decay: float = 0.01, warmup_steps: int | None = None,
-          jsonl_path: Path | None = None, curve_path: Path | None = None) -> float:
+          jsonl_path: Path | None = None, curve_path: Path | None = None,
+          validation: Validation | None = None) -> float:
     """Minimise `loss_at(step, generator) -> scalar` over `steps`; leave the result in `parameters`.
 
     AdamW on a warm-up and a cosine; step k draws its batch, noise and times from (seed, k) alone.
@@ -257,7 +265,9 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
     arXiv:2312.02696 on its use), else the last weights. warmup_steps: None means a twentieth of
     `steps`, at most 500. The checkpoint belongs to the caller's unpublished directory, which
     removes it. curve_path: a CSV of the loss by step (`Losses.curve`), the same after a kill; None:
-    none. Returns the mean loss of the last tenth. Raises as `loop` does.
+    none. validation: looks at what is held out; the result is then the weights that it found best,
+    and what it found lies in validation.json beside the curve. Returns the mean loss of the last
+    tenth of the steps taken. Raises as `loop` does.
     """
     from diffusers.training_utils import EMAModel
 
@@ -271,12 +281,15 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
     if ema_decay is not None:
         ema = state["ema"] = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True,
                                       foreach=on_gpu, inv_gamma=1.0, power=0.75)
+    watched = {}
+    if validation is not None:
+        state["validation"], watched = validation, {"patience": validation.patience}
     losses = Losses()
     steps_left = loop(
         steps, what=what, state=state, losses=losses, checkpoint_path=checkpoint_path,
         identity={"what": what, "steps": steps, "learning_rate": learning_rate, "seed": seed,
                   "ema_decay": ema_decay, "weight_decay": weight_decay,
-                  "warmup_steps": warmup_steps},
+                  "warmup_steps": warmup_steps, **watched},
         rates=[(optimizer,
                 lambda step: learning_rate_at(step, steps, learning_rate, warmup_steps))],
         keep_earlier=True, jsonl_path=jsonl_path)
@@ -284,17 +297,49 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
         ema.to(parameters[0].device)  # a restored average lies on the CPU
     for step in steps_left:
         loss = loss_at(step, generator_for(seed, step))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if ema is not None:
-            ema.step(parameters)
+        update(loss, parameters, optimizer, ema)
         losses.add(loss=loss)
-    if ema is not None:
+        if validation is not None and step + 1 in validation.due:
+            with exchanged(parameters, ema and ema.shadow_params):
+                enough = validation.note(step + 1, parameters, what)
+            if enough:
+                break
+    if validation is not None:
+        finish_early(losses, validation, what, steps)
+        validation.restore(parameters)
+    elif ema is not None:
         ema.copy_to(parameters)
     if curve_path is not None:
-        rows = [f"{step},{loss:.6g}" for step, loss in losses.curve()]
-        write_text(curve_path, "\n".join(["step,train_loss", *rows, ""]))
+        write_curve(curve_path, losses, validation)
     tail = losses.last_tenth()
     return sum(tail) / len(tail)
+
+
+def update(loss: torch.Tensor, parameters: list, optimizer: torch.optim.Optimizer, ema) -> None:
+    """One step down the gradient of `loss`, clipped to a length of 1, and of the average."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    if ema is not None:
+        ema.step(parameters)
+
+
+def finish_early(losses: Losses, validation: Validation, what: str, steps: int) -> None:
+    """Take in what a training that ended before its last step has left, and say that it did."""
+    fetch_finite(losses, what, max(validation.values), steps)
+    if (done := len(losses.values["loss"])) < steps:
+        say(f"{what}: stopped after {done} of {steps} steps: what is held out was best known after "
+            f"{validation.best_step}")
+
+
+def write_curve(path: Path, losses: Losses, validation: Validation | None) -> None:
+    """The losses by step as a CSV; of what is held out a column, and validation.json beside it."""
+    rows = {step: [f"{loss:.6g}", ""] for step, loss in losses.curve()}
+    names = ["step", "train_loss", "val_loss"][:2 if validation is None else 3]
+    if validation is not None:
+        for step, loss in validation.values.items():
+            rows.setdefault(step, ["", ""])[1] = f"{loss:.6g}"
+        write_json(path.with_name(VALIDATION), validation.record(len(losses.values["loss"])))
+    lines = [",".join([str(step), *rows[step]][:len(names)]) for step in sorted(rows)]
+    write_text(path, "\n".join([",".join(names), *lines, ""]))

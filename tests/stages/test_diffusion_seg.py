@@ -68,12 +68,12 @@ class Scaler(torch.nn.Module):
 LABELS = np.array([1, 0, 2, 1])
 
 
-def fit(images, work_dir, *, steps: int, symmetries: int = 8) -> tuple:
+def fit(images, work_dir, *, steps: int, symmetries: int = 8, watched=None) -> tuple:
     """UNet and autoencoder after `steps`, and (image, orientation, class) of what was asked."""
     unet, autoencoder, schedule = Scaler(), Pixels(), training_schedule()
     diffusion_seg.train_unet(unet, autoencoder, schedule, images, LABELS, num_classes=3,
                              steps=steps, batch_size=16, learning_rate=0.02, seed=0, device=CPU,
-                             work_dir=work_dir, symmetries=symmetries)
+                             work_dir=work_dir, symmetries=symmetries, watched=watched)
     known = torch.stack([orient(to_model_range(images), which) for which in range(8)])
     known *= autoencoder.config.scaling_factor
     seen = []  # at little noise
@@ -98,6 +98,19 @@ def fitted(tmp_path_factory):
 def test_every_image_is_trained_on_as_of_its_own_class_or_none(fitted):
     pairs = {(image, label) for image, _, label in fitted.seen}
     assert pairs == {(image, label) for image in range(4) for label in (LABELS[image], 3)}
+
+
+def test_what_is_held_out_is_not_learnt_from(fitted, tmp_path):
+    def watched(loss_over, *, steps):
+        return loss_over([3, 1]), None
+
+    _, _, seen = fit(fitted.images, tmp_path, steps=4, watched=watched)
+    assert {image for image, _, _ in seen} == {1, 3}
+    pictures = np.zeros((4, 8, 8, 3), np.uint8)
+    pictures[[1, 3]] = 255
+    white = diffusion_seg.train_autoencoder(Pixels(deviation=0.5), pictures, steps=1, batch_size=8,
+                                            seed=0, work_dir=tmp_path, device=CPU, watched=watched)
+    assert white == pytest.approx(3), "an image of another level was in the batch"
 
 
 def test_every_batch_holds_all_classes_alike_however_many_images_they_have(fitted):
@@ -277,7 +290,7 @@ def watch(real, root, seed: int, *more: str) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def watched(few_real, tmp_path_factory):
     return [watch(few_real, tmp_path_factory.mktemp(f"seed{seed}"), seed,
-                  "--autoencoder", "train", "--pool", "2",
+                  "--autoencoder", "train", "--pool", "2", "--validation-share", "0.5",
                   "--learning-rate", "0.003", "--guidance-scale", "1.25")
             for seed in (0, 1)]
 
@@ -291,7 +304,10 @@ def test_no_training_or_drawing_of_any_seed_shares_random_numbers(watched):
         recorded = {row.seed.split(":")[0] for row in open_dataset(calls.output).rows}
         assert recorded == {str(seed) for seed in drawn} and len(drawn) == 1
         seeds += [*(call["seed"] for call in calls.trained), *drawn]
-    assert len(set(seeds)) == 6
+        for call in calls.trained:  # one of two images a class is held out
+            assert call["validation"].patience == 10
+            seeds.append(call["validation"].seed)
+    assert len(set(seeds)) == 6 + 2
 
 
 def test_the_options_given_are_those_trained_and_drawn_with(watched):
@@ -333,7 +349,7 @@ def test_the_model_records_that_it_saw_the_train_split_alone(watched, few_real):
 def test_a_model_that_is_there_is_not_trained_again(few_real, watched, tmp_path):
     shutil.copytree(watched[0].model, tmp_path / "models" / "diffusion")
     calls = watch(few_real, tmp_path, 0, "--autoencoder", "train", "--learning-rate", "0.003",
-                  "--guidance-scale", "3", "--sampler", "ddim")
+                  "--guidance-scale", "3", "--sampler", "ddim", "--validation-share", "0.5")
     assert calls.code == 0 and not calls.trained
     assert {(call["guidance_scale"], call["sampler_name"]) for call in calls.drawn} == {(3, "ddim")}
 

@@ -13,7 +13,7 @@ from lungkit.generate import model_card
 from lungkit.generate.base_model import BASE_MODEL_DIR, CT_BASE_MODEL_DIR
 from lungkit.generate.items import Arm, publish_model
 from lungkit.generate.model_card import KINDS, card, hub_id
-from lungkit.run.files import read_json
+from lungkit.run.files import read_json, write_json, write_text
 from lungkit.run.output import Output
 
 HUB = Path("/cache/hub/models--some-lab--stable-diffusion-v1-5/snapshots/0a1b")
@@ -59,6 +59,28 @@ def test_a_card_says_nothing_of_where_things_lie(stage, data, tmp_path):
                     data, base)
         assert words in text and "/home" not in text and str(tmp_path) not in text
         assert str(base.parent) not in text
+
+
+def test_a_model_says_by_what_its_weights_were_chosen(data, tmp_path):
+    from lungkit.compare import curves
+    from lungkit.learn.validation import Validation
+
+    watch = Validation(None, steps=300, seed=0)
+    watch.values = {150: 0.5, 300: 0.75}
+    weights = Output(tmp_path / "model", "model.json", {})
+    with weights.writing() as folder:
+        write_json(folder / "unet/validation.json", watch.record(300))
+        write_text(folder / "unet/loss.csv", "step,train_loss,val_loss\n" + "".join(
+            f"{step},1,{watch.values.get(step, '')}\n" for step in range(30, 301, 30)))
+        publish_model(Arm("diffusion_seg", data, [], None, weights, False, None, 0,
+                          held=frozenset({0, 3})), {"unet": 0.25})
+    assert read_json(weights.output_dir / "model.json")["validation"] == {
+        "images": {"lung_aca": 1, "lung_n": 1}, "trained": {"unet": {
+            "best_step": 150, "best_loss": 0.5, "last_loss": 0.75, "steps": 300}}}
+    text = (weights.output_dir / "README.md").read_text()
+    assert "1 of `lung_aca`, 1 of `lung_n` were held out" in text
+    assert "- unet: 0.5 at step 150 of 300, at the end 0.75" in text
+    assert (weights.output_dir / curves.PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_base_model_is_called_by_its_name_on_the_hub():
