@@ -32,8 +32,11 @@ BASELINE=${BASELINE-all}		# classical baselines: nuclei, on the nuclei's feature
 					# RUN/datasets/voronoi; of CT size, the ruler, and nodule, with texture (all
 					# that the data have); BASELINE= for none
 FIDELITY=${FIDELITY:-}			# 1: also measure how like real each arm's images are, and show it
+SEGMENT=${SEGMENT:-}			# 1: also train N U-Nets on each dataset with masks of nodules, or else of
+					# tumour, and compare them by Dice where two have them: RUN/segment
 WORKERS=${WORKERS:-}			# trainings at a time (one per Slurm task, GPU or core)
 CNN_OPTIONS=${CNN_OPTIONS:-}		# more options of cnn_classify.py, e.g. "--steps 500"
+UNET_OPTIONS=${UNET_OPTIONS:-}		# more options of unet_segment.py, e.g. "--steps 1000"
 TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--alpha 0.01"
 MAX_RESTARTS=${MAX_RESTARTS:-100}	# requeues by this job itself before it gives up
 # and those of setup_env.sh: VENV PYTHON MODULES TORCH_INDEX_URL
@@ -86,15 +89,18 @@ PRESET=${PRESET:-demo}
 repeats=${1:-$([[ $PRESET == demo ]] && echo 6 || echo 30)}
 check_positive N "$repeats"
 ((repeats > 1)) || bad_option "N is 1: a rank-sum test needs two or more repeats, and ten pairs need 6 to be significant"
-check_replicates CNN_OPTIONS
+check_replicates CNN_OPTIONS UNET_OPTIONS
+[[ ${SEGMENT:-0} =~ ^[01]$ ]] || bad_option "SEGMENT is '$SEGMENT': expected 1, or nothing"
 [[ -z $WORKERS ]] || check_positive WORKERS "$WORKERS"
 check_positive MAX_RESTARTS "$MAX_RESTARTS"
 [[ $SEED =~ ^[0-9]+$ ]] || bad_option "SEED is '$SEED': expected a whole number"
 log_dir=$run_dir/logs
 verdict=$log_dir/verdict.$job_id.txt	# another job may compare at the same time
+verdict_dice=$log_dir/verdict_dice.$job_id.txt
 cd "$project"
 
 read -ra cnn_options <<<"$CNN_OPTIONS"
+read -ra unet_options <<<"$UNET_OPTIONS"
 read -ra test_options <<<"$TEST_OPTIONS"
 plan_options=()	# what of them is planned
 for ((k = 0; k < ${#test_options[@]}; k++)); do
@@ -108,6 +114,7 @@ first=$(place "${here[0]}")/datasets	# whose names all others must have
 baseline=()	# further rows, where their features are at hand
 names=(real)
 arms=(real)	# of these, all that are no control and no mixture
+masked=()	# of the arms, those with masks such as real's, where SEGMENT=1
 
 # ---------------------------------------------------------------- what is started
 
@@ -175,6 +182,19 @@ choose_planned() {	# sets baseline, planned and planned_too: arms and baselines,
 	fi
 }
 
+find_masked() {	# sets masked, of arms
+	local kind name
+	masked=()
+	[[ ${SEGMENT:-0} == 1 ]] || return 0
+	for kind in nodule tumour; do
+		! says "\"$kind\": *\"(binary|labels)\"" || break
+		[[ $kind != tumour ]] || bad_option "SEGMENT: $first/real has no masks of nodules or tumour"
+	done
+	for name in "${arms[@]}"; do
+		! grep -qsE "\"$kind\": *\"(binary|labels)\"" "$first/$name/dataset.json" || masked+=("$name")
+	done
+}
+
 stage_command() {	# sets what run_stages starts
 	local stage replicate root seed name features=real
 	read_name "$1"
@@ -187,6 +207,10 @@ stage_command() {	# sets what run_stages starts
 			command=(python cnn_classify.py --data "${names[@]/#/$root/datasets/}" --real "$root/datasets/real"
 				--results "$run_dir/results" --repeats "$repeats" --replicate "$replicate" --preset "$PRESET"
 				--seed "$seed" ${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
+		unet*)	# as these
+			command=(python unet_segment.py --data "${masked[@]/#/$root/datasets/}" --real "$root/datasets/real"
+				--results "$run_dir/segment/results" --repeats "$repeats" --replicate "$replicate"
+				--preset "$PRESET" --seed "$seed" "${unet_options[@]}") ;;
 		nuclei | size | nodule)
 			[[ $stage != nuclei ]] || features=voronoi
 			command=(python nuclei_classify.py --baseline "$stage" --features "$root/datasets/$features"
@@ -195,8 +219,16 @@ stage_command() {	# sets what run_stages starts
 		plan) command=(python -m lungkit.compare.plan --results "$run_dir/results" --real "$root/datasets/real"
 				--output "$plan" --arms "${planned[@]}" ${planned_too[0]:+--baselines "${planned_too[@]}"}
 				--repeats "$repeats" --replicates "$REPLICATES"
-				${METRIC:+--metric "$METRIC"} ${MARGIN:+--margin "$MARGIN"} "${plan_options[@]}")
+				${METRIC:+--metric "$METRIC"} ${MARGIN:+--margin "$MARGIN"} "${plan_options[@]}") ;;&
+		segment-plan) command=(python -m lungkit.compare.plan --results "$run_dir/segment/results" --real "$root/datasets/real"
+				--output "$run_dir/segment/comparison/plan.json" --arms "${masked[@]}"
+				--repeats "$repeats" --replicates "$REPLICATES" --metric dice) ;;&
+		plan | segment-plan)
 			[[ ${FORCE:-0} == 0 ]] || command+=(--force) ;;
+		segment-test) stdout=$verdict_dice
+			command=(python wilcoxon_test.py "$run_dir/segment/results" --output "$run_dir/segment/comparison"
+				--metric dice --datasets "${masked[@]}" --repeats "$repeats" --replicates "$REPLICATES"
+				--plan "$run_dir/segment/comparison/plan.json") ;;
 		fidelity) command=(python -m lungkit.tools.fidelity --data "${arms[@]/#/$root/datasets/}"
 				--real "$root/datasets/real") ;;
 		test) stdout=$verdict
@@ -221,7 +253,7 @@ check_stages() {	# check_stages NAME...
 		stage_command "$name"
 		status=0
 		said=$("${command[@]}" 2>&1 >/dev/null) || status=$?
-		if ((status == 2)) || { ((status != 0)) && [[ $name == *cnn* && -f $first/real/dataset.json ]]; }; then
+		if ((status == 2)) || { ((status != 0)) && [[ $name =~ cnn|unet && -f $first/real/dataset.json ]]; }; then
 			fault "$name failed (exit $status): $(tail -n 1 <<<"$said")"
 			exit "$status"
 		fi
@@ -237,6 +269,11 @@ if [[ -n $dry_run ]]; then
 	((${#names[@]} > 0)) || names=(real)
 	checks=("$(named 'check cnn' "${here[0]}")")
 	for name in "${wanted[@]}"; do checks+=("$(named "check $name" "${here[0]}")"); done
+	if [[ -f $first/real/dataset.json ]]; then
+		find_arms
+		find_masked
+	fi
+	((${#masked[@]} == 0)) || checks+=("$(named 'check unet' "${here[0]}")")
 	check_stages "${checks[@]}" 'check test'
 	read -ra names <<<"${DATASETS:-real ${LUNGKIT_ARMS:-} ${names[*]}}"	# also those to be made
 	find_arms
@@ -276,21 +313,23 @@ share_out "$WORKERS" "$(cores)" "$each"
 go_by_threads threads_cnn
 all=$((repeats * ${#names[@]} * ${#here[@]}))
 ((slots <= all)) || slots=$all
+find_masked
 dry_run=yes check_stages 'check test'	# METRIC and TEST_OPTIONS are used after all trainings
 [[ ${FIDELITY:-0} == 0 ]] || check_stages 'check fidelity'
 
 # ---------------------------------------------------------------- N trainings of each
 
-is_complete() {	# is_complete NAME REPLICATE: whether its N results are there
+is_complete() {	# is_complete NAME REPLICATE [ROOT]: whether its N results are there
 	local k path
 	for ((k = repeats - 1; k >= 0; k--)); do
-		printf -v path '%s/results/%s/replicate_%03d/repeat_%04d.json' "$run_dir" "$1" "$2" "$k"
+		printf -v path '%s/%s/%s/replicate_%03d/repeat_%04d.json' "$run_dir" "${3:-results}" "$1" "$2" "$k"
 		[[ -f $path ]] || return 1
 	done
 }
 
 for r in "${here[@]}"; do mkdir -p "$(place "$r")/logs"; done
 run_stages 1 "$(named plan "${here[0]}")" || end_job $?
+((${#masked[@]} < 2)) || run_stages 1 "$(named segment-plan "${here[0]}")" || end_job $?
 stages=()
 for r in "${here[@]}"; do
 	for name in "${names[@]}"; do
@@ -298,6 +337,9 @@ for r in "${here[@]}"; do
 	done
 	for name in "${names[@]}"; do
 		is_complete "$name" "$r" || { stages+=("$(named 'check cnn' "$r")"); break; }
+	done
+	for name in "${masked[@]}"; do
+		is_complete "$name" "$r" segment/results || { stages+=("$(named 'check unet' "$r")"); break; }
 	done
 done
 run_stages "$slots" "${stages[@]}" || end_job $?
@@ -313,10 +355,21 @@ done
 run_stages "$slots" "${stages[@]}" || end_job $?
 [[ -z $early ]] || end_job 0
 
+if ((${#masked[@]} > 0)); then
+	say "$repeats U-Nets on each of ${#masked[@]} datasets with masks (${masked[*]})"
+	stages=()
+	for r in "${here[@]}"; do
+		for ((k = 1; k <= slots; k++)); do stages+=("$(named unet "$r") $k"); done
+	done
+	run_stages "$slots" "${stages[@]}" || end_job $?
+fi
+
 missing=()	# of the other tasks of a job array
 for ((r = 0; r < REPLICATES && ${#here[@]} < REPLICATES; r++)); do
-	for name in "${names[@]}" "${baseline[@]}"; do
-		is_complete "$name" "$r" || { missing+=("$r"); break; }
+	for name in "${names[@]}" "${baseline[@]}" "${masked[@]/#/segment/}"; do
+		root=results
+		[[ $name != segment/* ]] || root=segment/results
+		is_complete "${name#segment/}" "$r" "$root" || { missing+=("$r"); break; }
 	done
 done
 if ((${#missing[@]} > 0)); then
@@ -332,7 +385,17 @@ if ((status != 0)); then
 	rm -f "$verdict" "$log_dir/verdict.txt"	# half of one, and that of other results
 	end_job "$status"
 fi
+if ((${#masked[@]} > 1)); then
+	run_stages 1 segment-test || status=$?
+	((status == 0)) || { rm -f "$verdict_dice"; end_job "$status"; }
+elif ((${#masked[@]} == 1)); then
+	say "only ${masked[0]} has masks such as real's: its Dice scores are in $run_dir/segment/results, and there is nothing to compare them with"
+fi
 print_timings
 cat "$verdict"
 mv -f "$verdict" "$log_dir/verdict.txt"
+if ((${#masked[@]} > 1)); then
+	cat "$verdict_dice"
+	mv -f "$verdict_dice" "$log_dir/verdict_dice.txt"
+fi
 end_job 0

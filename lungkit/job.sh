@@ -357,7 +357,7 @@ end_stage() {	# end_stage SLOT: 0, 75 or the stage's failure, which is told in o
 	[[ -z $stop_signal || $status -lt 128 ]] || status=75
 	[[ -n $log ]] || return "$status"	# it has told of itself
 	[[ $name != options\ * || $status -ne 1 ]] || status=0	# there is no data yet to be checked
-	[[ ! $name =~ ^(cnn.*)\ [0-9]+$ ]] || name=${BASH_REMATCH[1]}	# one line for all that share the work
+	[[ ! $name =~ ^((cnn|unet).*)\ [0-9]+$ ]] || name=${BASH_REMATCH[1]}	# one line for all that share the work
 	{ printf '%s\t%s\t%s\t%s\t%s\n' "$job_id" "$name" "${child_starts[k]}" "$(date +%s)" "$status" \
 		>>"$log_dir/timings.tsv"; } 2>/dev/null || true
 	last=$(grep -v '^[[:space:]]*$' "$own" | tail -n 1 || true)

@@ -33,6 +33,7 @@ def errors(result) -> list[str]:
 PIPELINE = {
     "MODALITY": ("tissue", []),
     "TASK": ("", []),
+    "TASKS": ("", []),
     "INPUT": ("images", [("tumor", "--input", "{cwd}/images")]),
     "BENIGN": ("healthy", [("tumor", "--benign", "healthy")]),
     "GROUPS_CSV": ("groups.csv", [("tumor", "--groups", "{cwd}/groups.csv")]),
@@ -64,10 +65,13 @@ PIPELINE = {
        for stage in ("tumor", *ARMS, "controls", "mix", "cnn", "test")},
     "BASELINE": ("nuclei", [("nuclei", "--features", "{cwd}/elsewhere/datasets/voronoi"),
                             ("nuclei", "--baseline", "nuclei")]),
+    "UNET_OPTIONS": ("--of-unet x", []),
     **{name: (value, [("setup_env", name, value)]) for name, value in ENVIRONMENT.items()},
 }
 # held by tests of their own
 ELSEWHERE = {"MODALITY": "test_ct_is_another_maker", "TASK": "test_ct_is_another_maker",
+             "TASKS": "test_each_task_is_a_run", "SEGMENT": "test_unets_are_trained_on",
+             "UNET_OPTIONS": "test_unets_are_trained_on",
              "ARMS": "test_arms_are_those_named", "WORKERS": "test_trainings_at_a_time",
              "MAX_RESTARTS": "test_a_stopped_job", "FORCE": "test_a_plan_that_is_refused",
              "SAMPLE_OPTIONS": "test_without_input_the_sample_is_made_first",
@@ -80,9 +84,10 @@ COMPARISON = {
                           ("test", "--sheets", "{cwd}/elsewhere/sheets")]),
     "DATASETS": ("real voronoi", []),
     "FIDELITY": ("0", []),
+    "SEGMENT": ("0", []),
     **{name: PIPELINE[name] for name in ("PRESET", "MODEL", "METRIC", "MARGIN", "FORCE", "BASELINE",
-                                         "WORKERS", "CNN_OPTIONS", "TEST_OPTIONS", "REPLICATES",
-                                         "MAX_RESTARTS", *ENVIRONMENT)},
+                                         "WORKERS", "CNN_OPTIONS", "UNET_OPTIONS", "TEST_OPTIONS",
+                                         "REPLICATES", "MAX_RESTARTS", *ENVIRONMENT)},
     "PRESET": ("full", [("cnn", "--preset", "full")]),
     "SEED": ("41", [("cnn", "--seed", "41"), ("nuclei", "--seed", "41")]),
 }
@@ -213,12 +218,13 @@ def read_by(script: str) -> set[str]:
 def test_what_is_documented_is_what_is_read_and_tested(script, table):
     by_stage = {f"{name.upper()}_OPTIONS" for name in (
         "sample", "tumor", "ct", "layout", "controls", "mix", *ARMS)}
-    inherited = {*ENVIRONMENT, *({"BASELINE", "CNN_OPTIONS", "TEST_OPTIONS"} | by_stage
-                                 if script == "run_pipeline.slurm" else ())}
+    inherited = {*ENVIRONMENT, *({"BASELINE", "CNN_OPTIONS", "TEST_OPTIONS", "UNET_OPTIONS"}
+                                 | by_stage if script == "run_pipeline.slurm" else ())}
     assert documented(script) == read_by(script) | inherited
     tested = set(table) | (by_stage if script == "run_pipeline.slurm" else set())
     assert tested == documented(script)
-    assert all(any(name.startswith(test) for name in globals()) for test in ELSEWHERE.values())
+    there = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert all(f"def {test}" in there for test in ELSEWHERE.values())
     untested = {name for name, (_, expected) in table.items() if not expected}
     assert untested <= {*ELSEWHERE, "DATASETS"}
 
