@@ -7,6 +7,7 @@ Writes  OUTPUT/{train,val,test}/<class>/000000.png    square grey images of one 
         OUTPUT/masks/{nodule,lung,layout,ignored}/<class>/000000.png
         OUTPUT/studies.csv   every series: kept, or why not     OUTPUT/nodules.csv   every nodule
         OUTPUT/split.csv     every patient's split              OUTPUT/qc.png        examples
+        OUTPUT/scans.json    where each scan's voxels lie, so that a mask can be put back into it
         OUTPUT/metadata.csv, OUTPUT/dataset.json     the latter last: present means complete
         NNUNET/**            with --nnunet, the scans and their nodules in nnU-Net's raw layout
 
@@ -114,6 +115,7 @@ def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how:
     from lungkit.audit.warnings import describe_confounding
     from lungkit.ct import report
     from lungkit.ct.crops import LAYOUT
+    from lungkit.ct.scan_masks import write_grids
     from lungkit.ct.studies import RULE
     from lungkit.data.writer import DatasetWriter
     from lungkit.run.files import write_bytes, write_text
@@ -130,6 +132,8 @@ def make_dataset(target, scans: list, studies_csv: str, plan, recipe, rule, how:
         write_text(writer.work_dir / "studies.csv", studies_csv)
         write_text(writer.work_dir / "nodules.csv", report.nodule_table(scans, plan))
         write_text(writer.work_dir / "split.csv", report.split_table(plan))
+        if how["images"] is None:
+            write_grids(writer.work_dir, (job.scan for job in plan.jobs))
         write_bytes(writer.work_dir / "qc.png", report.sheet(writer, plan.classes))
         field = recipe.field
         writer.publish(

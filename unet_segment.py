@@ -8,6 +8,8 @@ Writes  RESULTS/<dataset>/replicate_000/repeat_0000.json   Dice on DATA's own te
         RESULTS/<dataset>/replicate_000/repeat_0000.npz    the same of every item, with its group
         RESULTS/<dataset>/replicate_000/repeat_0000.png    twelve of REAL's test images with
                                                            foreground: true green, found red
+        RESULTS/<dataset>/replicate_000/repeat_0000_masks/ with --nifti: what was found in REAL's
+                                                           test scans, on their own grids
 Prints  mean, standard deviation and number of the Dice scores.
 
 What is found is the foreground of one kind of masks: of a binary mask 255, of label values those
@@ -34,13 +36,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lungkit.audit import leaks
+from lungkit.ct import scan_masks
 from lungkit.data import mask_items, overlay, result, segment_choice, segment_scores
-from lungkit.data.dataset import Dataset, read_manifest
+from lungkit.data.dataset import read_manifest
 from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
 from lungkit.data.mask_items import Target
 from lungkit.data.orientations import as_setting
@@ -97,11 +101,11 @@ class Bench:
         channels = self.data.channels * (2 * settings["neighbours"] + 1)
         self.build = lambda: _network(channels, settings)
 
-    def run_repeat(self, identity: dict, directory: Path, *, overwrite: bool,
-                   checked: dict) -> None:
+    def run_repeat(self, identity: dict, directory: Path, *, overwrite: bool, checked: dict,
+                   scans: scan_masks.Scans | None) -> None:
         """Train, choose, test and record the repeat that `identity` describes.
 
-        checked: what leaks.require said of the two datasets.
+        checked: what leaks.require said of the two datasets. scans: to write masks of, or None.
         """
         import torch
 
@@ -122,7 +126,8 @@ class Bench:
             model, drawn, seeds.order_draws(*key), what=f"{self.data.name} repeat {repeat}",
             checkpoint_path=path, identity=decided, overwrite=overwrite,
             jsonl_path=directory / "progress.jsonl")
-        scores, arrays, shown = self.test(model)
+        scores, arrays, shown = self.test(model, scans and partial(
+            scan_masks.write_mask, result.masks_dir(directory, repeat), scans))
         files.write_bytes(result.repeat_path(directory, repeat).with_suffix(".png"),
                           encode_png(overlay.sheet(shown)))
         record = {**identity, **scores, "train_loss": train_loss, "num_train_images": len(drawn),
@@ -178,8 +183,11 @@ class Bench:
             marked = self.pairs[name].marked(item.images)
             yield said, marked[0] if item.slices is None else marked
 
-    def test(self, model) -> tuple[dict, dict[str, np.ndarray], list[overlay.Shown]]:
-        """Choose on val, then score both test splits: the record's part, the .npz's, pictures."""
+    def test(self, model, keep) -> tuple[dict, dict[str, np.ndarray], list[overlay.Shown]]:
+        """Choose on val, then score both test splits: the record's part, the .npz's, pictures.
+
+        keep: called with what is found in each item of real, as `scan_masks.write_mask`, or None.
+        """
         grid = [segment_choice.HALF] if self.settings["method"] == PUBLISHED else []
         choice = segment_choice.choose(self.predict(model, "val"), *grid)
         record = {"task": "segment", "scores": {}, "dice_val": choice.dice,
@@ -187,13 +195,14 @@ class Bench:
         arrays = {}
         for name in result.SPLITS:
             if name == "own" or self.data is not self.real:
-                scores, about, of_items, shown = self.score(model, name, choice)
+                scores, about, of_items, shown = self.score(
+                    model, name, choice, keep if self.truth[name][0] is self.real else None)
             record["scores"][name], record[name] = scores, about
             record[f"dice_{name}"] = scores["dice"]
             arrays |= {f"{name}_{key}": values for key, values in of_items.items()}
         return record, arrays, shown
 
-    def score(self, model, name: str, choice: segment_choice.Choice) -> tuple:
+    def score(self, model, name: str, choice: segment_choice.Choice, keep) -> tuple:
         """`segment_scores.summarise` of a test split, and some of its images.
 
         Raises Fault where nothing is found in it.
@@ -204,7 +213,10 @@ class Bench:
             item.images)].any()]
         picked, shown, scored = {*overlay.spread(of_lesions, SHOWN)}, [], []
         for i, (levels, marked) in enumerate(self.predict(model, name)):
-            said, true = segment_scores.of_interest(choice.mask(levels), marked)
+            found = choice.mask(levels)
+            if keep:
+                keep(items[i], levels, found, segment_choice.level_of(choice.threshold))
+            said, true = segment_scores.of_interest(found, marked)
             scored.append(segment_scores.score_item(
                 said, true, items[i].spacing_mm, tolerance_mm=tolerance,
                 with_surface=not items[i].has_gaps))
@@ -266,42 +278,27 @@ def of_dataset(settings: dict, target: Target, manifest: dict) -> dict:
             **as_setting(manifest["symmetries"])}
 
 
-def with_masks(identities: list[dict], data: Path, real: Path, kind: str) -> list[dict]:
-    """The identities with what their masks are, which no dataset's fingerprint says."""
-    digests = [mask_items.fingerprint(path, each) for path in (data, real)
-               for each in mask_items.kinds_of(read_manifest(path), kind)]
-    return [{**each, "masks_sha256": " ".join(digests)} for each in identities]
-
-
-def check_images(data: Dataset, real: Dataset, neighbours: int) -> None:
-    """Raise Fault where one network cannot be shown the images of both."""
-    if data.channels != real.channels:
-        raise Fault(f"{data.path} has images of {data.channels} channels, {real.path} of "
-                    f"{real.channels}: make them alike")
-    for dataset in (data, real):
-        if neighbours and not mask_items.shows_slices(dataset):
-            raise Fault(f"--neighbours {neighbours}: {dataset.path} does not show slices of scans "
-                        "(ct_seg.py --view slice): leave it out")
-
-
 def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicate: int,
-        mask: str | None, labels: list[int], preset: str, seed: int, device: str, overwrite: bool,
-        dry_run: bool, **how: object) -> None:
+        mask: str | None, labels: list[int], nifti: bool, preset: str, seed: int, device: str,
+        overwrite: bool, dry_run: bool, **how: object) -> None:
     settings = settle({**how, "preset": preset})
     manifests = {path: read_manifest(path) for path in (real, *data)}
     kind = mask_items.choose(manifests[real]["masks"], mask, labels, real).kind  # the yardstick's
     targets = {path: mask_items.choose(manifest["masks"], kind, labels, path)
                for path, manifest in manifests.items()}
-    asked = {path: open_repeats(results, with_masks(identities(
+    asked = {path: open_repeats(results, mask_items.with_masks(identities(
         manifests[path], manifests[real], repeats, replicate=replicate, seed=seed, model="unet",
         settings=of_dataset(settings, targets[path], manifests[path])), path, real, kind),
         overwrite=overwrite) for path in data}
+    if nifti:
+        scan_masks.check_kept(asked.values())
     pending = [path for path in data if not asked[path].are_complete]
     datasets = {path: open_both(path, real, results) for path in pending}
     truths = {}
     for path, pair in datasets.items():
-        check_images(*pair, settings["neighbours"])
+        mask_items.check_images(*pair, settings["neighbours"])
         truths[path] = mask_items.read_truth(*pair, targets[path])
+    scans = scan_masks.open_scans(datasets[pending[0]][1]) if nifti and pending else None
     if pending:
         torch_device = use_device(device, needed=not dry_run)
         shown = "  ".join(f"{name} {value}" for name, value in settings.items())
@@ -311,7 +308,7 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
     checked = dict(zip(datasets, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
     make_all(asked, lambda path, waits: train_all(
         asked[path], truths[path], torch_device, waits=waits, overwrite=overwrite,
-        checked=checked[path]), dry_run=dry_run, score="dice")
+        checked=checked[path], scans=scans), dry_run=dry_run, score="dice")
 
 
 def train_all(asked: Repeats, truth: dict, device, *, waits: bool, **options) -> None:
@@ -340,6 +337,9 @@ def build_parser():
                        help="kind of masks to find (default: nodule or tumour, the first there is)")
     group.add_argument("--labels", type=cli.positive_int, nargs="+", default=[], metavar="VALUE",
                        help="which label values are foreground, of masks of label values")
+    group.add_argument("--nifti", action="store_true",
+                       help="of whole slices: also write what is found in real's test scans as "
+                            "NIfTI masks on their own grids")
     group = parser.add_argument_group("Hyperparameters (no default shown: preset or recipe decide)")
     group.add_argument("--recipe", choices=(OURS, PUBLISHED), default=OURS,
                        help="ours, or published: see above")

@@ -55,12 +55,12 @@ def sample(plane: np.ndarray, field: Field, centre: tuple[float, float],
     offset = ((np.arange(side) + 0.5) / fine - field.image_size / 2) * field.mm_per_px
     rows, columns = (np.float32(c + offset / mm) for c, mm in zip(centre, spacing_mm))
     # remap addresses with 5 bits of a pixel, so the grid is bilinear by hand: exact and separable
-    found = _along(_along(plane.astype(np.float32), rows, outside).T, columns, outside).T
+    found = along(along(plane.astype(np.float32), rows, outside).T, columns, outside).T
     return found if fine == 1 else cv2.resize(np.ascontiguousarray(found), (field.image_size,) * 2,
                                               interpolation=cv2.INTER_AREA)
 
 
-def _along(values: np.ndarray, at: np.ndarray, outside: float) -> np.ndarray:
+def along(values: np.ndarray, at: np.ndarray, outside: float) -> np.ndarray:
     """Rows of [N, M] at fractional positions, bilinear; `outside` beyond half a row of the ends."""
     last = len(values) - 1
     low = np.clip(np.floor(at).astype(int), 0, last)

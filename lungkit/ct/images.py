@@ -89,7 +89,7 @@ def _make(job: Job, item: Item, volume: Volume, lungs: Lungs, recipe: Recipe,
     elif not has_lung(lungs, index) and item.nodule is None:
         return Made(item, reason="a slice without lung")
     made = picture(volume, lungs, index, centre, list(job.counted), recipe.field, doubtful)
-    return _encoded(job, item, volume, index, made)
+    return _encoded(job, item, volume, index, made, centre)
 
 
 def _picture(job: Job, item: Item, volume: Volume, recipe: Recipe) -> Made:
@@ -98,8 +98,8 @@ def _picture(job: Job, item: Item, volume: Volume, recipe: Recipe) -> Made:
     field = recipe.field if job.scan.spacing_known else replace(recipe.field,
                                                                 side_mm=max(rows, columns))
     masked = [nodule for nodule in job.counted if nodule.truth == "mask"]
-    made = picture(volume, None, 0, ((rows - 1) / 2, (columns - 1) / 2), masked, field)
-    return _encoded(job, item, volume, 0, made)
+    centre = (rows - 1) / 2, (columns - 1) / 2
+    return _encoded(job, item, volume, 0, picture(volume, None, 0, centre, masked, field), centre)
 
 
 def section_centre(nodule: Nodule, index: int) -> tuple[float, float]:
@@ -188,12 +188,14 @@ def healthy_slice(job: Job, lungs: Lungs, rng: random.Random, taken: set) -> int
     return chosen
 
 
-def _encoded(job: Job, item: Item, volume: Volume, index: int, made: Picture) -> Made:
+def _encoded(job: Job, item: Item, volume: Volume, index: int, made: Picture,
+             centre: tuple[float, float]) -> Made:
     scan, geometry = job.scan, volume.geometry
     boxes = "; ".join(" ".join(f"{value:.2f}" for value in box) for box in made.boxes)
     columns = {
         "patient": scan.patient, "study": scan.study, "series": scan.name, "slice_index": index,
         "z_mm": f"{geometry.to_world((index, 0, 0))[2]:.3f}",
+        "centre_row": f"{centre[0]:.4f}", "centre_column": f"{centre[1]:.4f}",
         "spacing_mm": f"{geometry.spacing_mm[1]:.4g}",
         "thickness_mm": f"{scan.thickness_mm or geometry.spacing_mm[0]:.4g}",
         "kernel": scan.kernel, "manufacturer": scan.manufacturer, "boxes": boxes,

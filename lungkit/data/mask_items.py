@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from lungkit.data import cache
-from lungkit.data.dataset import Dataset, Row
+from lungkit.data.dataset import Dataset, Row, read_manifest
 from lungkit.run.faults import BadOptions, Fault, check_stop, several
 from lungkit.run.files import sha256_file
 
@@ -86,6 +86,13 @@ def fingerprint(path: Path, kind: str) -> str:
     for mask in sorted((path / "masks" / kind).rglob("*.png")):
         found.update(str(mask.relative_to(path)).encode() + b"\0" + sha256_file(mask).encode())
     return found.hexdigest()
+
+
+def with_masks(identities: list[dict], data: Path, real: Path, kind: str) -> list[dict]:
+    """What decides repeats, with what their masks are, which no dataset's fingerprint says."""
+    digests = [fingerprint(path, each) for path in (data, real)
+               for each in kinds_of(read_manifest(path), kind)]
+    return [{**each, "masks_sha256": " ".join(digests)} for each in identities]
 
 
 def load_masks(data: Dataset, split: str, target: Target) -> tuple[np.ndarray, np.ndarray]:
@@ -155,6 +162,17 @@ def read_truth(data: Dataset, real: Dataset, target: Target) -> dict:
                         "--mask, or make the dataset with more patients")
         found[name] = dataset, split, masks, known
     return found
+
+
+def check_images(data: Dataset, real: Dataset, neighbours: int) -> None:
+    """Raise Fault where one network cannot be shown the images of both."""
+    if data.channels != real.channels:
+        raise Fault(f"{data.path} has images of {data.channels} channels, {real.path} of "
+                    f"{real.channels}: make them alike")
+    for dataset in (data, real):
+        if neighbours and not shows_slices(dataset):
+            raise Fault(f"--neighbours {neighbours}: {dataset.path} does not show slices of scans "
+                        "(ct_seg.py --view slice): leave it out")
 
 
 # ------------------------------------------------------------------ what is scored as one

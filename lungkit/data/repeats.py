@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -10,7 +11,14 @@ from pathlib import Path
 
 from lungkit.data.dataset import Dataset, check_same_task, open_dataset
 from lungkit.data.draws import num_draws
-from lungkit.data.result import CNN, differences, read_records, repeat_path, replicate_dir
+from lungkit.data.result import (
+    CNN,
+    differences,
+    masks_dir,
+    read_records,
+    repeat_path,
+    replicate_dir,
+)
 from lungkit.run import cli
 from lungkit.run.faults import BadOptions, check_stop, several
 from lungkit.run.output import holder, release, try_lock
@@ -153,8 +161,9 @@ def discard(directory: Path, identities: list[dict]) -> None:
         try:
             if repeat in survey(directory, identities)[0]:
                 path.unlink(missing_ok=True)
-                for suffix in (".npz", ".png"):
+                for suffix in (".npz", ".png", ".safetensors"):
                     path.with_suffix(suffix).unlink(missing_ok=True)
+                shutil.rmtree(masks_dir(directory, repeat), ignore_errors=True)
         finally:
             release(held, path)
 
@@ -195,6 +204,7 @@ def take(directory: Path, identity: dict, work: Callable) -> bool:
             return True
         for left_over in directory.glob(f".*{path.stem}.*.tmp*"):  # by a kill while writing
             left_over.unlink()
+        shutil.rmtree(masks_dir(directory, identity["repeat"]), ignore_errors=True)
         work(identity)
         return True
     finally:

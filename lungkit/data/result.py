@@ -54,6 +54,11 @@ def checkpoint_path(directory: Path, repeat: int) -> Path:
     return directory / f".repeat_{repeat:04d}.partial"
 
 
+def masks_dir(directory: Path, repeat: int) -> Path:
+    """Where masks of scans lie that a repeat found."""
+    return directory / f"repeat_{repeat:04d}_masks"
+
+
 def leaks_path(results_dir: Path, fingerprint: str, real_fingerprint: str) -> Path:
     """Where it is kept what a search for copies of real's test images found in a dataset."""
     return Path(results_dir) / ".leaks" / f"{fingerprint[:16]}-{real_fingerprint[:16]}.json"

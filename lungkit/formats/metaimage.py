@@ -75,7 +75,12 @@ def _layout(path: Path, fields: dict) -> tuple[Geometry, Turn]:
 
 def read_geometry(path: Path) -> Geometry:
     """Where the voxels of a MetaImage lie; its voxels are not read. Raises Fault."""
-    return _layout(path, read_header(path)[0])[0]
+    return read_layout(path)[0]
+
+
+def read_layout(path: Path) -> tuple[Geometry, Turn]:
+    """The same, and how the file's axes, z before y and x, become z, y, x."""
+    return _layout(path, read_header(path)[0])
 
 
 def data_path(path: Path) -> Path:

@@ -67,7 +67,12 @@ def _decimal(affine: np.ndarray) -> np.ndarray:
 
 def read_geometry(path: Path) -> Geometry:
     """Where the voxels of a NIfTI file lie; its voxels are not read. Raises Fault."""
-    return _layout(path, _open(path))[0]
+    return read_layout(path)[0]
+
+
+def read_layout(path: Path) -> tuple[Geometry, Turn]:
+    """The same, and how the file's axes x, y, z become z, y, x."""
+    return _layout(path, _open(path))
 
 
 def _values(path: Path, image) -> np.ndarray:
@@ -108,7 +113,8 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
 def encode_nifti(values: np.ndarray, geometry: Geometry) -> bytes:
     """A volume [Z, Y, X] at its place as a gzipped NIfTI-1 file, whose axes are x, y, z.
 
-    The same values give the same bytes.
+    Of an array along other axes those of the file are the same ones, the last one first. The same
+    values give the same bytes.
     """
     import nibabel
 

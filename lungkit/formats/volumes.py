@@ -82,6 +82,20 @@ class Turn:
         return array.transpose(self.order)[tuple(slice(None, None, -1) if flip else slice(None)
                                                  for flip in self.flipped)]
 
+    def back(self, array: np.ndarray) -> np.ndarray:
+        """An array [Z, Y, X] along the file's axes, a view."""
+        flipped = array[tuple(slice(None, None, -1) if flip else slice(None)
+                              for flip in self.flipped)]
+        return flipped.transpose(np.argsort(self.order))
+
+    def grid(self, geometry: Geometry) -> Geometry:
+        """Where the voxels of the file's own array lie; geometry: of the canonical one."""
+        sign = np.where(self.flipped, -1.0, 1.0)[:, None]
+        corner = np.array(self.flipped) * (np.array(geometry.shape) - 1)
+        back = np.argsort(self.order)
+        return Geometry(tuple(geometry.shape[axis] for axis in back),
+                        geometry.to_world(corner), (sign * geometry.steps_mm)[back])
+
     def point(self, index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         """Voxel coordinates [..., 3] in z y x of coordinates along the file's axes.
 

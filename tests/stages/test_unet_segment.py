@@ -225,8 +225,13 @@ def scans(tmp_path_factory):
                         shown, mask = rng.integers(30, 90, shown.shape).astype(np.uint8), 0 * mask
                     writer.add(split, writer.classes[int(0 < z < 4)], index, shown[..., None],
                                group=f"{split}{number}", masks={"nodule": mask * np.uint8(255)},
-                               series=f"{split}{number}", slice_index=z, z_mm=2 * z)
+                               series=f"{split}{number}", slice_index=z, z_mm=2 * z,
+                               centre_row=15.5, centre_column=15.5)
                     index += 1
+        (writer.work_dir / "scans.json").write_text(json.dumps({
+            f"{split}{number}": {"shape": [SIZE, SIZE, 5], "origin_mm": [0, 0, 0],
+                                 "steps_mm": [[-1, 0, 0], [0, 1, 0], [0, 0, 2]]}
+            for split in ("train", "val", "test") for number in range(2)}))
         writer.publish(parents=[], seed=0, modality="ct", um_per_px=1000.0, symmetries=1)
     return open_dataset(path)  # with the columns of its table
 
@@ -290,6 +295,34 @@ def test_neighbouring_slices_are_channels(scans, told, tmp_path):
     index = mask_items.neighbours(scans, "train", 1)
     middle = [int(row.extra["slice_index"]) in (1, 2, 3) for row in scans.select("train")]
     assert (index[:, 0] != index[:, 1])[middle].all() and (index[:, 2] != index[:, 1])[middle].all()
+
+
+def masks_of(results, repeat=0):
+    return sorted((results / f"real/replicate_000/repeat_{repeat:04d}_masks").glob("*"))
+
+
+def test_what_is_found_in_the_test_scans_is_written_for_viewers(scans, told, tmp_path):
+    import nibabel
+
+    assert segment([scans], scans, tmp_path, "--nifti") == 0
+    images = [nibabel.load(path) for path in masks_of(tmp_path)]
+    assert [path.name for path in masks_of(tmp_path)] == ["test0.nii.gz", "test1.nii.gz"]
+    with np.load(tmp_path / "real/replicate_000/repeat_0000.npz") as arrays:
+        # pixels are the scans' voxels here
+        assert [int(np.asarray(each.dataobj).sum()) for each in images] == \
+            arrays["real_said"].tolist()
+    assert np.array_equal(images[0].affine, np.diag([1, -1, 2, 1]))
+    assert segment([scans], scans, tmp_path, "--nifti") == 0  # complete, with its masks
+
+
+def test_masks_of_scans_are_asked_for_before_a_network_is_gone(scans, told, tmp_path, capfd):
+    assert segment([scans], scans, tmp_path) == 0 and not masks_of(tmp_path)
+    assert segment([scans], scans, tmp_path, "--nifti") == 2
+    assert "repeat 0 of" in (said := capfd.readouterr().err) and "made without" in said
+    assert segment([scans], scans, tmp_path, "--nifti", "--loss", "bce", "--overwrite") == 0
+    assert len(masks_of(tmp_path)) == 2
+    assert segment([scans], scans, tmp_path, "--loss", "tversky", "--overwrite") == 0
+    assert not masks_of(tmp_path)  # those of another network are not left
 
 
 # ------------------------------------------------------------------ training
@@ -418,6 +451,7 @@ def rewrite(path, change):
     ({}, None, ["--patch-size", "33"], 2, "the images have 32 px"),
     ({}, None, ["--widths", *"888888"], 2, "levels are too many"),
     ({}, None, ["--neighbours", "1"], 1, "does not show slices of scans"),
+    ({}, None, ["--nifti"], 1, "does not show whole slices of scans"),
     ({}, None, ["--epochs", "3"], 2, "--epochs: not of --recipe ours"),
     ({}, None, ["--recipe", "published"], 2, "--steps: not of --recipe published"),
     ({}, None, ["--oversample", "0.1"], 2, "less than an image when rounded"),
