@@ -31,7 +31,8 @@ SEED=${SEED:-0}				# repeat i of replicate r has seed SEED + 1000 r + i
 BASELINE=${BASELINE-all}		# classical baselines: nuclei, on the nuclei's features of
 					# RUN/datasets/voronoi; of CT size, the ruler, and nodule, with texture (all
 					# that the data have); BASELINE= for none
-FIDELITY=${FIDELITY:-}			# 1: also measure how like real each arm's images are, and show it
+FIDELITY=${FIDELITY-1}			# 0: do not measure how like real each arm's images are, nor show it
+					# and which are copies of training images
 SEGMENT=${SEGMENT:-}			# 1: also train N U-Nets on each dataset with masks of nodules, or else of
 					# tumour, and compare them by Dice where two have them: RUN/segment
 WORKERS=${WORKERS:-}			# trainings at a time (one per Slurm task, GPU or core)
@@ -238,7 +239,8 @@ stage_command() {	# sets what run_stages starts
 			[[ -n $dry_run ]] ||
 				command+=(--datasets "${names[@]}" "${baseline[@]}" --repeats "$repeats"
 					--replicates "$REPLICATES" --plan "$plan" --sheets "$run_dir/sheets")
-			[[ -n $dry_run || ${FIDELITY:-0} == 0 ]] || command+=(--fidelity "$run_dir/datasets")
+			[[ -n $dry_run || ${FIDELITY:-0} == 0 ]] || mapfile -t -O "${#command[@]}" command < <(echo --fidelity
+				for ((k = 0; k < REPLICATES; k++)); do echo "$(place "$k")/datasets"; done)
 			[[ -n $dry_run || ! -d $run_dir/models ]] || command+=(--models "$run_dir/models")
 			command+=("${test_options[@]}") ;;
 	esac
@@ -349,6 +351,7 @@ keep_threads threads_cnn
 say "$repeats trainings on each of ${#names[@]} datasets (${names[*]}) of ${#here[@]} replicate(s), $slots at a time with $threads thread(s) each"
 stages=()
 for r in "${here[@]}"; do
+	[[ -n $early || ${FIDELITY:-0} == 0 ]] || stages+=("$(named fidelity "$r")")	# beside the trainings
 	for name in "${baseline[@]}"; do stages+=("$(named "$name" "$r")"); done
 	for ((k = 1; k <= slots; k++)); do stages+=("$(named cnn "$r") $k"); done
 done
@@ -378,7 +381,6 @@ if ((${#missing[@]} > 0)); then
 	end_job 0
 fi
 
-[[ ${FIDELITY:-0} == 0 ]] || run_stages 1 fidelity || end_job $?
 status=0
 run_stages 1 test || status=$?
 if ((status != 0)); then

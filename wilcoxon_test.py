@@ -10,6 +10,7 @@ Writes  OUTPUT/noninferiority.csv   each synthetic arm against real: margin, int
         OUTPUT/controls.csv, morphology.csv   sets of a known truth: did the instrument pass?
         OUTPUT/dose.csv, worth.csv  mixtures with real, and what an arm's images are worth
         OUTPUT/fidelity.csv         how like real each arm's images are, where it was measured
+        OUTPUT/memorisation.csv     how many of them are copies of training images
         OUTPUT/wilcoxon.csv         one line per pair of datasets, rank-sum tests
         OUTPUT/accuracies.csv       tidy, one line per repeat
         OUTPUT/looks.csv, power.csv the plan and every look beyond it, where there is a plan
@@ -49,7 +50,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import csv_tables, curves, likeness, report, results, scores
+from lungkit.compare import csv_tables, curves, likeness, memory, report, results, scores
 from lungkit.compare.answer import Comparison, plain
 from lungkit.compare.pairs import compare, rank_cautions
 from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p
@@ -66,12 +67,14 @@ MARGIN = 0.02       # ours: two points of accuracy; state your own before seeing
 
 # ------------------------------------------------------------------ files
 
-def input_hash(results_path: Path, sheets_dir: Path | None, fidelity_dir: Path | None,
+def input_hash(results_path: Path, sheets_dir: Path | None, fidelity_dirs: list[Path],
                models_dir: Path | None, options: dict) -> str:
     """SHA-256 over every input file's name and content, the options, and the code of this view."""
     paths = results.result_paths(results_path)
     paths += listed(sheets_dir, "*.png") if sheets_dir else []
-    paths += listed(fidelity_dir, f"*/{likeness.FILE}") if fidelity_dir else []
+    for folder in fidelity_dirs:
+        paths += [path for name in (likeness.FILE, memory.MANIFEST, memory.PICTURE)
+                  for path in listed(folder, f"*/{name}")]
     paths += listed(models_dir, f"*/*/{curves.FILE}") if models_dir else []
     if results_path.is_dir():
         paths += [path.with_suffix(".npz") for path in paths if path.with_suffix(".npz").is_file()]
@@ -111,7 +114,7 @@ def publish(output: Path, contents: dict[str, bytes], manifest: dict) -> None:
 def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | None,
         replicates: int | None, alpha: float | None, margin: float | None,
         datasets: list[str] | None, controls: list[str], benign: str | None, plan: Path | None,
-        sheets: Path | None, fidelity: Path | None, models: Path | None, dry_run: bool) -> None:
+        sheets: Path | None, fidelity: list[Path], models: Path | None, dry_run: bool) -> None:
     """Read, test, decide, draw, publish, print."""
     from lungkit.compare import plan as plans  # reads datasets, which --help must not wait for
 
@@ -119,7 +122,8 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
     metric = metric or planned.get("metric")
     alpha, margin = alpha or planned.get("alpha", ALPHA), margin or planned.get("margin", MARGIN)
     check_options(results_path, output, metric, alpha, margin,
-                  {"sheets": sheets, "fidelity": fidelity, "models": models})
+                  [("sheets", sheets), ("models", models),
+                   *(("fidelity", each) for each in fidelity)])
     options = {"metric": metric, "repeats": repeats, "alpha": alpha, "margin": margin,
                "datasets": datasets, "controls": controls, "benign": benign,
                "replicates": replicates, "plan": bool(planned)}
@@ -154,7 +158,7 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
     also = [str(each) for each in comparison.warnings if not each.limits]
     contents = {name: text.encode() for name, text in csv_tables.csv_files(comparison).items()}
     contents |= report.contents(found, comparison, tests, sheets, likeness.read(fidelity, found),
-                                models)
+                                models, memory.read(fidelity, found))
     publish(output, contents, {
         **comparison.to_json(), "inputs": inputs, "options": options, "unit": found.unit,
         "printed": printed, "tests": [plain(asdict(test)) for test in tests]})
@@ -190,7 +194,7 @@ def conclude(results_path: Path, found: results.Results, tests: list, metric: st
 
 
 def check_options(results_path: Path, output: Path, metric: str | None, alpha: float,
-                  margin: float, folders: dict[str, Path | None]) -> None:
+                  margin: float, folders: list[tuple[str, Path | None]]) -> None:
     """Raise BadOptions for options that cannot be meant."""
     if results_path.is_dir() and output.resolve().is_relative_to(results_path.resolve()):
         raise faults.BadOptions(f"--output {output} lies inside {results_path}: choose another")
@@ -204,7 +208,7 @@ def check_options(results_path: Path, output: Path, metric: str | None, alpha: f
         raise faults.BadOptions(f"--alpha {alpha:g} is not between 0 and 0.5")
     if not 0 < margin < 1:
         raise faults.BadOptions(f"--margin {margin:g} is not between 0 and 1 (0.02 is two points)")
-    for name, folder in folders.items():
+    for name, folder in folders:
         if folder and not folder.is_dir():
             raise faults.BadOptions(f"--{name} {folder} is not a directory")
 
@@ -257,9 +261,10 @@ def build_parser():
     output_group.add_argument("--sheets", type=cli.directory, metavar="DIR",
                               help="contact sheets <dataset>.png to show in the report "
                                    "(default: none)")
-    output_group.add_argument("--fidelity", type=cli.directory, metavar="DIR",
-                              help="folder of the datasets, whose fidelity.json to show in the "
-                                   "report (default: none)")
+    output_group.add_argument("--fidelity", type=cli.directory, metavar="DIR", nargs="+",
+                              default=[], help="folders of the datasets of replicate 0, 1, ..., "
+                              "whose fidelity.json and copies of training images to show in the "
+                              "report (default: none)")
     output_group.add_argument("--models", type=cli.directory, metavar="DIR",
                               help="folder of the generators' models, whose losses by step to "
                                    "show in the report (default: none)")

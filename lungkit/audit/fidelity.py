@@ -1,4 +1,4 @@
-"""How like real images other images are: two sets of features, six numbers. No image is seen here.
+"""How like real images other images are, by features and groups alone. No image is seen here.
 
 fid                 Frechet distance of two normal distributions: Heusel et al. 2017,
                     arXiv:1706.08500; biased upwards by 1 / n, so only of use beside a floor at
@@ -11,6 +11,12 @@ density, coverage   the same, robust against outliers of the one and the other: 
                     arXiv:2002.09797
 
 All are of inner products alone, so that a part of the images costs no more than an index.
+
+membership          whether the images that a generator was trained on can be told from other real
+                    ones, by how near the nearest generated image lies: the AUROC. Hilprecht et al.
+                    2019, "Monte Carlo and reconstruction membership inference attacks against
+                    generative models", Proc Priv Enhancing Technol 2019(4); Chen et al. 2020,
+                    arXiv:1909.03935
 """
 
 from __future__ import annotations
@@ -153,6 +159,74 @@ def spread(compared: Compared, values: dict[str, float], *groups_of_sides: np.nd
         found[name] = tuple(float(end) for end in np.clip(
             [values[name] + low, values[name] + high], *bounds.get(name, (0, 1))))
     return found
+
+
+def resampled(groups: np.ndarray, seed: int, draws: int = 2000
+              ) -> tuple[np.ndarray, np.ndarray] | None:
+    """How often each of G groups is drawn, int [draws, G], and the group of each image, int [N].
+
+    None below FEWEST_GROUPS.
+    """
+    names, index = np.unique(groups, return_inverse=True)
+    if len(names) < FEWEST_GROUPS:
+        return None
+    drawn = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), draws)
+    return drawn, index
+
+
+def ends_of(values: np.ndarray) -> dict[str, float]:
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return {"low": float(low), "high": float(high)}
+
+
+def nearest(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """The distance of each of real's features [N, D] to the nearest generated [M, D], [N]."""
+    real, generated = real.astype(np.float64), generated.astype(np.float64)
+    squares = ((real**2).sum(1)[:, None] + (generated**2).sum(1) - 2 * real @ generated.T)
+    return np.sqrt(np.maximum(squares, 0).min(1))
+
+
+def membership(members: dict[str, tuple[np.ndarray, np.ndarray]],
+               others: dict[str, tuple[np.ndarray, np.ndarray]], seed: int = 0) -> dict:
+    """{auroc, low, high, num_members, num_others}: whether members lie nearer than others.
+
+    members, others: {class: (distances float [N], groups str [N])}, compared within classes. 0.5:
+    they cannot be told apart; 1: each member is nearer. Both sides are resampled by group; no ends
+    below FEWEST_GROUPS.
+    """
+    sides = [(np.concatenate([side[label][0] for label in side]),
+              np.concatenate([side[label][1] for label in side]),
+              np.concatenate([[label] * len(side[label][0]) for label in side]))
+             for side in (members, others)]
+    (near, groups, labels), (far, other_groups, other_labels) = sides
+    pairs = (labels[:, None] == other_labels).astype(float)
+    wins = pairs * ((near[:, None] < far) + 0.5 * (near[:, None] == far))
+    said = {"auroc": float(wins.sum() / pairs.sum()), "low": None, "high": None,
+            "num_members": len(near), "num_others": len(far)}
+    drawn = [resampled(each, seed + k) for k, each in enumerate((groups, other_groups))]
+    if any(each is None for each in drawn):
+        return said
+    (times, index), (other_times, other_index) = drawn
+    sums = []
+    for each in (wins, pairs):
+        by_group = np.zeros((times.shape[1], other_times.shape[1]))
+        np.add.at(by_group, (index[:, None], other_index[None]), each)
+        sums.append(np.einsum("dg,gh,dh->d", times, by_group, other_times, optimize=True))
+    return {**said, **ends_of(np.divide(*sums, out=np.full(len(times), np.nan),
+                                        where=sums[1] > 0))}
+
+
+def mean_of(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict[str, float | None]:
+    """{value, low, high} of the mean of float [N] without its NaN, resampled by group."""
+    known = np.isfinite(values)
+    values, groups = values[known], groups[known]
+    said = {"value": float(values.mean()) if len(values) else None, "low": None, "high": None}
+    if len(values) == 0 or (drawn := resampled(groups, seed)) is None:
+        return said
+    times, index = drawn
+    sums, sizes = np.bincount(index, values), np.bincount(index)
+    return {**said, **ends_of(times @ sums / (times @ sizes))}
 
 
 def share_of(right: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict[str, float | None]:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import curves, figures, likeness as alike, scores, tables
+from lungkit.compare import curves, figures, likeness as alike, memory as memories, scores, tables
 from lungkit.compare.answer import OUTSIDE, PRIMARY, SECOND, Comparison, PairAnswer
+from lungkit.compare.memory import Memory
 from lungkit.compare.pairs import Pair
 from lungkit.compare.power import trainings_needed
 from lungkit.compare.results import Results
@@ -27,10 +28,12 @@ FAMILIES = {PRIMARY: "each synthetic arm against real", SECOND: "all other pairs
 # ------------------------------------------------------------------ the page
 
 def contents(found: Results, said: Comparison, tests: Sequence[Pair], sheets_dir: Path | None,
-             likeness: Sequence[dict] = (), models_dir: Path | None = None) -> dict[str, bytes]:
+             likeness: Sequence[dict] = (), models_dir: Path | None = None,
+             memory: Memory | None = None) -> dict[str, bytes]:
     """The files of a comparison, all but its manifest and the tables of `csv_tables`.
 
     likeness: of lungkit.compare.likeness.read. models_dir: the folder of the arms' models.
+    memory: of lungkit.compare.memory.read.
     """
     pictures = {"accuracy_boxplot.png": figures.boxplot_png(found, said.metric, said.arms)}
     if any(pair.estimates for pair in said.pairs):
@@ -40,15 +43,19 @@ def contents(found: Results, said: Comparison, tests: Sequence[Pair], sheets_dir
     if shown := curves.of_arms(models_dir, found.datasets):
         pictures[curves.PICTURE] = curves.png(shown)
     html = page(found, said, tests, pictures=pictures,
-                sheets=read_sheets(sheets_dir, found.datasets), likeness=likeness)
+                sheets=read_sheets(sheets_dir, found.datasets), likeness=likeness,
+                memory=memory)
     measured = {"fidelity.csv": table_csv(list(likeness)).encode()} if likeness else {}
+    if memory and memory.by_class:
+        measured["memorisation.csv"] = table_csv(memory.by_class).encode()
     return {"accuracies.csv": table_csv([tidy(row) for row in found.rows]).encode(),
             "wilcoxon.csv": table_csv([asdict(pair) for pair in tests]).encode(),
             **measured, **pictures, "report.html": html.encode()}
 
 
 def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: dict[str, bytes],
-         sheets: dict[str, bytes], likeness: Sequence[dict] = ()) -> str:
+         sheets: dict[str, bytes], likeness: Sequence[dict] = (),
+         memory: Memory | None = None) -> str:
     """The whole report as one HTML page that needs no other file."""
     import jinja2
 
@@ -67,7 +74,9 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
     counts = sorted({arm.n for arm in said.arms})
     return template.render(
         found=found, said=said, tests=tests, tables=tables, pictures=pictures, sheets=sheets,
-        likeness=alike.table(list(likeness)), controls=instrument.table(said.controls, said.alpha),
+        likeness=alike.table(list(likeness)), nuclei=alike.nuclei_table(list(likeness)),
+        memory=memory or Memory(), memories=memories,
+        controls=instrument.table(said.controls, said.alpha),
         morphology=instrument.morphology_table(said.morphology, said.alpha),
         curve=dose.table(said.curve, said.alpha),
         score=score, split=split, families=FAMILIES, plan=plan_in_words(said.plan),

@@ -8,7 +8,9 @@ Reference are REAL's val and test images. Beside each of DATA's train images sta
 number of images, REAL's own train images (the floor: real images of other groups) and noise (the
 ceiling). fid, kid, precision, recall, density, coverage: lungkit/audit/fidelity.py. label: how
 often a linear classifier, trained on features of REAL's train images, says the class that was
-meant, beside how often it is right on the reference.
+meant, beside how often it is right on the reference. nuclei, where there are any: how many an image
+has, how large and how far apart, beside the reference's. membership: whether REAL's train images
+can be told from the reference by how near the arm's images come to them.
 
 Nothing is chosen or trained by what is found. Running the same command again changes nothing; with
 other options or datasets the file is made anew.
@@ -28,12 +30,13 @@ from lungkit.data.dataset import Dataset, Row, check_same_task, open_dataset
 from lungkit.learn.device import use_device
 from lungkit.learn.features import Extractor
 from lungkit.learn.pretrained import LITE0
+from lungkit.nuclei import statistics
 from lungkit.run import cli
 from lungkit.run.faults import check_stop
 from lungkit.run.files import read_json, sha256, write_json
 from lungkit.run.progress import say
 
-SCHEMA, RECIPE = "lungkit.fidelity/1", 1
+SCHEMA, RECIPE = "lungkit.fidelity/1", 2
 FILE = "fidelity.json"
 PER_CLASS = 100       # ours: seconds an arm; intervals say what so few can tell
 PENALTY = 0.01        # scikit-learn's C, as in benchmarks/features_lc25000.py
@@ -57,16 +60,21 @@ def group_of(row: Row) -> str:
 
 
 class Side:
-    """Chosen images of some splits by class: their features, float32 [N, D], and groups, [N]."""
+    """Chosen images of some splits by class: features float32 [N, D], groups [N], nuclei [N, 3].
+
+    nuclei: of lungkit.nuclei.statistics; {} of CT, which shows none.
+    """
 
     def __init__(self, extractor: Extractor, dataset: Dataset, splits: tuple[str, ...],
                  most: int) -> None:
-        self.features, self.groups = {}, {}
+        self.features, self.groups, self.nuclei = {}, {}, {}
         for label in dataset.classes:
             rows = choose([row for split in splits for row in dataset.select(split, label)], most)
             names = sha256("\n".join(row.file_name for row in rows).encode())[:12]
             self.features[label] = extractor.of_rows(dataset, rows, f"some-{names}")
             self.groups[label] = np.array([group_of(row) for row in rows])
+            if dataset.modality != "ct":
+                self.nuclei[label] = statistics.of_rows(dataset, rows, names)
 
 
 def noise_of(extractor: Extractor, real: Dataset, most: int) -> np.ndarray:
@@ -116,9 +124,23 @@ def classifier_of(train: Side):
     return head.fit(np.concatenate(list(train.features.values())), labels)
 
 
+def nuclei_of(arm: Side, held_out: Side, label: str) -> dict[str, dict]:
+    """{quantity: {arm, real: {value, low, high}}}: means over the images of a class."""
+    return {name: {of: fidelity.mean_of(side.nuclei[label][:, number], side.groups[label])
+                   for of, side in (("arm", arm), ("real", held_out))}
+            for number, name in enumerate(statistics.QUANTITIES) if label in arm.nuclei}
+
+
+def membership_of(arm: Side, train: Side, held_out: Side) -> dict:
+    """Whether real's train images can be told from the held-out ones by the arm's, all classes."""
+    sides = ({label: (fidelity.nearest(arm.features[label], each), side.groups[label])
+              for label, each in side.features.items()} for side in (train, held_out))
+    return fidelity.membership(*sides)
+
+
 def of_dataset(dataset: Dataset, extractor: Extractor, train: Side, held_out: Side,
                noise: np.ndarray, most: int) -> dict[str, dict]:
-    """What is found of every class."""
+    """{classes: {class: what is found of it}, membership}."""
     arm, head = Side(extractor, dataset, ("train",), most), classifier_of(train)
     classes = {}
     for label in dataset.classes:
@@ -126,8 +148,9 @@ def of_dataset(dataset: Dataset, extractor: Extractor, train: Side, held_out: Si
         classes[label] = {**of_class(label, arm, train, held_out, noise), "label": {
             name: {**fidelity.share_of(head.predict(side.features[label]) == label,
                                        side.groups[label]), "n": len(side.groups[label])}
-            for name, side in (("arm", arm), ("real", held_out))}}
-    return classes
+            for name, side in (("arm", arm), ("real", held_out))},
+            "nuclei": nuclei_of(arm, held_out, label)}
+    return {"classes": classes, "membership": membership_of(arm, train, held_out)}
 
 
 # ------------------------------------------------------------------ the command
@@ -159,14 +182,13 @@ def run(*, data: list[Path], real: Path, per_class: int, network: str, weights: 
     held_out = Side(extractor, yardstick, ("val", "test"), per_class)
     noise = noise_of(extractor, yardstick, per_class)
     for dataset, wanted in pending:
-        found = {**wanted, "classes": of_dataset(dataset, extractor, train, held_out, noise,
-                                                 per_class)}
+        found = wanted | of_dataset(dataset, extractor, train, held_out, noise, per_class)
         write_json(dataset.path / FILE, found)
         print(in_words(dataset.path, found))
 
 
 def in_words(path: Path, found: dict) -> str:
-    """A line a class: the arm's value, and in brackets floor and ceiling."""
+    """A line a class: the arm's value, and in brackets floor and ceiling; then the membership."""
     lines = []
     for label, each in found["classes"].items():
         said = "  ".join(f"{name} {score['value']:.3g} ({score['floor']:.3g}, "
@@ -176,7 +198,9 @@ def in_words(path: Path, found: dict) -> str:
                       f"(real {each['label']['real']['value']:.2f})")
         lines.append(f"{path.name} {label} n {each['n']}  "
                      f"{said or 'too few images'}  {label_said}")
-    return "\n".join(lines)
+    told = found["membership"]
+    ends = "" if told["low"] is None else f" ({told['low']:.2f} to {told['high']:.2f})"
+    return "\n".join([*lines, f"{path.name} membership AUROC {told['auroc']:.2f}{ends}"])
 
 
 def build_parser():

@@ -461,25 +461,31 @@ def test_results_that_are_half_made_are_not_held_against_the_options(project):
     assert test.words[2] == str(project.run_dir / "results")
 
 
-def test_fidelity_is_measured_where_it_is_asked_for_after_the_trainings_and_shown(project):
+def test_fidelity_is_measured_of_every_replicate_beside_its_trainings_and_shown(project):
     project.make_datasets("real", "voronoi")
-    assert project.compare(2).returncode == 0
+    shutil.copytree(project.run_dir / "datasets", project.run_dir / "replicates/001/datasets")
+    assert project.compare(2, REPLICATES=2).returncode == 0
+    made = {call.option("--real"): call for call in project.calls("tools.fidelity", dry=False)}
+    places = [str(folder / "datasets") for folder in
+              (project.run_dir, project.run_dir / "replicates/001")]
+    assert sorted(made) == [f"{place}/real" for place in places]
+    for place in places:
+        assert made[f"{place}/real"].options("--data") == [f"{place}/real", f"{place}/voronoi"]
+    order = [call.stage for call in project.calls(dry=False) if call.words[0] == "python"]
+    assert order.index("tools.fidelity") < order.index("test")
+    assert project.calls("test", dry=False)[0].options("--fidelity") == places
+
+
+def test_fidelity_is_not_measured_where_it_is_not_wanted(project):
+    project.make_datasets("real", "voronoi")
+    assert project.compare(2, FIDELITY=0).returncode == 0
     assert not project.calls("tools.fidelity")
     assert project.calls("test", dry=False)[0].option("--fidelity") is None
-    project.forget()
-    assert project.compare(2, FIDELITY=1).returncode == 0
-    datasets = project.run_dir / "datasets"
-    check, made = project.calls("tools.fidelity")
-    assert check.is_dry and not made.is_dry and made.option("--real") == str(datasets / "real")
-    assert made.options("--data") == [str(datasets / "real"), str(datasets / "voronoi")]
-    order = [call.stage for call in project.calls(dry=False) if call.words[0] == "python"]
-    assert order.index("cnn") < order.index("tools.fidelity") < order.index("test")
-    assert project.calls("test", dry=False)[0].option("--fidelity") == str(datasets)
 
 
 def test_fidelity_that_cannot_be_measured_ends_the_job_before_the_trainings(project):
     project.make_datasets("real", "voronoi")
-    result = project.compare(2, FIDELITY=1, FAULTS="*tools.fidelity*--dry-run*=2")
+    result = project.compare(2, FAULTS="*tools.fidelity*--dry-run*=2")
     assert result.returncode == 2 and "its last words" in result.stderr
     assert not project.calls("cnn", dry=False)
 

@@ -113,3 +113,52 @@ def test_a_share_is_resampled_by_group():
     assert by_image["value"] == by_group["value"] == 0.5
     assert by_group["high"] - by_group["low"] > 2 * (by_image["high"] - by_image["low"])
     assert fidelity.share_of(right, (np.arange(60) // 30).astype(str))["low"] is None
+
+
+# ------------------------------------------------------------------ membership
+
+def draw(rng, number, groups, name):
+    """Features of so many images of so many groups, which differ, and the groups."""
+    own = np.arange(number) % groups
+    return (rng.normal(0, 1, (groups, 8))[own] + rng.normal(0, 1, (number, 8)),
+            np.array([f"{name}{each}" for each in own]))
+
+
+def told(generated, members, others):
+    return fidelity.membership(*({"a": (fidelity.nearest(generated, features), groups)}
+                                 for features, groups in (members, others)))
+
+
+def test_an_independent_draw_holds_a_half_and_a_copier_is_told():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(30):
+        members, others = draw(rng, 60, 20, "m"), draw(rng, 40, 14, "o")
+        said = told(draw(rng, 60, 30, "g")[0], members, others)
+        held += said["low"] <= 0.5 <= said["high"]
+        assert 0 < said["low"] < said["auroc"] < said["high"] < 1
+        assert (said["num_members"], said["num_others"]) == (60, 40)
+    assert held >= 26
+    copier = told(members[0] + rng.normal(0, 0.1, members[0].shape), members, others)
+    assert copier["auroc"] > 0.99 and copier["low"] > 0.97
+
+
+def test_members_are_compared_with_others_of_their_class_by_the_distance_alone():
+    near, far = (np.array([[0.0, 3], [0, 9]]), np.array(["g", "h"])), np.array([[0.0, 4]])
+    assert fidelity.nearest(np.zeros((1, 2)), near[0]) == pytest.approx([3, 9])
+    sides = ({"a": (fidelity.nearest(np.zeros((1, 2)), near[0]), near[1]),
+              "b": (np.array([100.0]), np.array(["i"]))},
+             {"a": (fidelity.nearest(np.zeros((1, 2)), far), np.array(["k"])),
+              "b": (np.array([100.0]), np.array(["l"]))})
+    said = fidelity.membership(*sides)
+    assert said["auroc"] == pytest.approx((1 + 0 + 0.5) / 3)  # 3 < 4, 9 > 4, and a tie
+    assert said["low"] is said["high"] is None
+
+
+def test_a_mean_leaves_out_what_could_not_be_measured_and_is_resampled_by_group():
+    values = np.array([1.0, 2, np.nan, 3, 4] * 4)
+    by_image = fidelity.mean_of(values, np.arange(20).astype(str))
+    by_group = fidelity.mean_of(values, np.array([*"abcde"] * 4))
+    assert by_image["value"] == by_group["value"] == 2.5
+    assert by_group["high"] - by_group["low"] > 1.5 * (by_image["high"] - by_image["low"])
+    assert fidelity.mean_of(np.array([np.nan]), np.array(["a"])) == {
+        "value": None, "low": None, "high": None}

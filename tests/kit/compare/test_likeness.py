@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import wilcoxon_test
-from lungkit.compare import likeness
+from lungkit.compare import likeness, memory
+from lungkit.data.png import encode_png
 from lungkit.run.faults import Fault
 from result_trees import write_counts
 
@@ -39,7 +41,7 @@ def found():
 
 def test_every_number_is_a_line_and_the_page_places_it(tmp_path, found):
     write(tmp_path, fingerprint="of gan")
-    lines = likeness.read(tmp_path, found)
+    lines = likeness.read([tmp_path], found)
     assert len(lines) == 6 + 2 and {line["dataset"] for line in lines} == {"gan"}
     assert [line["floor"] for line in lines if line["score"] == "label"] == [0.9, 0.9]
     shown = likeness.table(lines)
@@ -51,8 +53,8 @@ def test_every_number_is_a_line_and_the_page_places_it(tmp_path, found):
 
 
 def test_without_files_there_is_no_table(tmp_path, found):
-    assert likeness.read(tmp_path, found) == likeness.read(None, found) == []
-    assert likeness.table([]) is None
+    assert likeness.read([tmp_path], found) == likeness.read([], found) == []
+    assert likeness.table([]) is likeness.nuclei_table([]) is None
 
 
 @pytest.mark.parametrize(("changed", "words"), [
@@ -61,7 +63,36 @@ def test_without_files_there_is_no_table(tmp_path, found):
 def test_what_was_measured_of_other_images_is_refused(tmp_path, found, changed, words):
     write(tmp_path, **changed)
     with pytest.raises(Fault, match=words):
-        likeness.read(tmp_path, found)
+        likeness.read([tmp_path], found)
+
+
+def test_of_several_replicates_the_mean_is_shown_and_the_least_and_most(tmp_path, found):
+    found.rows += [{"dataset": "gan", "replicate": 1, "dataset_fingerprint": "of another gan"}]
+    write(tmp_path / "0", fingerprint="of gan")
+    path = write(tmp_path / "1", fingerprint="of another gan")
+    content = json.loads(path.read_text())
+    content["classes"]["aca"]["scores"]["kid"] = SCORE | {"value": 0.0323, "floor": 0.005}
+    path.write_text(json.dumps(content))
+    lines = likeness.read([tmp_path / "0", tmp_path / "1"], found)
+    assert [line["replicate"] for line in lines] == [0] * 8 + [1] * 8
+    shown = likeness.table(lines)
+    assert shown.lines[0][3:7] == ["22.3", "12.3 to 32.3", "4.0", "900.0"]
+    assert "means of 2 replicates" in shown.caption and len(shown.lines) == 2
+
+
+def test_nuclei_stand_beside_those_of_real_where_there_are_any(tmp_path, found):
+    sides = {"arm": {"value": 30.25, "low": 28, "high": 33},
+             "real": {"value": 40, "low": 38, "high": 42}}
+    path = write(tmp_path, fingerprint="of gan")
+    content = json.loads(path.read_text())
+    assert likeness.nuclei_table(likeness.read([tmp_path], found)) is None
+    content["classes"]["aca"]["nuclei"] = dict.fromkeys(likeness.NUCLEI, sides)
+    path.write_text(json.dumps(content))
+    lines = likeness.read([tmp_path], found)
+    assert [line["floor"] for line in lines if line["score"] == "area_um2"] == [40]
+    line, = likeness.nuclei_table(lines).lines
+    assert line == ["gan", "aca", *["30.2", "28.0 to 33.0", "40.0"] * 3]
+    assert len(likeness.nuclei_table(lines).heads) == len(line)
 
 
 def test_the_stage_shows_it_and_makes_the_comparison_anew_where_it_changes(tmp_path, capsys):
@@ -69,16 +100,27 @@ def test_the_stage_shows_it_and_makes_the_comparison_anew_where_it_changes(tmp_p
     of = next(json.loads(path.read_text())["dataset_fingerprint"]
               for path in tree.glob("gan/*/repeat_0000.json"))
     path = write(tmp_path / "datasets", fingerprint=of)
+    counts = {"aca": {"images": 20, "copies": 5}}
+    (path.parent / memory.MANIFEST).write_text(json.dumps({"fingerprint": of, "copy_audit": {
+        "images": 20, **{f"share_{kind}": 0.1 for kind in memory.KINDS}, "by_class": counts,
+        "control": counts}}))
+    picture = path.parent / memory.PICTURE
+    picture.write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
     command = [str(tree), "--output", str(tmp_path / "c"), "--fidelity",
                str(tmp_path / "datasets")]
     assert wilcoxon_test.main(command) == 0
     page = (tmp_path / "c/report.html").read_text()
     assert "How like real images" in page and "10.0 to 20.0" in page
+    assert "Is it memory?" in page and "gan: the closest pairs" in page
+    assert (tmp_path / "c/memorisation.csv").read_text().count("\n") == 2
     assert (tmp_path / "c/fidelity.csv").read_text().count("\n") == 9
     assert wilcoxon_test.main(command) == 0 and "already complete" in capsys.readouterr().out
     path.unlink()
+    picture.unlink()
     assert wilcoxon_test.main(command) == 0
-    assert "How like real images" not in (tmp_path / "c/report.html").read_text()
+    page = (tmp_path / "c/report.html").read_text()
+    assert "How like real images" not in page
+    assert "Is it memory?" in page and "gan: the closest pairs" not in page
     assert not (tmp_path / "c/fidelity.csv").exists()
     assert wilcoxon_test.main([*command[:-1], str(tmp_path / "absent")]) == 2
     assert "--fidelity" in capsys.readouterr().err

@@ -13,6 +13,8 @@ from lungkit.data.dataset import Row, open_dataset, parent_of
 from lungkit.data.writer import DatasetWriter
 from lungkit.learn import pretrained
 from lungkit.learn.features import Extractor
+from lungkit.nuclei import statistics
+from lungkit.nuclei.detect import FIELD_UM, Nuclei
 from lungkit.run.output import Output
 from lungkit.tools import fidelity
 
@@ -20,9 +22,9 @@ NETWORK = "test_efficientnet"  # timm's own for tests
 CLASSES = ["dark", "light"]
 
 
-def write(path, *, channels, draw, parents=(), num_train=20):
+def write(path, *, channels, draw, parents=(), num_train=20, modality="he", seed=None):
     """draw(rng, label) gives an image's grey level and its noise."""
-    rng = np.random.default_rng(list(path.name.encode()))
+    rng = np.random.default_rng(list((seed or path.name).encode()))
     with DatasetWriter(Output(path, "dataset.json", {}), stage="test", classes=CLASSES,
                        image_size=16, channels=channels) as writer:
         index = 0
@@ -33,7 +35,7 @@ def write(path, *, channels, draw, parents=(), num_train=20):
                     image = rng.normal(level, noise, (16, 16, channels)).clip(0, 255)
                     writer.add(split, label, index, image.astype(np.uint8), group=f"g{index}")
                     index += 1
-        return writer.publish(parents=list(parents), seed=0)
+        return writer.publish(parents=list(parents), seed=0, modality=modality)
 
 
 def as_real(rng, label):
@@ -49,14 +51,28 @@ ARMS = {"same": as_real,
 def made(request, tmp_path_factory):
     """real and three arms, measured by a small network; {name: fidelity.json's content}."""
     root = tmp_path_factory.mktemp("run")
-    real = write(root / "real", channels=request.param, draw=as_real)
+    modality = "he" if request.param == 3 else "ct"
+    real = write(root / "real", channels=request.param, draw=as_real, modality=modality)
     made_from = parent_of(real, {split: ["train"] for split in ("train", "val", "test")})
     for name, draw in ARMS.items():
-        write(root / name, channels=request.param, draw=draw, parents=[made_from])
+        write(root / name, channels=request.param, draw=draw, parents=[made_from],
+              modality=modality)
+    write(root / "copies", channels=request.param, draw=as_real, parents=[made_from],
+          modality=modality, seed="real")
     torch.manual_seed(0)
     torch.save(pretrained.build(NETWORK, 2).state_dict(), root / "w.pt")
-    assert measure(root, "real", *ARMS) == 0
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "detect_nuclei", by_brightness)
+        patch.setattr(numbers, "HALVES", 40)
+        assert measure(root, "real", *ARMS, "copies") == 0
+        yield root
+
+
+def by_brightness(image, *, modality, field_um):
+    """As many nuclei as the image's grey over 10, of 4 px each, 2 px apart."""
+    number = int(image.mean() / 10)
+    centroids = np.stack([np.arange(number) * 2.0, np.zeros(number)], 1)
+    return Nuclei(np.zeros((16, 16), np.int32), centroids, np.full(number, 4.0, np.float32))
 
 
 def measure(root, *names, more=()):
@@ -107,6 +123,30 @@ def test_what_is_compared_with_what(made):
         assert said["scores"]["fid"][key] == pytest.approx(wanted, rel=1e-4)
 
 
+def test_nuclei_are_those_of_the_arm_beside_those_of_held_out_real_images(made):
+    real, arm = (open_dataset(made / name) for name in ("real", "swapped"))
+    for label in CLASSES:
+        said = found(made, "swapped")["classes"][label]["nuclei"]
+        if real.modality == "ct":
+            assert said == {}
+            continue
+        for of, data, splits in (("arm", arm, ["train"]), ("real", real, ["val", "test"])):
+            rows = [row for split in splits for row in data.select(split, label)]
+            numbers = [int(data.image(row).mean() / 10) for row in rows]
+            each = {name: said[name][of] for name in said}
+            assert each["num_nuclei"]["value"] == pytest.approx(np.mean(numbers))
+            assert each["num_nuclei"]["low"] < np.mean(numbers) < each["num_nuclei"]["high"]
+            px_um = FIELD_UM / 16
+            assert each["area_um2"]["value"] == pytest.approx(4 * px_um**2)
+            assert each["spacing_um"]["value"] == pytest.approx(2 * px_um)
+
+
+def test_a_copier_gives_its_training_images_away_and_an_independent_draw_does_not(made):
+    told, same = (found(made, name)["membership"] for name in ("copies", "same"))
+    assert told["auroc"] == told["low"] == 1 and told["num_members"] == told["num_others"] == 40
+    assert same["low"] <= 0.5 <= same["high"]
+
+
 def test_real_has_no_file_and_a_dataset_stays_one(made):
     assert not (made / "real" / fidelity.FILE).exists()
     open_dataset(made / "same")
@@ -114,6 +154,8 @@ def test_real_has_no_file_and_a_dataset_stays_one(made):
 
 def test_the_same_command_changes_nothing_and_other_options_make_it_anew(made, monkeypatch):
     before = (made / "same" / fidelity.FILE).read_bytes()
+    monkeypatch.setattr(numbers, "HALVES", 40)
+    monkeypatch.setattr(statistics, "detect_nuclei", by_brightness)
     with monkeypatch.context() as patch:
         patch.setattr(fidelity, "of_dataset", None)
         patch.setattr(Extractor, "inputs", None)
@@ -126,7 +168,8 @@ def test_the_same_command_changes_nothing_and_other_options_make_it_anew(made, m
     assert (made / "same" / fidelity.FILE).read_bytes() == before
 
 
-def test_too_few_images_are_said_to_be_too_few(made, capsys):
+def test_too_few_images_are_said_to_be_too_few(made, capsys, monkeypatch):
+    monkeypatch.setattr(statistics, "detect_nuclei", by_brightness)
     assert measure(made, "noise", more=["--per-class", "14"]) == 0
     each = found(made, "noise")["classes"]["dark"]
     assert each["n"] == 14 and each["too_few"] and "scores" not in each and "label" in each
