@@ -78,10 +78,12 @@ def test_a_run_of_tasks_knows_them_and_is_compared_as_one(ran):
     assert not ran.calls("tasks")
 
 
-def test_a_fault_in_the_images_of_any_task_ends_the_job_before_an_arm_is_made(tmp_path):
+@pytest.mark.parametrize(("fault", "status"), [
+    ("*ct_seg.py*--view?slice*=1", 1), ("cnn_classify.py*slice-grade*--dry-run*=2", 2)])
+def test_a_fault_in_any_task_ends_the_job_before_an_arm_is_made(tmp_path, fault, status):
     project = Project(tmp_path)
-    result = project.pipeline(**SMALL, FAULTS="*ct_seg.py*--view?slice*=1")
-    assert result.returncode == 1 and "its last words" in error(result)
+    result = project.pipeline(**SMALL, FAULTS=fault, BASELINE="")
+    assert result.returncode == status and "its last words" in result.stderr
     assert not project.calls("layout", dry=False) and not project.calls("cnn", dry=False)
 
 
