@@ -37,6 +37,9 @@ def weights_paths(models: Sequence[str]) -> dict[str, Path]:
             except (OSError, ValueError) as error:
                 why = faults.one_line(error)[:120]
         if path.is_file():
+            if not is_whole(path):
+                raise faults.BadOptions(f"--weights {IMAGENET}: {path} has another hash than its "
+                                        "name says: remove it, and it is fetched again")
             found[model] = path
         else:
             missing.append((model, path))
@@ -72,9 +75,14 @@ def fetch(url: str, path: Path) -> None:
     with urllib.request.urlopen(url, timeout=WAIT_SEC) as answer, atomic_path(path) as hidden:
         with open(hidden, "wb") as file:
             shutil.copyfileobj(answer, file)
-        wanted = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
-        if wanted and not sha256_file(hidden).startswith(wanted[1]):
+        if not is_whole(hidden, path.name):
             raise ValueError(f"what came as {path.name} has another hash")
+
+
+def is_whole(path: Path, name: str | None = None) -> bool:
+    """Whether a file's SHA-256 begins as `name` ends, or by None its own; without one it does."""
+    wanted = re.search(r"-([0-9a-f]{8,})\.pth$", name or path.name)
+    return not wanted or sha256_file(path).startswith(wanted[1])
 
 
 def in_todays_words(state: dict) -> dict:

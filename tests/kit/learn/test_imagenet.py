@@ -20,8 +20,8 @@ def hub(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(imagenet, "folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(imagenet, "WEIGHTS", {"a": "A.V1", "b": "B.V1"})
-    digest = hashlib.sha256(b"of a").hexdigest()[:8]
-    files = {"a": f"a-{digest}.pth", "b": "b-00000000.pth"}
+    files = {model: f"{model}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+             for model, content in (("a", b"of a"), ("b", b"there already"))}
     monkeypatch.setattr(imagenet, "url_of",
                         lambda model: (tmp_path / "server" / files[model]).as_uri())
     return tmp_path, files
@@ -36,6 +36,13 @@ def test_what_is_in_the_cache_is_taken_and_what_is_not_is_fetched_once(hub):
         assert {model: path.read_bytes() for model, path in found.items()} == {
             "a": b"of a", "b": b"there already"}
         (root / "server" / files["a"]).unlink(missing_ok=True)
+
+
+def test_a_file_in_the_cache_that_is_not_what_its_name_says_is_not_taken(hub):
+    root, files = hub
+    (root / "cache" / files["b"]).write_bytes(b"cut sho")
+    with pytest.raises(BadOptions, match="has another hash than its name says: remove it"):
+        imagenet.weights_paths(["b"])
 
 
 @pytest.mark.parametrize("broken", ["nobody answers", "another file comes"])
