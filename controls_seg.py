@@ -14,7 +14,7 @@ result: a comparison knows a control by it, keeps it out of all families of arms
 whether the instrument passed.
 
 Reads   --real    a dataset made by tumor_seg.py or ct_seg.py
-        --other   of other-half: one of other groups (tumor_seg.py --half 1 and --half 2); of
+        --other   of other-half: one of other groups (--half 1 and --half 2 of the same stage); of
                   oracle: one made as real was, of the sample of another seed
 Writes  --output  a dataset of real's classes and size, and of its counts but for
                  other-half and oracle, which have the other's
@@ -178,8 +178,7 @@ def open_other(control: str, real: Dataset, other: Path, samples: list[Path] | N
         raise faults.Fault(
             f"--other {other} shares {len(shared)} groups with {real.path} "
             f"({faults.several(sorted(shared), 2)}): an other half is of groups that real does not "
-            "hold: make real by tumor_seg.py --half 1 and the other by --half 2, or of scans of "
-            "other patients")
+            "hold: make real by --half 1 and the other by --half 2, or of scans of other patients")
     return data
 
 
@@ -285,8 +284,8 @@ def check_options(control: str, other: Path | None, samples: list[Path] | None) 
     if control in OUTSIDE and other is None:
         raise faults.BadOptions(
             f"--control {control} is of images that real does not hold: give --other, "
-            + ("a dataset of groups that neither real nor an arm has used (tumor_seg.py --half 1 "
-               "makes a real of one half of them, --half 2 of the other)"
+            + ("a dataset of groups that neither real nor an arm has used (tumor_seg.py or "
+               "ct_seg.py --half 1 makes a real of one half of them, --half 2 of the other)"
                if control == OTHER_HALF else
                "a dataset made as real was, of a simulated sample of another seed"))
     if control not in OUTSIDE and other is not None:

@@ -219,7 +219,8 @@ def identity(how: dict, input_dir: Path) -> dict:
 
     files = (folder / name for folder, names in walk(input_dir) for name in names)
     return dict(sorted({
-        **{name: value for name, value in how.items() if name != "fold"},
+        **{name: value for name, value in how.items()
+           if name != "fold" and (name, value) != ("half", None)},
         **{name: cli.file_sha256(how[name], "--" + name.replace("_", "-"))
            for name in ("diagnoses", "images", "nodules", "patients", "split_from")},
         "fold": how["fold"] and "{}/{}".format(*how["fold"]), "recipe": RECIPE,
@@ -273,6 +274,8 @@ def run(*, input: Path, output: Path, nnunet: Path | None, preset: str, workers:
             scans = pictures.group(*pictures.read_pictures(how["images"], input, tuple(window),
                                                            mapped))
             studies_csv = studies.table(scans, [], [])
+        if how["half"] is not None:
+            scans = planning.in_half(scans, how["half"], seed)
         split_of, stratum_of = planning.draw_splits(scans, seed, how["fold"]) \
             if how["split_from"] is None else (planning.read_splits(
                 how["split_from"], {scan.patient for scan in scans}), {})
@@ -338,6 +341,9 @@ def build_parser():
                        help="patient,split: the split.csv of another task of this run")
     group.add_argument("--fold", type=cli.fold, metavar="k/K",
                        help="cross-validation: test on fold k of K (default: one split, 60/20/20)")
+    group.add_argument("--half", type=int, choices=(1, 2),
+                       help="one half of the patients alone, drawn by --seed: of the other half, "
+                            "which nothing has used, controls_seg.py makes a control")
     group.add_argument("--skip-broken", action="store_true",
                        help="leave out series that cannot be read, instead of ending the run")
     group = parser.add_argument_group("Images")

@@ -16,7 +16,7 @@ from lungkit.ct import truth
 from lungkit.ct.nodules import Nodule
 from lungkit.ct.studies import Scan
 from lungkit.ct.truth import HEALTHY, NODULE, Rule
-from lungkit.data.splits import SPLITS, split_groups
+from lungkit.data.splits import SPLITS, partition, split_groups
 from lungkit.run.faults import Fault
 from lungkit.run.files import sha256
 from lungkit.run.tables import read_table
@@ -88,13 +88,25 @@ def draw_splits(scans: list[Scan], seed: int, fold: tuple[int, int] | None
     Grades (else histologies) are spread evenly; one seen in fewer patients than there are parts is
     counted with the next.
     """
+    items, of_patient = strata_of(scans, fold[1] if fold else len(SPLITS))
+    return split_groups(items, seed, fold), of_patient
+
+
+def in_half(scans: list[Scan], half: int, seed: int) -> list[Scan]:
+    """The scans of one half of the patients, 1 or 2, whatever the task; strata as in a split."""
+    items, _ = strata_of(scans, parts=2)
+    part_of = partition(items, (0.5, 0.5), seed, parts="half")
+    return [scan for scan in scans if part_of[scan.patient] == half - 1]
+
+
+def strata_of(scans: list[Scan], parts: int) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
+    """What is to be spread evenly over so many parts: (patient, stratum), and by patient."""
     of_patient: dict[str, list[str]] = {}
     for scan in scans:
         of_patient.setdefault(scan.patient, []).extend(
             truth.strata(list(scan.annotated.nodules)))
-    of_patient = truth.join_rare(of_patient, fold[1] if fold else len(SPLITS))
-    items = [(patient, name) for patient, names in of_patient.items() for name in names]
-    return split_groups(items, seed, fold), of_patient
+    of_patient = truth.join_rare(of_patient, parts)
+    return [(patient, name) for patient, names in of_patient.items() for name in names], of_patient
 
 
 def read_splits(path: Path, patients: set[str]) -> dict[str, str]:
