@@ -9,7 +9,9 @@ captions, away from the class's negative prompt. Each is drawn with alone.
 Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only, a tenth of it, by
         group, to choose the weights by; the base model; the prompt file.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
-        MODEL/<class>/pytorch_lora_weights.safetensors for diffusers' load_lora_weights.
+        MODEL/<class>/pytorch_lora_weights.safetensors for diffusers' load_lora_weights;
+        with --ablate OUTPUT/ablation.csv, of which real's val images are opened too, to say how
+        good its classifier is.
 
 Rombach et al. 2022, arXiv:2112.10752 (Stable Diffusion); Hu et al. 2021, arXiv:2106.09685 (LoRA);
 Liu et al. 2024, arXiv:2402.09353 (DoRA); Ho & Salimans 2022, arXiv:2207.12598 (guidance, whose
@@ -78,31 +80,51 @@ def train_adapters(arm: Arm, base: BaseModel, words: Prompts, *, batch_size: int
         train_each_class(arm, base, loss_for, **how)
 
 
-def drawing_of(label: str, arm: Arm, base: BaseModel, words: Prompts, *, sampler: str, steps: int,
+def painter_of(label: str, arm: Arm, base: BaseModel, *, sampler: str, steps: int,
                guidance_scale: float):
-    """draw(items) of one class with its own adapter, fused into a copy of the base."""
+    """paint(items, captions, negative) with a class's adapter, fused into a copy of the base."""
     pipe = pipeline(base, sampler, adapter_dir=arm.weights.output_dir / label)
+    return lambda items, captions, negative: draw_images(
+        pipe, captions, [negative] * len(items), [item.index for item in items], seed=arm.draws,
+        image_size=arm.data.image_size, steps=steps, guidance_scale=guidance_scale)
+
+
+def drawing_of(label: str, arm: Arm, words: Prompts, paint):
+    """draw(items) of one class by its `painter_of`."""
     seed = arm.draws
 
     def draw(items):
         captions = [words.caption(label, caption_draws(seed, item.index)) for item in items]
-        images = draw_images(pipe, captions, [words.negative(label)] * len(items),
-                             [item.index for item in items], seed=seed,
-                             image_size=arm.data.image_size, steps=steps,
-                             guidance_scale=guidance_scale)
+        images = paint(items, captions, words.negative(label))
         return images, [{"seed": f"{seed}:{item.index}", "source": "prompt", "prompt": caption}
                         for item, caption in zip(items, captions, strict=True)]
     return draw
 
 
+def ablate(arm: Arm, words: Prompts, painter) -> dict:
+    """What the manifest says of an ablation of the prompts."""
+    from lungkit.generate import ablation
+
+    return {"ablation": ablation.measure(arm, words, painter)}
+
+
+def check_ablation() -> None:
+    """Raise BadOptions unless the network that judges an ablation is here."""
+    from lungkit.learn.features import Extractor
+
+    Extractor()
+
+
 def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: Path | None,
-        preset: str, sampler: str, pool: int, seed: int, device: str,
+        preset: str, sampler: str, pool: int, ablate_prompts: bool, seed: int, device: str,
         overwrite: bool, dry_run: bool, **options: object) -> None:
     """Check the prompts, train an adapter per class, draw each class with its own, publish."""
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
     manifest = read_manifest(real)
     words = prompts_for(prompts, manifest)
     folder = resolve_base_model(options["base_model"], manifest)
+    if ablate_prompts:
+        check_ablation()
     arm = open_arm(
         "prompt_seg", real=real, output=output, model=model, seed=seed,
         parts="an adapter a class",
@@ -110,7 +132,7 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
                                                    "learning_rate")},
                   "adapter": adapter, "prompts": words.fingerprint,
                   "base_model": folder_fingerprint(folder)},
-        sampling={"sampler": sampler, "pool": pool,
+        sampling={"sampler": sampler, "pool": pool, **({"ablate": True} if ablate_prompts else {}),
                   **{key: options[key] for key in ("sampling_steps", "guidance_scale")}},
         model_files=lambda classes: [f"{label}/{ADAPTER_FILE}" for label in classes],
         check=lambda manifest: check_base_model(folder, manifest, words),
@@ -124,9 +146,13 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
         train_adapters(arm, base, words, kind=adapter, rank=options["rank"],
                        target=options["target"], steps=options["train_steps"],
                        batch_size=options["batch_size"], learning_rate=options["learning_rate"])
-    draw_dataset(arm, lambda label: drawing_of(
-        label, arm, base, words, sampler=sampler, steps=options["sampling_steps"],
-        guidance_scale=options["guidance_scale"]), batch_size=16)
+
+    def painter(label: str):
+        return painter_of(label, arm, base, sampler=sampler, steps=options["sampling_steps"],
+                          guidance_scale=options["guidance_scale"])
+
+    draw_dataset(arm, lambda label: drawing_of(label, arm, words, painter(label)), batch_size=16,
+                 report=(lambda _: ablate(arm, words, painter)) if ablate_prompts else None)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,6 +161,10 @@ def build_parser() -> argparse.ArgumentParser:
     hyperparameters = parser.add_argument_group("Hyperparameters (default: by preset)")
     add_generator_options(group, hyperparameters)
     add_adapter_options(group, hyperparameters)
+    group.add_argument("--ablate", action="store_true", dest="ablate_prompts",
+                       help="draw some images of bare class names and without negative prompts "
+                            "too, and say in ablation.csv how often a classifier of real images "
+                            "knows the class of each kind")
     cli.add_common(parser, presets=PRESETS)
     return parser
 

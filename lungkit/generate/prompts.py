@@ -124,7 +124,11 @@ class Prompts:
         """One prompt of the class with every slot drawn by `draw`."""
         entry = self.entry(label)
         values = {slot: draw.choice(self.texts(entry, slot)) for slot in self.slots}
-        return draw.choice(entry["templates"]).format(name=entry.get("name", label), **values)
+        return draw.choice(entry["templates"]).format(name=self.name(label), **values)
+
+    def name(self, label: str) -> str:
+        """What a class is called in a prompt, and nothing else of it."""
+        return self.entry(label).get("name", label)
 
     def negative(self, label: str) -> str:
         return self.entry(label)["negative"]

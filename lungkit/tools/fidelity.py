@@ -27,6 +27,7 @@ import numpy as np
 
 from lungkit.audit import fidelity
 from lungkit.data.dataset import Dataset, Row, check_same_task, open_dataset
+from lungkit.learn import linear
 from lungkit.learn.device import use_device
 from lungkit.learn.features import Extractor
 from lungkit.learn.pretrained import LITE0
@@ -39,7 +40,6 @@ from lungkit.run.progress import say
 SCHEMA, RECIPE = "lungkit.fidelity/1", 2
 FILE = "fidelity.json"
 PER_CLASS = 100       # ours: seconds an arm; intervals say what so few can tell
-PENALTY = 0.01        # scikit-learn's C, as in benchmarks/features_lc25000.py
 
 
 # ------------------------------------------------------------------ which images
@@ -115,13 +115,8 @@ def of_class(label: str, arm: Side, train: Side, held_out: Side, noise: np.ndarr
 
 def classifier_of(train: Side):
     """What says a class of features; trained on real's train images."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    head = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=2000))
     labels = np.concatenate([[label] * len(each) for label, each in train.features.items()])
-    return head.fit(np.concatenate(list(train.features.values())), labels)
+    return linear.fit(np.concatenate(list(train.features.values())), labels)
 
 
 def nuclei_of(arm: Side, held_out: Side, label: str) -> dict[str, dict]:
