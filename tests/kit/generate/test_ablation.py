@@ -13,7 +13,6 @@ from lungkit.generate import ablation
 from lungkit.generate.prompts import Prompts
 from lungkit.run.seeds import caption_draws
 
-
 WIDE = np.eye(3).repeat(100, axis=1)  # told apart in spite of the penalty
 
 
