@@ -119,9 +119,9 @@ def blend_of(correlations: np.ndarray, known: Known) -> tuple[float, int, int]:
     return best
 
 
-def half_way(likeness: np.ndarray) -> float:
-    """From the 99th percentile of what other groups reach to identity."""
-    return (float(np.percentile(likeness, PERCENTILE)) + 1) / 2
+def half_way(likeness: np.ndarray | list[float]) -> float:
+    """From the 99th percentile of what other groups reach to identity, which it is without any."""
+    return (float(np.percentile(likeness, PERCENTILE)) + 1) / 2 if len(likeness) else 1.0
 
 
 # ------------------------------------------------------------------ the audit
@@ -129,7 +129,7 @@ def half_way(likeness: np.ndarray) -> float:
 class Audit:
     """What is asked of images about real's training images; these are described once.
 
-    likeness: of training images with those of other groups, float32 [up to MOST_IMAGES].
+    likeness: of training images with those of other groups, up to MOST_IMAGES; [] of one group.
     """
 
     def __init__(self, real: Dataset) -> None:
@@ -150,6 +150,8 @@ class Audit:
         self.likeness, blends = [], []
         for pick in picks:
             apart = (groups == groups[pick])[None]
+            if apart.all():
+                break
             self.likeness.append(self.alike.correlate(self.alike.upright[[pick]], apart).max())
             blends.append(blend_of(self.blend.correlate(self.blend.upright[[pick]], apart)[0],
                                    self.blend)[0])
@@ -240,7 +242,7 @@ def summary(audit: Audit, labels: list[str], matches: list[Match]) -> dict:
             **{f"share_{kind}": value for kind, value in share.items()},
             "by_class": by_class(labels, matches, audit.real.classes), "control": control(audit),
             "likeness_median": round(float(np.median([match.likeness for match in matches])), 4),
-            "real_likeness_median": round(float(np.median(audit.likeness)), 4),
+            "real_likeness_median": round(float(np.median(audit.likeness or [0])), 4),
             "threshold": round(audit.threshold, 4),
             "blend_threshold": round(audit.blend_threshold, 4)}
 

@@ -209,6 +209,13 @@ def test_images_without_a_group_are_groups_of_their_own(monkeypatch):
     assert (one.threshold, one.blend_threshold) == (other.threshold, other.blend_threshold)
 
 
+def test_of_one_group_no_thumbnail_makes_a_copy():
+    known = Audit(real_of(coarse(4), ["g"] * 4))
+    assert (known.threshold, known.blend_threshold) == (1, 1)
+    near = np.uint8(coarse(1)[0] * 0.5 + coarse(4)[3] * 0.5)
+    assert not {match.how for match in known.matches([coarse(1, 50)[0], near])} & {ALIKE, BLEND}
+
+
 def test_of_many_training_images_evenly_spaced_ones_set_the_thresholds(monkeypatch):
     monkeypatch.setattr(memorised, "MOST_IMAGES", 3)
     known = Audit(real_of(coarse(12)))
