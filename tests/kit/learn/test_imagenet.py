@@ -27,15 +27,18 @@ def hub(tmp_path, monkeypatch):
     return tmp_path, files
 
 
-def test_what_is_in_the_cache_is_taken_and_what_is_not_is_fetched_once(hub):
+def test_what_is_in_the_cache_is_taken_and_what_is_not_is_fetched_once(hub, monkeypatch):
     root, files = hub
+    fetched, fetch = [], imagenet.fetch
+    monkeypatch.setattr(imagenet, "fetch",
+                        lambda url, path: fetched.append(path.name) or fetch(url, path))
     (root / "cache" / files["b"]).write_bytes(b"there already")
     (root / "server" / files["a"]).write_bytes(b"of a")
     for _ in range(2):
         found = imagenet.weights_paths(["a", "b"])
         assert {model: path.read_bytes() for model, path in found.items()} == {
             "a": b"of a", "b": b"there already"}
-        (root / "server" / files["a"]).unlink(missing_ok=True)
+    assert fetched == [files["a"]]
 
 
 def test_a_file_in_the_cache_that_is_not_what_its_name_says_is_not_taken(hub):
