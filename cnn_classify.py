@@ -41,7 +41,7 @@ from lungkit.data.dataset import Dataset, read_manifest
 from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
 from lungkit.data.orientations import as_setting
 from lungkit.data.repeats import Repeats, add_options, identities, make_all, open_both, open_repeats
-from lungkit.learn import augment, heads, training_options, tta
+from lungkit.learn import augment, heads, kept_weights, training_options, tta
 from lungkit.learn.classify_training import drop_before_head, plan_batches, predict, train
 from lungkit.learn.cnns import MODELS, build_model, extractor_name, resolve
 from lungkit.learn.device import device_name, use_device
@@ -88,7 +88,8 @@ class Bench:
         return hold(images, self.device), torch.from_numpy(labels).to(self.device)
 
     def run_repeat(self, identity: dict, directory: Path, *, weights_path: Path | None,
-                   compile_model: bool, overwrite: bool, checked: dict) -> None:
+                   compile_model: bool, keep_weights: bool, overwrite: bool,
+                   checked: dict) -> None:
         """Train, test and record the repeat that `identity` describes.
 
         checked: what leaks.require said of the two datasets.
@@ -134,9 +135,10 @@ class Bench:
         if "draws" in identity:
             record["shared_with_earlier"] = shared_with_earlier(train_labels, self.wanted, *key,
                                                                 repeat)
+        kept = kept_weights.write(directory, repeat, model) if keep_weights else {}
         result.write_record(directory, record, arrays, {
             "elapsed_sec": round(time.monotonic() - start, 3),
-            "threads": torch.get_num_threads()})
+            "threads": torch.get_num_threads(), **kept})
         path.unlink(missing_ok=True)
 
     def test(self, model, averaged: str = tta.NONE) -> tuple[dict, dict[str, np.ndarray]]:
@@ -167,7 +169,8 @@ class Bench:
 
 def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicate: int,
         frozen: bool, steps: int | None, settings_file: Path | None, preset: str, seed: int,
-        device: str, compile_model: bool, overwrite: bool, dry_run: bool, **how: object) -> None:
+        device: str, compile_model: bool, keep_weights: bool, overwrite: bool, dry_run: bool,
+        **how: object) -> None:
     manifests = {path: read_manifest(path) for path in (real, *data)}
     if settings_file:
         how = training_options.with_file(settings_file, how, manifests[real]["fingerprint"])
@@ -187,6 +190,8 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
     asked = {path: open_repeats(results, identify(
         manifests[path], manifests[real], repeats, replicate=replicate, seed=seed,
         model=chosen["model"], settings=settings), overwrite=overwrite) for path in data}
+    if keep_weights:
+        kept_weights.require(asked.values())
     pending = [path for path in asked if not asked[path].are_complete]
     unasked = [path for path in asked if path not in pending  # records of before it was asked
                and leaks.are_lacking(asked[path].records(), results)]
@@ -201,8 +206,8 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
     checked = dict(zip(datasets, leaks.require(list(datasets.values()), results, dry_run=dry_run)))
     make_all(asked, lambda path, waits: train_all(
         asked[path], datasets[path], torch_device, waits=waits, frozen=frozen,
-        weights_path=weights, compile_model=compile_model, overwrite=overwrite,
-        checked=checked[path]), dry_run=dry_run)
+        weights_path=weights, compile_model=compile_model, keep_weights=keep_weights,
+        overwrite=overwrite, checked=checked[path]), dry_run=dry_run)
 
 
 def train_all(asked: Repeats, datasets: tuple[Dataset, Dataset], device, *, waits: bool,
@@ -239,6 +244,9 @@ def build_parser():
     main_group.add_argument("--data", type=cli.directory, required=True, nargs="+", metavar="DIR",
                             help="the dataset to train on, or several, one after the other")
     add_options(main_group)
+    main_group.add_argument("--keep-weights", action="store_true",
+                            help="also keep each repeat's weights, repeat_0000.safetensors, for "
+                                 "cnn_explain.py")
     group = parser.add_argument_group("Hyperparameters (no default shown: the preset decides)")
     group.add_argument("--model", choices=list(MODELS), help="architecture")
     group.add_argument("--weights", type=Path, metavar="FILE",

@@ -91,12 +91,12 @@ def release(file, path: Path) -> None:
     file.close()
 
 
-def check_apart(real: Path, output: Path) -> None:
-    """Raise BadOptions where one of the two is the other or lies in it."""
+def check_apart(real: Path, output: Path, *, option: str = "--real") -> None:
+    """Raise BadOptions where one of the two is the other or lies in it. option: real's name."""
     at, to = Path(real).resolve(), Path(output).resolve()
     if at == to or at in to.parents or to in at.parents:
-        raise BadOptions(f"--output {output} and --real {real} lie in one another: "
-                         "choose an --output outside the real dataset")
+        raise BadOptions(f"--output {output} and {option} {real} lie in one another: "
+                         f"choose an --output outside the {option.lstrip('-')} dataset")
 
 
 class Output:

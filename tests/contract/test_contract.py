@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("found_once")
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["tumor_seg", "ct_seg", "voronoi_seg", "layout_seg", "diffusion_seg", "prompt_seg",
           "context_seg", "controls_seg", "mix_seg", "cnn_classify", "nuclei_classify",
-          "cnn_search", "unet_segment", "wilcoxon_test"]
+          "cnn_search", "unet_segment", "wilcoxon_test", "outliers", "cnn_explain"]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -285,6 +285,8 @@ REQUIRED = {"tumor_seg": "--input x --output y", "ct_seg": "--input x --output y
             "nuclei_classify": "--features x --real x --results y",
             "cnn_search": "screen --data x --output y",
             "unet_segment": "--data x --real x --results y",
+            "outliers": "--data x --output y",
+            "cnn_explain": "--data x --results y --output z",
             "wilcoxon_test": "x --output y"}
 
 

@@ -25,7 +25,8 @@ PAGES = ["README.md", "CONTRIBUTING.md",
          *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 STAGES = sorted(path.stem for path in ROOT.glob("*.py"))
 TOOLS = ["lungkit.phantom.sample", "lungkit.phantom.thorax.sample", "lungkit.compare.contact_sheet",
-         "lungkit.tools.adopt", "lungkit.tools.fidelity", "lungkit.tools.fit_fragments",
+         "lungkit.tools.adopt", "lungkit.tools.exclude", "lungkit.tools.fidelity",
+         "lungkit.tools.fit_fragments",
          "lungkit.tools.pretrain_base_model"]
 OURS = ("lungkit", "tests", "docs", "benchmarks", "assets", ".ci")  # other paths are of a run
 EXAMPLES = {"blur_seg.py", "--sigma"}  # what docs/adding.md builds

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = sorted(path.stem for pattern in (
-    "*_seg.py", "*_classify.py", "*_segment.py", "*_search.py", "*_test.py")
+    "*_seg.py", "*_classify.py", "*_segment.py", "*_search.py", "*_test.py",
+    "*_explain.py", "outliers.py")
     for path in ROOT.glob(pattern))
 TOOLS = sorted(str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
                for path in (ROOT / "lungkit").rglob("*.py")
@@ -27,7 +28,7 @@ def actions_of(parser) -> list:
 
 
 def test_there_are_stages_and_tools():
-    assert len(STAGES) == 14 and "lungkit.phantom.sample" in TOOLS and len(TOOLS) >= 4
+    assert len(STAGES) == 16 and "lungkit.phantom.sample" in TOOLS and len(TOOLS) >= 4
 
 
 @pytest.mark.parametrize("name", STAGES + TOOLS)
