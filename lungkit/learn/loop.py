@@ -10,26 +10,24 @@ Feeds cnn_classify.RECIPE: raise it when this gives other bytes.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from lungkit.learn import checkpoints
 from lungkit.learn.validation import Validation, exchanged
 from lungkit.run.faults import BadOptions, Fault, check_stop, stop_requested
 from lungkit.run.files import atomic_path, write_json, write_text
 from lungkit.run.progress import Progress, note_saved, say
 from lungkit.run.seeds import generator_for
 
-SCHEMA = "lungkit.checkpoint/1"
+SCHEMA = "lungkit.checkpoint/2"
 CHECKPOINT_INTERVAL_SEC = 60
 WARNING_SEC = 180  # the jobs' #SBATCH --signal
-TORN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError)
 VALIDATION = "validation.json"  # what the best weights were, beside the table of losses
 CURVE_ROWS = 500  # of a table of losses: fine enough for any plot
 SYNC_STEPS = 20  # the losses are read so often; in between a GPU is never waited for
@@ -192,7 +190,8 @@ def save(path: Path | None, state: dict, identity: dict, step: int, *,
     saved = {name: each.detach() if isinstance(each, torch.Tensor) else each.state_dict()
              for name, each in state.items()}
     with atomic_path(path) as hidden:
-        torch.save({"schema": SCHEMA, "identity": identity, "step": step, "state": saved}, hidden)
+        checkpoints.write(hidden, {"schema": SCHEMA, "identity": identity, "step": step,
+                                   "state": saved})
         if keep_earlier and path.exists():
             os.replace(path, earlier(path))
     note_saved()
@@ -208,13 +207,10 @@ def restore(path: Path | None, state: dict, identity: dict, *, overwrite: bool =
     for place in [] if path is None else (path, earlier(path)):
         if saved is None and place.exists():
             try:
-                saved, path = torch.load(place, map_location="cpu", weights_only=True), place
-            except (*TORN, OSError) as error:
-                if isinstance(error, OSError) and error.errno != errno.EINVAL:
-                    raise  # the disk's own, not what torch says of a file that was cut
+                saved, path = checkpoints.read(place), place
+            except checkpoints.Torn as error:
                 torn.append(place)
-                say(f"warning: {what}: the checkpoint {place} is torn ({type(error).__name__}) "
-                    "and left out")
+                say(f"warning: {what}: the checkpoint {place} is torn ({error}) and left out")
     if torn and saved is None:
         say(f"warning: {what}: no whole checkpoint is left: it begins anew")
     if saved is None:
@@ -229,7 +225,7 @@ def restore(path: Path | None, state: dict, identity: dict, *, overwrite: bool =
             place.unlink(missing_ok=True)  # never to be taken for an earlier one of this training
         return 0
     if not readable:
-        raise Diverged(f"{path} is not a checkpoint of this version, which cannot go on from it: "
+        raise Fault(f"{path} is not a checkpoint of this version, which cannot go on from it: "
                     "remove it, and the same command trains this part from its start")
     if changed:
         raise BadOptions(f"{path} was begun otherwise ({'; '.join(changed)}): use the same "
