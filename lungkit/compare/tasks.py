@@ -54,7 +54,8 @@ def rows_of(task: str, run_dir: Path) -> list[dict]:
             "beyond_high": beyond.get("high"), "level": beyond.get("level"),
             "guessing": guessing(found, run_dir), "repeats": found["num_repeats"],
             "replicates": found["num_replicates"],
-            "groups": " ".join(f"{label} {n}" for label, n in found["groups_per_class"].items())})
+            "groups": " ".join(f"{label} {n}" for label, n in found["groups_per_class"].items()),
+            "fewest_groups": min(found["groups_per_class"].values(), default=None)})
     return rows
 
 
@@ -102,7 +103,7 @@ def check_splits(run_dirs: dict[str, Path]) -> None:
 def in_words(rows: list[dict]) -> str:
     """The rows as a text table, intervals in brackets."""
     cells = [("task", "arm", "score", "mean", "ruler", "beyond the ruler, points", "guessing", "n",
-              "test groups")]
+              "fewest test groups a class")]
     for row in rows:
         cells.append((
             row["task"], row["arm"], metric_words(parts(row["metric"])[0]),
@@ -112,7 +113,7 @@ def in_words(rows: list[dict]) -> str:
                 "beyond_ruler", "beyond_low", "beyond_high")), "{:+.1f}")
             + (f" {row['level']}" if row["level"] else ""),
             "-" if row["guessing"] is None else f"{row['guessing']:.3f}",
-            str(row["repeats"] * row["replicates"]), row["groups"] or "-"))
+            str(row["repeats"] * row["replicates"]), str(row["fewest_groups"] or "-")))
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
                      for line in cells)
