@@ -46,7 +46,7 @@ from lungkit.data.dataset import open_dataset  # noqa: E402
 FOLDS, DRAWS = 5, 500
 TESTED = {"binary": FOLDS, "grade": FOLDS, "presence": 1}  # folds
 BLOCK_ROWS, MARGIN = 620, 1240  # of candidates.csv: a scan has about 620
-STEPS = {"presence": 3000}      # else the preset's 200
+TRAINING = {"presence": ["--steps", 3000]}  # else the preset's
 MIDDLE_MM = (6.0, 15.0)         # where size tells least
 LIDC = ["--min-readers", "2", "--min-diameter-mm", "0", "--field-mm", "32", "--image-size", "64"]
 LUNA16 = ["--labels", "presence", "--input-window", "-1000", "400", "--image-size", "50"]
@@ -165,8 +165,7 @@ def make(name: str, labels: str, made: Callable, source: Path, work: Path, repea
         real, results = run / "datasets/real", run / "results"
         made(source, labels, fold, run)
         common = ["--real", real, "--results", results, "--repeats", repeats]
-        steps = ["--steps", STEPS[labels]] if labels in STEPS else []
-        stage("cnn_classify", "--data", real, "--device", "cpu", *steps, *common)
+        stage("cnn_classify", "--data", real, "--device", "cpu", *TRAINING.get(labels, []), *common)
         for arm in arms[1:]:
             stage("nuclei_classify", "--features", real, "--baseline", arm, *common)
         for arm in arms:
@@ -234,13 +233,13 @@ def show(name: str, labels: str, found: dict[str, list[Answers]]) -> None:
                 apart = values - np.array([each[score] for each in told["ruler"]])
                 said += f"   CNN - ruler {line(apart, '+')}"
             print(f"  {score:<20}{arm:<9}{said}")
-    for band in metrics.by_size(first.probabilities, first.labels, first.diameters):
-        if band["num_images"]:
-            of_all = [next(one for one in metrics.by_size(each.probabilities, each.labels,
-                                                          each.diameters)
-                           if one["band"] == band["band"]) for each in found["cnn"]]
-            print(f"  cnn, {band['band']:<12} {band['num_images']:>4} images  largest class "
-                  f"{band['largest_class']:.3f}  accuracy "
+    for number, band in enumerate(metrics.by_size(first.probabilities, first.labels,
+                                                  first.diameters)):
+        for arm in found if band["num_images"] else ():
+            of_all = [metrics.by_size(each.probabilities, each.labels, each.diameters)[number]
+                      for each in found[arm]]
+            print(f"  {band['band']:<12} {band['num_images']:>4} images  largest class "
+                  f"{band['largest_class']:.3f}  {arm:<9}accuracy "
                   f"{np.mean([one['accuracy'] for one in of_all]):.3f}" + (
                       f"  AUROC {np.mean([one['auroc'] for one in of_all]):.3f}"
                       if band["auroc"] is not None else ""))
