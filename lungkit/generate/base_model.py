@@ -94,7 +94,7 @@ def from_hub(name: str) -> Path:
         except Exception as error:  # offline, unknown, gated
             reason = type(error).__name__
     raise BadOptions(f"--base-model {name} {state} and not reachable ({reason}): on a node with "
-                     f"network run `hf download {name}` first, or give a local folder")
+                     f"network run `python -m lungkit.tools.prefetch {name}`, or give a folder")
 
 
 def is_offline() -> bool:

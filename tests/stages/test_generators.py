@@ -229,7 +229,7 @@ def test_a_base_model_that_is_not_there_is_refused(arm, name, few_real, tmp_path
     assert main_of(arm)(arguments(arm, few_real, output, "--base-model", name)) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert name in error[-1] and len([line for line in error if "error" in line]) == 1
-    assert ("hf download" in error[-1]) == (name == "no-such/hub-model")
+    assert ("lungkit.tools.prefetch" in error[-1]) == (name == "no-such/hub-model")
     assert not list(tmp_path.iterdir())
 
 

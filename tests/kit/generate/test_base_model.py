@@ -301,7 +301,7 @@ def test_an_interrupted_cache_is_said_offline_and_the_hub_not_asked(hub, base, l
                                                                     variable, monkeypatch):
     monkeypatch.setenv(variable, "true")
     lose(lost)(base)
-    with pytest.raises(BadOptions, match=words + ".*hf download some/model"):
+    with pytest.raises(BadOptions, match=words + ".*lungkit.tools.prefetch some/model"):
         resolve_base_model("some/model", TISSUE)
     assert [where for where, _ in hub] == ["cache"]
 
