@@ -197,7 +197,7 @@ find_masked() {	# sets masked, of arms
 }
 
 stage_command() {	# sets what run_stages starts
-	local stage replicate root seed name features=real
+	local stage replicate root seed name features=real shown=()
 	read_name "$1"
 	name=${stage#* }
 	case $stage in
@@ -242,6 +242,9 @@ stage_command() {	# sets what run_stages starts
 			[[ -n $dry_run || ${FIDELITY:-0} == 0 ]] || mapfile -t -O "${#command[@]}" command < <(echo --fidelity
 				for ((k = 0; k < REPLICATES; k++)); do echo "$(place "$k")/datasets"; done)
 			[[ -n $dry_run || ! -d $run_dir/models ]] || command+=(--models "$run_dir/models")
+			[[ -n $dry_run || ! -f $run_dir/explain/explain.json ]] || shown+=("$run_dir/explain")
+			[[ -n $dry_run || ! -f $run_dir/outliers/outliers.json ]] || shown+=("$run_dir/outliers")
+			((${#shown[@]} == 0)) || command+=(--explained "${shown[@]}")
 			command+=("${test_options[@]}") ;;
 	esac
 	((replicate == 0)) || log=$root/logs/${stage// /-}.log

@@ -50,7 +50,16 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import csv_tables, curves, likeness, memory, report, results, scores
+from lungkit.compare import (
+    csv_tables,
+    curves,
+    explained as explanations,
+    likeness,
+    memory,
+    report,
+    results,
+    scores,
+)
 from lungkit.compare.answer import Comparison, plain
 from lungkit.compare.pairs import compare, rank_cautions
 from lungkit.compare.rank_sum import margin_on_grid, n_needed, smallest_p
@@ -68,7 +77,7 @@ MARGIN = 0.02       # ours: two points of accuracy; state your own before seeing
 # ------------------------------------------------------------------ files
 
 def input_hash(results_path: Path, sheets_dir: Path | None, fidelity_dirs: list[Path],
-               models_dir: Path | None, options: dict) -> str:
+               models_dir: Path | None, explained: list[Path], options: dict) -> str:
     """SHA-256 over every input file's name and content, the options, and the code of this view."""
     paths = results.result_paths(results_path)
     paths += listed(sheets_dir, "*.png") if sheets_dir else []
@@ -76,6 +85,7 @@ def input_hash(results_path: Path, sheets_dir: Path | None, fidelity_dirs: list[
         paths += [path for name in (likeness.FILE, memory.MANIFEST, memory.PICTURE)
                   for path in listed(folder, f"*/{name}")]
     paths += listed(models_dir, f"*/*/{curves.FILE}") if models_dir else []
+    paths += explanations.paths(explained)
     if results_path.is_dir():
         paths += [path.with_suffix(".npz") for path in paths if path.with_suffix(".npz").is_file()]
     paths += [report.TEMPLATE, Path(__file__), Path(result.__file__), *CODE]
@@ -114,7 +124,8 @@ def publish(output: Path, contents: dict[str, bytes], manifest: dict) -> None:
 def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | None,
         replicates: int | None, alpha: float | None, margin: float | None,
         datasets: list[str] | None, controls: list[str], benign: str | None, plan: Path | None,
-        sheets: Path | None, fidelity: list[Path], models: Path | None, dry_run: bool) -> None:
+        sheets: Path | None, fidelity: list[Path], models: Path | None,
+        explained: list[Path], dry_run: bool) -> None:
     """Read, test, decide, draw, publish, print."""
     from lungkit.compare import plan as plans  # reads datasets, which --help must not wait for
 
@@ -123,11 +134,12 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
     alpha, margin = alpha or planned.get("alpha", ALPHA), margin or planned.get("margin", MARGIN)
     check_options(results_path, output, metric, alpha, margin,
                   [("sheets", sheets), ("models", models),
-                   *(("fidelity", each) for each in fidelity)])
+                   *(("fidelity", each) for each in fidelity),
+                   *(("explained", each) for each in explained)])
     options = {"metric": metric, "repeats": repeats, "alpha": alpha, "margin": margin,
                "datasets": datasets, "controls": controls, "benign": benign,
                "replicates": replicates, "plan": bool(planned)}
-    inputs = input_hash(results_path, sheets, fidelity, models, options)
+    inputs = input_hash(results_path, sheets, fidelity, models, explained, options)
     done = complete_manifest(output, inputs)
     if done and not dry_run:
         print(f"{done['printed']}\nalready complete: {output / 'report.html'}")
@@ -158,7 +170,8 @@ def run(*, results_path: Path, output: Path, metric: str | None, repeats: int | 
     also = [str(each) for each in comparison.warnings if not each.limits]
     contents = {name: text.encode() for name, text in csv_tables.csv_files(comparison).items()}
     contents |= report.contents(found, comparison, tests, sheets, likeness.read(fidelity, found),
-                                models, memory.read(fidelity, found))
+                                models, memory.read(fidelity, found),
+                                explanations.read(explained, found))
     publish(output, contents, {
         **comparison.to_json(), "inputs": inputs, "options": options, "unit": found.unit,
         "printed": printed, "tests": [plain(asdict(test)) for test in tests]})
@@ -265,6 +278,10 @@ def build_parser():
                               default=[], help="folders of the datasets of replicate 0, 1, ..., "
                               "whose fidelity.json and copies of training images to show in the "
                               "report (default: none)")
+    output_group.add_argument("--explained", type=cli.directory, metavar="DIR", nargs="+",
+                              default=[],
+                              help="folders that cnn_explain.py and outliers.py wrote, to show in "
+                                   "the report (default: none)")
     output_group.add_argument("--models", type=cli.directory, metavar="DIR",
                               help="folder of the generators' models, whose losses by step to "
                                    "show in the report (default: none)")

@@ -10,8 +10,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lungkit.compare import curves, figures, likeness as alike, memory as memories, scores, tables
+from lungkit.compare import (
+    curves,
+    explained as explanations,
+    figures,
+    likeness as alike,
+    memory as memories,
+    scores,
+    tables,
+)
 from lungkit.compare.answer import OUTSIDE, PRIMARY, SECOND, Comparison, PairAnswer
+from lungkit.compare.explained import Explained
 from lungkit.compare.memory import Memory
 from lungkit.compare.pairs import Pair
 from lungkit.compare.power import trainings_needed
@@ -29,11 +38,12 @@ FAMILIES = {PRIMARY: "each synthetic arm against real", SECOND: "all other pairs
 
 def contents(found: Results, said: Comparison, tests: Sequence[Pair], sheets_dir: Path | None,
              likeness: Sequence[dict] = (), models_dir: Path | None = None,
-             memory: Memory | None = None) -> dict[str, bytes]:
+             memory: Memory | None = None,
+             explained: Explained | None = None) -> dict[str, bytes]:
     """The files of a comparison, all but its manifest and the tables of `csv_tables`.
 
     likeness: of lungkit.compare.likeness.read. models_dir: the folder of the arms' models.
-    memory: of lungkit.compare.memory.read.
+    memory: of lungkit.compare.memory.read; explained: of lungkit.compare.explained.read.
     """
     pictures = {"accuracy_boxplot.png": figures.boxplot_png(found, said.metric, said.arms)}
     if any(pair.estimates for pair in said.pairs):
@@ -44,7 +54,7 @@ def contents(found: Results, said: Comparison, tests: Sequence[Pair], sheets_dir
         pictures[curves.PICTURE] = curves.png(shown)
     html = page(found, said, tests, pictures=pictures,
                 sheets=read_sheets(sheets_dir, found.datasets), likeness=likeness,
-                memory=memory)
+                memory=memory, explained=explained)
     measured = {"fidelity.csv": table_csv(list(likeness)).encode()} if likeness else {}
     if memory and memory.by_class:
         measured["memorisation.csv"] = table_csv(memory.by_class).encode()
@@ -55,7 +65,7 @@ def contents(found: Results, said: Comparison, tests: Sequence[Pair], sheets_dir
 
 def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: dict[str, bytes],
          sheets: dict[str, bytes], likeness: Sequence[dict] = (),
-         memory: Memory | None = None) -> str:
+         memory: Memory | None = None, explained: Explained | None = None) -> str:
     """The whole report as one HTML page that needs no other file."""
     import jinja2
 
@@ -76,6 +86,7 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
         found=found, said=said, tests=tests, tables=tables, pictures=pictures, sheets=sheets,
         likeness=alike.table(list(likeness)), nuclei=alike.nuclei_table(list(likeness)),
         memory=memory or Memory(), memories=memories,
+        explained=explained or Explained(), explanations=explanations,
         controls=instrument.table(said.controls, said.alpha),
         morphology=instrument.morphology_table(said.morphology, said.alpha),
         curve=dose.table(said.curve, said.alpha),
