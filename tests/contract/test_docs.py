@@ -27,7 +27,7 @@ STAGES = sorted(path.stem for path in ROOT.glob("*.py"))
 TOOLS = ["lungkit.phantom.sample", "lungkit.phantom.thorax.sample", "lungkit.compare.contact_sheet",
          "lungkit.tools.adopt", "lungkit.tools.exclude", "lungkit.tools.fidelity",
          "lungkit.tools.fit_fragments",
-         "lungkit.tools.pretrain_base_model"]
+         "lungkit.tools.pretrain_autoencoder", "lungkit.tools.pretrain_base_model"]
 OURS = ("lungkit", "tests", "docs", "benchmarks", "assets", ".ci")  # other paths are of a run
 EXAMPLES = {"blur_seg.py", "--sigma"}  # what docs/adding.md builds
 # options of sbatch, hf, pytest and our bash scripts' tools
@@ -96,13 +96,15 @@ def test_the_map_and_its_rule_are_those_of_the_package():
     assert page_rule[:len(rule)] == rule or page_rule == [*rule[:-1], "tools,", "stages"]
 
 
-def test_the_variables_of_the_readme_are_read_by_the_scripts():
+def test_the_variables_of_the_readme_are_read_by_the_scripts_or_the_package():
     text = code_of((ROOT / "README.md").read_text(encoding="utf-8"))
     named = set(re.findall(r"\b([A-Z][A-Z_]+)=", text)) | set(re.findall(r"`([A-Z][A-Z_]+)`", text))
     scripts = "".join((ROOT / name).read_text(encoding="utf-8") for name in
                       ("run_pipeline.slurm", "compare_models.sh", "setup_env.sh", "lungkit/job.sh",
                        "tests/run", "tests/slurm", "tests/steady"))
-    unread = {name for name in named if not re.search(rf"\$\{{?{name}\b", scripts)}
+    package = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "lungkit").rglob("*.py"))
+    unread = {name for name in named if not re.search(rf"\$\{{?{name}\b", scripts)
+              and f'environ.get("{name}"' not in package}
     made_up = {name for name in named if name.endswith("_OPTIONS")}  # of any stage, by its name
     assert unread - made_up == set() and {name[:-8].lower() for name in made_up} <= {
         stage.split("_")[0] for stage in STAGES} | {"sample"}
