@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
+
+from lungkit.run.tables import read_table
 
 FILE, PICTURE = "loss.csv", "loss.png"
 FEWEST_POINTS = 10  # ours: fewer are no curve
@@ -26,8 +27,7 @@ def paths(models_dir: Path | None, names: Iterable[str]) -> list[Path]:
 
 def read(path: Path) -> Curve:
     """A table written by lungkit.learn.loop."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in read_table(path, ("step", "train_loss")).rows]
     return tuple([(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
                  for name in ("train_loss", "val_loss"))
 
