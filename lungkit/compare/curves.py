@@ -56,7 +56,7 @@ def png(curves: dict[str, Curve]) -> bytes:
     rows = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(3.0 * columns + 0.4, 2.3 * rows + 0.3), dpi=130, layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (name, (train, held)) in zip(every, curves.items(), strict=False):
+    for (name, (train, held)), axes in zip(curves.items(), every, strict=False):
         axes.plot(*zip(*train, strict=True), color=TRAIN, linewidth=0.9, label="learnt from")
         if held:
             best = min(held, key=lambda point: point[1])
