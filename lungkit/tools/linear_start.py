@@ -2,7 +2,7 @@
 
 Without its residual branches and its two last activations an AutoencoderKL is a few convolutions.
 The encoder begins as the principal components of 4 x 4 patches; both halves are then trained as
-they are, at a sixth of a whole step's cost; `join` writes the result into the whole network without
+they are, at a fifth of a whole step's cost; `join` writes the result into the whole network without
 a change: each branch starts at zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1), and before
 the last activation each value stands beside its negative, for SiLU(x) - SiLU(-x) = x. A large
 constant beside them keeps the normalisation from erasing an image's contrast.
