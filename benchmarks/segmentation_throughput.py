@@ -15,7 +15,7 @@ caches is made before its first step and not counted. Needs `pip install monai`.
         | tee benchmarks/segmentation_throughput.txt
     python benchmarks/segmentation_throughput.py --device cuda --image-size 256 --batch-size 32 \\
         --widths 32 64 128 256 --workers 16 --steps 200
-    OMP_NUM_THREADS=1 python benchmarks/segmentation_throughput.py --memory 250 2500 \\
+    OMP_NUM_THREADS=1 python benchmarks/segmentation_throughput.py --memory 200 2000 \\
         | tee -a benchmarks/segmentation_throughput.txt
 
 --memory: peak anonymous memory (RssAnon of /proc) of unet_segment.py itself on datasets of so many
@@ -44,6 +44,7 @@ from lungkit.run import cli
 from lungkit.run.output import Output
 
 MEMORY_PX, POLL_SEC = 256, 0.005
+TESTED = 32  # more than are predicted at a time
 
 
 def draw(number: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -199,15 +200,14 @@ def compare(options) -> None:
 # ------------------------------------------------------------------ memory
 
 def write(path: Path, num_images: int) -> None:
-    """A dataset of MEMORY_PX px, of which one in 25 is val and one test, with masks."""
+    """A dataset of MEMORY_PX px with masks, of which TESTED are val and as many test."""
     if (path / "dataset.json").exists():
         return
     with DatasetWriter(Output(path, "dataset.json", {"images": num_images}), stage="benchmark",
                        channels=1, classes=["a", "b"], image_size=MEMORY_PX) as writer:
         for number in range(num_images):
-            place = number // 2 % 25
             image, mask = draw(number, MEMORY_PX)
-            writer.add("val" if place == 0 else "test" if place == 1 else "train",
+            writer.add("val" if number < TESTED else "test" if number < 2 * TESTED else "train",
                        "ab"[number % 2], number, image[..., None],
                        masks={"nodule": mask * np.uint8(255)})
         writer.publish(parents=[], seed=0, modality="ct")
