@@ -11,7 +11,8 @@ with the small CNN's demo preset and, with --baselines, nuclei_classify.py. Noth
 test image: the field is as wide as the largest nodules; of LUNA16, of which there are more images
 to learn from, steps are chosen by val (accuracy of 200, 1,000 and 3,000: 0.88, 0.92, 0.94). Of
 grades 400 steps, for 500 were better than 200 on one fold's val (0.48 and 0.46), and answers
-averaged over eight orientations, untried; 200 steps without that had a weighted AUPRC of 0.491 in test.
+averaged over eight orientations, untried; 200 steps without that had a weighted AUPRC of 0.491
+in test.
 
 LIDC by patient, 5 folds, every crop tested once by each repeat: grades 1 to 5, or benign (median of
 the readers up to 2) against malignant (from 4), those between dropped. LUNA16's rows say neither
