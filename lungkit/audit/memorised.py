@@ -218,7 +218,10 @@ def _digest(image: np.ndarray) -> str:
 # ------------------------------------------------------------------ what is said of it
 
 def control(audit: Audit) -> dict[str, dict[str, int]]:
-    """How many of real's val and test images are flagged: {class: {images, copies}}."""
+    """How many of real's val and test images are flagged: {class: {images, copies}}.
+
+    No generator asks it, for none opens these: lungkit.tools.fidelity does.
+    """
     rows = [*audit.real.select("val"), *audit.real.select("test")]
     return by_class([row.label for row in rows], audit.matches(map(audit.real.image, rows)),
                     audit.real.classes)
@@ -233,14 +236,14 @@ def by_class(labels: list[str], matches: list[Match], classes: list[str]
 
 
 def summary(audit: Audit, labels: list[str], matches: list[Match]) -> dict:
-    """What a manifest says: {images, share_near_copies, share_<kind>, by_class, control, ...}."""
+    """What a manifest says: {images, share_near_copies, share_<kind>, by_class, ...}."""
     share = {kind: round(sum(match.how == kind for match in matches) / len(matches), 4)
              for kind in KINDS}
     return {"images": len(matches),
             "share_near_copies": round(sum(match.how != "" for match in matches)
                                        / len(matches), 4),
             **{f"share_{kind}": value for kind, value in share.items()},
-            "by_class": by_class(labels, matches, audit.real.classes), "control": control(audit),
+            "by_class": by_class(labels, matches, audit.real.classes),
             "likeness_median": round(float(np.median([match.likeness for match in matches])), 4),
             "real_likeness_median": round(float(np.median(audit.likeness or [0])), 4),
             "threshold": round(audit.threshold, 4),

@@ -48,12 +48,14 @@ def read(dirs: Sequence[Path], found) -> Memory:
             if not same_images or "by_class" not in audited:  # older ones named no image
                 continue
             of = {"dataset": name, "replicate": replicate}
+            path = folder / name / likeness.FILE
+            measured = read_json(path) if path.is_file() else {}
+            held_out, told = measured.get("copy_control", {}), measured.get("membership", {})
             memory.by_class.extend(
                 {**of, "class": label, **counts,
-                 **{f"control_{key}": value for key, value in audited["control"][label].items()}}
+                 **{f"control_{key}": held_out.get(label, {}).get(key, 0)
+                    for key in ("images", "copies")}}
                 for label, counts in audited["by_class"].items())
-            measured = folder / name / likeness.FILE
-            told = read_json(measured).get("membership", {}) if measured.is_file() else {}
             memory.by_arm.append({
                 **of, "images": audited["images"],
                 **{f"share_{kind}": audited[f"share_{kind}"] for kind in KINDS},

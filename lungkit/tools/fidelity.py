@@ -10,7 +10,8 @@ ceiling). fid, kid, precision, recall, density, coverage: lungkit/audit/fidelity
 often a linear classifier, trained on features of REAL's train images, says the class that was
 meant, beside how often it is right on the reference. nuclei, where there are any: how many an image
 has, how large and how far apart, beside the reference's. membership: whether REAL's train images
-can be told from the reference by how near the arm's images come to them.
+can be told from the reference by how near the arm's images come to them. copy_control, of an arm
+that was looked through for copies: how many images of the reference that audit flags, all none.
 
 Nothing is chosen or trained by what is found. Running the same command again changes nothing; with
 other options or datasets the file is made anew.
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lungkit.audit import fidelity
+from lungkit.audit import fidelity, memorised
 from lungkit.data.dataset import Dataset, Row, check_same_task, open_dataset
 from lungkit.learn import linear
 from lungkit.learn.device import use_device
@@ -37,7 +38,7 @@ from lungkit.run.faults import check_stop
 from lungkit.run.files import read_json, sha256, write_json
 from lungkit.run.progress import say
 
-SCHEMA, RECIPE = "lungkit.fidelity/1", 2
+SCHEMA, RECIPE = "lungkit.fidelity/1", 3
 FILE = "fidelity.json"
 PER_CLASS = 100       # ours: seconds an arm; intervals say what so few can tell
 
@@ -175,9 +176,12 @@ def run(*, data: list[Path], real: Path, per_class: int, network: str, weights: 
         return
     train = Side(extractor, yardstick, ("train",), per_class)
     held_out = Side(extractor, yardstick, ("val", "test"), per_class)
-    noise = noise_of(extractor, yardstick, per_class)
+    noise, flagged = noise_of(extractor, yardstick, per_class), None
     for dataset, wanted in pending:
         found = wanted | of_dataset(dataset, extractor, train, held_out, noise, per_class)
+        if "copy_audit" in dataset.manifest:
+            flagged = flagged or memorised.control(memorised.Audit(yardstick))
+            found["copy_control"] = flagged
         write_json(dataset.path / FILE, found)
         print(in_words(dataset.path, found))
 

@@ -113,7 +113,8 @@ def test_the_control_is_how_many_held_out_real_images_are_flagged_by_class():
     held_out = [train[0], tiles(24, 2)[0], tiles(24, 2)[1]]
     known = Audit(real_of(train[:8], None, held_out, labels=["a", "a", "b"]))
     summary = memorised.summary(known, ["b", "b"], known.matches([train[1], tiles(24, 2)[2]]))
-    assert summary["control"] == {"a": {"images": 2, "copies": 1}, "b": {"images": 1, "copies": 0}}
+    assert memorised.control(known) == {"a": {"images": 2, "copies": 1},
+                                        "b": {"images": 1, "copies": 0}}
     assert summary["by_class"] == {"a": {"images": 0, "copies": 0}, "b": {"images": 2, "copies": 1}}
     assert summary["share_near_copies"] == summary["share_same"] == 0.5
 

@@ -11,16 +11,16 @@ from lungkit.compare import likeness, memory
 
 AUDIT = {"images": 30, "share_near_copies": 0.2, "share_same": 0.1, "share_registered": 0.05,
          "share_alike": 0.02, "share_blend": 0.03,
-         "by_class": {"aca": {"images": 20, "copies": 5}, "scc": {"images": 10, "copies": 1}},
-         "control": {"aca": {"images": 8, "copies": 0}, "scc": {"images": 4, "copies": 1}}}
+         "by_class": {"aca": {"images": 20, "copies": 5}, "scc": {"images": 10, "copies": 1}}}
+CONTROL = {"aca": {"images": 8, "copies": 0}, "scc": {"images": 4, "copies": 1}}
 
 
-def write(folder, fingerprint, audit=AUDIT, membership=None):
+def write(folder, fingerprint, audit=AUDIT, **measured):
     folder.mkdir(parents=True)
     (folder / memory.MANIFEST).write_text(json.dumps(
         {"fingerprint": fingerprint, "copy_audit": audit}))
-    if membership:
-        (folder / likeness.FILE).write_text(json.dumps({"membership": membership}))
+    if measured:
+        (folder / likeness.FILE).write_text(json.dumps(measured))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def found():
 
 def test_copies_stand_beside_the_control_by_class_over_all_replicates(tmp_path, found):
     for replicate in (0, 1):
-        write(tmp_path / f"{replicate}/gan", f"gan {replicate}")
+        write(tmp_path / f"{replicate}/gan", f"gan {replicate}", copy_control=CONTROL)
     read = memory.read([tmp_path / "0", tmp_path / "1"], found)
     shown = memory.class_table(read)
     assert shown.lines == [
@@ -42,9 +42,15 @@ def test_copies_stand_beside_the_control_by_class_over_all_replicates(tmp_path, 
     assert [line["replicate"] for line in read.by_class] == [0, 0, 1, 1]
 
 
+def test_where_the_held_out_images_were_not_asked_no_rate_is_said_of_them(tmp_path, found):
+    write(tmp_path / "0/gan", "gan 0")
+    line, _ = memory.class_table(memory.read([tmp_path / "0"], found)).lines
+    assert line == ["gan", "aca", "20", "25.0", "11.2 to 46.9", "0", "\u2013", "\u2013"]
+
+
 def test_how_they_are_copies_and_the_membership_is_a_line_a_replicate(tmp_path, found):
     write(tmp_path / "0/gan", "gan 0", {**AUDIT, "dropped": 7},
-          {"auroc": 0.734, "low": 0.6, "high": 0.85})
+          membership={"auroc": 0.734, "low": 0.6, "high": 0.85})
     write(tmp_path / "1/gan", "gan 1")
     one = memory.arm_table(memory.read([tmp_path / "0"], found))
     assert one.lines == [["gan", "10.0", "5.0", "2.0", "3.0", "7", "0.73", "0.60 to 0.85"]]

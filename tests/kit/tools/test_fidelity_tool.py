@@ -59,6 +59,8 @@ def made(request, tmp_path_factory):
               modality=modality)
     write(root / "copies", channels=request.param, draw=as_real, parents=[made_from],
           modality=modality, seed="real")
+    manifest = json.loads((root / "copies/dataset.json").read_text()) | {"copy_audit": {}}
+    (root / "copies/dataset.json").write_text(json.dumps(manifest))
     torch.manual_seed(0)
     torch.save(pretrained.build(NETWORK, 2).state_dict(), root / "w.pt")
     with pytest.MonkeyPatch.context() as patch:
@@ -145,6 +147,12 @@ def test_a_copier_gives_its_training_images_away_and_an_independent_draw_does_no
     told, same = (found(made, name)["membership"] for name in ("copies", "same"))
     assert told["auroc"] == told["low"] == 1 and told["num_members"] == told["num_others"] == 40
     assert same["low"] <= 0.5 <= same["high"]
+
+
+def test_the_audit_for_copies_is_tried_on_held_out_real_images(made):
+    assert "copy_control" not in found(made, "same")  # nothing was looked for in it
+    assert {label: each["images"] for label, each in found(made, "copies")["copy_control"].items()
+            } == dict.fromkeys(CLASSES, 8 + 12)
 
 
 def test_real_has_no_file_and_a_dataset_stays_one(made):
