@@ -41,6 +41,7 @@ from lungkit.run.progress import say
 SCHEMA, RECIPE = "lungkit.fidelity/1", 3
 FILE = "fidelity.json"
 PER_CLASS = 100       # ours: seconds an arm; intervals say what so few can tell
+FEWEST_OF_ARM = 50    # ours: of an arm as many as are compared, but so many for its labels' interval
 
 
 # ------------------------------------------------------------------ which images
@@ -67,10 +68,11 @@ class Side:
     """
 
     def __init__(self, extractor: Extractor, dataset: Dataset, splits: tuple[str, ...],
-                 most: int) -> None:
+                 most: dict[str, int]) -> None:
         self.features, self.groups, self.nuclei = {}, {}, {}
         for label in dataset.classes:
-            rows = choose([row for split in splits for row in dataset.select(split, label)], most)
+            rows = choose([row for split in splits for row in dataset.select(split, label)],
+                          most[label])
             names = sha256("\n".join(row.file_name for row in rows).encode())[:12]
             self.features[label] = extractor.of_rows(dataset, rows, f"some-{names}")
             self.groups[label] = np.array([group_of(row) for row in rows])
@@ -134,9 +136,16 @@ def membership_of(arm: Side, train: Side, held_out: Side) -> dict:
     return fidelity.membership(*sides)
 
 
+def most_of_arm(train: Side, held_out: Side, per_class: int) -> dict[str, int]:
+    """{class: images of an arm to look at}: those that are compared with as many real ones."""
+    return {label: min(per_class, max(FEWEST_OF_ARM, min(len(each), len(train.features[label]))))
+            for label, each in held_out.features.items()}
+
+
 def of_dataset(dataset: Dataset, extractor: Extractor, train: Side, held_out: Side,
-               noise: np.ndarray, most: int) -> dict[str, dict]:
+               noise: np.ndarray, per_class: int) -> dict[str, dict]:
     """{classes: {class: what is found of it}, membership}."""
+    most = most_of_arm(train, held_out, per_class)
     arm, head = Side(extractor, dataset, ("train",), most), classifier_of(train)
     classes = {}
     for label in dataset.classes:
@@ -174,8 +183,9 @@ def run(*, data: list[Path], real: Path, per_class: int, network: str, weights: 
         f"datasets; {per_class} images a class at most; {extractor.name}")
     if dry_run or not pending:
         return
-    train = Side(extractor, yardstick, ("train",), per_class)
-    held_out = Side(extractor, yardstick, ("val", "test"), per_class)
+    most = dict.fromkeys(yardstick.classes, per_class)
+    train = Side(extractor, yardstick, ("train",), most)
+    held_out = Side(extractor, yardstick, ("val", "test"), most)
     noise, flagged = noise_of(extractor, yardstick, per_class), None
     for dataset, wanted in pending:
         found = wanted | of_dataset(dataset, extractor, train, held_out, noise, per_class)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def test_the_audit_for_copies_is_tried_on_held_out_real_images(made):
     assert "copy_control" not in found(made, "same")  # nothing was looked for in it
     assert {label: each["images"] for label, each in found(made, "copies")["copy_control"].items()
             } == dict.fromkeys(CLASSES, 8 + 12)
+
+
+@pytest.mark.parametrize(("train", "held_out", "looked_at"), [
+    (90, 70, 70), (70, 90, 70), (200, 300, 100), (20, 90, 50), (90, 20, 50)])
+def test_of_an_arm_as_many_are_looked_at_as_are_compared_or_as_its_labels_need(
+        train, held_out, looked_at):
+    sides = [SimpleNamespace(features={"a": np.zeros((number, 2))}) for number in (train, held_out)]
+    assert fidelity.most_of_arm(*sides, 100) == {"a": looked_at}
 
 
 def test_real_has_no_file_and_a_dataset_stays_one(made):
