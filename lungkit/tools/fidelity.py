@@ -41,7 +41,7 @@ from lungkit.run.progress import say
 SCHEMA, RECIPE = "lungkit.fidelity/1", 3
 FILE = "fidelity.json"
 PER_CLASS = 100       # ours: seconds an arm; intervals say what so few can tell
-FEWEST_OF_ARM = 50    # ours: of an arm as many as are compared, but so many for its labels' interval
+FEWEST_OF_ARM = 50    # ours: of an arm as many as are compared, but so many for label fidelity
 
 
 # ------------------------------------------------------------------ which images
