@@ -254,6 +254,7 @@ stage_command() {	# sets what run_stages starts
 check_stages() {	# check_stages NAME...
 	local name status said
 	for name in "$@"; do
+		[[ -z $stop_signal ]] || end_job 75
 		[[ $name != 'check plan' || ${#planned[@]} -gt 1 ]] || continue
 		stage_command "$name"
 		status=0

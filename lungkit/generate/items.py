@@ -161,20 +161,20 @@ def publish_model(arm: Arm, losses: dict[str, float], base: Path | None = None) 
 
     for checkpoint in arm.weights.work_dir.glob("*.ckpt"):
         checkpoint.unlink()
-    manifest = {"schema": "lungkit.model/1", "stage": arm.stage, "classes": arm.data.classes,
-                "losses": losses, "parents": train_only_parent(arm.data), **provenance()}
+    model = {"schema": "lungkit.model/1", "stage": arm.stage, "classes": arm.data.classes,
+             "losses": losses, "parents": train_only_parent(arm.data), **provenance()}
     found = {path.parent.name: read_json(path)
              for path in sorted(arm.weights.work_dir.glob(f"*/{VALIDATION}"))}
     if found:
         rows = arm.data.select("train")
-        manifest["validation"] = {
+        model["validation"] = {
             "images": dict(Counter(rows[place].label for place in sorted(arm.held))),
             "trained": found}
     if shown := curves.of_model(arm.weights.work_dir):
         write_bytes(arm.weights.work_dir / curves.PICTURE, curves.png(shown))
     write_text(arm.weights.work_dir / "README.md", card(
-        arm.stage, {**manifest, "parameters": arm.weights.options}, arm.data, base))
-    arm.weights.publish(manifest)
+        arm.stage, {**model, "parameters": arm.weights.options}, arm.data, base))
+    arm.weights.publish(model)
 
 
 def plan_items(counts: dict[str, dict[str, int]], classes: list[str], pool: int) -> list[Item]:

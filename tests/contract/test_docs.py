@@ -30,9 +30,9 @@ TOOLS = ["lungkit.phantom.sample", "lungkit.phantom.thorax.sample", "lungkit.com
          "lungkit.tools.pretrain_autoencoder", "lungkit.tools.pretrain_base_model"]
 OURS = ("lungkit", "tests", "docs", "benchmarks", "assets", ".ci")  # other paths are of a run
 EXAMPLES = {"blur_seg.py", "--sigma"}  # what docs/adding.md builds
-# options of sbatch, hf, pytest and our bash scripts' tools
+# options of sbatch, hf, pytest, our bash scripts' tools and our benchmarks
 OTHERS_OPTIONS = {"--gpus", "--gpus-per-task", "--mem", "--mem-per-cpu", "--ntasks", "--exclude",
-                  "--array", "--only", "--check", "--cpus-per-task", "--wrap"}
+                  "--array", "--only", "--check", "--cpus-per-task", "--wrap", "--membership"}
 
 
 def code_of(text: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,23 @@ def test_what_is_made_already_is_not_trained_on_early(tmp_path):
     project.forget()
     assert project.pipeline(REPEATS=2, JOBS=2).returncode == 0
     assert len(project.calls("plan", dry=False)) == 1
+
+
+def test_a_signal_between_two_checks_ends_the_job(tmp_path):
+    """Bash notes it when the check that runs has ended: the next one must not be begun."""
+    project = Project(tmp_path)
+    project.make_datasets("real", "prompt")
+    (tmp_path / "tools/python").write_text(f"""#!/bin/bash
+printf '\\t\\t\\tpython\\t%s\\t\\n' "$1" >>"$CALLS"
+touch "{tmp_path}/begun"
+until [[ -e "{tmp_path}/go on" ]]; do sleep 0.02; done
+""")
+    process = subprocess.Popen(["bash", "compare_models.sh", "2"], cwd=project.path,
+                               env=project.env, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    (tmp_path / "go on").touch()
+    assert "run the same command again to go on" in process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and len(project.calls("test")) == len(project.calls()) - 1 == 1
