@@ -376,24 +376,25 @@ end_stage() {	# end_stage SLOT: 0, 75 or the stage's failure, which is told in o
 	return "$status"
 }
 
-# Seconds of each stage, from its first start to its last end: in this job, and in all so far.
+# Seconds in which each stage ran, once where several processes shared it: in this job, and in all so far.
 print_timings() {
 	say "seconds by stage (this run / with the runs before it)"
-	awk -F '\t' -v id="$job_id" '
+	sort -t $'\t' -k 3,3n "$log_dir/timings.tsv" | awk -F '\t' -v id="$job_id" '
 		{
 			key = $1 FS $2
 			if (!($2 in seen)) { seen[$2]; order[++count] = $2 }
-			if (!(key in first) || $3 < first[key]) first[key] = $3
-			if ($4 > last[key]) last[key] = $4
+			begun = key in last && last[key] > $3 ? last[key] : $3
+			if ($4 > begun) ran[key] += $4 - begun
+			if (!(key in last) || $4 > last[key]) last[key] = $4
 		}
 		END {
-			for (key in first) {
+			for (key in ran) {
 				split(key, part, FS)
-				all[part[2]] += last[key] - first[key]
-				if (part[1] == id) now[part[2]] += last[key] - first[key]
+				all[part[2]] += ran[key]
+				if (part[1] == id) now[part[2]] += ran[key]
 			}
 			for (k = 1; k <= count; k++) printf "  %-28s %7d / %7d\n", order[k], now[order[k]], all[order[k]]
-		}' "$log_dir/timings.tsv" >&2
+		}' >&2
 	printf '  %-28s %7d\n' 'in all' "$(($(date +%s) - job_start))" >&2
 }
 
