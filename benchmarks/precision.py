@@ -101,12 +101,16 @@ def compare_accuracies(real: Path, repeats: int) -> None:
     """Train CNNs of the same seeds in either precision, and print how their accuracies lie."""
     from scipy.stats import ks_2samp, mannwhitneyu
 
+    import contextlib
+    import io
+
     import cnn_classify
 
     found = {}
     for used in (False, True):
         set_tiles(used)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, \
+                contextlib.redirect_stdout(io.StringIO()):  # a line a training
             status = cnn_classify.main(["--data", str(real), "--real", str(real), "--results",
                                         folder, "--repeats", str(repeats), "--preset", "demo"])
             if status:
