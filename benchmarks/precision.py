@@ -99,10 +99,10 @@ def time_all() -> None:
 
 def compare_accuracies(real: Path, repeats: int) -> None:
     """Train CNNs of the same seeds in either precision, and print how their accuracies lie."""
-    from scipy.stats import ks_2samp, mannwhitneyu
-
     import contextlib
     import io
+
+    from scipy.stats import ks_2samp, mannwhitneyu
 
     import cnn_classify
 
