@@ -26,6 +26,15 @@ def ran(tmp_path_factory) -> Project:
     return project
 
 
+@pytest.fixture
+def again(ran):
+    """The same, of which nothing was called so far; for the other tests it is as it was."""
+    calls = ran.calls_path.read_text()
+    ran.forget()
+    yield ran
+    ran.calls_path.write_text(calls)
+
+
 def test_each_task_is_a_run_of_one_sample_and_one_seed(ran):
     samples = [Path(call.option("--output")) for call in ran.calls("phantom.thorax", dry=False)]
     assert samples[0] == ran.run_dir / "sample" and len({each.resolve() for each in samples}) == 1
@@ -59,24 +68,23 @@ def test_by_default_the_arm_is_layout_and_the_score_is_weighted_auprc(ran):
     assert len(ran.calls("setup_env")) == 1  # of the whole job
 
 
-def test_a_run_of_tasks_knows_them_and_is_compared_as_one(ran):
-    ran.forget()
-    stopped = ran.compare(4, FAULTS="*cnn_classify.py*slice-grade/results*=75", BASELINE="")
+def test_a_run_of_tasks_knows_them_and_is_compared_as_one(again):
+    stopped = again.compare(4, FAULTS="*cnn_classify.py*slice-grade/results*=75", BASELINE="")
     assert stopped.returncode == 75 and "run the same command again" in stopped.stderr
-    assert not ran.calls("tasks")
-    other = ran.pipeline(TASKS="crop-grade")
+    assert not again.calls("tasks")
+    other = again.pipeline(TASKS="crop-grade")
     assert other.returncode == 2 and f"was begun with '{TASKS}'" in error(other)
-    ran.forget()
-    result = ran.compare(4, BASELINE="")
+    again.forget()
+    result = again.compare(4, BASELINE="")
     assert result.returncode == 0 and "the table" in result.stdout, result.stderr
-    assert {call.option("--repeats") for call in ran.calls("cnn", dry=False)} == {"4"}
-    assert {call.option("--results") for call in ran.calls("cnn", dry=False)} == {
-        str(ran.run_dir / task / "results") for task in TASKS.split()}
-    assert [call.stage for call in ran.calls(dry=False)][-1] == "tasks"
-    ran.forget()
-    assert ran.compare(4, "--dry-run", BASELINE="").returncode == 0
-    assert all(call.is_dry for call in ran.calls() if call.stage in ("cnn", "test", "nuclei"))
-    assert not ran.calls("tasks")
+    assert {call.option("--repeats") for call in again.calls("cnn", dry=False)} == {"4"}
+    assert {call.option("--results") for call in again.calls("cnn", dry=False)} == {
+        str(again.run_dir / task / "results") for task in TASKS.split()}
+    assert [call.stage for call in again.calls(dry=False)][-1] == "tasks"
+    again.forget()
+    assert again.compare(4, "--dry-run", BASELINE="").returncode == 0
+    assert all(call.is_dry for call in again.calls() if call.stage in ("cnn", "test", "nuclei"))
+    assert not again.calls("tasks")
 
 
 @pytest.mark.parametrize(("fault", "status"), [
