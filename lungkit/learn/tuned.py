@@ -60,7 +60,7 @@ def conclude(trials: Sequence[Trial], defaults: Trial, rescored: dict[int, list[
              "diverged": states.count(DIVERGED), "folds_scores": best.scores,
              "again": {name: rescored[each.number] for name, each in
                        ((BEST, best), (DEFAULTS, defaults))}}
-    return {**found, **verdict(found, best.number == defaults.number, len(best.scores))}
+    return {**found, **verdict(found, best.settings == defaults.settings, len(best.scores))}
 
 
 def verdict(found: dict, best_is_defaults: bool, folds: int) -> dict:

@@ -37,6 +37,12 @@ def test_defaults_that_are_the_best_are_told():
     assert found["within_noise"] and "none of 2 looked at was better" in found["reason"]
 
 
+def test_another_trial_of_the_settings_of_the_defaults_is_no_better_than_they():
+    twin = Trial(1, DEFAULTS.settings, COMPLETE, [0.9, 0.9])
+    found = tuned.conclude([DEFAULTS, twin], DEFAULTS, {1: [0.9, 0.9], 0: [0.5, 0.5]}, "auroc")
+    assert found["within_noise"] and "none of 2 looked at was better" in found["reason"]
+
+
 def test_trials_that_were_given_up_are_never_the_best_and_equals_are_the_first():
     assert tuned.best_of([*TRIALS, trial(5, [0.9, 0.9])]) is BEST
     with pytest.raises(Fault, match="none of 1 trials has a score"):
