@@ -50,6 +50,7 @@ from lungkit.learn.settings import SCHEMA, SETTINGS
 from lungkit.run import cli
 from lungkit.run.faults import BadOptions
 from lungkit.run.files import sha256_file, write_json, write_text
+from lungkit.run.output import check_apart
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
 
@@ -66,9 +67,7 @@ SEARCHABLE = ["batch_size", "learning_rate",
 
 def open_train(data: Path, output: Path) -> Dataset:
     """The dataset with its train split alone. Raises Fault, BadOptions."""
-    at, to = data.resolve(), output.resolve()
-    if at == to or at in to.parents or to in at.parents:
-        raise BadOptions(f"--output {output} and --data {data} lie in one another: choose another")
+    check_apart(data, output, option="--data")
     return open_dataset(data, ["train"])
 
 
