@@ -25,6 +25,7 @@ from lungkit.run.progress import note_saved, say
 from lungkit.run.system_files import listed
 
 SEARCH, TRAININGS = "search.json", "trainings"
+BEGUN = ".search.*.tmp.json"  # what a kill leaves of the first file
 POLL_INTERVAL_SEC = 0.5
 
 
@@ -43,8 +44,8 @@ class Records:
     def check(self) -> None:
         """Raise Fault where the directory is not a search's, BadOptions where another search's."""
         if not (self.directory / SEARCH).exists():
-            if self.directory.exists() and (not self.directory.is_dir()
-                                            or listed(self.directory)):
+            if self.directory.exists() and (not self.directory.is_dir() or any(
+                    not path.match(BEGUN) for path in listed(self.directory))):
                 raise Fault(f"{self.directory} exists and holds no {SEARCH}: it is not a search's; "
                             "choose another --output or move it away")
             return
@@ -64,10 +65,12 @@ class Records:
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         with lock(self.directory):
             self.check()
-            if (self.directory / SEARCH).exists() and self._differences():
-                shutil.rmtree(self.directory)
-            if not (self.directory / SEARCH).exists():
-                write_json(self.directory / SEARCH, self.identity)
+            if (self.directory / SEARCH).exists() and not self._differences():
+                return
+            for path in listed(self.directory):
+                if path.name != SEARCH:  # which says what this is until nothing else is left
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            write_json(self.directory / SEARCH, self.identity)
 
     def path(self, name: str) -> Path:
         return self.directory / TRAININGS / f"{name}.json"
@@ -91,6 +94,9 @@ class Records:
             return False
         try:
             if not path.exists():
+                for dots in (".", ".."):  # of a record and a checkpoint, by a kill while writing
+                    for left_over in path.parent.glob(f"{dots}{name}.*.tmp*"):
+                        left_over.unlink()
                 write_json(path, work())
                 self.checkpoint_path(name).unlink(missing_ok=True)
                 note_saved()

@@ -19,7 +19,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -192,12 +191,13 @@ class Journal:
         for fold in range(self.folds):
             check_stop()
             name = self.training(number, fold)
-            self.records.take(name, partial(train, name, fold, settings))
-            if "scores" not in self.records.get(name):
+            # shared: where locks are files, a dead process's of this may outlive that of the trial
+            done = self.records.share([name], lambda name, fold=fold: train(name, fold, settings))
+            if "scores" not in done[name]:
                 say(f"trial {number} diverged on fold {fold + 1}")
                 return self.tell(number, DIVERGED)
             others = [self.scores(each) for each in range(self._last()) if each != number]
-            scores = self.scores(number)
+            scores = self.scores(number)[:fold + 1]  # as if no later one was there after a kill
             if settings != self.defaults and fold + 1 < self.folds and is_behind(scores, others):
                 say(f"trial {number} given up after fold {fold + 1}: {self.metric} "
                     f"{mean_of(scores):.3f} so far")
@@ -207,8 +207,8 @@ class Journal:
         return None
 
     def _last(self) -> int:
-        numbers = [int(path.name[5:9]) for path in self.records.directory.glob(
-            f"{TRAININGS}/trial*-fold1.json")]
+        numbers = [int(path.name.partition("-")[0].removeprefix("trial")) for path in
+                   self.records.directory.glob(f"{TRAININGS}/trial*-fold1.json")]
         return max(numbers, default=-1) + 1
 
     def run(self, num_trials: int, train: Callable[[str, int, dict], dict]) -> list[Trial]:

@@ -59,6 +59,36 @@ def test_a_checkpoint_ends_with_its_training(records):
     assert records.take("a", work) and not records.checkpoint_path("a").exists()
 
 
+def test_what_a_kill_left_of_a_training_s_files_goes_with_its_next_try(records):
+    folder = records.path("a").parent
+    folder.mkdir()
+    for name in (".a.7.tmp.json", "..a.checkpoint.7.tmp.pt", ".aa.7.tmp.json"):
+        (folder / name).touch()
+    records.take("a", dict)
+    assert {path.name for path in folder.iterdir()} == {"a.json", ".aa.7.tmp.json"}
+
+
+def test_a_kill_leaves_a_directory_that_the_same_command_can_begin(tmp_path, records, monkeypatch):
+    """While the first file is written, and while another search is discarded."""
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/.search.7.tmp.json").touch()
+    Records(tmp_path / "new", {"seed": 0}).begin()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["search.json"]
+    records.take("a", dict)
+    again = Records(records.directory, {"seed": 1}, overwrite=True)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for name in ("write_json", "shutil.rmtree"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"lungkit.learn.search_records.{name}", killed)
+            again.begin()
+        records.path("b").parent.mkdir(exist_ok=True)  # for the second kill there is something left
+    again.begin()
+    assert again.get("a") is None and Records(records.directory, {"seed": 1}).check() is None
+
+
 def test_overwrite_discards_another_search_alone(records):
     records.take("a", dict)
     for seed, kept in ((0, {}), (1, None)):

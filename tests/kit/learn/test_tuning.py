@@ -161,6 +161,33 @@ def test_a_worse_trial_is_given_up_and_the_rest_of_its_folds_not_trained(tmp_pat
     assert {each.state for each in trials[:6]} == {tuning.COMPLETE}
 
 
+def test_a_kill_before_a_trial_is_told_gives_no_other_end(tmp_path, monkeypatch):
+    """Its last fold, which no trial is given up after, must not count for the folds before it."""
+    def train(name, fold, settings):
+        return {"scores": {"accuracy": 0.1 if name == "trial0006-fold3" else 0.5}}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    one = journal(tmp_path, folds=3)
+    one.run(6, train)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(one, "tell", killed)
+        one.run(7, train)
+    assert len(one.scores(6)) == 3
+    last = journal(tmp_path, folds=3).run(7, None)[-1]
+    assert (last.number, last.state) == (6, tuning.COMPLETE)
+
+
+def test_a_dead_process_s_lock_of_a_fold_that_outlives_that_of_its_trial_is_waited_for(
+        tmp_path, monkeypatch):
+    one = journal(tmp_path)
+    path = one.records.path("trial0000-fold1")
+    held = try_lock(path)
+    monkeypatch.setattr("lungkit.learn.search_records.time.sleep", lambda _: release(held, path))
+    assert [each.state for each in one.run(1, score)] == [tuning.COMPLETE]
+
+
 def test_the_journal_of_another_search_is_refused(tmp_path):
     one = journal(tmp_path / "one", data="a")
     one.run(1, score)
