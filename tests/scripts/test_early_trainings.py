@@ -41,6 +41,8 @@ def test_the_comparison_after_it_has_the_same_plan_and_all_arms(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout == "the verdict\n"
     early, last = project.calls("plan", dry=False)
+    stages = [call.stage for call in project.calls(dry=False)]
+    assert stages[:len(stages) - stages[::-1].index("plan")].count("cnn") == 1  # on the idle core
     assert early.words == last.words and early.options("--arms") == PLANNED
     first, *others = trained_on(project)
     assert {"real"} <= first <= set(PLANNED) and others and all(

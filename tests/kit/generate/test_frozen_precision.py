@@ -58,9 +58,10 @@ def test_an_adapter_on_a_rounded_base_is_trained_in_float32(kind, as_on_a_gpu, i
         base = BaseModel(BASE_MODEL_DIR, CPU)
         latents = Latents(base.vae, images)
         loss_at = training_loss(base, latents, lambda i, draw: "tumour", batch_size=2)
-        seen = set()
+        seen, in_one_pass = set(), []
 
-        def watched(step, generator, base=base, seen=seen, loss_at=loss_at):
+        def watched(step, generator, base=base, seen=seen, loss_at=loss_at, fast=in_one_pass):
+            fast.append(sum("forward" in vars(layer) for layer in base.unet.modules()))
             seen |= {(weight.dtype, weight.requires_grad) for weight in base.unet.parameters()}
             return loss_at(step, generator)
         loss = train_adapter(base, watched, kind=kind, rank=2, target="all", steps=2, seed=0,
@@ -70,6 +71,8 @@ def test_an_adapter_on_a_rounded_base_is_trained_in_float32(kind, as_on_a_gpu, i
         assert {weight.dtype for weight in weights.values()} == {torch.float32}
         (tmp_path / "c").unlink()
         found[name] = loss, seen, weights
+        assert all(in_one_pass) is (name == "cpu" or kind == "dora")
+        assert not any("forward" in vars(layer) for layer in base.unet.modules())
     (loss, _, weights), (rounded, seen, others) = found["cpu"], found["gpu"]
     assert seen == {(torch.float32, True), (torch.bfloat16, False)}
     assert rounded == pytest.approx(loss, rel=0.05) and rounded != loss
