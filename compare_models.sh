@@ -22,7 +22,7 @@
 RUN=${RUN:-}				# run directory (runs/demo)
 DATASETS=${DATASETS:-}			# names to compare, e.g. "real voronoi" (all in RUN/datasets)
 PRESET=${PRESET:-}			# demo or full (the run's)
-MODEL=${MODEL:-}			# small, resnet18, convnext_tiny or efficientnet_lite0 (by preset)
+MODEL=${MODEL:-}			# a network of cnn_classify.py: small, resnet18, ... (by preset)
 REPLICATES=${REPLICATES:-}		# those to compare (all that the run has)
 METRIC=${METRIC:-}			# score to compare: auroc, macro_f1, ... (as planned; accuracy_real)
 MARGIN=${MARGIN:-}			# difference of no account, 0.02 is two points (as planned; 0.02)
@@ -319,7 +319,7 @@ share_out "$WORKERS" "$(cores)" "$each"
 go_by_threads threads_cnn
 all=$((repeats * ${#names[@]} * ${#here[@]}))
 ((slots <= all)) || slots=$all
-find_masked
+[[ -n $early ]] || find_masked	# the U-Nets' plan is of all arms
 dry_run=yes check_stages 'check test'	# METRIC and TEST_OPTIONS are used after all trainings
 [[ ${FIDELITY:-0} == 0 ]] || check_stages 'check fidelity'
 

@@ -88,3 +88,11 @@ def test_by_default_nothing_is_segmented(project):
     assert project.compare(2, "--dry-run", **SMALL).returncode == 0
     call, = project.calls("unet")
     assert call.is_dry and len(call.options("--data")) == 2
+
+
+def test_what_begins_early_leaves_the_plan_of_the_unets_to_when_all_arms_are_there(project):
+    make(project, real={"nodule": "binary"}, prompt={"nodule": "binary"})
+    result = project.compare(2, LUNGKIT_JOB="1.0.0.1", LUNGKIT_EARLY=1,
+                             LUNGKIT_ARMS="diffusion prompt", **SMALL)
+    assert result.returncode == 0 and project.calls("cnn", dry=False), result.stderr
+    assert len(project.calls("plan", dry=False)) == 1 and not project.calls("unet")
