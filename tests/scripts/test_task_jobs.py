@@ -105,3 +105,13 @@ def test_tasks_that_cannot_be_are_one_line(tmp_path, settings, words):
     project = Project(tmp_path)
     result = project.pipeline(**settings)
     assert result.returncode == 2 and words in error(result) and not project.calls()
+
+
+def test_a_run_that_was_stopped_in_its_first_task_is_known_by_its_directory(tmp_path):
+    project = Project(tmp_path)
+    stopped = project.pipeline(**SMALL, FOLDS=3, FAULTS="*ct_seg.py*--view?crop*=75", BASELINE="")
+    assert stopped.returncode == 75 and not project.calls("layout", dry=False)
+    result = project.pipeline(REPEATS=2, BASELINE="")
+    assert result.returncode == 0 and "the table" in result.stdout, result.stderr
+    assert {call.option("--fold") for call in project.calls("ct", dry=False)
+            if call.option("--view") == "slice"} == {"1/3", "2/3", "3/3"}
