@@ -50,11 +50,8 @@ def write(path: Path, num_bytes: int) -> Path:
     return path
 
 
-def peak_of(data: Path, results: Path, steps: int, before: str = "") -> tuple[float, float]:
-    """MB of peak anonymous memory and seconds of a training and its tests, in its own process."""
-    argv = ["--data", str(data), "--real", str(data), "--results", str(results), "--repeats", "1",
-            "--steps", str(steps), "--batch-size", "32", "--device", "cpu"]
-    program = f"{before}import sys, cnn_classify; sys.exit(cnn_classify.main({argv!r}))"
+def peak_of(program: str) -> tuple[float, float]:
+    """MB of peak anonymous memory and seconds of Python text, in a process of its own."""
     start, peak_kb = time.monotonic(), 0
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL,
                           stderr=subprocess.DEVNULL) as process:
@@ -89,8 +86,11 @@ def main() -> None:
                 ("small", "small", ""), ("large, decoding it", "large", ""),
                 ("large, again", "large", ""), ("large, in memory", "large", IN_MEMORY))):
             images = len(open_dataset(sets[name]).rows)
-            peak_mb, elapsed_sec = peak_of(sets[name], Path(temporary) / str(number),
-                                           options.steps, before)
+            argv = ["--data", str(sets[name]), "--real", str(sets[name]), "--results",
+                    str(Path(temporary) / str(number)), "--repeats", "1", "--steps",
+                    str(options.steps), "--batch-size", "32", "--device", "cpu"]
+            peak_mb, elapsed_sec = peak_of(
+                f"{before}import sys, cnn_classify; sys.exit(cnn_classify.main({argv!r}))")
             print(f"{shown:<28} {images:>7} {images * IMAGE_BYTES / 1e6:>11.0f} {peak_mb:>9.0f} "
                   f"{elapsed_sec:>8.0f}", flush=True)
 

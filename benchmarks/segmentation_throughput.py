@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+from large_split import peak_of
 
 from lungkit.data.png import encode_png
 from lungkit.data.writer import DatasetWriter
@@ -43,7 +43,7 @@ from lungkit.learn.device import use_device
 from lungkit.run import cli
 from lungkit.run.output import Output
 
-MEMORY_PX, POLL_SEC = 256, 0.005
+MEMORY_PX = 256
 TESTED = 32  # more than are predicted at a time
 
 
@@ -221,16 +221,7 @@ def peak_mb(data: Path, results: Path) -> float:
     program = ("import sys, unet_segment; from lungkit.audit import leaks; "
                "leaks.require = lambda pairs, *given, **more: [None for _ in pairs]; "
                f"sys.exit(unet_segment.main({argv!r}))")
-    peak_kb = 0
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            if "RssAnon:" in status:
-                peak_kb = max(peak_kb, int(status.split("RssAnon:")[1].split()[0]))
-            time.sleep(POLL_SEC)
-    assert process.returncode == 0, f"ended with {process.returncode}"
-    return peak_kb / 1024
+    return peak_of(program)[0]
 
 
 def weigh(options) -> None:

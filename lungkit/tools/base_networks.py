@@ -1,4 +1,4 @@
-"""The networks of an embedded base model, how its UNet is trained, and how parts are saved.
+"""The networks of an embedded base model, how its UNet is trained, how parts are saved and made.
 
 In Stable Diffusion's classes at a fiftieth of its size, so that the folder is loaded by the same
 from_pretrained as any other.
@@ -10,6 +10,11 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from lungkit.learn.device import use_device
+from lungkit.run.output import Output
+from lungkit.run.progress import say
+from lungkit.run.provenance import provenance
 
 IMAGE_SIZE = 64
 BLOCKS = (48, 96, 128)   # ours: the widest UNet whose folder stays under 16 MB in half precision
@@ -109,3 +114,27 @@ def save(model, directory: Path) -> None:
 
     shutil.rmtree(directory, ignore_errors=True)
     copy.deepcopy(model).half().save_pretrained(directory, safe_serialization=True)
+
+
+def make(name: str, output: Path, options: dict, pretrain: Callable, drawn: tuple[str, ...], *,
+         device: str, overwrite: bool, dry_run: bool) -> None:
+    """Pretrain what is called `name` and publish it in `output`, <name>.json last, or resume.
+
+    options: what decides it. pretrain(folder, device): trains in a folder, saves the parts there
+    and returns their final losses. drawn: patterns of files there that only the making needs.
+    """
+    target = Output(output, f"{name}.json", options, overwrite=overwrite)
+    if target.is_complete():
+        say(f"{name}: {output} is already complete")
+        return
+    place = use_device(device, needed=not dry_run)
+    if dry_run:
+        say(f"{name}: would pretrain with {options}")
+        return
+    with target.writing() as work_dir:
+        losses = pretrain(work_dir, place)
+        for pattern in (*drawn, "*.ckpt", "progress.jsonl"):
+            for part in work_dir.glob(pattern):
+                part.unlink()
+        target.publish({"schema": f"lungkit.{name}/1", "losses": losses, **provenance()})
+    print(f"{output}: {name.replace('_', ' ')}, final losses {losses}")

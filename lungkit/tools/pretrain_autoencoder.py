@@ -19,20 +19,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lungkit.learn.device import use_device
 from lungkit.run import cli
-from lungkit.run.output import Output
-from lungkit.run.progress import say
-from lungkit.run.provenance import provenance
+from lungkit.tools.base_networks import make
 
 if TYPE_CHECKING:
     import torch
 
-MANIFEST = "autoencoder.json"
 IMAGE_SIZE, WIDTHS, LATENT_CHANNELS = 64, (16, 32, 64), 10
 BATCH, TEXTURES = 8, 2  # images of a step, and how many of them show no tissue
 VARIED_SHARE = 0.6      # of tissue whose stain is varied; ours
-LEFT = ("tissue*", "*.ckpt")  # files that only the making needs
 
 
 # ------------------------------------------------------------------ what it is shown
@@ -151,22 +146,12 @@ def pretrain(work_dir: Path, *, num_tiles: int, linear_steps: int, steps: int, s
 def run(*, output: Path, seed: int, device: str, overwrite: bool, dry_run: bool,
         **parameters: object) -> None:
     """Draw, train, publish."""
+    from lungkit.tools.base_of_tissue import DRAWN
+
     parameters = {**parameters, "seed": seed}
-    target = Output(output, MANIFEST, parameters, overwrite=overwrite)
-    if target.is_complete():
-        say(f"autoencoder: {output} is already complete")
-        return
-    place = use_device(device, needed=not dry_run)
-    if dry_run:
-        say(f"autoencoder: would pretrain with {parameters}")
-        return
-    with target.writing() as work_dir:
-        losses = pretrain(work_dir, **parameters, device=place)
-        for pattern in LEFT:
-            for part in work_dir.glob(pattern):
-                part.unlink()
-        target.publish({"schema": "lungkit.autoencoder/1", "losses": losses, **provenance()})
-    print(f"{output}: autoencoder, final losses {losses}")
+    make("autoencoder", output, parameters,
+         lambda work_dir, place: pretrain(work_dir, **parameters, device=place),
+         DRAWN, device=device, overwrite=overwrite, dry_run=dry_run)
 
 
 def build_parser() -> argparse.ArgumentParser:

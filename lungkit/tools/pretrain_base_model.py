@@ -23,13 +23,9 @@ import sys
 from pathlib import Path
 
 from lungkit.generate.base_model import BASE_MODEL_DIR, CT_BASE_MODEL_DIR
-from lungkit.learn.device import use_device
 from lungkit.run import cli, faults
-from lungkit.run.output import Output
-from lungkit.run.progress import say
-from lungkit.run.provenance import provenance
+from lungkit.tools.base_networks import make
 
-MANIFEST = "base_model.json"
 PLACES = {"tissue": BASE_MODEL_DIR, "ct": CT_BASE_MODEL_DIR}
 RECIPES = {  # ours: steps after which losses fell little more
     "tissue": {"num_tiles": 4000, "autoencoder_steps": 1400, "unet_steps": 3200,
@@ -52,27 +48,15 @@ def parameters_of(modality: str, options: dict) -> dict:
 def run(*, modality: str, output: Path | None, seed: int, device: str, overwrite: bool,
         dry_run: bool, **options: object) -> None:
     """Draw, train the parts in turn, save in diffusers layout."""
+    from lungkit.tools import base_of_ct, base_of_tissue
+
     output = output or PLACES[modality]
     parameters = {**parameters_of(modality, options), "seed": seed}
     told = parameters if modality == "tissue" else {"modality": modality, **parameters}
-    target = Output(output, MANIFEST, told, overwrite=overwrite)
-    if target.is_complete():
-        say(f"base_model: {output} is already complete")
-        return
-    place = use_device(device, needed=not dry_run)
-    if dry_run:
-        say(f"base_model: would pretrain with {told}")
-        return
-    from lungkit.tools import base_of_ct, base_of_tissue
-
     recipe = base_of_tissue if modality == "tissue" else base_of_ct
-    with target.writing() as work_dir:
-        losses = recipe.pretrain(work_dir, **parameters, device=place)
-        for pattern in (*recipe.DRAWN, "*.ckpt", "progress.jsonl"):
-            for part in work_dir.glob(pattern):
-                part.unlink()
-        target.publish({"schema": "lungkit.base_model/1", "losses": losses, **provenance()})
-    print(f"{output}: base model, final losses {losses}")
+    make("base_model", output, told,
+         lambda work_dir, place: recipe.pretrain(work_dir, **parameters, device=place),
+         recipe.DRAWN, device=device, overwrite=overwrite, dry_run=dry_run)
 
 
 def build_parser() -> argparse.ArgumentParser:
