@@ -135,7 +135,7 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
             due = time.monotonic() - saved_at >= save_interval(saving_sec)
             if losses.num_waiting() < SYNC_STEPS and not (due or last or stop_requested()):
                 continue
-            new = fetch_finite(losses, what, step + 1, total)
+            new = fetch_finite(losses, what, total)
             progress.update(step + 1, **{name: sum(values) / len(values)
                                          for name, values in new.items()})
             if due or stop_requested() or (last and save_last):
@@ -150,10 +150,11 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
     return steps()
 
 
-def fetch_finite(losses: Losses, what: str, done: int, total: int) -> dict[str, list[float]]:
-    """`losses.fetch()`. Raises Diverged where one is not finite."""
+def fetch_finite(losses: Losses, what: str, total: int) -> dict[str, list[float]]:
+    """`losses.fetch()`, of `total` steps in the end. Raises Diverged where one is not finite."""
     new = losses.fetch()
     if not all(math.isfinite(value) for values in new.values() for value in values):
+        done = max(map(len, losses.values.values()))
         raise Diverged(f"{what}: the loss is not finite at about step {done} of {total}: lower "
                        "--learning-rate and add --overwrite, or look at the images")
     return new
@@ -203,8 +204,8 @@ def restore(path: Path | None, state: dict, identity: dict, *, overwrite: bool =
 
     Of a torn one a warning is said, and it is left out. Raises as `loop` does.
     """
-    saved, torn = None, []
-    for place in [] if path is None else (path, earlier(path)):
+    saved, torn, places = None, [], [] if path is None else [path, earlier(path)]
+    for place in places:
         if saved is None and place.exists():
             try:
                 saved, path = checkpoints.read(place), place
@@ -221,12 +222,14 @@ def restore(path: Path | None, state: dict, identity: dict, *, overwrite: bool =
     changed = [f"{name}: {there.get(name)!r} there, {identity.get(name)!r} now"
                for name in sorted({*there, *identity}) if there.get(name) != identity.get(name)]
     if overwrite and (changed or not readable):
-        for place in (path, earlier(path)):
+        for place in places:
             place.unlink(missing_ok=True)  # never to be taken for an earlier one of this training
         return 0
     if not readable:
+        beside = "".join(f" and {place.name}" for place in places
+                         if place != path and place.exists())
         raise Fault(f"{path} is not a checkpoint of this version, which cannot go on from it: "
-                    "remove it, and the same command trains this part from its start")
+                    f"remove it{beside}, and the same command trains this part from its start")
     if changed:
         raise BadOptions(f"{path} was begun otherwise ({'; '.join(changed)}): use the same "
                          "options, another place to write to, or --overwrite")
@@ -323,7 +326,7 @@ def update(loss: torch.Tensor, parameters: list, optimizer: torch.optim.Optimize
 
 def finish_early(losses: Losses, validation: Validation, what: str, steps: int) -> None:
     """Take in what a training that ended before its last step has left, and say that it did."""
-    fetch_finite(losses, what, max(validation.values), steps)
+    fetch_finite(losses, what, steps)
     if (done := len(losses.values["loss"])) < steps:
         say(f"{what}: stopped after {done} of {steps} steps: what is held out was best known after "
             f"{validation.best_step}")

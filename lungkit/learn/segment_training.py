@@ -19,9 +19,9 @@ from lungkit.data.segment_choice import WHITE
 from lungkit.data.segment_scores import IGNORED
 from lungkit.learn import segment_augment
 from lungkit.learn.device import autocast
-from lungkit.learn.loop import Losses, RandomStates, learning_rate_at, loop
+from lungkit.learn.loop import Losses, RandomStates, fetch_finite, learning_rate_at, loop
 from lungkit.learn.pixels import bring
-from lungkit.run.faults import Fault, check_stop
+from lungkit.run.faults import check_stop
 
 WEIGHT_DECAY = 0.01
 PATIENCE = 5                # ours: epochs without a better val loss until the published recipe ends
@@ -196,8 +196,7 @@ def train_published(model: nn.Module, batch_at: Callable, loss_of: Callable, *, 
         losses.add(loss=_step(model, optimizer, batch_at(step), loss_of, device))
         if (step + 1) % steps_per_epoch == 0 and best.note(model, val_loss(model)):
             break
-    if not all(math.isfinite(value) for each in losses.fetch().values() for value in each):
-        raise Fault("the loss is not finite: lower --learning-rate, or look at the images")
+    fetch_finite(losses, str(kept["what"]), steps)
     model.load_state_dict(best.weights)
     return float(np.mean(losses.last_tenth()))
 
@@ -207,10 +206,10 @@ def known_loss(loss_of: Callable, logits: Tensor, truth: Tensor) -> Tensor:
 
     logits: [B, 1, S, S]; truth: [B, 1 or 2, S, S]. There background is taken as said and true.
     """
-    hidden = truth[:, 1:] > 0
+    hidden, true = truth[:, 1:] > 0, truth[:, :1]
     if hidden.shape[1]:
-        logits = logits.masked_fill(hidden, SURELY_NOT)
-    return loss_of(logits, truth[:, :1])
+        logits, true = logits.masked_fill(hidden, SURELY_NOT), true.masked_fill(hidden, 0)
+    return loss_of(logits, true)
 
 
 def _step(model, optimizer, batch: tuple[Tensor, Tensor], loss_of: Callable, device) -> Tensor:

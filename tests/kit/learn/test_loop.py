@@ -374,6 +374,11 @@ def test_a_checkpoint_of_an_earlier_version_or_no_checkpoint_is_one_line(content
     assert cli.main(cli.stage_parser("old", "A test."), run, []) == 1
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1 and "x.ckpt" in error[0] and "remove it" in error[0]
+    path.rename(earlier(path))
+    torch.save(content(), path)
+    assert cli.main(cli.stage_parser("old", "A test."), run, []) == 1
+    assert "remove it and x.earlier.ckpt," in capfd.readouterr().err
+    earlier(path).unlink()
     path.unlink()
     assert cli.main(cli.stage_parser("old", "A test."), run, []) == 0
 

@@ -41,6 +41,9 @@ def test_nothing_is_learnt_where_the_truth_is_unknown(name):
         assert (shifted.grad[:, :, 6:] == 0).all() and (shifted.grad[:, :, :6] != 0).all()
         found.append(loss.item())
     assert found[0] == found[1]
+    truth[:, 0, 7] = 1  # where a move brings both to one pixel
+    assert segment_training.known_loss(unet.LOSSES[name], logits, truth).item() == found[0]
+    truth[:, 0, 7] = 0
     assert segment_training.known_loss(unet.LOSSES[name], logits, truth[:, :1]) == \
         unet.LOSSES[name](logits, truth[:, :1])
 
