@@ -95,9 +95,12 @@ def as_csv(rows: list[dict]) -> str:
     return written.getvalue()
 
 
-def say_plan(bench: Bench, what: str, found: int, total: int) -> None:
+def say_plan(bench: Bench, what: str, records: Records, names: list[str]) -> None:
+    """names: of all trainings; of trials that are given up some are never made."""
+    found = sum(records.path(name).exists() for name in names)
     say(f"{what}: {len(bench.labels)} training images of {len(set(bench.groups))} groups in "
-        f"{len(bench.folds)} folds; found {found}, pending {total - found} of {total} trainings")
+        f"{len(bench.folds)} folds; found {found}, pending {len(names) - found} of {len(names)} "
+        "trainings")
 
 
 # ------------------------------------------------------------------ screen
@@ -112,8 +115,7 @@ def run_screen(*, data: Path, output: Path, backbones: list[str] | None, weights
                       overwrite=overwrite)
     records.check()
     names = [each.training(fold) for each in candidates for fold in range(folds)]
-    say_plan(bench, f"screen: {', '.join(each.name for each in candidates)}",
-             sum(records.path(name).exists() for name in names), len(names))
+    say_plan(bench, f"screen: {', '.join(each.name for each in candidates)}", records, names)
     bench.device = use_device(device, needed=not dry_run)
     if dry_run:
         return
@@ -154,8 +156,8 @@ def run_tune(*, data: Path, output: Path, trials: int, model: str | None, weight
         "model": chosen["model"], "weights_sha256": weights_path and sha256_file(weights_path)},
         overwrite=overwrite)
     records.check()
-    say_plan(bench, f"tune {chosen['model']}: {trials} trials of {', '.join(names)}",
-             len(list(output.glob(f"{tuning.TRAININGS}/trial*.json"))), trials * folds)
+    say_plan(bench, f"tune {chosen['model']}: {trials} trials of {', '.join(names)}", records,
+             [tuning.training(number, fold) for number in range(trials) for fold in range(folds)])
     bench.device = use_device(device, needed=not dry_run)
     if dry_run:
         return

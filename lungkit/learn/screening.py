@@ -19,7 +19,7 @@ from lungkit.learn.features import Extractor
 from lungkit.learn.fold_training import Bench, parameters
 from lungkit.learn.folds import Choice, choose, mean_of, shown, standard_error
 from lungkit.learn.search_records import Records
-from lungkit.run.faults import BadOptions
+from lungkit.run.faults import BadOptions, Fault
 from lungkit.run.files import sha256_file
 
 SCHEMA = "lungkit.screen/1"
@@ -103,13 +103,22 @@ def identity(of_any: dict, found: Sequence[Candidate]) -> dict:
 
 def screen(bench: Bench, found: Sequence[Candidate], records: Records,
            settings: dict) -> dict[str, list[dict]]:
-    """Train every candidate on every fold; the records by candidate, in the order of the folds."""
+    """Train every candidate on every fold; the records by candidate, in the order of the folds.
+
+    Raises Fault where one diverges, which then can only be left out.
+    """
+    from lungkit.learn.loop import Diverged
+
     def work(each: Candidate, extractor: Extractor | None, fold: int) -> dict:
         name = each.training(fold)
-        return {"backbone": each.backbone, "mode": each.mode, **bench.train_fold(
-            each.name, fold, {**settings, "learning_rate": each.learning_rate},
-            model=each.backbone, weights_path=each.weights_path, extractor=extractor,
-            checkpoint_path=records.checkpoint_path(name))}
+        try:
+            return {"backbone": each.backbone, "mode": each.mode, **bench.train_fold(
+                each.name, fold, {**settings, "learning_rate": each.learning_rate},
+                model=each.backbone, weights_path=each.weights_path, extractor=extractor,
+                checkpoint_path=records.checkpoint_path(name))}
+        except Diverged as fault:
+            raise Fault(f"{name} diverged: look at the images, or leave {each.backbone} out: name "
+                        "the others by --backbones and give another --output") from fault
 
     trainings = {}
     for each in found:

@@ -66,6 +66,11 @@ def is_behind(scores: Sequence[float], others: Sequence[Sequence[float]]) -> boo
     return done > 1 and len(as_far) >= GIVE_UP_AFTER and mean_of(scores) < median(as_far)
 
 
+def training(number: int, fold: int) -> str:
+    """The name of a trial's training on a fold."""
+    return f"trial{number:04d}-fold{fold + 1}"
+
+
 @dataclass(frozen=True)
 class Trial:
     """A trial of the journal: its number, settings by name and state; scores of its folds."""
@@ -115,14 +120,11 @@ class Journal:
         finally:
             release(held, self.path)
 
-    def training(self, number: int, fold: int) -> str:
-        return f"trial{number:04d}-fold{fold + 1}"
-
     def scores(self, number: int) -> list[float]:
         """Those of a trial's folds, in order, up to the first that is not done or diverged."""
         found: list[float] = []
         for fold in range(self.folds):
-            record = self.records.get(self.training(number, fold))
+            record = self.records.get(training(number, fold))
             if record is None or "scores" not in record:
                 break
             found.append(record["scores"][self.metric])
@@ -190,7 +192,7 @@ class Journal:
         """
         for fold in range(self.folds):
             check_stop()
-            name = self.training(number, fold)
+            name = training(number, fold)
             # shared: where locks are files, a dead process's of this may outlive that of the trial
             done = self.records.share([name], lambda name, fold=fold: train(name, fold, settings))
             if "scores" not in done[name]:
