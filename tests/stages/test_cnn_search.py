@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_cnn_classify import make_dataset
 
 import cnn_classify
 import cnn_search
-from lungkit.learn import fold_training, imagenet, tuning
+from lungkit.learn import cnns, fold_training, imagenet, tuning
 from lungkit.learn.fold_training import Bench
 from lungkit.learn.loop import Diverged
 from lungkit.learn.settings import read_settings
@@ -154,6 +155,49 @@ def test_a_fold_is_trained_on_its_images_and_scored_on_those_held_out(data, monk
     assert (record["num_train_images"], record["num_held_out_images"]) == (6, 6)
 
 
+def test_a_fold_is_trained_as_its_settings_say(data, monkeypatch, tmp_path):
+    """Its plan, its training, its dropout, the weights it begins from, what it would resume."""
+    import torch
+
+    bench = Bench(cnn_search.open_train(data, data.parent / "x"), 2, 0,
+                  cnn_search.use_device("cpu"))
+    torch.manual_seed(7)
+    state = cnns.build_model("small", 3, None).state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    seen = []
+    monkeypatch.setattr(fold_training, "train", lambda network, images, labels, plan, **how:
+                        seen.append((network, plan, how)) or 0.5)
+    settings = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "mixup": 0.3, "dropout": 0.4}
+    for name in ("t", "u"):
+        bench.train_fold(name, 1, settings, model="small", weights_path=tmp_path / "w.pt")
+    (network, plan, how), (other, other_plan, _) = seen
+    assert "share" in plan and plan["index"].shape == (3, 4)
+    assert how["settings"] == settings and how["learning_rate"] == 0.01
+    assert how["identity"] == {"name": "t", "fold": 1, "seed": 0, **settings}
+    assert torch.equal(network[0].weight, state["0.weight"]) and network[-1]._forward_pre_hooks
+    # and what it draws is its own: its head, which no file holds, and its order
+    assert not torch.equal(network[-1].weight, other[-1].weight)
+    assert (plan["symmetry"] != other_plan["symmetry"]).any()
+
+
+def test_a_head_is_trained_on_features_of_its_network_standardised_by_its_own_images(data,
+                                                                                    monkeypatch):
+    bench = Bench(cnn_search.open_train(data, data.parent / "x"), 2, 0,
+                  cnn_search.use_device("cpu"))
+    seen = []
+    monkeypatch.setattr(fold_training, "train", lambda network, inputs, *_, **__:
+                        seen.append((network, inputs)) or 0.5)
+    for number in (1, 2):
+        features = np.random.default_rng(number).normal(size=(12, 3)).astype(np.float32)
+        bench.train_fold("t", 1, {"steps": 1, "batch_size": 2, "learning_rate": 1.0},
+                         model="small", weights_path=None, extractor=SimpleNamespace(
+                             name=str(number), of_split=lambda *_: features))
+        network, inputs = seen[-1]
+        assert np.array_equal(inputs.numpy(), features)
+        assert network[0].mean.numpy() == pytest.approx(
+            features[bench.folds[1].trained].mean(0), abs=1e-6)
+
+
 def test_a_trial_is_trained_as_it_says_on_the_first_folds_and_again_on_others(data, tmp_path,
                                                                              trainings):
     assert search("tune", data, tmp_path / "t", *TUNE) == 0
@@ -187,6 +231,11 @@ def test_more_trials_are_added_to_a_search(data, tmp_path, trainings):
     assert search("tune", data, tmp_path / "t", *TUNE, "--trials", 3) == 0
     assert [each["name"] for each in trainings] == ["trial0002"] * 2
     assert json.loads((tmp_path / "t" / "best.json").read_text())["looked_at"] == 3
+
+
+def test_what_is_there_of_a_search_of_more_trials_is_not_pending(data, tuned, capsys):
+    assert search("tune", data, tuned, *TUNE, "--trials", 1, "--dry-run") == 0
+    assert "found 2, pending 0 of 2 trainings" in capsys.readouterr().err
 
 
 def test_screening_has_the_score_that_decides_from_what_is_there(data, screened, trainings):
@@ -265,6 +314,16 @@ def test_a_directory_of_something_else_is_left_alone(data, tmp_path, capsys, tra
     assert "it is not a search's" in said and not trainings
     said = refusal(capsys, search("tune", data, data / "search", *TUNE), 2)
     assert "lie in one another" in said
+
+
+def test_a_candidate_that_diverges_is_one_line_that_names_it(data, tmp_path, monkeypatch, capsys):
+    def diverges(*_, **__):
+        raise Diverged("the loss is not finite: lower --learning-rate")
+
+    monkeypatch.setattr(Bench, "train_fold", diverges)
+    said = refusal(capsys, search("screen", data, tmp_path / "s", *SCREEN), 1)
+    assert "small-scratch-fold1 diverged" in said and "leave small out" in said
+    assert "--learning-rate" not in said  # which a screening has not
 
 
 def test_a_dry_run_says_what_is_pending_and_writes_nothing(data, tmp_path, trainings, capsys):
