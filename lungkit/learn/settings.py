@@ -2,7 +2,7 @@
 
 Three must agree on it: cnn_classify.py, whose long options have these names; cnn_search.py, which
 draws from `searched`; and a file of settings (best.json), which is refused where it says anything
-else. A row that cnn_classify.py has no option for yet is never drawn nor written.
+else.
 """
 
 from __future__ import annotations
