@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """What autoencoders lose of images: decibels, what a CNN makes of it, and their latents.
 
+    python -m lungkit.tools.pretrain_autoencoder --output fine --precision bf16
     LC25000=<folder with lung_image_sets/ and groups.csv> \
     LIDC_CROPS=<folder with images/ and manifest.csv> \
     OMP_NUM_THREADS=1 python benchmarks/autoencoder.py assets/base_model/vae fine/vae \

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure what unet_segment.py finds, beside the published recipe and, in tissue, beside the rules.
 
-    python benchmarks/segmentation.py thorax msd tissue [--work DIR] [--msd H5] \\
+    python benchmarks/segmentation.py msd tissue thorax --recipes ours --msd H5 [--work DIR] \\
         | tee benchmarks/segmentation.txt
 
 thorax  nodules of simulated chests: all slices of the scans of test, scored as volumes
@@ -9,9 +9,10 @@ msd     tumour patches of the Medical Segmentation Decathlon, --msd val_patches.
         patches (130 of 13 patients, ten of each in a row; needs h5py); five folds of patients
 tissue  tumour of simulated tissue by its own truth, beside the tumour map of tumor_seg.py
 
-Each recipe trains on the same images, on one thread; ours with the demo preset's network. Intervals
-are 95 % over patients of test: patients drawn again 2000 times, one training, so that what another
-training would give is not in them. --work keeps what is made, and resumes.
+Each recipe (without --recipes the published one too) trains on the same images, on one thread; ours
+with the demo preset's network. Intervals are 95 % over patients of test: patients drawn again 2000
+times, one training, so that what another training would give is not in them. --work keeps what is
+made, and resumes.
 """
 
 from __future__ import annotations
