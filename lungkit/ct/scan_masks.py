@@ -63,8 +63,11 @@ def open_scans(data: Dataset, split: str = "test") -> Scans:
             row.extra.get("centre_row") and row.extra.get("centre_column") for row in rows):
         raise Fault(f"--nifti: {data.path} does not say where its slices lie in their scans: make "
                     "it again by ct_seg.py with --overwrite")
-    held = read_json(path)
-    lacking = sorted({row.extra["series"] for row in rows} - held.keys())
+    held, names = read_json(path), {row.extra["series"] for row in rows}
+    if strange := sorted(name for name in names if name != Path(name).name):
+        raise Fault(f"--nifti: series {strange[0]!r} of {data.path} cannot be the name of a file: "
+                    "leave --nifti out")
+    lacking = sorted(names - held.keys())
     if lacking:
         raise Fault(f"{path} lacks series {lacking[0]}: make the dataset again with --overwrite")
     return Scans(rows, {name: canonical(each["shape"], each["origin_mm"], each["steps_mm"])

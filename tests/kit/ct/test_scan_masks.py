@@ -136,7 +136,8 @@ def test_rows_and_columns_may_be_of_other_lengths(tmp_path):
     (lambda data: data.rows[0].extra.pop("centre_row"), "does not say where its slices lie"),
     (lambda data: setattr(data, "um_per_px", None), "does not say where its slices lie"),
     (lambda data: data.manifest["parameters"].update(view="crop"), "does not show whole slices"),
-    (lambda data: [row.extra.update(series="other") for row in data.rows], "lacks series other")])
+    (lambda data: [row.extra.update(series="other") for row in data.rows], "lacks series other"),
+    (lambda data: data.rows[0].extra.update(series="../x"), "'../x' .* cannot be the name of a")])
 def test_a_dataset_that_does_not_know_its_scans_is_one_line(change, words, scans):
     data = open_dataset(scans / "real")
     data.rows.sort(key=lambda row: row.split != "test")

@@ -68,6 +68,17 @@ def test_every_look_draws_the_same():
     assert drawn[6:] != drawn[:3]
 
 
+def test_of_equal_losses_the_first_is_the_best():
+    weight = parameter(1.0)
+    watch = Validation(lambda number, generator: torch.tensor(0.25), steps=90, seed=0, patience=2)
+    enough = []
+    for step in (30, 60, 90):
+        enough.append(watch.note(step, [weight], "x"))
+        weight.data += 1
+    watch.restore([weight])
+    assert watch.best_step == 30 and weight.item() == 1 and enough == [False, False, True]
+
+
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
 def test_the_weights_kept_are_the_best_on_what_is_held_out(ema_decay, tmp_path):
     plain = walk(tmp_path / "a", steps=300, ema_decay=ema_decay)
