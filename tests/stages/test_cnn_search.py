@@ -168,9 +168,9 @@ def test_a_fold_is_trained_as_its_settings_say(data, monkeypatch, tmp_path):
     monkeypatch.setattr(fold_training, "train", lambda network, images, labels, plan, **how:
                         seen.append((network, plan, how)) or 0.5)
     settings = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "mixup": 0.3, "dropout": 0.4}
-    for name in ("t", "u"):
+    for name in ("t", "u", "t"):
         bench.train_fold(name, 1, settings, model="small", weights_path=tmp_path / "w.pt")
-    (network, plan, how), (other, other_plan, _) = seen
+    (network, plan, how), (other, other_plan, _), (again, again_plan, _) = seen
     assert "share" in plan and plan["index"].shape == (3, 4)
     assert how["settings"] == settings and how["learning_rate"] == 0.01
     assert how["identity"] == {"name": "t", "fold": 1, "seed": 0, **settings}
@@ -178,6 +178,8 @@ def test_a_fold_is_trained_as_its_settings_say(data, monkeypatch, tmp_path):
     # and what it draws is its own: its head, which no file holds, and its order
     assert not torch.equal(network[-1].weight, other[-1].weight)
     assert (plan["symmetry"] != other_plan["symmetry"]).any()
+    assert torch.equal(network[-1].weight, again[-1].weight)
+    assert np.array_equal(plan["symmetry"], again_plan["symmetry"])
 
 
 def test_a_head_is_trained_on_features_of_its_network_standardised_by_its_own_images(data,
@@ -264,6 +266,20 @@ def test_a_search_of_other_options_is_refused(more, folds, words, data, screened
     before = content(screened)
     said = refusal(capsys, search("screen", data, screened, *SCREEN, *more, folds=folds), 2)
     assert "holds another search" in said and words in said and content(screened) == before
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("--steps", 3, "steps: 2 there, 3 now"), ("--batch-size", 6, "batch_size: 4 there, 6 now"),
+    ("--metric", "auroc", "metric: 'auprc_weighted' there, 'auroc' now"),
+    ("--search", "dropout", "searched: ['learning_rate', 'dropout'] there, ['dropout'] now"),
+    ("--model", "resnet18", "model: 'small' there, 'resnet18' now"),
+    ("--weights", "w.pt", "weights_sha256: None there, 'e3b0c442")])
+def test_a_tuning_of_other_options_is_refused(name, value, words, data, tuned, trainings, tmp_path,
+                                              monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("w.pt").touch()
+    said = refusal(capsys, search("tune", data, tuned, *TUNE, name, value), 2)
+    assert words in said and not trainings
 
 
 def test_a_search_of_other_data_is_refused_or_discarded_by_overwrite(data, tuned, tmp_path, capsys,

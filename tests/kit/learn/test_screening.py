@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lungkit.learn import cnns, heads, screening
 from lungkit.learn.fold_training import parameters
+from lungkit.learn.screening import Candidate
+from lungkit.learn.search_records import Records
 from lungkit.run.faults import BadOptions
 
 
@@ -49,13 +52,13 @@ def test_no_network_stands_in_for_one_whose_weights_are_not_there(backbones, wei
 
 
 def test_a_candidate_is_trained_as_its_options_would_train_it():
-    lite, resnet = (screening.Candidate(name, "features", Path("w")) for name in
+    lite, resnet = (Candidate(name, "features", Path("w")) for name in
                     ("efficientnet_lite0", "resnet18"))
     assert lite.options("imagenet-lite0") == ["--model", "efficientnet_lite0", "--weights",
                                               "imagenet-lite0", "--frozen"]
-    assert screening.Candidate("small", "scratch", None).options("imagenet") == ["--model", "small"]
+    assert Candidate("small", "scratch", None).options("imagenet") == ["--model", "small"]
     assert resnet.learning_rate == heads.PEAK_RATE
-    assert screening.Candidate("resnet18", "finetune", Path("w")).learning_rate == 1e-3
+    assert Candidate("resnet18", "finetune", Path("w")).learning_rate == 1e-3
 
 
 def test_a_network_is_as_large_as_it_is():
@@ -65,9 +68,43 @@ def test_a_network_is_as_large_as_it_is():
     assert whole > 3e6 and trained == 1280 * 3 + 3
 
 
-SMALL, FROZEN, FINE = (screening.Candidate("small", "scratch", None),
-                       screening.Candidate("resnet18", "features", Path("w")),
-                       screening.Candidate("resnet18", "finetune", Path("w")))
+def test_each_candidate_is_trained_on_every_fold_in_its_own_way(tmp_path):
+    seen = []
+
+    def train_fold(name, fold, settings, **how):
+        seen.append((name, fold, settings["learning_rate"], how["weights_path"],
+                     how["extractor"] and how["extractor"].name))
+        return {"fold": fold}
+
+    bench = SimpleNamespace(device=None, folds=[0, 1], train_fold=train_fold)
+    file = tmp_path / "w"
+    file.touch()
+    found = [Candidate("small", "scratch", None), *(
+        Candidate("resnet18", mode, file) for mode in ("features", "finetune"))]
+    records = Records(tmp_path / "s", {})
+    done = screening.screen(bench, found, records, {"steps": 2, "batch_size": 4})
+    assert seen == [(name, fold, rate, weights, features) for name, rate, weights, features in (
+        ("small-scratch", 2e-3, None, None),
+        ("resnet18-features", heads.PEAK_RATE, file, "torchvision/resnet18"),
+        ("resnet18-finetune", 1e-3, file, None)) for fold in (0, 1)]
+    assert done["resnet18-features"] == [
+        {"backbone": "resnet18", "mode": "features", "fold": fold} for fold in (0, 1)]
+
+
+def test_other_weights_are_another_screening(tmp_path):
+    found = []
+    for content in (b"a", b"b"):
+        (tmp_path / "w").write_bytes(content)
+        found.append(screening.identity({"data": "d"}, [
+            Candidate("resnet18", "finetune", tmp_path / "w"), SMALL])["candidates"])
+    one, other = found
+    assert one["small-scratch"] is other["small-scratch"] is None
+    assert one["resnet18-finetune"] != other["resnet18-finetune"]
+
+
+SMALL, FROZEN, FINE = (Candidate("small", "scratch", None),
+                       Candidate("resnet18", "features", Path("w")),
+                       Candidate("resnet18", "finetune", Path("w")))
 
 
 @pytest.mark.parametrize(("small", "frozen", "fine", "chosen", "words"), [
