@@ -218,24 +218,16 @@ def membership(members: dict[str, tuple[np.ndarray, np.ndarray]],
 
 
 def mean_of(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict[str, float | None]:
-    """{value, low, high} of the mean of float [N] without its NaN, resampled by group."""
+    """{value, low, high} of the mean of bool or float [N] without its NaN, resampled by group.
+
+    value is None where nothing is left, low and high are below FEWEST_GROUPS.
+    """
     known = np.isfinite(values)
     values, groups = values[known], groups[known]
-    said = {"value": float(values.mean()) if len(values) else None, "low": None, "high": None}
-    if len(values) == 0 or (drawn := resampled(groups, seed)) is None:
-        return said
-    times, index = drawn
-    sums, sizes = np.bincount(index, values), np.bincount(index)
-    return {**said, **ends_of(times @ sums / (times @ sizes))}
-
-
-def share_of(right: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict[str, float | None]:
-    """{value, low, high} of a share: bool [N], resampled by group; no ends below FEWEST_GROUPS."""
     names, index = np.unique(groups, return_inverse=True)
-    said = {"value": float(right.mean()), "low": None, "high": None}
+    said = {"value": float(values.mean()) if len(values) else None, "low": None, "high": None}
     if len(names) < FEWEST_GROUPS:
         return said
-    hits, sizes = np.bincount(index, right), np.bincount(index)
+    sums, sizes = np.bincount(index, values), np.bincount(index)
     drawn = np.random.default_rng(seed).integers(0, len(names), (2000, len(names)))
-    low, high = np.percentile(hits[drawn].sum(1) / sizes[drawn].sum(1), [2.5, 97.5])
-    return {**said, "low": float(low), "high": float(high)}
+    return {**said, **ends_of(sums[drawn].sum(1) / sizes[drawn].sum(1))}

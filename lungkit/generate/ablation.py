@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lungkit.audit.fidelity import share_of
+from lungkit.audit.fidelity import mean_of
 from lungkit.compare.report import table_csv
 from lungkit.generate.items import Arm, as_real, in_parts
 from lungkit.generate.prompts import Prompts
@@ -68,7 +68,7 @@ def measure(arm: Arm, words: Prompts, drawer: Callable[[str], Callable]) -> dict
     rows = data.select("val")
     groups = np.array([row.group or row.file_name for row in rows])
     right = head.predict(val) == meant
-    of_real = [Line(REAL, None, label, int(some.sum()), **share_of(right[some], groups[some]))
+    of_real = [Line(REAL, None, label, int(some.sum()), **mean_of(right[some], groups[some]))
                for label, some in ((ALL, np.full(len(rows), True)), *(
                    (label, meant == number) for number, label in enumerate(data.classes)))]
     table = [vars(line) for line in (*found, *of_real)]
@@ -94,5 +94,5 @@ def images_of(kind: tuple[str, bool], label: str, items: list, words: Prompts, d
 def lines_of(text: str, negative: bool, said: dict[str, np.ndarray]) -> list[Line]:
     """Of a kind the lines of all classes together, and of each; every image is its own group."""
     sides = {ALL: np.concatenate(list(said.values())), **said}
-    return [Line(text, negative, label, len(right), **share_of(right, np.arange(len(right))))
+    return [Line(text, negative, label, len(right), **mean_of(right, np.arange(len(right))))
             for label, right in sides.items()]

@@ -39,7 +39,7 @@ def of_rows(dataset: Dataset, rows: list[Row], name: str) -> np.ndarray:
         for image in images:
             yield measure(find(three_channels(image)), field_um / dataset.image_size)
 
-    return map_rows(dataset.path, dataset.fingerprint, f"nuclei-{RECIPE}-{name}",
+    return map_rows(dataset.path, dataset.fingerprint, f"nuclei-{RECIPE}-{field_um:g}-{name}",
                     (len(rows), len(QUANTITIES)), measured(map(dataset.image, rows)),
                     dtype=np.float32, what=f"nuclei of {dataset.name}",
                     why=f"nuclei of {dataset.path} are counted once,")

@@ -32,13 +32,13 @@ from lungkit.learn import linear
 from lungkit.learn.device import use_device
 from lungkit.learn.features import Extractor
 from lungkit.learn.pretrained import LITE0
-from lungkit.nuclei import statistics
+from lungkit.nuclei import detect, statistics
 from lungkit.run import cli
 from lungkit.run.faults import check_stop
 from lungkit.run.files import read_json, sha256, write_json
 from lungkit.run.progress import say
 
-SCHEMA, RECIPE = "lungkit.fidelity/1", 3
+SCHEMA, RECIPE = "lungkit.fidelity/1", 4
 FILE = "fidelity.json"
 PER_CLASS = 100       # ours: seconds an arm; intervals say what so few can tell
 FEWEST_OF_ARM = 50    # ours: of an arm as many as are compared, but so many for label fidelity
@@ -151,7 +151,7 @@ def of_dataset(dataset: Dataset, extractor: Extractor, train: Side, held_out: Si
     for label in dataset.classes:
         check_stop()
         classes[label] = {**of_class(label, arm, train, held_out, noise), "label": {
-            name: {**fidelity.share_of(head.predict(side.features[label]) == label,
+            name: {**fidelity.mean_of(head.predict(side.features[label]) == label,
                                        side.groups[label]), "n": len(side.groups[label])}
             for name, side in (("arm", arm), ("real", held_out))},
             "nuclei": nuclei_of(arm, held_out, label)}
@@ -165,7 +165,8 @@ def run(*, data: list[Path], real: Path, per_class: int, network: str, weights: 
     yardstick = open_dataset(real)
     extractor = Extractor(network, weights, use_device(device, needed=not dry_run))
     identity = {"schema": SCHEMA, "recipe": RECIPE, "real_fingerprint": yardstick.fingerprint,
-                "per_class": per_class, "features": extractor.identity}
+                "per_class": per_class, "features": extractor.identity,
+                "recipes": {"copies": memorised.RECIPE, "nuclei": detect.RECIPE}}
     pending = []
     for path in data:
         dataset = yardstick if path.resolve() == real.resolve() else open_dataset(path)

@@ -108,11 +108,11 @@ def test_shares_stay_between_0_and_1_and_few_groups_have_no_interval():
 
 def test_a_share_is_resampled_by_group():
     right = np.repeat([True, False], 30)
-    by_image = fidelity.share_of(right, np.arange(60).astype(str))
-    by_group = fidelity.share_of(right, (np.arange(60) // 10).astype(str))
+    by_image = fidelity.mean_of(right, np.arange(60).astype(str))
+    by_group = fidelity.mean_of(right, (np.arange(60) // 10).astype(str))
     assert by_image["value"] == by_group["value"] == 0.5
     assert by_group["high"] - by_group["low"] > 2 * (by_image["high"] - by_image["low"])
-    assert fidelity.share_of(right, (np.arange(60) // 30).astype(str))["low"] is None
+    assert fidelity.mean_of(right, (np.arange(60) // 30).astype(str))["low"] is None
 
 
 # ------------------------------------------------------------------ membership
@@ -140,6 +140,15 @@ def test_an_independent_draw_holds_a_half_and_a_copier_is_told():
     assert held >= 26
     copier = told(members[0] + rng.normal(0, 0.1, members[0].shape), members, others)
     assert copier["auroc"] > 0.99 and copier["low"] > 0.97
+
+
+def test_the_membership_is_resampled_by_group():
+    rng = np.random.default_rng(1)
+    near, far = (np.repeat(rng.normal(size=12), 5) for _ in range(2))
+    one, many = (fidelity.membership({"a": (near, np.arange(60) // size)},
+                                     {"a": (far, np.arange(60) // size)}) for size in (1, 5))
+    assert one["auroc"] == many["auroc"]
+    assert many["high"] - many["low"] > 1.5 * (one["high"] - one["low"])
 
 
 def test_members_are_compared_with_others_of_their_class_by_the_distance_alone():

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from lungkit.audit import fidelity as numbers
+from lungkit.audit import fidelity as numbers, memorised
 from lungkit.data.dataset import Row, open_dataset, parent_of
 from lungkit.data.writer import DatasetWriter
 from lungkit.learn import pretrained
 from lungkit.learn.features import Extractor
-from lungkit.nuclei import statistics
+from lungkit.nuclei import detect, statistics
 from lungkit.nuclei.detect import FIELD_UM, Nuclei
 from lungkit.run.output import Output
 from lungkit.tools import fidelity
@@ -183,6 +183,19 @@ def test_the_same_command_changes_nothing_and_other_options_make_it_anew(made, m
     assert found(made, "same")["classes"]["dark"]["n"] == 16
     assert measure(made, "same") == 0
     assert (made / "same" / fidelity.FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("module", [memorised, detect])
+def test_where_another_code_finds_copies_or_nuclei_it_is_measured_anew(made, monkeypatch, module):
+    measured = []
+    monkeypatch.setattr(fidelity, "Side", lambda *_: None)
+    monkeypatch.setattr(fidelity, "noise_of", lambda *_: None)
+    monkeypatch.setattr(fidelity, "of_dataset", lambda *_: measured.append(1) or {
+        "classes": {}, "membership": {"auroc": 0.5, "low": None}})
+    monkeypatch.setattr(fidelity, "write_json", lambda *_: None)
+    assert measure(made, "same") == 0 and not measured
+    monkeypatch.setattr(module, "RECIPE", module.RECIPE + 1)
+    assert measure(made, "same") == 0 and measured
 
 
 def test_too_few_images_are_said_to_be_too_few(made, capsys, monkeypatch):
