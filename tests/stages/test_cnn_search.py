@@ -349,6 +349,13 @@ def test_a_dry_run_says_what_is_pending_and_writes_nothing(data, tmp_path, train
     assert not trainings and list(tmp_path.iterdir()) == []
 
 
+def test_what_is_searched_by_default_is_all_that_can_make_a_difference():
+    of_weights = cnn_search.searched_names(None, True)
+    assert set(of_weights) == set(cnn_search.SEARCHABLE) and "unfreeze" in of_weights
+    assert cnn_search.searched_names(None, False) == [
+        name for name in of_weights if name != "unfreeze"]
+
+
 def test_the_presets_are_those_of_the_stage_whose_training_is_searched():
     assert cnn_search.PRESETS == cnn_classify.PRESETS
 

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from lungkit.compare import tasks
+from lungkit.run.faults import Fault
 
 SPLIT = {"p1": "train", "p2": "test"}
 
@@ -75,6 +76,18 @@ def test_of_nodule_or_none_there_is_no_ruler(tmp_path):
     row = tasks.rows_of("crop-presence", make_task(tmp_path, "crop-presence", ruler=False))[0]
     assert row["ruler"] is row["beyond_ruler"] is None and row["score"] == 0.9
     assert tasks.in_words([row]).splitlines()[1].count(" -") == 2
+
+
+def test_a_replicate_has_a_split_of_its_own_which_all_tasks_share(tmp_path):
+    runs = {name: make_task(tmp_path, name) for name in ("crop-binary", "crop-grade")}
+    for run_dir, of_p1 in zip(runs.values(), ("test", "val")):
+        path = run_dir / "replicates/001/datasets/real/split.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"patient,split\np1,{of_p1}\np2,train\n")
+        if of_p1 == "test":  # in train of replicate 0
+            assert tasks.check_splits({"crop-binary": run_dir}) is None
+    with pytest.raises(Fault, match="p1 is in test of crop-binary .* in val .*replicates/001"):
+        tasks.check_splits(runs)
 
 
 @pytest.mark.parametrize("fault", ["no comparison", "other split"])

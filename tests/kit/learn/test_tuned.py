@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lungkit.learn import tuned
+from lungkit.learn.search_records import Records
 from lungkit.learn.tuning import COMPLETE, DIVERGED, GIVEN_UP, Trial
 from lungkit.run.faults import Fault
 
@@ -41,6 +42,19 @@ def test_another_trial_of_the_settings_of_the_defaults_is_no_better_than_they():
     twin = Trial(1, DEFAULTS.settings, COMPLETE, [0.9, 0.9])
     found = tuned.conclude([DEFAULTS, twin], DEFAULTS, {1: [0.9, 0.9], 0: [0.5, 0.5]}, "auroc")
     assert found["within_noise"] and "none of 2 looked at was better" in found["reason"]
+
+
+def test_each_is_trained_again_with_its_own_settings(tmp_path):
+    seen = []
+
+    def train(name, fold, settings):
+        seen.append((name, fold, settings))
+        return {} if fold else {"scores": {"auroc": settings["dropout"]}}  # diverges on fold 2
+
+    found = tuned.rescore([BEST, DEFAULTS], Records(tmp_path / "s", {}), 2, "auroc", train)
+    assert seen == [(f"again{each.number:04d}-fold{fold + 1}", fold, each.settings)
+                    for each in (BEST, DEFAULTS) for fold in (0, 1)]
+    assert found == {2: [0.2], 0: [0.0]}
 
 
 def test_trials_that_were_given_up_are_never_the_best_and_equals_are_the_first():

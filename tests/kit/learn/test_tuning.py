@@ -55,6 +55,15 @@ def test_a_search_goes_on_to_more_trials_and_draws_as_if_it_had_never_ended(tmp_
     assert other[1].settings != whole[1].settings
 
 
+def test_nine_trials_are_drawn_at_random_and_those_after_by_what_was_found(tmp_path):
+    def worse(*given):
+        return {"scores": {"accuracy": 1 - score(*given)["scores"]["accuracy"]}}
+
+    one, other = ([each.settings for each in journal(tmp_path / name, folds=1).run(12, train)]
+                  for name, train in (("one", score), ("other", worse)))
+    assert one[:10] == other[:10] and one[10:] != other[10:]
+
+
 def killed(root):
     """A process that is killed in its second trial's second fold."""
     def train(name, fold, settings):
@@ -220,6 +229,11 @@ def test_settings_that_a_kill_left_half_drawn_were_never_a_trial(tmp_path):
 def test_a_default_outside_what_is_searched_is_in_the_space():
     found = tuning.space(["batch_size", "learning_rate"], {"batch_size": 48, "learning_rate": 0.5})
     assert 48 in found["batch_size"].choices and found["learning_rate"].high == 0.5
+
+
+def test_rates_are_drawn_by_their_logarithm_and_shares_are_not():
+    found = tuning.space(["learning_rate", "dropout"], {"learning_rate": 2e-3, "dropout": 0.0})
+    assert found["learning_rate"].log and not found["dropout"].log
 
 
 def test_the_lock_of_a_trial_is_free_after_it(tmp_path):
