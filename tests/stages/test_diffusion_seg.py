@@ -113,6 +113,23 @@ def test_what_is_held_out_is_not_learnt_from(fitted, tmp_path):
     assert white == pytest.approx(3), "an image of another level was in the batch"
 
 
+def test_both_parts_are_watched_over_all_their_steps(fitted, tmp_path, monkeypatch):
+    asked = []
+
+    def train(*_, steps: int, validation, **__) -> float:
+        asked.append((steps, validation))
+        return 0.5
+
+    def watched(loss_over, *, steps):
+        return loss_over([0]), f"watch over {steps}"
+
+    monkeypatch.setattr("lungkit.learn.loop.train", train)
+    fit(fitted.images, tmp_path, steps=60, watched=watched)
+    diffusion_seg.train_autoencoder(Pixels(), fitted.images, steps=30, batch_size=8, seed=0,
+                                    work_dir=tmp_path, device=CPU, watched=watched)
+    assert asked == [(60, "watch over 60"), (30, "watch over 30")]
+
+
 def test_every_batch_holds_all_classes_alike_however_many_images_they_have(fitted):
     """Of 16 images 5 or 6 a class, though one class has two of four images."""
     for _, _, classes in fitted.unet.asked:

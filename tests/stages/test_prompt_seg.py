@@ -175,7 +175,8 @@ def test_a_model_that_is_complete_is_drawn_from_and_not_trained_again(
 @pytest.mark.parametrize("change", [
     ["--seed", "3"], ["--rank", "6"], ["--adapter", "dora"], ["--target", "all"],
     ["--train-steps", "8"], ["--batch-size", "8"], ["--learning-rate", "0.03"],
-    ["--validation-share", "0.2"], ["--patience", "3"], ["--prompts", "prompts.json"]], ids=lambda change: change[0])
+    ["--validation-share", "0.2"], ["--patience", "3"],
+    ["--prompts", "prompts.json"]], ids=lambda change: change[0])
 def test_a_model_trained_otherwise_is_not_drawn_from(made, real, prompts, change, tmp_path, capfd):
     options = json.loads((made.output / "dataset.json").read_text())["parameters"]
     given = {f"--{key.replace('_', '-')}": str(options[key]) for key in (

@@ -49,6 +49,19 @@ def test_every_training_has_its_panel(number, size, tmp_path):
         assert image.crop((420, 330, *size)).getextrema() == (255, 255)
 
 
+def test_a_panel_marks_where_what_was_held_out_was_best_known(monkeypatch):
+    from matplotlib.figure import Figure
+
+    shown = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **more: shown.append(figure))
+    curves.png({"unet": ([(10 * row, 1.0) for row in range(1, 21)],
+                         [(50, 0.4), (100, 0.2), (150, 0.3)])})
+    [axes] = shown[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "learnt from", "held out", "kept: step 100"]
+    assert axes.lines[-1].get_xydata().tolist() == [[100, 0.2]]
+
+
 def test_the_page_shows_them_and_is_made_anew_where_one_changes(tmp_path, capsys):
     tree = write_counts(tmp_path / "r", {"real": [50, 52, 54], "gan": [48, 50, 53]})
     path = write(tmp_path / "models/gan", "unet", 12)

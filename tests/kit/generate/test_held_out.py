@@ -82,6 +82,7 @@ def test_no_part_of_an_arm_learns_from_what_is_held_out_and_each_is_watched_by_i
     for call in made.trained:
         watch = call.options["validation"]
         assert watch.loss_at.numbers and watch.patience == 2
+        assert max(watch.due) == call.options["steps"]
         learnt |= set(call.loss.numbers)
         held |= set(watch.loss_at.numbers)
     assert not learnt & held and learnt | held == set(range(1, 13))
