@@ -43,7 +43,7 @@ esac
 """
 # in it: what the trainings leave, empty records
 RECORDS = r"""
-if [[ $name == cnn_classify.py || $name == nuclei_classify.py ]]; then
+if [[ $name =~ ^(cnn_classify|nuclei_classify|unet_segment)\.py$ ]]; then
 	arms='' key=''
 	for word in "$@"; do
 		[[ $word != --* ]] || { key=$word; continue; }

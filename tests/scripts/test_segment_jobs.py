@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,22 @@ def test_real_alone_is_trained_on_and_nothing_is_compared(project):
     assert {call.option("--data") for call in project.calls("unet", dry=False)} == {
         str(project.run_dir / "datasets/real")}
     assert len(project.calls("test", dry=False)) == len(project.calls("plan", dry=False)) == 1
+
+
+def test_the_last_task_of_an_array_compares_when_all_unets_are_there(project):
+    make(project, real={"nodule": "binary"}, prompt={"nodule": "binary"})
+    shutil.copytree(project.run_dir / "datasets", project.run_dir / "replicates/001/datasets")
+    project.leave_records()
+    array = {"SLURM_JOB_ID": 7, "SLURM_ARRAY_TASK_MAX": 1, **SMALL}
+    for task, others in ((0, "1"), (1, "")):
+        result = project.compare(2, SLURM_ARRAY_TASK_ID=task, **array)
+        assert result.returncode == 0, result.stderr
+        assert len(project.calls("test", dry=False)) == (0 if others else 2)
+        assert not others or f"replicate(s) {others} are not" in result.stderr
+    project.forget()
+    shutil.rmtree(project.run_dir / "segment/results/prompt/replicate_001")
+    result = project.compare(2, SLURM_ARRAY_TASK_ID=0, **array)
+    assert "replicate(s) 1 are not" in result.stderr and not project.calls("test", dry=False)
 
 
 def test_a_stopped_unet_stops_the_job_to_be_resumed(project):
