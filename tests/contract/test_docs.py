@@ -30,9 +30,9 @@ TOOLS = ["lungkit.phantom.sample", "lungkit.phantom.thorax.sample", "lungkit.com
          "lungkit.tools.pretrain_autoencoder", "lungkit.tools.pretrain_base_model"]
 OURS = ("lungkit", "tests", "docs", "benchmarks", "assets", ".ci")  # other paths are of a run
 EXAMPLES = {"blur_seg.py", "--sigma"}  # what docs/adding.md builds
-# options of sbatch, hf, pytest, our bash scripts' tools and our benchmarks
+# options of sbatch, hf, pytest and our bash scripts' tools
 OTHERS_OPTIONS = {"--gpus", "--gpus-per-task", "--mem", "--mem-per-cpu", "--ntasks", "--exclude",
-                  "--array", "--only", "--check", "--cpus-per-task", "--wrap", "--membership"}
+                  "--array", "--only", "--check", "--cpus-per-task", "--wrap"}
 
 
 def code_of(text: str) -> str:
@@ -56,13 +56,16 @@ def missing(text: str, folder: str = ".") -> list[str]:
 
 @functools.cache
 def options() -> set[str]:
-    """Every option of every stage and tool."""
+    """Every option of every stage, tool and benchmark."""
     parsers = [importlib.import_module(name).build_parser() for name in (*STAGES, *TOOLS)]
     parsers += [command for parser in parsers for action in parser._actions
                 if isinstance(action, argparse._SubParsersAction)
                 for command in action.choices.values()]
+    benchmarks = "".join(path.read_text(encoding="utf-8")
+                         for path in (ROOT / "benchmarks").glob("*.py"))
     return {option for parser in parsers for action in parser._actions
-            for option in action.option_strings}
+            for option in action.option_strings} | set(
+                re.findall(r'add_argument\("(--[a-z-]+)"', benchmarks))
 
 
 @pytest.mark.parametrize("page", PAGES)
