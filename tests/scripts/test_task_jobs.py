@@ -115,3 +115,13 @@ def test_a_run_that_was_stopped_in_its_first_task_is_known_by_its_directory(tmp_
     assert result.returncode == 0 and "the table" in result.stdout, result.stderr
     assert {call.option("--fold") for call in project.calls("ct", dry=False)
             if call.option("--view") == "slice"} == {"1/3", "2/3", "3/3"}
+
+
+def test_a_task_of_an_array_leaves_the_table_to_the_one_that_ends_last(tmp_path):
+    project = Project(tmp_path)
+    project.leave_records()
+    for task, said in ((0, "no table of all tasks yet: crop-binary slice-grade have"), (1, "")):
+        result = project.pipeline(SLURM_JOB_ID=7, SLURM_ARRAY_TASK_MAX=1, SLURM_ARRAY_TASK_ID=task,
+                                  BASELINE="", **SMALL)
+        assert result.returncode == 0 and said in result.stderr, result.stderr
+        assert ("the table" in result.stdout) == (not said)

@@ -42,7 +42,7 @@ def write_dataset(path, *, masks=lambda index, mask: mask, kind="nodule"):
                 for _ in range(number):
                     image, mask = disc(rng)
                     mask = masks(index, mask)
-                    writer.add(split, label, index, image[..., None], group=f"g{index}",
+                    writer.add(split, label, index, image[..., None], group=f"g{index // 2}",
                                masks={} if mask is None else {kind: 255 * mask.astype(np.uint8)})
                     index += 1
         writer.publish(parents=[], seed=0, modality="ct", symmetries=8)
@@ -161,7 +161,7 @@ def test_a_network_that_looks_at_the_discs_points_at_them_and_a_blob_does_not(
     shares = [float(line["mask_share"]) for line in lines]
     assert energy["by_area"] == pytest.approx(np.mean(shares), abs=1e-4)
     assert energy["blob"]["value"] < 2 * energy["by_area"]
-    assert (found["num_scored"], found["num_groups"], found["places"]) == (12, 12, 32)
+    assert (found["num_scored"], found["num_groups"], found["places"]) == (12, 6, 32)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("the maps point at the nodule more often than a blob in the middle: "
                               "yes (100.0 % against")
@@ -208,6 +208,22 @@ def test_the_ceiling_is_the_mask_at_the_map_s_places():
     assert seen[32, 16] == 0 and seen[24, 48] == pytest.approx(seen[16, 48] / 2)
 
 
+def test_a_maximum_within_half_a_place_is_inside():
+    own, masks = np.zeros((2, 64, 64), np.float32), np.zeros((2, 64, 64), bool)
+    masks[:, 20:30, 20:30] = True
+    own[0, 25, 37], own[1, 25, 38] = 1, 1  # the last pixel inside is 29; half a place is 8
+    maps = cnn_explain.Maps(own, own[None], np.zeros((2, 2), np.float32), Grid(0.0, 16.0, 4))
+    _, values = cnn_explain.score(maps, masks, np.arange(2), np.array(["g", "h"]))
+    assert values["points_map"].tolist() == [1, 0]
+
+
+def test_every_network_of_shuffled_weights_is_another(real, results):
+    _, model = kept_weights.load(results, "real", 0, 0)
+    first, second = cnn_explain.make_maps(model, real, places=2, shuffles=2, seed=0,
+                                          device="cpu").shuffled
+    assert not np.allclose(first, second)
+
+
 def test_the_surest_errors_are_shown_after_those_chosen_and_before_right_ones():
     labels = np.array([0, 0, 0, 1, 1, 1])
     sure = np.array([0.9, 0.6, 0.99, 0.8, 0.7, 0.95])
@@ -234,7 +250,9 @@ def test_again_it_is_complete_and_other_options_are_refused(real, bright, tmp_pa
     capsys.readouterr()
     assert explain(real, tmp_path, tmp_path / "out", *chosen) == 0
     assert "already complete" in capsys.readouterr().out
-    assert explain(real, tmp_path, tmp_path / "out", "--places", "4") == 2
+    for other in (["--shuffles", "3"], ["--seed", "9"], ["--places", "4"]):
+        assert explain(real, tmp_path, tmp_path / "out", *chosen, *other) == 2
+    assert explain(real, tmp_path, tmp_path / "out") == 2
     assert explain(real, tmp_path, tmp_path / "new", "--images", "test/a/9.png") == 2
     assert "not among the test images" in capsys.readouterr().err.splitlines()[-1]
     assert explain(real, tmp_path, tmp_path / "new", "--dry-run") == 0

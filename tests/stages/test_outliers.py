@@ -16,7 +16,7 @@ from lungkit.data.exclude import read_exclusions
 from lungkit.data.png import decode_png
 from lungkit.data.writer import DatasetWriter
 from lungkit.learn.features import Extractor
-from lungkit.run.faults import Fault
+from lungkit.run.faults import Fault, Stopped
 from lungkit.run.output import Output
 from lungkit.tools import exclude
 
@@ -130,6 +130,7 @@ def test_again_it_is_complete_and_other_options_are_refused(data, made, capsys, 
     before = content(made)
     call = ["--data", str(data.path), "--output", str(made)]
     assert outliers.main(call) == 0 and "already complete" in capsys.readouterr().out
+    assert outliers.main([*call, "--neighbours", "4"]) == outliers.main([*call, "--seed", "9"]) == 2
     assert outliers.main([*call, "--share", "0.02"]) == 2
     assert "share: 0.01 there, 0.02 now" in capsys.readouterr().err and content(made) == before
 
@@ -234,6 +235,38 @@ def test_without_them_all_else_is_as_it_was_and_the_fingerprint_is_another(data,
     assert leave_out(kept, other, tmp_path / "again" / "real") == 0
     assert open_dataset(tmp_path / "again/real").manifest["excluded"]["before"] == \
         manifest["excluded"]
+
+
+def test_what_another_table_left_in_a_stopped_copy_is_not_taken_over(data, tmp_path, monkeypatch):
+    output, other = tmp_path / "datasets/real", "train/tumour/000002.png"
+
+    def stopped(*_, **more):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetWriter, "publish", stopped)
+        assert leave_out(data, by_hand(tmp_path, f"file_name\n{TRAIN}\n"), output) == 75
+    assert leave_out(data, by_hand(tmp_path, f"file_name\n{other}\n"), output) == 0
+    names = {row.file_name for row in open_dataset(output).rows}
+    assert TRAIN in names and other not in names
+
+
+def test_label_masks_and_further_targets_are_kept(tmp_path):
+    targets = {"grade": {"kind": "ordinal", "values": ["1", "2"]}}
+    with DatasetWriter(Output(tmp_path / "real", "dataset.json", {}), stage="test", classes=["a"],
+                       image_size=8, channels=1, mask_forms={"layout": "labels"},
+                       targets=targets) as writer:
+        for index, split in enumerate(("train", "train", "val", "test")):
+            writer.add(split, "a", index, np.full((8, 8, 1), index, np.uint8), grade=1 + index % 2,
+                       masks={"layout": np.full((8, 8), 3, np.uint8)})
+        writer.publish(parents=[], seed=0)
+    data = open_dataset(tmp_path / "real")
+    table = by_hand(tmp_path, "file_name\ntrain/a/000000.png\n")
+    assert leave_out(data, table, tmp_path / "clean/real") == 0
+    kept = open_dataset(tmp_path / "clean/real")
+    assert (kept.masks, kept.targets) == ({"layout": "labels"}, targets)
+    assert [row.extra["grade"] for row in kept.rows] == [
+        row.extra["grade"] for row in data.rows if row.file_name != "train/a/000000.png"]
 
 
 def test_only_a_real_dataset_of_the_same_name_is_made_anew(data, tmp_path, capsys):

@@ -40,6 +40,14 @@ def test_fid_and_kid_are_those_of_torch_fidelity(pair):
     assert found == pytest.approx(tuple(wanted.values()), rel=1e-6) and found[1] > 0
 
 
+def test_kid_is_the_mean_over_fifty_subsets_of_half_the_images(pair):
+    compared, rng = Compared(*pair), np.random.default_rng(0)
+    half = min(map(len, pair)) // 2
+    mean, deviation = fidelity.kernel_distance(compared, *compared.all(), half, 50, rng)
+    found = measure(*pair)
+    assert (found.values["kid"], found.deviation) == (mean, deviation)
+
+
 def test_overlaps_are_those_of_naeem_and_others():
     prdc = pytest.importorskip("prdc", reason="of tests/requirements.txt")
 
@@ -149,6 +157,13 @@ def test_the_membership_is_resampled_by_group():
                                      {"a": (far, np.arange(60) // size)}) for size in (1, 5))
     assert one["auroc"] == many["auroc"]
     assert many["high"] - many["low"] > 1.5 * (one["high"] - one["low"])
+
+
+def test_members_and_others_are_resampled_each_by_itself():
+    """Of two sides that are the same one draw for both would say 0.5 every time."""
+    side = {"a": (np.arange(12.0), np.arange(12))}
+    said = fidelity.membership(side, side)
+    assert said["low"] < 0.4 and said["auroc"] == 0.5 and said["high"] > 0.6
 
 
 def test_members_are_compared_with_others_of_their_class_by_the_distance_alone():

@@ -130,8 +130,13 @@ def test_two_originals_are_named_only_where_they_explain_more_than_one(asked, mo
 def test_the_original_that_agrees_best_is_named(monkeypatch):
     monkeypatch.setattr(memorised, "registered_among", lambda *signatures, least_agreement: iter(
         [(0, 1, 0.8), (0, 2, 0.9), (0, 0, 0.7)]))
-    match, = Audit(real_of(coarse(3))).matches(coarse(1, 50))
-    assert (match.how, match.of, match.agreement) == (REGISTERED, names(2), 0.9)
+    known = Audit(real_of(coarse(3)))
+    for likest, turns in ((2, (5,)), (1, (0,))):  # of another image than the likest: not known
+        monkeypatch.setattr(known, "_alike", lambda image, likest=likest: Match(
+            ALIKE, names(likest), (5,), 0.3))
+        match, = known.matches(coarse(1, 50))
+        assert (match.how, match.of, match.agreement) == (REGISTERED, names(2), 0.9)
+        assert match.turns == turns
 
 
 def test_of_ct_only_what_agrees_as_copies_of_chests_do_is_a_copy(monkeypatch):

@@ -64,6 +64,16 @@ def test_of_fresh_ordinary_images_the_nominal_share_is_flagged(n, planted):
     assert 0.002 < np.mean(shares[0.01]) < 0.02 and 0.025 < np.mean(shares[0.05]) < 0.075
 
 
+@pytest.mark.parametrize("n", [20, 100, 300])
+def test_centre_and_spread_being_estimates_flags_no_more(n):
+    """Of fresh normal logarithms; the normal tail flags 3 % at n = 20."""
+    rng, shares = np.random.default_rng(n), []
+    for _ in range(400):
+        usual = outliers.usual(np.exp(rng.normal(size=n)))
+        shares.append((usual.p(np.exp(rng.normal(size=200))) < 0.01).mean())
+    assert 0.008 < np.mean(shares) < 0.016
+
+
 def test_where_no_image_is_strange_fewer_are_flagged_than_a_rank_would():
     features = np.random.default_rng(1).uniform(size=(300, 4))
     found = outliers.apart(features, np.arange(300).astype(str))
@@ -104,6 +114,8 @@ def classes_of(rng, num_images=80, apart=4.0):
 def test_an_image_of_another_class_is_found_by_its_label_and_shown_beside_that_class():
     classes = classes_of(np.random.default_rng(0), apart=6.0)
     classes["a"].features[7, 0] += 6
+    far = classes["b"]
+    classes["c"] = outliers.Images(far.features + 40, far.levels, np.char.add("c", far.groups))
     found = outliers.judge("a", classes)
     assert found.p_of["label"][7] < 1e-3 and found.p[7] < 0.01 and found.measure[7] == "label"
     name, place = found.nearest[7]
@@ -118,6 +130,13 @@ def test_an_image_of_another_light_is_found_by_its_pixels():
     classes["b"].levels[3] += 150
     found = outliers.judge("b", classes)
     assert found.p[3] < 0.01 < found.p_of["features"][3] and found.measure[3] == "pixels"
+
+
+def test_what_is_less_than_a_grey_level_is_no_other_light():
+    classes = classes_of(np.random.default_rng(0))
+    classes["b"].levels[:, 0] = 0  # a blank corner in all of them
+    classes["b"].levels[3, 0] = 0.5
+    assert outliers.judge("b", classes).p_of["pixels"][3] > 0.05
 
 
 def test_in_three_respects_no_more_ordinary_images_are_flagged_than_in_one():

@@ -72,11 +72,12 @@ def test_of_several_replicates_the_mean_is_shown_and_the_least_and_most(tmp_path
     path = write(tmp_path / "1", fingerprint="of another gan")
     content = json.loads(path.read_text())
     content["classes"]["aca"]["scores"]["kid"] = SCORE | {"value": 0.0323, "floor": 0.005}
+    content["classes"]["aca"]["n"] = 18
     path.write_text(json.dumps(content))
     lines = likeness.read([tmp_path / "0", tmp_path / "1"], found)
     assert [line["replicate"] for line in lines] == [0] * 8 + [1] * 8
     shown = likeness.table(lines)
-    assert shown.lines[0][3:7] == ["22.3", "12.3 to 32.3", "4.0", "900.0"]
+    assert shown.lines[0][2:7] == ["18", "22.3", "12.3 to 32.3", "4.0", "900.0"]
     assert "means of 2 replicates" in shown.caption and len(shown.lines) == 2
 
 

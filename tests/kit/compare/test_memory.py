@@ -59,6 +59,14 @@ def test_how_they_are_copies_and_the_membership_is_a_line_a_replicate(tmp_path, 
     assert both.lines[1][5:] == ["\u2013"] * 3
 
 
+def test_the_pairs_shown_are_those_of_the_first_replicate(tmp_path, found):
+    for replicate in (0, 1):
+        write(tmp_path / f"{replicate}/gan", f"gan {replicate}")
+        (tmp_path / f"{replicate}/gan" / memory.PICTURE).write_bytes(b"pairs %d" % replicate)
+    read = memory.read([tmp_path / "0", tmp_path / "1"], found)
+    assert read.pictures == {"gan": b"pairs 0"}
+
+
 @pytest.mark.parametrize(("fingerprint", "audit"), [
     ("another", AUDIT), ("gan 0", {}), ("gan 0", {"images": 9, "share_near_copies": 0.1})])
 def test_what_is_of_other_images_or_names_none_is_left_out(fingerprint, audit, tmp_path, found):

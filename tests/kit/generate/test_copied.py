@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lungkit.audit.memorised import Match
 from lungkit.data.dataset import open_dataset
 from lungkit.data.png import decode_png
 from lungkit.data.writer import DatasetWriter
@@ -74,6 +75,19 @@ def test_every_copy_is_listed_with_its_original_and_the_closest_are_shown(real, 
     open_dataset(made.path)
 
 
+def test_copies_are_shown_before_what_is_merely_alike(real, tmp_path):
+    original = ("train/a/000000.png",)
+    found = {"train/a/000000.png": Match("", original, (0,), 0.9),
+             "train/a/000002.png": Match("registered", original, (0,), 0.2, 0.8),
+             "train/a/000003.png": Match("registered", original, (0,), 0.3, 0.9)}
+    with writer_at(tmp_path / "x") as writer:
+        write_drawn(writer)
+        shown = copied.picture(writer, real, found)
+    for place, number in enumerate((3, 2, 0)):
+        assert np.array_equal(shown[4:100:6, 4 + 100 * place:100 + 100 * place:6],
+                              picture(9, number))
+
+
 def drawn_by(log: list, made=lambda index: picture(8, index)):
     """draw_of: of the first draw of image 1 another copy; log: the indices."""
     def draw_of(label):
@@ -95,6 +109,8 @@ def test_copies_are_drawn_anew_from_other_seeds_until_none_is(real, tmp_path):
     apart = copied.SEEDS_APART
     assert log == [("a", "train", 1 + apart), ("a", "train", 1 + 2 * apart),
                    ("b", "train", 4 + apart)]
+    assert min(index for *_, index in log) > max(
+        item.index for item in items.plan_items(COUNTS, ["a", "b"], 1)), "no other image's seed"
     assert said["share_near_copies"] == 0 and said["dropped"] == 3 and made.counts == COUNTS
     assert lines_of(made.path) == []
     rows = {row.file_name: row for row in open_dataset(made.path).rows}
@@ -103,6 +119,7 @@ def test_copies_are_drawn_anew_from_other_seeds_until_none_is(real, tmp_path):
     assert rows["train/a/000001.png"].seed == f"0:{1 + 2 * apart}"
     assert rows["train/a/000001.png"].extra | {"redrawn": "2", "copied": "train/a/000001.png"} == \
         rows["train/a/000001.png"].extra
+    assert rows["train/b/000004.png"].extra["copied"] == "train/b/000004.png"
     assert rows["train/a/000000.png"].extra["redrawn"] == ""
 
 

@@ -185,6 +185,25 @@ def test_the_same_command_changes_nothing_and_other_options_make_it_anew(made, m
     assert (made / "same" / fidelity.FILE).read_bytes() == before
 
 
+def test_all_are_compared_at_the_number_of_the_fewest(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(numbers, "measure", lambda one, other, *groups, seed=0: sizes.append(
+        tuple(map(len, (one, other, *groups)))) or numbers.Likeness({"kid": 0.0}, 0.0, None))
+    arm, train, held_out = (SimpleNamespace(features={"a": np.zeros((n, 2))},
+                                            groups={"a": np.arange(n)}) for n in (18, 30, 24))
+    said = fidelity.of_class("a", arm, train, held_out, np.zeros((40, 2)))
+    assert said["n"] == 18 and sizes == [(18,) * 4, (18,) * 4, (18,) * 2]
+
+
+@pytest.mark.parametrize("key", ["recipe", "real_fingerprint", "dataset_fingerprint", "features"])
+def test_what_was_measured_otherwise_is_measured_anew(made, monkeypatch, key):
+    there = found(made, "same")
+    monkeypatch.setattr(fidelity, "read_json", lambda path: there | {key: "another"})
+    monkeypatch.setattr(fidelity, "Side", None)
+    with pytest.raises(TypeError):
+        measure(made, "same")
+
+
 @pytest.mark.parametrize("module", [memorised, detect])
 def test_where_another_code_finds_copies_or_nuclei_it_is_measured_anew(made, monkeypatch, module):
     measured = []
