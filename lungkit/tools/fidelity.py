@@ -64,11 +64,11 @@ def group_of(row: Row) -> str:
 class Side:
     """Chosen images of some splits by class: features float32 [N, D], groups [N], nuclei [N, 3].
 
-    nuclei: of lungkit.nuclei.statistics; {} of CT, which shows none.
+    nuclei: of lungkit.nuclei.statistics; {} of CT, which shows none, and where none are asked for.
     """
 
     def __init__(self, extractor: Extractor, dataset: Dataset, splits: tuple[str, ...],
-                 most: dict[str, int]) -> None:
+                 most: dict[str, int], *, with_nuclei: bool = True) -> None:
         self.features, self.groups, self.nuclei = {}, {}, {}
         for label in dataset.classes:
             rows = choose([row for split in splits for row in dataset.select(split, label)],
@@ -76,7 +76,7 @@ class Side:
             names = sha256("\n".join(row.file_name for row in rows).encode())[:12]
             self.features[label] = extractor.of_rows(dataset, rows, f"some-{names}")
             self.groups[label] = np.array([group_of(row) for row in rows])
-            if dataset.modality != "ct":
+            if with_nuclei and dataset.modality != "ct":
                 self.nuclei[label] = statistics.of_rows(dataset, rows, names)
 
 
@@ -142,6 +142,12 @@ def most_of_arm(train: Side, held_out: Side, per_class: int) -> dict[str, int]:
             for label, each in held_out.features.items()}
 
 
+def most_compared(train: Side, held_out: Side) -> int:
+    """Images of the class with most that real has of its own on both sides."""
+    return max(min(len(each), len(train.features[label]))
+               for label, each in held_out.features.items())
+
+
 def of_dataset(dataset: Dataset, extractor: Extractor, train: Side, held_out: Side,
                noise: np.ndarray, per_class: int) -> dict[str, dict]:
     """{classes: {class: what is found of it}, membership}."""
@@ -185,9 +191,9 @@ def run(*, data: list[Path], real: Path, per_class: int, network: str, weights: 
     if dry_run or not pending:
         return
     most = dict.fromkeys(yardstick.classes, per_class)
-    train = Side(extractor, yardstick, ("train",), most)
+    train = Side(extractor, yardstick, ("train",), most, with_nuclei=False)
     held_out = Side(extractor, yardstick, ("val", "test"), most)
-    noise, flagged = noise_of(extractor, yardstick, per_class), None
+    noise, flagged = noise_of(extractor, yardstick, most_compared(train, held_out)), None
     for dataset, wanted in pending:
         found = wanted | of_dataset(dataset, extractor, train, held_out, noise, per_class)
         if "copy_audit" in dataset.manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 
 import numpy as np
@@ -55,6 +56,10 @@ def test_it_says_what_the_packages_own_network_says(network):
         said, logits = network(batch), own(batch)
     assert torch.allclose(said, logits, atol=1e-3) and logits.std() > 0.5
     assert said[:2].argmax(1).tolist() == [285, 967]  # ImageNet's Egyptian cat and espresso
+    folded = pretrained.fold_norms(copy.deepcopy(network))
+    with torch.inference_mode():
+        assert torch.allclose(folded(batch), logits, atol=1e-3)
+    assert not any("running_mean" in name for name in folded.state_dict())
 
 
 @pytest.mark.parametrize("module", list(pretrained.PACKAGES))

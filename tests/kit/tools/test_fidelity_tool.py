@@ -162,6 +162,13 @@ def test_of_an_arm_as_many_are_looked_at_as_are_compared_or_as_its_labels_need(
         train, held_out, looked_at):
     sides = [SimpleNamespace(features={"a": np.zeros((number, 2))}) for number in (train, held_out)]
     assert fidelity.most_of_arm(*sides, 100) == {"a": looked_at}
+    assert fidelity.most_compared(*sides) == min(train, held_out)
+
+
+def test_nuclei_are_counted_where_they_are_compared(made):
+    kept = [path.name for path in made.glob(".real.cache/*/nuclei-*")]
+    real = open_dataset(made / "real")
+    assert len(kept) == (0 if real.modality == "ct" else len(CLASSES))
 
 
 def test_real_has_no_file_and_a_dataset_stays_one(made):
@@ -207,7 +214,8 @@ def test_what_was_measured_otherwise_is_measured_anew(made, monkeypatch, key):
 @pytest.mark.parametrize("module", [memorised, detect])
 def test_where_another_code_finds_copies_or_nuclei_it_is_measured_anew(made, monkeypatch, module):
     measured = []
-    monkeypatch.setattr(fidelity, "Side", lambda *_: None)
+    monkeypatch.setattr(fidelity, "Side", lambda *_, **_more: SimpleNamespace(
+        features={"dark": [0]}))
     monkeypatch.setattr(fidelity, "noise_of", lambda *_: None)
     monkeypatch.setattr(fidelity, "of_dataset", lambda *_: measured.append(1) or {
         "classes": {}, "membership": {"auroc": 0.5, "low": None}})
