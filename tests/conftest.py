@@ -66,6 +66,18 @@ def ct_dataset(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """The processes of `mapper` are forked off: cheap, and patched as this one is.
+
+    For rules that hold whatever the processes are; tests/kit/run/test_workers.py has spawned ones.
+    """
+    import multiprocessing
+
+    context = multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context("fork"))
+
+
 def once(function):
     """`function(image, **options)`, called once for the same pixels and options; read only."""
     known = {}
