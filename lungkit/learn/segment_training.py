@@ -63,9 +63,17 @@ class Pairs:
             self.ignored[index].cpu().numpy() > 0, np.uint8(IGNORED), true)
 
 
+def memory_format(device) -> torch.memory_format:
+    """How a network and its images lie in memory: channels last on a GPU.
+
+    On a CPU the gradient of GroupNorm, of two channels a group, takes seven times as long so.
+    """
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 def as_network_sees(images: Tensor) -> Tensor:
-    """0..1 to -1..1, channels last."""
-    return (2 * images - 1).contiguous(memory_format=torch.channels_last)
+    """0..1 to -1..1, in `memory_format`."""
+    return (2 * images - 1).contiguous(memory_format=memory_format(images.device))
 
 
 # ------------------------------------------------------------------ what every step sees
@@ -161,7 +169,8 @@ def train(model: nn.Module, batch_at: Callable, loss_of: Callable, *, steps: int
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY,
+                                  fused=True)
     # over a twentieth of the training, ten steps at least: ours
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / max(10, steps / 20)))
     losses = Losses()
@@ -214,7 +223,7 @@ def known_loss(loss_of: Callable, logits: Tensor, truth: Tensor) -> Tensor:
 
 def _step(model, optimizer, batch: tuple[Tensor, Tensor], loss_of: Callable, device) -> Tensor:
     inputs, truth = batch
-    with autocast(device):
+    with autocast(device, on_tiles=True):
         logits = model(inputs)
     loss = known_loss(loss_of, logits, truth)
     optimizer.zero_grad(set_to_none=True)
@@ -250,7 +259,7 @@ def probabilities(model: nn.Module, images: Tensor, patch_size: int, flips: Sequ
 def _mean_over(model: nn.Module, images: Tensor, flips: Sequence[tuple]) -> Tensor:
     said = 0
     for axes in flips:
-        with autocast(images.device):
+        with autocast(images.device, on_tiles=True):
             logits = model(as_network_sees(images.flip(axes)))
         said = said + logits.float().sigmoid()[:, 0].flip(axes)
     return said / len(flips)
@@ -301,7 +310,7 @@ def mean_loss(model: nn.Module, pairs: Pairs, images: np.ndarray, loss_of: Calla
     most = max(1, EVAL_PIXELS // pairs.masks[0].numel())
     total = 0.0
     for index in torch.from_numpy(images).to(pairs.images.device).split(most):
-        with autocast(device):
+        with autocast(device, on_tiles=True):
             logits = model(as_network_sees(pairs.inputs(index, device)))
         total += float(known_loss(loss_of, logits, pairs.truth(index, device))) * len(index)
     return total / len(images)

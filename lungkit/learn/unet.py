@@ -79,9 +79,35 @@ class UNet(nn.Module):
             inputs = block(inputs)
             levels.append(inputs)
         for block, beside in zip(reversed(self.up), reversed(levels[:-1])):
-            larger = functional.interpolate(inputs, size=beside.shape[-2:], mode="bilinear")
-            inputs = block(torch.cat([beside, larger], 1))
+            inputs = block(torch.cat([beside, enlarge(inputs, beside.shape[-2:])], 1))
         return self.head(inputs)
+
+
+class _Doubled(torch.autograd.Function):
+    """Both sides doubled, bilinear; its gradient as the convolution that it is.
+
+    PyTorch's own gradient takes three to six times as long on a CPU.
+    """
+
+    LINE = (0.25, 0.75, 0.75, 0.25)  # what a pixel gives to the four that lie around it, in a row
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor) -> Tensor:
+        return functional.interpolate(inputs, scale_factor=2, mode="bilinear")
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        line, channels = grad.new_tensor(_Doubled.LINE), grad.shape[1]
+        weight = (line[:, None] * line).expand(channels, 1, 4, 4).contiguous()
+        around = functional.pad(grad, (1, 1, 1, 1), mode="replicate")  # the border is held
+        return functional.conv2d(around, weight, stride=2, groups=channels)
+
+
+def enlarge(inputs: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, C, h, w] to [B, C, H, W], bilinear; size: H, W."""
+    if list(size) == [2 * side for side in inputs.shape[-2:]] and inputs.device.type == "cpu":
+        return _Doubled.apply(inputs)
+    return functional.interpolate(inputs, size=size, mode="bilinear")
 
 
 def _groups(channels: int) -> int:

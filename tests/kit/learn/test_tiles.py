@@ -13,7 +13,7 @@ from lungkit.generate.adapters import training_loss
 from lungkit.generate.base_model import BASE_MODEL_DIR, BaseModel
 from lungkit.generate.drawing import draw_images, pipeline
 from lungkit.generate.latents import Latents, training_schedule
-from lungkit.learn import classify_training, device
+from lungkit.learn import classify_training, device, segment_training, unet
 from lungkit.run.faults import BadOptions
 
 CPU = torch.device("cpu")
@@ -63,6 +63,23 @@ def ask_cnn(base):
     return found
 
 
+def train_unet(base):
+    model = unet.UNet(1, [4, 8])
+    found = seen(model)
+    segment_training.train(model, lambda step: (torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 8)),
+                           unet.dice_focal_loss, steps=1, learning_rate=1e-3, what="u",
+                           checkpoint_path=None, identity={}, jsonl_path=None)
+    return found
+
+
+def ask_unet(base):
+    model = unet.UNet(1, [4, 8])
+    found = seen(model)
+    said = segment_training.probabilities(model.eval(), torch.rand(2, 1, 8, 8), 8)
+    assert said.dtype == torch.float32
+    return found
+
+
 def encode(base):
     found = seen(base.vae.encoder)
     assert Latents(base.vae, IMAGES, symmetries=1).mean.dtype == torch.float16
@@ -85,20 +102,20 @@ def train_adapter(base):
 
 
 def draw_from_scratch(base):
-    unet = diffusion_seg.build_unet(4, 4, [32], 1)
-    found = seen(unet)
-    diffusion_seg.sample_images(unet, base.vae, training_schedule(),
+    drawer = diffusion_seg.build_unet(4, 4, [32], 1)
+    found = seen(drawer)
+    diffusion_seg.sample_images(drawer, base.vae, training_schedule(),
                                 [SimpleNamespace(label="a", index=0)], classes=["a"],
                                 sampler_name="dpm", steps=1, guidance_scale=1.5, seed=0, device=CPU)
     return found
 
 
 def train_from_scratch(base, folder):
-    unet = diffusion_seg.build_unet(4, 4, [32], 1)
-    found = seen(unet)
+    drawer = diffusion_seg.build_unet(4, 4, [32], 1)
+    found = seen(drawer)
     diffusion_seg.train_unet(
-        unet, base.vae, training_schedule(), IMAGES, np.zeros(4, np.int64), num_classes=1, steps=1,
-        batch_size=2, learning_rate=1e-4, seed=0, work_dir=folder, device=CPU, symmetries=1)
+        drawer, base.vae, training_schedule(), IMAGES, np.zeros(4, np.int64), num_classes=1,
+        steps=1, batch_size=2, learning_rate=1e-4, seed=0, work_dir=folder, device=CPU, symmetries=1)
     return found
 
 
@@ -117,7 +134,7 @@ def base():
     return BaseModel(BASE_MODEL_DIR, CPU)
 
 
-FASTER = [train_cnn, ask_cnn, encode, draw, draw_from_scratch]
+FASTER = [train_cnn, ask_cnn, train_unet, ask_unet, encode, draw, draw_from_scratch]
 IN_A_FOLDER = [train_from_scratch, train_autoencoder]
 
 

@@ -78,6 +78,23 @@ def test_a_step_back_ends_well_at_widths_at_which_a_strided_pixel_does_not(resid
     assert all(torch.isfinite(each.grad).all() for each in model.parameters())
 
 
+@pytest.mark.parametrize("size", [(10, 6), (9, 6)])
+def test_an_enlarged_level_is_pytorch_s_and_so_is_its_gradient(size):
+    inputs = torch.rand(2, 3, 5, 3, dtype=torch.float64, requires_grad=True)
+    enlarged = [unet.enlarge(inputs, size),
+                torch.nn.functional.interpolate(inputs, size=size, mode="bilinear")]
+    weight = torch.rand(2, 3, *size, dtype=torch.float64)
+    grads = [torch.autograd.grad((each * weight).sum(), inputs)[0] for each in enlarged]
+    assert torch.equal(*enlarged) and torch.allclose(*grads, rtol=1e-12)
+
+
+def test_a_network_lies_in_memory_as_its_device_likes_it():
+    layouts = {device: segment_training.memory_format(torch.device(device))
+               for device in ("cpu", "cuda")}
+    assert layouts == {"cpu": torch.contiguous_format, "cuda": torch.channels_last}
+    assert segment_training.as_network_sees(torch.rand(2, 3, 4, 4)).is_contiguous()
+
+
 def test_foreground_is_rare_at_first_and_the_published_network_has_no_norms():
     torch.manual_seed(0)
     with torch.no_grad():
