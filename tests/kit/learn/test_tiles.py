@@ -115,7 +115,8 @@ def train_from_scratch(base, folder):
     found = seen(drawer)
     diffusion_seg.train_unet(
         drawer, base.vae, training_schedule(), IMAGES, np.zeros(4, np.int64), num_classes=1,
-        steps=1, batch_size=2, learning_rate=1e-4, seed=0, work_dir=folder, device=CPU, symmetries=1)
+        steps=1, batch_size=2, learning_rate=1e-4, seed=0, work_dir=folder, device=CPU,
+        symmetries=1)
     return found
 
 
