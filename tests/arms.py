@@ -94,6 +94,23 @@ def killed_while_writing(call: Callable[[], int], number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(fork(writes), 0)[1])
 
 
+def ended_in_training(call: Callable[[], int], number: int) -> int:
+    """Run `call` forked off, sent the signal `number` once it has a checkpoint; its exit status."""
+    from lungkit.learn import loop
+
+    save = loop.save
+
+    def save_and_end(*args, **more):
+        save(*args, **more)
+        os.kill(os.getpid(), number)
+
+    def trains() -> int:
+        loop.save = save_and_end
+        return call()
+
+    return os.waitstatus_to_exitcode(os.waitpid(fork(trains), 0)[1])
+
+
 def signal_when(pid: int, ready: Callable[[], bool], number: int = signal.SIGKILL,
                 timeout_sec: float = 240) -> int:
     """Send `number` to `pid` as soon as `ready()`; return the exit status, -N for signal N."""

@@ -20,12 +20,15 @@ from arms import (
     arguments,
     blind,
     content,
+    ended_in_training,
     fork,
     killed_while_writing,
     main_of,
     signal_when,
 )
-from lungkit.data.dataset import SPLITS, open_dataset, parent_of
+from lungkit.data.dataset import SPLITS, inherited, open_dataset, parent_of
+from lungkit.data.writer import DatasetWriter
+from lungkit.run.output import Output
 from lungkit.run.seeds import stream
 
 pytestmark = pytest.mark.usefixtures("found_once")
@@ -34,6 +37,15 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["tumor_seg", "ct_seg", "voronoi_seg", "layout_seg", "diffusion_seg", "prompt_seg",
           "context_seg", "controls_seg", "mix_seg", "cnn_classify", "nuclei_classify",
           "cnn_search", "unet_segment", "wilcoxon_test", "outliers", "cnn_explain"]
+SEED = 1  # of the arms, and not their default: who does not use it has another one's numbers
+QUICK = ["--seed", str(SEED), "--train-steps", "2", "--batch-size", "2"]
+# what is the script's own and asks nothing of the modality: once a script
+SCRIPTS = list({arm: (modality, arm) for modality, arm in reversed(CASES)}.values())
+once_a_script = pytest.mark.parametrize("case", SCRIPTS, indirect=True, ids="-".join)
+
+
+def given(arm: str, real: Path, output: Path, *more: str) -> list[str]:
+    return arguments(arm, real, output, *(QUICK if arm in GENERATORS else []), *more)
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -46,9 +58,34 @@ def arm(case) -> str:
     return case[1]
 
 
+def few_of(path: Path, output: Path) -> Path:
+    """The dataset of two classes of that in `path`, 2 + 1 + 1 images of each."""
+    data = open_dataset(path)
+    more = {key: data.manifest[key] for key in ("layout",) if key in data.manifest}
+    with DatasetWriter(Output(output, "dataset.json", data.manifest["parameters"]),
+                       stage=data.manifest["stage"], classes=data.classes[-2:],
+                       image_size=data.image_size, channels=data.channels,
+                       mask_forms=data.masks) as writer:
+        for split, number in zip(SPLITS, (2, 1, 1), strict=True):
+            for label in writer.classes:
+                for row in data.select(split, label)[:number]:
+                    masks = {kind: data.mask(kind, row) for kind in data.masks}
+                    writer.add(split, label, int(row.stem), data.image(row), group=row.group,
+                               masks=masks)
+        writer.publish(parents=[], seed=0, warnings=data.warnings, **inherited(data), **more)
+    return output
+
+
 @pytest.fixture(scope="module")
-def real_path(case, request) -> Path:
-    return request.getfixturevalue("ct_dataset" if case[0] == "ct" else "few_real")
+def reals(few_real, ct_dataset, tmp_path_factory) -> dict[str, Path]:
+    """A small "real" of each modality. Read only."""
+    return {modality: few_of(path, tmp_path_factory.mktemp(modality) / "real")
+            for modality, path in (("he", few_real), ("ct", ct_dataset))}
+
+
+@pytest.fixture(scope="module")
+def real_path(case, reals) -> Path:
+    return reals[case[0]]
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +97,11 @@ def ran(arm, real_path, tmp_path_factory) -> tuple[int, Path]:
     root = tmp_path_factory.mktemp(arm)
     output = root / "datasets" / arm
     if arm not in GENERATORS:
-        return main_of(arm)(arguments(arm, real_path, output)), output
+        return main_of(arm)(given(arm, real_path, output)), output
     shutil.copytree(real_path, root / "real")
     with pytest.MonkeyPatch.context() as patch:
         blind(patch, arm)
-        code = main_of(arm)(arguments(arm, root / "real", output))
+        code = main_of(arm)(given(arm, root / "real", output))
     assert {path.parent.parent.name for path in (root / "real").glob("*/*/*.png")} == {"train"}
     return code, output
 
@@ -120,7 +157,7 @@ def test_the_warnings_of_real_and_the_audit_for_copies_go_with_a_generated_datas
 
 
 def test_an_image_is_drawn_from_the_stream_of_its_arm_its_seed_and_its_index(arm, made):
-    draws = stream(f"{arm}_seg", 0)
+    draws = stream(f"{arm}_seg", SEED)
     for row in open_dataset(made).rows:  # nothing is drawn for a diagram
         assert row.seed == (f"{draws}:{int(row.stem)}" if arm in GENERATORS else "")
 
@@ -138,6 +175,7 @@ def test_torchvision_reads_it_as_it_is(made):
         assert expected == list(zip(names, folder.targets, strict=True))
 
 
+@once_a_script
 def test_hugging_face_reads_it_as_it_is(made, tmp_path):
     datasets = pytest.importorskip("datasets", reason="tests/requirements.txt has it")
     dataset = open_dataset(made)
@@ -150,10 +188,11 @@ def test_hugging_face_reads_it_as_it_is(made, tmp_path):
         assert sorted(table["label"]) == sorted(labels) and len(table) == len(labels)
 
 
+@once_a_script
 def test_the_same_command_again_is_already_complete_and_quick(arm, made, real_path):
     before = {name: os.stat(made / name).st_mtime_ns for name in content(made)}
     user_sec = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    command = [sys.executable, ROOT / f"{arm}_seg.py", *arguments(arm, real_path, made)]
+    command = [sys.executable, ROOT / f"{arm}_seg.py", *given(arm, real_path, made)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert answer.returncode == 0 and "already complete" in answer.stdout + answer.stderr
     # processor time, which other work on the machine does not change much
@@ -164,26 +203,10 @@ def test_the_same_command_again_is_already_complete_and_quick(arm, made, real_pa
 def test_other_options_are_refused_by_name_and_change_nothing(arm, made, real_path, capfd):
     before = content(made)
     option = OTHER_OPTION[arm]
-    assert main_of(arm)(arguments(arm, real_path, made, *option)) == 2
+    assert main_of(arm)(given(arm, real_path, made, *option)) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert option[0].lstrip("-").replace("-", "_") in error and "--overwrite" in error
     assert content(made) == before
-
-
-def test_overwrite_replaces_it_by_a_whole_one(arm, made, real_path, tmp_path):
-    copy = tmp_path / "datasets" / arm
-    shutil.copytree(made, copy)
-    models = made.parent.parent / "models"
-    if models.exists():
-        shutil.copytree(models, tmp_path / "models")
-    more = ["--seed", "1"] if arm in GENERATORS else []
-    changed = [*OTHER_OPTION[arm], *more, "--overwrite"]
-    assert main_of(arm)(arguments(arm, real_path, copy, *changed)) == 0
-    assert open_dataset(copy).fingerprint != open_dataset(made).fingerprint
-    if more:
-        seeds = [{row.seed for row in open_dataset(path).rows} for path in (copy, made)]
-        assert not seeds[0] & seeds[1], "another seed drew from the same numbers"
-    assert not [path for path in copy.parent.iterdir() if path.name != arm], "leftovers beside it"
 
 
 def test_dry_run_checks_and_writes_nothing(arm, real_path, tmp_path):
@@ -224,27 +247,51 @@ def test_a_dataset_with_altered_images_is_refused_and_nothing_published(
 STOPPED_BY = {"context": signal.SIGTERM}  # the others are killed
 
 
+def as_if_of_other_options(directory: Path, manifest_name: str) -> None:
+    """Let what lies in `directory` be of other options, and of a picture that they alone have."""
+    path = directory / manifest_name
+    manifest = json.loads(path.read_text())
+    manifest["parameters"] |= {"seed": 0, "render": "borders"}
+    path.write_text(json.dumps(manifest))
+    (directory / "more.png").write_bytes(b"")
+
+
+@pytest.fixture
+def place(case, made, tmp_path) -> Path:
+    """A run's directory, that of tissue with a dataset and a model of other options in it."""
+    if case[0] == "he":
+        shutil.copytree(made.parent.parent, tmp_path / "run",
+                        ignore=shutil.ignore_patterns("real"))
+        as_if_of_other_options(tmp_path / "run" / "datasets" / made.name, "dataset.json")
+        if (tmp_path / "run" / "models").exists():
+            as_if_of_other_options(tmp_path / "run" / "models" / made.name, "model.json")
+    return tmp_path / "run"
+
+
 def test_ended_in_training_and_while_writing_and_run_again_gives_the_same_bytes(
-        arm, made, real_path, tmp_path, monkeypatch):
-    output, models = tmp_path / "datasets" / arm, tmp_path / "models"
-    call = arguments(arm, real_path, output)
+        case, arm, made, real_path, place, monkeypatch):
+    """Of tissue over what other options left, which stays until it is replaced by a whole one."""
+    output, models, before = place / "datasets" / arm, place / "models", content(place)
+    call = given(arm, real_path, output, *(["--overwrite"] if case[0] == "he" else []))
     monkeypatch.setattr("lungkit.learn.loop.CHECKPOINT_INTERVAL_SEC", 0.0)
     if arm in GENERATORS:
         number = STOPPED_BY.get(arm, signal.SIGKILL)
-        pid = fork(lambda: main_of(arm)(call))
-        # a whole checkpoint, not the hidden file it is written to: else nothing is resumed from
-        status = signal_when(pid, lambda: any((models / f".{arm}.partial").glob("[!.]*.ckpt")),
-                             number)
-        assert status == (75 if number == signal.SIGTERM else -signal.SIGKILL)
-        assert not (models / arm).exists()
+        assert ended_in_training(lambda: main_of(arm)(call), number) == (
+            75 if number == signal.SIGTERM else -signal.SIGKILL)
+        assert list((models / f".{arm}.partial").glob("[!.]*.ckpt")), "nothing to resume from"
+        assert content(models / arm) == {name.removeprefix(f"models/{arm}/"): those for name, those
+                                         in before.items() if name.startswith("models/")}
     assert killed_while_writing(lambda: main_of(arm)(call), 3) == -signal.SIGKILL
-    assert not output.exists(), "a killed stage must publish nothing"
+    assert content(output) == {name.removeprefix(f"datasets/{arm}/"): those for name, those
+                               in before.items() if name.startswith("datasets/")}
+    assert output.exists() == (case[0] == "he"), "a killed stage must publish nothing"
     assert main_of(arm)(call) == 0
     assert content(output) == content(made)
     assert content(models) == content(made.parent.parent / "models")
     assert not [*output.parent.glob(".*"), *models.glob(".*")], "leftovers beside it"
 
 
+@once_a_script
 def test_a_second_writer_waits_names_the_first_and_stops_at_a_signal(arm, real_path, tmp_path,
                                                                      capfd):
     from lungkit.run.output import lock
@@ -252,15 +299,11 @@ def test_a_second_writer_waits_names_the_first_and_stops_at_a_signal(arm, real_p
     output, said = tmp_path / "datasets" / arm, []
     models = tmp_path / "models" / arm
     with lock(models if arm in GENERATORS else output):
-        pid = fork(lambda: main_of(arm)(arguments(arm, real_path, output)))
+        pid = fork(lambda: main_of(arm)(given(arm, real_path, output)))
         assert signal_when(pid, lambda: said.append(capfd.readouterr().err)
                            or "being written by another process" in "".join(said),
                            signal.SIGTERM) == 75
     assert f"pid {os.getpid()}" in "".join(said) and not output.exists()
-
-
-def fork_and_wait(call) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(fork(call), 0)[1])
 
 
 @pytest.mark.parametrize("stage", STAGES)
