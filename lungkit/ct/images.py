@@ -103,11 +103,14 @@ def _picture(job: Job, item: Item, volume: Volume, recipe: Recipe) -> Made:
 
 
 def section_centre(nodule: Nodule, index: int) -> tuple[float, float]:
-    """Row and column, in voxels, of the middle of a nodule's section; of a ball its centre."""
+    """Row and column, in voxels, of the middle of a nodule's box on a slice; of a ball its centre.
+
+    Not the mean of its voxels, which a box does not know.
+    """
     if nodule.truth == "sphere":
         return nodule.centre[1:]
-    rows, columns = np.nonzero(nodule.mask[index - nodule.start[0]])
-    return (float(rows.mean() + nodule.start[1]), float(columns.mean() + nodule.start[2]))
+    x0, y0, x1, y1 = nodule.box(index)
+    return float(y0 + y1) / 2, float(x0 + x1) / 2
 
 
 def has_lung(lungs: Lungs, index: int) -> bool:

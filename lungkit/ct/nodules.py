@@ -49,13 +49,16 @@ class Nodule:
         return self.start[0] + np.flatnonzero(self.mask.any((1, 2)))
 
     def largest_slice(self) -> int:
-        """The slice on which it covers most, the middle one of equals; of a ball its centre's."""
+        """The slice on which its box is largest, the middle one of equals; of a ball its centre's.
+
+        By the box, so that outlines, labels and boxes of one nodule say the same.
+        """
+        shown = self.slices()
         if self.truth == "sphere":
-            shown = self.slices()
             return int(shown[np.abs(shown - self.centre[0]).argmin()])
-        area = self.mask.sum((1, 2))
-        best = np.flatnonzero(area == area.max())
-        return int(self.start[0] + best[(len(best) - 1) // 2])
+        area = np.array([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in map(self.box, shown)])
+        best = shown[area == area.max()]
+        return int(best[(len(best) - 1) // 2])
 
     def box(self, index: int) -> tuple[float, float, float, float] | None:
         """x0 y0 x1 y1 of its voxels on a slice, edges in voxel coordinates; None: not on it."""
@@ -102,15 +105,17 @@ def from_boxes(geometry: Geometry, boxes: dict[int, tuple[float, float, float, f
                **about) -> Nodule:
     """A nodule of boxes {slice: (x0, y0, x1, y1)} in voxel edges: an ellipse fills each.
 
-    Its diameter is the geometric mean of the sides of the largest box.
+    It has voxels at all four edges of the box, however slender that is. Its diameter is the
+    geometric mean of the sides of the largest box.
     """
     first, last = min(boxes), max(boxes)
     mask = np.zeros((last - first + 1, *geometry.shape[1:]), bool)
     rows, columns = np.ogrid[:geometry.shape[1], :geometry.shape[2]]
     for index, (x0, y0, x1, y1) in boxes.items():
         across, down = (x1 - x0) / 2, (y1 - y0) / 2
-        mask[index - first] = (((columns - (x0 + x1) / 2) / across) ** 2
-                               + ((rows - (y0 + y1) / 2) / down) ** 2) <= 1
+        aside, below = np.abs(columns - (x0 + x1) / 2), np.abs(rows - (y0 + y1) / 2)
+        mask[index - first] = ((aside / across) ** 2 + (below / down) ** 2 <= 1) | (
+            (aside < across) & (below < down) & ((aside <= 0.5) | (below <= 0.5)))
     if not mask.any():
         raise Fault("its boxes hold no voxel of the volume")
     index = max(boxes, key=lambda i: (boxes[i][2] - boxes[i][0]) * (boxes[i][3] - boxes[i][1]))

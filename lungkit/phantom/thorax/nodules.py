@@ -9,7 +9,7 @@ grade and its spread within one (668 nodules of LIDC-IDRI crops: logarithmic dev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,6 +92,13 @@ def draw_nodule(rng: np.random.Generator, grade: int, law: Law, attached: str, c
         solid_hu=rng.normal(SOLID_HU, 10), histology=str(rng.choice(list(HISTOLOGY), p=LETTERS)),
         axes=axes, degrees=degrees, weights=weights, radius_mm=radius,
         spicules=_draw_spicules(rng, centre_mm, radius, float(degree[0])))
+
+
+def rounded(nodule: Nodule) -> Nodule:
+    """The same nodule as a ball, without spicules and cavity."""
+    return replace(nodule, weights=np.zeros_like(nodule.weights), radius_mm=nodule.diameter_mm / 2,
+                   spicules=nodule.spicules[:0], spiculation=0.0, lobulation=0.0, elongation=0.0,
+                   cavity=0.0)
 
 
 def draw_diameter(rng: np.random.Generator, grade: int, law: Law) -> float:

@@ -13,7 +13,7 @@ outside, so a mask is closed by a cross, after which outline and mask mean the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -79,17 +79,36 @@ def surface(nodule: Nodule, chest: Chest, grid: Grid):
     return tuple(each.start for each in part), outside, relative
 
 
-def read(rng: np.random.Generator, chest: Chest, found: tuple, grid: Grid, vessels_mm: np.ndarray
-         ) -> list[Mark]:
+def whole_ball(nodule: Nodule, grid: Grid) -> Nodule:
+    """A round nodule as one ball of voxels, which a centre and a diameter give back.
+
+    It lies around the nearest voxel, and has the nearest of those radii that are the radius of the
+    disc that has the area of its own middle section.
+    """
+    reach = int(1.5 * nodule.radius_mm / grid.spacing_mm) + 2
+    squares = np.arange(-reach, reach + 1) ** 2
+    least, counts = np.unique(np.add.outer(squares, squares), return_counts=True)
+    area = np.cumsum(counts)[:-1] / np.pi  # of the disc that reaches to `least`: radius squared
+    fits = (area > least[:-1] + 4e-3) & (area < least[1:] - 4e-3)  # single precision loses less
+    radii = grid.spacing_mm * np.sqrt(area[fits])
+    at = np.rint(grid.index_of(nodule.centre_mm)) * (grid.spacing_mm, grid.spacing_mm, grid.step_mm)
+    return replace(nodule, centre_mm=tuple(map(float, at + grid.origin_mm)),
+                   radius_mm=float(radii[np.abs(radii - nodule.radius_mm).argmin()]))
+
+
+def read(rng: np.random.Generator, chest: Chest, found: tuple, grid: Grid, vessels_mm: np.ndarray,
+         *, alike: bool = False) -> list[Mark]:
     """All marks of a scan's readers on its nodules `found`, reader by reader.
 
     vessels_mm: places [N, 3] in the scan, a few of which are taken for findings that are none.
+    alike: all who see a nodule, a round one, outline the same ball (see whole_ball).
     """
     habits = rng.normal(0.1, HABIT_PX, NUM_READERS)
     plain = rng.random(len(found)) < PLAIN_SHARE
     marks = []
     for number, nodule in enumerate(found):
-        corner, outside, relative = surface(nodule, chest, grid)
+        outlined = whole_ball(nodule, grid) if alike else nodule
+        corner, outside, relative = surface(outlined, chest, grid)
         at = tuple(int(round(each)) for each in grid.index_of(nodule.centre_mm))
         missed = next(share for most, share in MISSED if nodule.diameter_mm <= most)
         for reader in range(NUM_READERS):
@@ -101,7 +120,8 @@ def read(rng: np.random.Generator, chest: Chest, found: tuple, grid: Grid, vesse
                 marks.append(Mark(reader, number, kind, at, {}))
                 continue
             shift = (habits[reader] + rng.normal(0, HASTE_PX)) * grid.spacing_mm
-            mask = _outlined(rng, outside, shift, grid.spacing_mm)
+            mask = _close(outside < 0) if alike else _outlined(rng, outside, shift,
+                                                               grid.spacing_mm)
             holes = np.zeros_like(mask)
             if nodule.cavity and rng.random() < 0.8:
                 holes = _close((relative < nodule.cavity) & mask)
@@ -166,12 +186,14 @@ class Consensus:
                 int(row + rows[-1] + 1))
 
     def centre_px(self) -> tuple[float, float, float]:
-        """Column, row and slice of the middle of the largest section; of equals the middle one."""
-        area = self.mask.sum((1, 2))
-        equal = np.flatnonzero(area == area.max())
-        number = int(equal[(len(equal) - 1) // 2])
-        row, column = np.argwhere(self.mask[number]).mean(0) + self.corner[1:]
-        return float(column), float(row), float(number + self.corner[0])
+        """Column, row and slice of the middle of the largest box; of equals the middle one."""
+        boxes = {number: box for number in range(len(self.mask))
+                 if (box := self.box(number)) is not None}
+        area = {number: (x1 - x0) * (y1 - y0) for number, (x0, y0, x1, y1) in boxes.items()}
+        equal = [number for number, each in area.items() if each == max(area.values())]
+        number = equal[(len(equal) - 1) // 2]
+        x0, y0, x1, y1 = boxes[number]
+        return (x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2, float(number + self.corner[0])
 
 
 def agree(marks: list[Mark], spacing_mm: float) -> list[Consensus]:

@@ -21,6 +21,7 @@ and, given the size, spiculation, lobulation, margin, texture and calcification.
 --size-matched  diameters of all grades have one distribution: only looks are left
 --size-only     looks do not depend on the grade: only size is left
 --confounded    each patient is benign or malignant, and the maker of the scanner tells which
+--round-nodules nodules are balls that all readers outline alike: what a centre and a diameter say
 
 The directory appears complete or not at all. Running the same command again finds it complete or
 makes the scans that a killed run has not. The bytes do not depend on --workers. More, and how far
@@ -119,7 +120,8 @@ def _write_scan(item, *, work_dir: Path, plan, formats) -> None:
 def write_sample(output_dir: Path, *, formats: Sequence[str] = ("lidc",), num_patients: int = 24,
                  nodules_per_patient: int = 4, image_size: int = 256, num_slices: int = 64,
                  field_mm: float | None = None, seed: int = 0, size_matched: bool = False,
-                 size_only: bool = False, confounded: bool = False, workers: int = 1) -> None:
+                 size_only: bool = False, confounded: bool = False,
+                 round_nodules: bool = False, workers: int = 1) -> None:
     """Write a sample to output_dir (see the module's text), or find it complete.
 
     Raises faults.BadOptions where options exclude each other or output_dir was made with others.
@@ -131,7 +133,8 @@ def write_sample(output_dir: Path, *, formats: Sequence[str] = ("lidc",), num_pa
     options = {"formats": formats, "num_patients": num_patients,
                "nodules_per_patient": nodules_per_patient, "image_size": image_size,
                "num_slices": num_slices, "field_mm": field_mm, "seed": seed,
-               "size_matched": size_matched, "size_only": size_only, "confounded": confounded}
+               "size_matched": size_matched, "size_only": size_only, "confounded": confounded,
+               "round_nodules": round_nodules}
     output = Output(output_dir, "sample.json", options)
     if output.is_complete():
         print(f"{output_dir}: already complete", file=sys.stderr)
@@ -140,7 +143,7 @@ def write_sample(output_dir: Path, *, formats: Sequence[str] = ("lidc",), num_pa
     from lungkit.phantom.thorax.scans import Plan
 
     plan = Plan(seed, num_patients, nodules_per_patient, image_size, num_slices, field_mm,
-                Law(size=not size_matched, looks=not size_only), confounded)
+                Law(size=not size_matched, looks=not size_only), confounded, round_nodules)
     todo = plan.scans()
     with output.writing() as work_dir:
         write_scan = functools.partial(_write_scan, work_dir=work_dir, plan=plan, formats=formats)
@@ -203,6 +206,8 @@ def build_parser() -> argparse.ArgumentParser:
                           help="draw the looks of all grades alike")
     controls.add_argument("--confounded", action=argparse.BooleanOptionalAction, default=False,
                           help="tie the scanner to the grade")
+    controls.add_argument("--round-nodules", action=argparse.BooleanOptionalAction, default=False,
+                          help="draw nodules as balls, and let all readers outline them alike")
     parser.add_argument("--workers", type=cli.positive_int, default=1, metavar="INT",
                         help="processes that draw (default 1); no byte depends on it")
     return parser

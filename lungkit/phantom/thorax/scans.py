@@ -39,6 +39,7 @@ class Plan:
     field_mm: float | None  # None: the scanner's whole field
     law: Law
     confounded: bool
+    round_nodules: bool = False
 
     def draws(self, patient: int, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([stream("thorax", self.seed), patient, *purpose])
@@ -147,7 +148,7 @@ def draw_nodules(plan: Plan, patient: int, chest, branches, grids: list[Grid]) -
         tiny = number >= plan.nodules_per_patient
         diameter = rng.uniform(*TINY_MM) if tiny else nodules.draw_diameter(rng, grade, plan.law)
         attached = rng.choice(nodules.ATTACHED, p=ATTACHED_SHARE)
-        for way in (attached, "isolated", "pleura"):
+        for way in ("isolated",) if plan.round_nodules else (attached, "isolated", "pleura"):
             centre = nodules.place(rng, chest, branches, taken, str(way), diameter / 2,
                                    low + inset, high - inset)
             if centre is not None:
@@ -157,7 +158,7 @@ def draw_nodules(plan: Plan, patient: int, chest, branches, grids: list[Grid]) -
         nodule = nodules.draw_nodule(rng, grade, plan.law, str(way), centre, diameter)
         if tiny:
             nodule = replace(nodule, spicules=nodule.spicules[:0], texture=nodules.SOLID)
-        found.append(nodule)
+        found.append(nodules.rounded(nodule) if plan.round_nodules else nodule)
         taken.append((centre, diameter / 2))
     return tuple(found)
 
@@ -180,9 +181,10 @@ def make_scan(plan: Plan, patient: int, number: int, *, with_twin: bool = False)
     forks = laid_out.blood[np.abs(laid_out.blood["radius"][:, 1] - 1.4) < 0.6]["stop"]
     inside = np.abs(grid.index_of(forks) / (np.array(shape[::-1]) - 1) - 0.5).max(1) < 0.45
     marks = readers.read(plan.draws(patient, READING, number), laid_out.chest, laid_out.nodules,
-                         grid, forks[inside])
+                         grid, forks[inside], alike=plan.round_nodules)
     key = (plan.seed, patient, number, *vars(plan.law).values(), plan.confounded, plan.image_size,
-           plan.num_slices, plan.field_mm, plan.nodules_per_patient)
+           plan.num_slices, plan.field_mm, plan.nodules_per_patient,
+           *(["round"] if plan.round_nodules else []))
     return Scan(patient, number, uid("series", *key), uid("study", *key), device, grid,
                 laid_out.chest.blood_hu > 100, laid_out.nodules, marks,
                 readers.agree(marks, grid.spacing_mm), hu, twin_hu, twin,

@@ -150,6 +150,24 @@ def test_a_ball_is_shown_on_its_own_slice_around_its_own_centre(at, index):
     assert images.section_centre(found, index) == pytest.approx(at[1:])
 
 
+def test_an_outline_is_shown_where_its_box_is_largest_around_the_middle_of_that():
+    """Not where it covers most, nor around the mean of its voxels: a box would not know either."""
+    mask = np.zeros((3, 6, 9), bool)
+    mask[0, :5, :5] = True                      # most voxels
+    mask[1, 0, :9] = mask[1, :6, 0] = True      # the largest box
+    found = nodules.Nodule("0", (2, 10, 20), mask, (3.0, 12.0, 22.0), 9.0, "contour")
+    assert found.largest_slice() == 3
+    assert images.section_centre(found, 3) == (12.5, 24.0)
+    boxed = nodules.from_boxes(GEOMETRY, {z: found.box(z) for z in (2, 3)}, name="0")
+    assert boxed.largest_slice() == 3 and images.section_centre(boxed, 3) == (12.5, 24.0)
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (2, 1), (2, 9), (12, 2), (5, 8)], ids=str)
+def test_an_ellipse_touches_all_four_edges_of_its_box(sides):
+    box = (9.5, 19.5, 9.5 + sides[0], 19.5 + sides[1])
+    assert nodules.from_boxes(GEOMETRY, {3: box}, name="0").box(3) == box
+
+
 def test_ellipses_fill_boxes_and_labels_fall_apart_into_nodules():
     found = nodules.from_boxes(GEOMETRY, {3: (9.5, 19.5, 19.5, 25.5), 4: (9.5, 19.5, 15.5, 25.5)},
                                name="0")

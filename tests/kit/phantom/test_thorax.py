@@ -283,6 +283,18 @@ def test_outlines_scatter_around_the_nodule_by_about_a_pixel():
     assert 0.3 < np.std(found) / spacing < 1.5
 
 
+def test_a_round_nodule_is_outlined_as_the_ball_that_its_section_is_the_middle_of():
+    grid = Grid(40, 0.8, 28, 1.25, 1.25, (0.0, 0.0, 0.0))
+    for diameter in np.linspace(3.3, 25, 60):
+        one = readers.whole_ball(ball((16.3, 15.9, 15.2), diameter), grid)
+        away = np.sqrt(sum(np.square(axis - at).reshape(shape) for axis, at, shape in zip(
+            grid.axes(), one.centre_mm, [(-1,), (-1, 1), (-1, 1, 1)])))
+        wide = 2 * np.sqrt((away < one.radius_mm).sum((1, 2)).max() / np.pi) * grid.spacing_mm
+        np.testing.assert_array_equal(away < one.radius_mm, away < wide / 2)
+        assert wide == pytest.approx(diameter, abs=0.8)
+        assert grid.index_of(one.centre_mm) == pytest.approx([20, 20, 12])
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_strictly_inside_an_outline_lies_the_mask(seed):
     rng = np.random.default_rng(seed)

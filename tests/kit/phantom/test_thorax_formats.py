@@ -13,10 +13,13 @@ import cv2
 import numpy as np
 import pytest
 
+from lungkit.ct import images, studies, truth
+from lungkit.ct.annotations import find_annotations
 from lungkit.phantom.thorax import anatomy, dicom, lidc, nodules, readers, sample, scans, vessels
 from lungkit.phantom.thorax.nodules import Law
 from lungkit.phantom.thorax.sample import FORMATS, main, write_sample
 from lungkit.phantom.thorax.scene import Grid
+from lungkit.run.journal import ResultJournal
 
 NIH = "{http://www.nih.gov}"
 
@@ -75,11 +78,12 @@ def lidc_volumes(sample_dir):
 
 
 def centre_of(mask):
-    """Column, row, slice of the middle of the largest section."""
-    area = mask.sum((1, 2))
-    equal = np.flatnonzero(area == area.max())
+    """Column, row, slice of the middle of the largest box."""
+    ends = {z: np.argwhere(plane) for z, plane in enumerate(mask) if plane.any()}
+    area = {z: np.prod(np.ptp(at, 0) + 1) for z, at in ends.items()}
+    equal = [z for z, each in area.items() if each == max(area.values())]
     index = equal[(len(equal) - 1) // 2]
-    return np.array([*np.argwhere(mask[index]).mean(0)[::-1], index])
+    return np.array([*(ends[index].min(0) + np.ptp(ends[index], 0) / 2)[::-1], index])
 
 
 def case_of(scan):
@@ -142,6 +146,42 @@ def test_labels_and_boxes_and_points_are_the_consensus(sample_dir, lidc_volumes)
             assert boxes == sorted(wanted)
             compared += len(boxes)
     assert compared > 20
+
+
+def nodules_of(root, series_of, tmp_path):
+    """{(series, slice, row, column of the image's middle): {slice: box}} of nodules that count."""
+    annotations = find_annotations(root, None, None)
+    with ResultJournal(tmp_path / root.name, "test", keep=False) as journal:
+        kept, _ = studies.choose(studies.survey(root, annotations, journal, map))
+    found = {}
+    for scan in kept:
+        for each in scan.annotated.nodules:
+            index = each.largest_slice()
+            at = [round(value, 5) for value in images.section_centre(each, index)]
+            if scan.annotated.source == "boxes" or truth.dropped(each, truth.Rule()) is None:
+                found[(series_of.get(scan.name, scan.name), index, *at)] = {
+                    int(z): each.box(z) for z in each.slices()}
+    return found
+
+
+@pytest.mark.parametrize("round_nodules", [False, True])
+def test_four_formats_say_of_every_nodule_the_same_place_and_boxes(
+        sample_dir, tmp_path, monkeypatch, round_nodules):
+    """By the readers of ct_seg.py; a ball has the boxes of nodules that are balls, and of no other.
+    """
+    sample = sample_dir
+    if round_nodules:
+        sample = tmp_path / "round"
+        monkeypatch.setattr(vessels, "POINTS", 40)
+        write_sample(sample, formats=FORMATS, **TINY | {"num_patients": 3}, round_nodules=True)
+    series_of = {case_of(scan): scan["series_uid"] for scan in scans_of(sample)}
+    found = {folder: nodules_of(sample / folder, series_of, tmp_path)
+             for folder in ("LIDC-IDRI", "LUNA16", "Task06_Lung", "Lung-PET-CT-Dx")}
+    wanted = found.pop("LIDC-IDRI")
+    assert len(wanted) >= 4 and all(each.keys() == wanted.keys() for each in found.values())
+    balls = found["LUNA16"] if round_nodules else found.pop("LUNA16")
+    assert all(each == wanted for each in found.values())
+    assert (balls == wanted) == round_nodules
 
 
 def voxels_of(nodule, slices, shape):
