@@ -138,7 +138,10 @@ def test_nodules_csv_says_of_every_nodule_its_class_or_why_it_has_none(real):
 
 def test_size_alone_is_named_where_it_tells_the_class(real):
     manifest = json.loads((real / "dataset.json").read_text())
-    assert manifest["confounding"]["trivial"]["families"]["nodule size"]["balanced_accuracy"] > 0.9
+    families = manifest["confounding"]["trivial"]["families"]
+    assert families["nodule size"]["balanced_accuracy"] > 0.9
+    assert {"scanner", "kernel", "slice thickness", "pixel spacing", "length of the scan",
+            "contrast agent", "file size", "image size", "file type"} < families.keys()
     assert any(each.startswith("size tells the class") for each in manifest["warnings"])
 
 
@@ -224,7 +227,8 @@ TASKS = {
     "grade 3 is benign": (["--benign-max", "3"], {"benign", "malignant"}),
     "presence": (["--labels", "presence"], {"no_nodule", "nodule"}),
     "slices": (["--view", "slice", "--labels", "presence"], {"no_nodule", "nodule"}),
-    "slices, binary": (["--view", "slice", "--slices-per-nodule", "2"], {"benign", "malignant"})}
+    "slices, binary": (["--view", "slice", "--slices-per-nodule", "2", "--symmetries", "2"],
+                       {"benign", "malignant"})}
 
 
 @pytest.mark.parametrize(("more", "classes"), TASKS.values(), ids=TASKS)
@@ -235,7 +239,10 @@ def test_every_task_of_one_input_has_one_split(lidc_tree, real, tmp_path, more, 
     data = open_dataset(output)
     assert set(data.classes) == classes
     assert (output / "split.csv").read_bytes() == (real / "split.csv").read_bytes()
-    assert data.symmetries == (1 if "slice" in more else 8)
+    assert data.symmetries == (2 if "--symmetries" in more else 1 if "slice" in more else 8)
+    split_of = {(row.extra["series"], row.extra["nodule_id"]): row.split for row in data.rows}
+    assert all(split_of[row.extra["series"], row.extra["nodule_id"]] == row.split
+               for row in data.rows)  # however many slices of it there are
 
 
 def test_a_class_that_a_split_lacks_is_named_before_an_image_is_made(lidc_tree, tmp_path, capfd):
