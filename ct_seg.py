@@ -175,8 +175,8 @@ def check_options(how: dict) -> None:
                          f"{how['malignant_min']:g}")
     if how["symmetries"] == 8 and how["view"] == "slice":
         raise BadOptions("--symmetries 8 with --view slice: a chest has sides; give 1 or 2")
-    if how["all_test_slices"] and how["view"] != "slice":
-        raise BadOptions("--all-test-slices is of --view slice")
+    if how["all_slices"] and how["view"] != "slice":
+        raise BadOptions("--all-slices is of --view slice")
     if how["images"] and how["view"] == "slice":
         raise BadOptions("--images with --view slice: pictures are cut already; leave out --view")
     if how["images"] and not how["input_window"] and tuple(how["window"]) != WINDOW:
@@ -282,7 +282,7 @@ def run(*, input: Path, output: Path, nnunet: Path | None, preset: str, workers:
         if how["images"] is None:
             plan = planning.make_plan(scans, rule, how["view"], split_of, stratum_of,
                                       slices_per_nodule=how["slices_per_nodule"],
-                                      all_test_slices=how["all_test_slices"])
+                                      all_slices=how["all_slices"])
         else:
             plan = pictures.plan_pictures(scans, rule, split_of, stratum_of)
         say(f"ct_seg: {len(scans)} scans, {sum(len(s.annotated.nodules) for s in scans)} nodules; "
@@ -355,8 +355,11 @@ def build_parser():
                        metavar=("HU", "HU"), help="shown black, shown white (default: -1000 400)")
     group.add_argument("--slices-per-nodule", type=cli.positive_int, default=1, metavar="N",
                        help="images of each nodule: its largest section and others")
-    group.add_argument("--all-test-slices", action="store_true",
-                       help="write every slice of the scans in test, for figures by volume")
+    group.add_argument("--all-slices", nargs="+", choices=("train", "val", "test"), default=[],
+                       metavar="SPLIT", help="write every slice of the scans in these splits: for "
+                       "figures by volume, and for a U-Net that must leave them alone")
+    group.add_argument("--all-test-slices", dest="all_slices", action="store_const",
+                       const=["test"], help="the same as --all-slices test")
     group.add_argument("--symmetries", type=int, choices=(1, 2, 8),
                        help="turns and flips that an image stays valid by (default: crops 8, "
                             "slices 1)")

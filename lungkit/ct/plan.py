@@ -6,7 +6,7 @@ Feeds ct_seg.RECIPE: raise it when this gives other bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,8 +129,11 @@ def read_splits(path: Path, patients: set[str]) -> dict[str, str]:
 
 def make_plan(scans: list[Scan], rule: Rule, view: str, split_of: dict[str, str],
               stratum_of: dict[str, list[str]], *, slices_per_nodule: int = 1,
-              all_test_slices: bool = False) -> Plan:
-    """The images of every scan. Raises Fault where a class would be empty."""
+              all_slices: Sequence[str] = ()) -> Plan:
+    """The images of every scan; all_slices: splits that are to hold every slice of their scans.
+
+    Raises Fault where a class would be empty.
+    """
     plan = Plan([], split_of, stratum_of, [])
     number = 0
     for scan in scans:
@@ -148,7 +151,7 @@ def make_plan(scans: list[Scan], rule: Rule, view: str, split_of: dict[str, str]
             continue
         split = split_of[scan.patient]
         wanted = list(_images_of(plan, scan, counted, rule, view, slices_per_nodule,
-                                 all_test_slices and split == "test"))
+                                 split in all_slices))
         items = tuple(Item(number + i, *each) for i, each in enumerate(wanted))
         number += len(items)
         if items:

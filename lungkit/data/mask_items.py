@@ -277,7 +277,7 @@ def warnings_of(truth: dict, items: dict[str, list[Item]]) -> list[str]:
         gaps = sum(item.has_gaps for item in items[name])
         if gaps:
             found.append(f"missing slices: {gaps} of {len(items[name])} volumes of the {split} "
-                         f"split of {dataset.name} lack slices (ct_seg.py --all-test-slices writes "
+                         f"split of {dataset.name} lack slices (ct_seg.py --all-slices writes "
                          "them): what is found on the others is not counted, nor are surfaces")
         if all(masks[i].any() for item in items[name] for i in item.images):
             found.append(f"foreground in every {split} image of {dataset.name}: false positives "

@@ -145,7 +145,8 @@ def test_size_alone_is_named_where_it_tells_the_class(real):
     assert any(each.startswith("size tells the class") for each in manifest["warnings"])
 
 
-def test_it_is_the_same_by_any_number_of_processes_and_again(lidc_tree, real, tmp_path):
+def test_it_is_the_same_by_any_number_of_processes_and_again(lidc_tree, real, tmp_path,
+                                                             forked_workers):
     assert made(lidc_tree, tmp_path / "real", "--workers", 2) == 0
     ours, theirs = content(tmp_path / "real"), content(real)
     for each in (ours, theirs):
@@ -261,14 +262,16 @@ def test_presence_has_as_much_healthy_lung_without_a_nodule(lidc_tree, tmp_path)
             assert row.extra["nodule_id"] == ""
 
 
-def test_all_slices_of_test_are_there_for_figures_by_volume(lidc_tree, tmp_path):
+def test_all_slices_of_the_splits_asked_for_are_there_for_figures_by_volume(lidc_tree, tmp_path):
     assert made(lidc_tree, tmp_path / "real", "--view", "slice", "--labels", "presence",
-                "--all-test-slices") == 0
+                "--all-slices", "val", "test") == 0
     data = open_dataset(tmp_path / "real")
-    slices: dict[str, list] = {}
-    for row in data.select("test"):
-        slices.setdefault(row.extra["series"], []).append(int(row.extra["slice_index"]))
-    assert all(sorted(each) == list(range(12)) for each in slices.values())
+    slices: dict[tuple, list] = {}
+    for row in data.rows:
+        slices.setdefault((row.split, row.extra["series"]), []).append(
+            int(row.extra["slice_index"]))
+    for (split, _), each in slices.items():
+        assert (sorted(each) == list(range(12))) == (split != "train")
     for row in data.select("test"):
         assert (row.label == "nodule") == bool((data.mask("nodule", row) > 0).any())
 
@@ -514,7 +517,7 @@ def test_broken_series_may_be_left_out_by_name(lidc_tree, tmp_path):
 
 
 OPTIONS = [["--window", "400", "-1000"], ["--benign-max", "4"],
-           ["--view", "slice", "--symmetries", "8"], ["--all-test-slices"],
+           ["--view", "slice", "--symmetries", "8"], ["--all-slices", "val"], ["--all-test-slices"],
            ["--split-from", "x.csv", "--fold", "1/3"], ["--images", "x.csv", "--view", "slice"],
            ["--images", "x.csv", "--window", "-500", "500"]]
 
