@@ -354,7 +354,7 @@ def build_parser():
     group.add_argument("--window", type=float, nargs=2, default=list(WINDOW),
                        metavar=("HU", "HU"), help="shown black, shown white (default: -1000 400)")
     group.add_argument("--slices-per-nodule", type=cli.positive_int, default=1, metavar="N",
-                       help="images of each nodule: its largest section and others")
+                       help="images of each nodule: that of its largest box and others")
     group.add_argument("--all-slices", nargs="+", choices=("train", "val", "test"), default=[],
                        metavar="SPLIT", help="write every slice of the scans in these splits: for "
                        "figures by volume, and for a U-Net that must leave them alone")

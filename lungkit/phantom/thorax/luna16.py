@@ -2,7 +2,7 @@
 
 Coordinates are LPS mm. In every third patient the image is stored turned by half a turn, with a
 TransformMatrix that says so, as some of LUNA16's are: |x - origin| is no index there. Nodules with
-three readers or more are in annotations.csv, at the middle of their largest section; all other
+three readers or more are in annotations.csv, at the middle of their largest box; all other
 findings are in annotations_excluded.csv, where -1 is a diameter that nobody measured.
 """
 
