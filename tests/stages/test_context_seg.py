@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from random import Random
 
@@ -57,6 +58,16 @@ def made(request, real, prompts, tmp_path_factory):
     assert record.status == 0
     record.mode = request.param
     return record
+
+
+# where layouts come from concerns drawing alone
+of_training = pytest.mark.parametrize("made", ["sampled"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def plain(real, tmp_path_factory):
+    """The arm by its usual options. Read only."""
+    return run_arm("context", real, tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +128,7 @@ def taught(call, number: int, words: Prompts, layouts: list[Layout]) -> set[str]
     return {words.context_caption(label_of(number), Random(i), levels) for i in range(300)}
 
 
+@of_training
 def test_the_controlnet_is_trained_first_on_all_training_images(made):
     assert [call.kind for call in made.trained] == ["controlnet", *["adapter"] * len(COUNTS)]
     assert made.trained[0].loss.numbers == list(range(1, NUM_TRAIN + 1))
@@ -124,11 +136,13 @@ def test_the_controlnet_is_trained_first_on_all_training_images(made):
     assert {call.loss.classes for call in made.trained[1:]} == {None}, "an adapter has one class"
 
 
+@of_training
 def test_each_adapter_is_trained_on_all_training_images_of_its_class_alone(made):
     assert {call.label: call.loss.numbers for call in made.trained[1:]} \
         == {label: numbers_of(label) for label in COUNTS}
 
 
+@of_training
 def test_every_image_has_captions_of_its_own_class_and_layout(made, prompts, layouts):
     words = Prompts(prompts)
     for call in made.trained:
@@ -137,6 +151,7 @@ def test_every_image_has_captions_of_its_own_class_and_layout(made, prompts, lay
             assert captions == taught(call, number, words, layouts), (call.kind, number)
 
 
+@of_training
 def test_every_image_has_the_map_of_its_own_layout(made, layouts):
     for call in made.trained:
         for place, number in enumerate(call.loss.numbers):
@@ -144,6 +159,7 @@ def test_every_image_has_the_map_of_its_own_layout(made, layouts):
             assert np.array_equal(call.loss.maps[place], expected), (call.kind, number)
 
 
+@of_training
 def test_the_controlnet_learns_alone_and_is_frozen_while_the_adapters_learn(made):
     first = made.trained[0]
     assert first.training and not first.frozen and first.control is first.loss.controlnet
@@ -152,6 +168,7 @@ def test_the_controlnet_learns_alone_and_is_frozen_while_the_adapters_learn(made
         assert call.loss.control.source.endswith("/controlnet"), "not the one just trained"
 
 
+@of_training
 def test_no_two_parts_and_no_two_seeds_share_random_numbers(made, real, prompts, tmp_path):
     records = [made, run_arm("context", real, tmp_path / "a", "--seed", "1"),
                run_arm("prompt", real, tmp_path / "b")]
@@ -161,6 +178,7 @@ def test_no_two_parts_and_no_two_seeds_share_random_numbers(made, real, prompts,
     assert len(set(seeds)) == len(seeds) == 5 + 5 + 4
 
 
+@of_training
 def test_the_options_reach_the_training(made):
     control, *adapters = made.trained
     assert control.options["curve_path"].name == "loss.csv"
@@ -172,6 +190,7 @@ def test_the_options_reach_the_training(made):
     assert {call.loss.batch_size for call in made.trained} == {9}
 
 
+@of_training
 def test_the_losses_are_kept_with_the_model(made):
     manifest = json.loads((made.model / "model.json").read_text())
     assert manifest["losses"] == {"controlnet": 0.5, **dict.fromkeys(COUNTS, 0.25)}
@@ -288,23 +307,23 @@ def test_guidance_steps_and_size_reach_the_drawing(made):
 # ------------------------------------------------------------------ a finished model
 
 @pytest.mark.parametrize("name", ["layouts.npz", "controlnet/config.json", f"lung_n/{LORA}"])
-def test_what_is_missing_from_a_finished_model_is_one_line_and_not_made_up(name, real, tmp_path,
-                                                                           capfd):
-    made = run_arm("context", real, tmp_path)
-    (made.model / name).unlink()
+def test_what_is_missing_from_a_finished_model_is_one_line_and_not_made_up(name, plain, real,
+                                                                           tmp_path, capfd):
+    shutil.copytree(plain.root, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "models" / "arm" / name).unlink()
     again = run_arm("context", real, tmp_path, "--guidance-scale", "3", "--overwrite")
     assert again.status == 1 and not (again.detected or again.trained or again.drawn)
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert name in error and "error" in error and not (made.model / name).exists()
+    assert name in error and "error" in error and not (again.model / name).exists()
 
 
-def test_layouts_lost_before_drawing_are_not_measured_again(real, tmp_path, capfd):
-    made = run_arm("context", real, tmp_path)
+def test_layouts_lost_before_drawing_are_not_measured_again(plain, real, tmp_path, capfd):
+    shutil.copytree(plain.root, tmp_path, dirs_exist_ok=True)
     again = run_arm("context", real, tmp_path, "--guidance-scale", "3", "--overwrite",
                     lose="layouts.npz")
     assert again.status == 1 and not again.detected and not again.drawn
     assert "layouts.npz" in capfd.readouterr().err.strip().splitlines()[-1]
-    assert not (made.model / "layouts.npz").exists()
+    assert not (again.model / "layouts.npz").exists()
 
 
 @pytest.mark.parametrize("change", [

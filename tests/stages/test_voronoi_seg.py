@@ -49,6 +49,14 @@ def tissue(label: str, index: int) -> np.ndarray:
     return paint.draw_tile(label, patient=index % 2, index=index, seed=2, image_size=SIZE).image
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nuclei_found_once(finders):
+    """Of each image, however many tests draw it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(voronoi_seg.draw.__kwdefaults__, "detect", finders["detect_nuclei"])
+        yield
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Path:
     return write_real(tmp_path_factory.mktemp("voronoi") / "real", tissue)
@@ -511,7 +519,7 @@ def test_dry_run_writes_nothing(real, tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
-def test_two_workers_make_the_same_bytes(real, made, tmp_path):
+def test_two_workers_make_the_same_bytes(real, made, tmp_path, forked_workers):
     output = tmp_path / "voronoi"
     assert voronoi_seg.main(["--real", str(real), "--output", str(output), "--workers", "2"]) == 0
     assert contents(output) == contents(made)
