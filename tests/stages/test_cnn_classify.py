@@ -28,8 +28,8 @@ SIZE = 32
 ROOT = Path(cnn_classify.__file__).parent
 
 
-def make_dataset(path, *, num_train=8, classes=CLASSES, size=SIZE, parents=(), seed=0,
-                 warnings=(), symmetries=8):
+def make_dataset(path, *, num_train=8, num_val=3, num_test=4, classes=CLASSES, size=SIZE,
+                 parents=(), seed=0, warnings=(), symmetries=8):
     """A dataset whose classes differ by their colour, under noise.
 
     num_train: training images of a class, or {class: images}.
@@ -38,7 +38,7 @@ def make_dataset(path, *, num_train=8, classes=CLASSES, size=SIZE, parents=(), s
     index = 0
     with DatasetWriter(Output(path, "dataset.json", {"seed": seed}), stage="test",
                        classes=classes, image_size=size) as writer:
-        for split, num_images in (("train", num_train), ("val", 3), ("test", 4)):
+        for split, num_images in (("train", num_train), ("val", num_val), ("test", num_test)):
             for k, label in enumerate(classes):
                 for _ in range(num_images[label] if isinstance(num_images, dict) else num_images):
                     image = rng.integers(40, 120, (size, size, 3))
@@ -374,8 +374,8 @@ def test_results_of_another_version_of_a_dataset_are_not_complete(
     before = content(tmp_path / "results")
     new_real, seed = real, 8
     if changed == "real_fingerprint":
-        new_real, seed = make_dataset(tmp_path / "real", seed=7), 1  # the pool's own images again
-    other = make_arm(new_real, tmp_path / "pool", num_train=24, seed=seed)
+        new_real, seed = make_dataset(tmp_path / "real", seed=7), 1
+    other = make_arm(new_real, tmp_path / "pool", num_train=8, seed=seed)
     assert classify(other, new_real, tmp_path / "results") == 2
     assert f"{changed}: " in capsys.readouterr().err and len(trainings) == 2
     assert content(tmp_path / "results") == before
@@ -494,17 +494,17 @@ def test_a_killed_repeat_goes_on_from_its_last_checkpoint(
 
     def one_cycle(step, steps, original=classify_training.one_cycle):
         first_steps.append(step)
-        if len(first_steps) == 28:
+        if len(first_steps) == 8:
             raise RuntimeError("killed")
         return original(step, steps)
 
     monkeypatch.setattr(classify_training, "one_cycle", one_cycle)
     with pytest.raises(RuntimeError, match="killed"):
-        classify(real, real, tmp_path, repeats="1", steps=30)
-    assert classify(real, real, tmp_path, repeats="1", steps=30) == 0
-    resumed_at = first_steps[28]
-    assert first_steps == [*range(28), *range(resumed_at, 30)]
-    assert 0 < resumed_at < 28 if kept else resumed_at == 0
+        classify(real, real, tmp_path, repeats="1", steps=10)
+    assert classify(real, real, tmp_path, repeats="1", steps=10) == 0
+    resumed_at = first_steps[8]
+    assert first_steps == [*range(8), *range(resumed_at, 10)]
+    assert 0 < resumed_at < 8 if kept else resumed_at == 0
 
 
 def test_overwrite_does_not_go_on_from_what_other_options_began(real, tmp_path, monkeypatch):
@@ -586,12 +586,12 @@ def test_waiting_ends_at_a_signal(real, tmp_path, monkeypatch):
 
 def test_two_processes_share_and_one_survives_the_others_kill(pool, real, tmp_path):
     directory = tmp_path / "shared" / "pool" / "replicate_000"
-    killed, other = [fork(lambda: classify(pool, real, tmp_path / "shared", repeats="4", steps=20))
+    killed, other = [fork(lambda: classify(pool, real, tmp_path / "shared", repeats="3", steps=20))
                      for _ in range(2)]
     assert signal_when(killed, lambda: len(list(directory.glob(".*.lock"))) == 2) \
         == -signal.SIGKILL
     assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
-    assert classify(pool, real, tmp_path / "alone", repeats="4", steps=20) == 0
+    assert classify(pool, real, tmp_path / "alone", repeats="3", steps=20) == 0
     assert content(tmp_path / "shared") == content(tmp_path / "alone")
 
 

@@ -14,6 +14,7 @@ from lungkit.run.faults import Fault
 from lungkit.run.files import sha256_file
 
 PACKAGED = ["--weights", "imagenet-lite0"]
+FEW = {"num_val": 1, "num_test": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def one_thread(monkeypatch):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("run") / "real", num_train=4)
+    return make_dataset(tmp_path_factory.mktemp("run") / "real", num_train=3, **FEW)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +59,14 @@ def test_features_are_worked_out_once_for_all_repeats_and_all_commands(
 
 
 def test_a_head_is_trained_on_what_its_repeat_drew(real, tmp_path, monkeypatch):
-    pool = make_arm(real, tmp_path / "pool", num_train=8, seed=1)
+    pool = make_arm(real, tmp_path / "pool", num_train=6, seed=1, **FEW)
     seen = []
     build = heads.build
     monkeypatch.setattr(heads, "build",
                         lambda some, classes: seen.append(some.numpy()) or build(some, classes))
     assert classify(pool, real, tmp_path / "r", *PACKAGED, "--frozen", steps=2) == 0
     all_of_it = features.Extractor().of_split(pool, "train")
-    assert [len(some) for some in seen] == [12, 12]
+    assert [len(some) for some in seen] == [9, 9]
     together = np.concatenate(seen)  # the draws of a pool of two share no image
     assert np.array_equal(np.unique(together, axis=0), np.unique(all_of_it, axis=0))
 
