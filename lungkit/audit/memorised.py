@@ -4,7 +4,8 @@ An image is flagged as
   same        a training image pixel by pixel, in any orientation that the dataset allows
   registered  it registers with a training image as siblings do (lungkit.audit.copies): turned,
               cropped, shifted, re-encoded, re-stained
-  alike       its thumbnail correlates with a training image's: blurred, drawn again
+  alike       its thumbnail correlates with a training image's: blurred, drawn again; of an image
+              with too few corners to register, also with one turned by a few degrees
   blend       two training images together make its thumbnail, as half of the one and half of the
               other do: their multiple correlation with it, each with a positive weight, is high,
               and higher than what either of the above found of one
@@ -20,12 +21,13 @@ copies: benchmarks/memorisation.py, also for all rates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from lungkit.audit.copies import registered_among
+from lungkit.audit.copies import ENOUGH_FEATURES, registered_among
 from lungkit.audit.leaks import agreement_of, is_blank
 from lungkit.audit.signature import Signature, describe
 from lungkit.data.dataset import Dataset
@@ -34,8 +36,9 @@ from lungkit.data.png import three_channels
 from lungkit.run.faults import check_stop
 from lungkit.run.files import sha256
 
-RECIPE = 1               # raise it when others are flagged: `--drop-copies` draws others then
+RECIPE = 2               # raise it when others are flagged: `--drop-copies` draws others then
 ALIKE_PX, BLEND_PX = 8, 16  # ours: sides of the thumbnails; of 16 px a blurred copy is missed
+TURNS_DEG = range(-15, 16, 5)  # ours: between two a thumbnail still correlates by 0.996
 PERCENTILE = 99.0        # of what training images reach with those of other groups
 FIRST = 4                # ours: training images that are tried as the one part of a blend
 LEAST_PART = 0.2         # ours: of the weights of a blend's two parts
@@ -76,14 +79,24 @@ def thumbnails(images: Iterable[np.ndarray], side_px: int) -> np.ndarray:
 
 
 class Known:
-    """Thumbnails of N images in every orientation: row k is orientation k // N of image k % N."""
+    """Thumbnails of N images in every orientation, and T turns; of image k % N is row k.
 
-    def __init__(self, images: np.ndarray, side_px: int, symmetries: int) -> None:
-        upright = thumbnails(images, side_px)
-        squares = upright.reshape(-1, side_px, side_px)
-        self.flat = np.concatenate([orient(squares, which, symmetries).reshape(upright.shape)
+    upright: those of the images as they are, [N, side_px**2].
+    """
+
+    def __init__(self, images: np.ndarray, side_px: int, symmetries: int,
+                 turns_deg: Iterable[float] = (0,)) -> None:
+        self.upright, self.number, self.symmetries = (thumbnails(images, side_px), len(images),
+                                                      symmetries)
+        some = np.concatenate([thumbnails((turn(image, degrees) for image in images), side_px)
+                               for degrees in turns_deg])
+        squares = some.reshape(-1, side_px, side_px)
+        self.flat = np.concatenate([orient(squares, which, symmetries).reshape(some.shape)
                                     for which in range(symmetries)])
-        self.upright, self.number, self.symmetries = upright, len(upright), symmetries
+
+    def row(self, number: int) -> tuple[int, int]:
+        """The image and the orientation of a row."""
+        return number % self.number, number * self.symmetries // len(self.flat)
 
     def correlate(self, asked: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
         """Of thumbnails [Q, D] with all rows, float32 [Q, symmetries * N].
@@ -92,8 +105,18 @@ class Known:
         """
         found = asked @ self.flat.T
         if apart is not None:
-            found[np.tile(apart, self.symmetries)] = -1
+            found[np.tile(apart, len(self.flat) // self.number)] = -1
         return found
+
+
+def turn(image: np.ndarray, degrees: float) -> np.ndarray:
+    """uint8 [S, S, 3], [S, S, 1] or [S, S], turned about its middle and mirrored at its border."""
+    import cv2
+
+    size = len(image)
+    matrix = cv2.getRotationMatrix2D(((size - 1) / 2,) * 2, degrees, 1)
+    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (size, size),
+                          borderMode=cv2.BORDER_REFLECT_101) if degrees else image
 
 
 def blend_of(correlations: np.ndarray, known: Known) -> tuple[float, int, int]:
@@ -145,18 +168,27 @@ class Audit:
             check_stop()
         self.alike, self.blend = (Known(images, side_px, real.symmetries)
                                   for side_px in (ALIKE_PX, BLEND_PX))
-        groups = np.array([row.group or row.file_name for row in rows])
-        picks = np.linspace(0, len(rows) - 1, min(len(rows), MOST_IMAGES)).astype(int)
-        self.likeness, blends = [], []
-        for pick in picks:
-            apart = (groups == groups[pick])[None]
+        self.groups = np.array([row.group or row.file_name for row in rows])
+        self.likeness = [found.max() for found in self.strangers(self.alike)]
+        self.threshold = half_way(self.likeness)
+        self.blend_threshold = half_way([blend_of(found, self.blend)[0]
+                                         for found in self.strangers(self.blend)])
+
+    def strangers(self, known: Known) -> Iterator[np.ndarray]:
+        """Correlations of training images, up to MOST_IMAGES, with those of other groups."""
+        for pick in np.linspace(0, len(self.groups) - 1,
+                                min(len(self.groups), MOST_IMAGES)).astype(int):
+            apart = (self.groups == self.groups[pick])[None]
             if apart.all():
-                break
-            self.likeness.append(self.alike.correlate(self.alike.upright[[pick]], apart).max())
-            blends.append(blend_of(self.blend.correlate(self.blend.upright[[pick]], apart)[0],
-                                   self.blend)[0])
+                return
+            yield known.correlate(known.upright[[pick]], apart)[0]
             check_stop()
-        self.threshold, self.blend_threshold = half_way(self.likeness), half_way(blends)
+
+    @cached_property
+    def turned(self) -> tuple[Known, float]:
+        """Training images, also turned by TURNS_DEG, and from where on a correlation counts."""
+        known = Known(self.real.load("train")[0], ALIKE_PX, self.real.symmetries, TURNS_DEG)
+        return known, half_way([found.max() for found in self.strangers(known)])
 
     def matches(self, images: Iterable[np.ndarray]) -> list[Match]:
         """What each image uint8 [S, S, C] comes closest to; none is kept but as a signature.
@@ -168,7 +200,7 @@ class Audit:
             signatures.append(describe(three_channels(image)))
             copy = self.same.get(_digest(image))
             found.append((Match(SAME, (self.names[copy[0]],), (copy[1],), 1.0),) if copy else
-                         (self._alike(image), self._blend(image)))
+                         (self._alike(image, signatures[-1]), self._blend(image)))
             check_stop()
         return [one if one.how == SAME else self._best(one, *rest, copy)
                 for (one, *rest), copy in zip(found, self._registered(signatures), strict=True)]
@@ -184,21 +216,29 @@ class Audit:
         return Match(REGISTERED, of, alike.turns if alike.of == of else (0,), alike.likeness,
                      agreement)
 
-    def _alike(self, image: np.ndarray) -> Match:
-        """The training image of the likest thumbnail."""
-        correlations = self.alike.correlate(thumbnails([image], ALIKE_PX))[0]
+    def _alike(self, image: np.ndarray, signature: Signature) -> Match:
+        """The training image of the likest thumbnail; with few corners, also of a turned one."""
+        thumbnail = thumbnails([image], ALIKE_PX)
+        found = self._likest(thumbnail, self.alike, self.threshold)
+        if not found.how and len(signature.codes) < ENOUGH_FEATURES:
+            turned = self._likest(thumbnail, *self.turned)
+            found = turned if turned.how else found
+        return found
+
+    def _likest(self, thumbnail: np.ndarray, known: Known, threshold: float) -> Match:
+        correlations = known.correlate(thumbnail)[0]
         row = int(correlations.argmax())
-        likeness = float(correlations[row])
-        return Match(ALIKE if likeness > self.threshold else "",
-                     (self.names[row % self.alike.number],), (row // self.alike.number,),
+        likeness, (number, which) = float(correlations[row]), known.row(row)
+        return Match(ALIKE if likeness > threshold else "", (self.names[number],), (which,),
                      round(likeness, 4))
 
     def _blend(self, image: np.ndarray) -> Match | None:
         """The two training images that make the thumbnail, None where none do."""
         likeness, *rows = blend_of(
             self.blend.correlate(thumbnails([image], BLEND_PX))[0], self.blend)
-        return Match(BLEND, tuple(self.names[row % self.blend.number] for row in rows),
-                     tuple(row // self.blend.number for row in rows), round(likeness, 4)
+        found = [self.blend.row(row) for row in rows]
+        return Match(BLEND, tuple(self.names[number] for number, _ in found),
+                     tuple(which for _, which in found), round(likeness, 4)
                      ) if likeness > self.blend_threshold else None
 
     def _registered(self, signatures: list[Signature]) -> list[tuple[int, float] | None]:

@@ -93,6 +93,26 @@ def test_a_copy_is_found_whatever_was_done_to_it_and_its_original_is_named(asked
             assert (match.agreement is None) == (how != REGISTERED)
 
 
+def soft(number, first=0):
+    """Images of too few corners to register, [N, 64, 64, 1]."""
+    import cv2
+
+    fields = [cv2.GaussianBlur(np.random.default_rng(first + i).normal(size=(64, 64)), (0, 0), 7)
+              for i in range(number)]
+    return np.stack([np.uint8(np.clip(128 + 40 * each / each.std(), 0, 255))[..., None]
+                     for each in fields])
+
+
+def test_a_turned_copy_that_has_no_corners_is_found_all_the_same_and_a_stranger_is_not():
+    known = Audit(real_of(soft(20), modality="ct"))
+    turned = [warped(np.ascontiguousarray(np.rot90(image)), degrees, 1.0, 0)[..., None]
+              for image, degrees in zip(soft(8), (-14, -11, -8, -13, 7, 9, 12, 13))]
+    found = known.matches([*turned, *soft(20, 50)])
+    assert [match.how for match in found] == [ALIKE] * 8 + [""] * 20
+    assert [match.of for match in found[:8]] == [names(i) for i in range(8)]
+    assert {match.turns for match in found[:8]} == {(1,)}
+
+
 def test_of_half_of_one_and_half_of_another_both_are_named(asked):
     train = tiles(24, 1).astype(float)
     halves = [np.uint8(np.round((train[i] + np.rot90(train[i + 8])) / 2)) for i in range(4)]
@@ -132,7 +152,7 @@ def test_the_original_that_agrees_best_is_named(monkeypatch):
         [(0, 1, 0.8), (0, 2, 0.9), (0, 0, 0.7)]))
     known = Audit(real_of(coarse(3)))
     for likest, turns in ((2, (5,)), (1, (0,))):  # of another image than the likest: not known
-        monkeypatch.setattr(known, "_alike", lambda image, likest=likest: Match(
+        monkeypatch.setattr(known, "_alike", lambda *_, likest=likest: Match(
             ALIKE, names(likest), (5,), 0.3))
         match, = known.matches(coarse(1, 50))
         assert (match.how, match.of, match.agreement) == (REGISTERED, names(2), 0.9)
