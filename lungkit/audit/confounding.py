@@ -222,13 +222,13 @@ def _interval(right, label, group, num_classes: int, rng) -> list[float]:
     count = np.zeros((2, group.max() + 1, num_classes))
     np.add.at(count, (0, group, label), right)
     np.add.at(count, (1, group, label), 1)
-    scores = []
-    for _ in range(RESAMPLES):
-        drawn = np.bincount(rng.integers(0, count.shape[1], count.shape[1]),
-                            minlength=count.shape[1])
-        hit, total = drawn @ count[0], drawn @ count[1]
-        if (total > 0).all():
-            scores.append(float((hit / total).mean()))
+    num_groups = count.shape[1]
+    drawn = rng.integers(0, num_groups, (RESAMPLES, num_groups))
+    drawn += num_groups * np.arange(RESAMPLES)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+    hit, total = times @ count[0], times @ count[1]
+    whole = (total > 0).all(1)
+    scores = (hit[whole] / total[whole]).mean(1)
     return [round(float(x), 4) for x in np.percentile(scores, [2.5, 97.5])]
 
 

@@ -1,5 +1,6 @@
 """The confounding report: what it finds in confounded data, and its silence elsewhere."""
 
+import functools
 import json
 import os
 from dataclasses import replace
@@ -13,8 +14,10 @@ from lungkit.audit.warnings import confounding_warnings, describe_confounding
 from lungkit.data.splits import split_groups
 
 
+@functools.cache
 def calm(num_groups=30, images=4, classes="ab", seed=0) -> list[Specimen]:
-    """Specimens of which nothing tells the class; statistics vary by group and by image."""
+    """Specimens of which nothing tells the class; statistics vary by group and by image. Read only.
+    """
     rng = np.random.default_rng(seed)
     found = []
     for label in classes:
