@@ -55,9 +55,9 @@ def inked(tile, colour, width_px, seed=0):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Eight simulated tiles a class of eight patients, their Tile records."""
+    """Five simulated tiles a class of five patients, their Tile records."""
     return [draw_tile(label, patient=patient, index=1, seed=5)
-            for label in CLASSES for patient in range(8)]
+            for label in CLASSES for patient in range(5)]
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def test_a_signal_in_the_last_step_ends_a_whole_training(tmp_path):
 
 # ------------------------------------------------------------------ two networks, two optimisers
 
-TOTAL = 30
+TOTAL = 14
 
 
 def gan(path, *, at_step=lambda step: None, identity=None, **options) -> list:
@@ -252,11 +252,11 @@ def test_a_killed_gan_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     whole = gan(tmp_path / "a")
     monkeypatch.setattr("lungkit.learn.loop.CHECKPOINT_INTERVAL_SEC", 0.0)
     with pytest.raises(Killed):
-        gan(tmp_path / "b", at_step=kill_at(17))
+        gan(tmp_path / "b", at_step=kill_at(11))
     done = []
     torch.rand(5)  # another process has drawn otherwise
     assert gan(tmp_path / "b", at_step=done.append) == whole
-    assert 0 < done[0] <= 17 and done == [*range(done[0], TOTAL)]
+    assert 0 < done[0] <= 11 and done == [*range(done[0], TOTAL)]
     assert set(whole[-1]) == {"made", "judge"} and len(whole[-1]["judge"]) == TOTAL
 
 
@@ -328,13 +328,13 @@ def save_always(monkeypatch):
 def test_a_torn_checkpoint_is_left_out_with_a_warning(tear, both, tmp_path, save_always, capfd):
     whole = gan(tmp_path / "a")
     with pytest.raises(Killed):
-        gan(tmp_path / "b", at_step=kill_at(17), keep_earlier=True)
+        gan(tmp_path / "b", at_step=kill_at(11), keep_earlier=True)
     path, done = tmp_path / "b/x.ckpt", []
     for place in (path, earlier(path))[:1 + both]:
         tear(place)
     capfd.readouterr()
     assert gan(tmp_path / "b", at_step=done.append, keep_earlier=True) == whole
-    assert done[0] == (0 if both else 16) and done[-1] == TOTAL - 1
+    assert done[0] == (0 if both else 10) and done[-1] == TOTAL - 1
     lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
     assert len(lines) == (3 if both else 1) and "x.ckpt is torn" in lines[0]
     assert not both or "begins anew" in lines[-1]
@@ -343,16 +343,16 @@ def test_a_torn_checkpoint_is_left_out_with_a_warning(tear, both, tmp_path, save
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, save_always):
     whole = gan(tmp_path / "a")
     with pytest.raises(Killed):
-        gan(tmp_path / "b", at_step=kill_at(9), keep_earlier=True)
+        gan(tmp_path / "b", at_step=kill_at(4), keep_earlier=True)
     path, done = tmp_path / "b/x.ckpt", []
     path.rename(earlier(path))
     assert gan(tmp_path / "b", at_step=done.append, keep_earlier=True) == whole
-    assert done[0] == 9
+    assert done[0] == 4
 
 
 def test_overwrite_leaves_no_checkpoint_of_the_training_before(tmp_path, save_always):
     with pytest.raises(Killed):
-        gan(tmp_path, at_step=kill_at(9), keep_earlier=True)
+        gan(tmp_path, at_step=kill_at(4), keep_earlier=True)
     with pytest.raises(Killed):
         gan(tmp_path, at_step=kill_at(1), identity={"rate": 2}, overwrite=True, keep_earlier=True)
     assert not earlier(tmp_path / "x.ckpt").exists()
@@ -385,17 +385,17 @@ def test_a_checkpoint_of_an_earlier_version_or_no_checkpoint_is_one_line(content
 
 def test_one_checkpoint_is_kept_where_no_earlier_one_is_asked_for(tmp_path, save_always):
     with pytest.raises(Killed):
-        gan(tmp_path, at_step=kill_at(9))
+        gan(tmp_path, at_step=kill_at(4))
     assert (tmp_path / "x.ckpt").exists() and not earlier(tmp_path / "x.ckpt").exists()
 
 
 def test_a_torn_checkpoint_never_takes_the_place_of_the_whole_one(tmp_path, save_always):
     path = tmp_path / "x.ckpt"
     with pytest.raises(Killed):
-        gan(tmp_path, at_step=kill_at(9), keep_earlier=True)
+        gan(tmp_path, at_step=kill_at(4), keep_earlier=True)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(Killed):
-        gan(tmp_path, at_step=kill_at(9), keep_earlier=True)  # it goes on from the one before
+        gan(tmp_path, at_step=kill_at(4), keep_earlier=True)  # it goes on from the one before
     assert earlier(path).stat().st_size > 100
 
 

@@ -5,6 +5,7 @@ The published weights are not at hand here: that they load and run is not tested
 
 from __future__ import annotations
 
+import functools
 import pickle
 import warnings
 import zipfile
@@ -60,10 +61,12 @@ class Threshold(torch.nn.Module):
         return labels
 
 
-@pytest.fixture
-def save(tmp_path):
+@pytest.fixture(scope="module")
+def save(tmp_path_factory):
+    """A file of weights by the options of its model; read only, and scripted once."""
+    @functools.cache
     def saved(**options):
-        path = tmp_path / "instanseg.pt"
+        path = tmp_path_factory.mktemp("weights") / "instanseg.pt"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.jit.script(Threshold(**options)).save(str(path))
@@ -259,12 +262,11 @@ def test_an_image_within_a_hundredth_of_the_models_scale_is_left_as_it_is(field_
     (lambda content: content[:len(content) // 2], False), (lambda content: b"", False),
     (lambda content: b"<!DOCTYPE html>", False), (None, False)],
     ids=["whole", "cut", "half", "empty", "a web page", "a zip of something else"])
-def test_a_file_of_weights_is_checked_without_running_it(change, whole, tmp_path, monkeypatch):
+def test_a_file_of_weights_is_checked_without_running_it(change, whole, save, tmp_path,
+                                                         monkeypatch):
     path = tmp_path / "instanseg.pt"
-    torch.jit.script(Threshold()).save(str(path))
-    content = path.read_bytes()
     if change:
-        path.write_bytes(change(content))
+        path.write_bytes(change(save().read_bytes()))
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("notes.txt", "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 from collections import OrderedDict
@@ -221,14 +222,21 @@ def test_a_journal_torn_in_its_first_line_begins_anew(tmp_path):
 
 # ------------------------------------------------------------------ the survey of tumor_seg.py
 
-@pytest.fixture
-def images(tmp_path):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Six images of each of two classes. Read only."""
+    root = tmp_path_factory.mktemp("drawn")
     for label in ("lung_aca", "lung_n"):
-        (tmp_path / "in" / label).mkdir(parents=True)
+        (root / label).mkdir()
         for patient in range(6):
             tile = draw_tile(label, patient=patient, index=0, image_size=112).image
-            Image.fromarray(tile).save(tmp_path / "in" / label / f"{patient}.png")
-    return tmp_path / "in"
+            Image.fromarray(tile).save(root / label / f"{patient}.png")
+    return root
+
+
+@pytest.fixture
+def images(drawn, tmp_path, found_once):
+    return Path(shutil.copytree(drawn, tmp_path / "in"))
 
 
 def count_examined(monkeypatch):
