@@ -314,7 +314,8 @@ def test_a_killed_run_goes_on_with_the_scans_that_are_missing(tmp_path, monkeypa
     assert on_disk == {*hashes(tmp_path / "cut"), "sample.json"}
 
 
-def test_no_byte_depends_on_the_number_of_processes(tmp_path):
+def test_no_byte_depends_on_the_number_of_processes(tmp_path, monkeypatch, forked_workers):
+    monkeypatch.setattr(vessels, "POINTS", 20)
     common = ["--num-patients", "2", "--nodules-per-patient", "1", "--image-size", "32",
               "--num-slices", "4"]
     for name, more in (("one", []), ("two", ["--workers", "2"])):

@@ -27,7 +27,7 @@ def test_results_come_in_order(workers):
         assert list(mapped(abs, [-1])) == [1] and list(mapped(abs, [])) == []
 
 
-def test_no_more_is_begun_than_can_wait():
+def test_no_more_is_begun_than_can_wait(forked_workers):
     begun = []
 
     def items():
@@ -42,19 +42,20 @@ def test_no_more_is_begun_than_can_wait():
         assert len(list(results)) == 99
 
 
-def test_an_error_of_a_worker_reaches_the_caller():
+def test_an_error_of_a_worker_reaches_the_caller(forked_workers):
     with mapper(2) as mapped, pytest.raises(ValueError, match="invalid literal"):
         list(mapped(int, ["1"] * 12 + ["x"] * 8))
 
 
-def test_a_killed_worker_is_said_and_nobody_waits_for_it():
+def test_a_killed_worker_is_said_and_nobody_waits_for_it(forked_workers):
     with pytest.raises(Fault, match="worker process was killed"), mapper(2) as mapped:
         list(mapped(die_at_seven, range(60), chunk=1))
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(("stop", "error"), [([], Fault), ([signal.SIGTERM], Stopped)])
-def test_a_worker_killed_before_more_is_sent_is_said_too(stop, error, monkeypatch):
+def test_a_worker_killed_before_more_is_sent_is_said_too(stop, error, monkeypatch,
+                                                         forked_workers):
     """The pool refuses what is submitted once it has noticed."""
     submitted, submit = [], ProcessPoolExecutor.submit
 
@@ -74,7 +75,7 @@ def test_a_worker_killed_before_more_is_sent_is_said_too(stop, error, monkeypatc
     assert len(submitted) == 1 and not multiprocessing.active_children()
 
 
-def test_a_signal_is_heard_while_workers_are_busy(monkeypatch, tmp_path):
+def test_a_signal_is_heard_while_workers_are_busy(monkeypatch, tmp_path, forked_workers):
     with pytest.raises(Stopped), mapper(2) as mapped:
         results = mapped(wait_unless_ready, [Path("/")] * 4 + [tmp_path / "never"] * 4, chunk=1)
         next(results)
@@ -92,7 +93,7 @@ def test_a_worker_has_one_thread(monkeypatch):
     assert [os.environ[name] for name in names] == ["7"] * 3
 
 
-def test_thread_settings_that_were_not_there_are_not_there_after(monkeypatch):
+def test_thread_settings_that_were_not_there_are_not_there_after(monkeypatch, forked_workers):
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     with mapper(2) as mapped:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from test_pretrain_base_model import merges_of
 
 from arms import content
 from lungkit.generate.base_model import BASE_MODEL_DIR, CT_BASE_MODEL_DIR
@@ -16,7 +17,7 @@ from lungkit.phantom.thorax import scans
 from lungkit.phantom.thorax.nodules import Law
 from lungkit.run.faults import Stopped
 from lungkit.run.seeds import generator_for, stream
-from lungkit.tools import base_networks, base_of_ct, pretrain_base_model
+from lungkit.tools import base_networks, base_of_ct, pretrain_base_model, tokenizer
 
 HELD_OUT = 10_000  # of patients of the same stream that the recipe does not reach
 
@@ -169,15 +170,17 @@ def test_slices_stay_upright_and_crops_are_turned():
 def small_sizes():
     """The recipe with a patient of two nodules, and of 8 images; the networks are the shipped."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("NODULES", 2), ("HEALTHY", 2), ("SLICES", 2), ("ZOOMED", 1)):
+        for name, value in (("NODULES", 2), ("HEALTHY", 2), ("SLICES", 2), ("ZOOMED", 1),
+                            ("AUTOENCODER_BATCH", 4), ("SLICES_OF_BATCH", 1)):
             patch.setattr(base_of_ct, name, value)
+        patch.setattr(tokenizer, "learn_merges", merges_of)
         yield patch
 
 
 def build(output, *more: str) -> int:
     return pretrain_base_model.main([
         "--modality", "ct", "--output", str(output), "--num-patients", "1", "--device", "cpu",
-        "--autoencoder-steps", "2", "--unet-steps", "2", "--batch-size", "4", *more])
+        "--autoencoder-steps", "2", "--unet-steps", "2", "--batch-size", "2", *more])
 
 
 @pytest.fixture(scope="module")
