@@ -17,6 +17,7 @@ much the same images (Nadeau and Bengio 2003); 0 where they share none.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -89,6 +90,16 @@ def standard_error(level: str, size: Size, of: Deviations, overlap: float) -> tu
     return math.sqrt(variance), variance**2 / spread if spread else freedom
 
 
+@functools.lru_cache(maxsize=64)
+def _half_widths(side: float, df: float):
+    """Equally likely half widths of an interval, float [CELLS], in standard errors. Read only."""
+    import numpy as np
+    from scipy.stats import chi2, t
+
+    places = (np.arange(CELLS) + 0.5) / CELLS
+    return t.ppf(1 - side, df) * np.sqrt(chi2.ppf(places, df) / df)
+
+
 def chance(shift: float, se: float, df: float, *, low: float, high: float, side: float) -> float:
     """P(low < estimate - half and estimate + half < high), half = the t quantile of `side` x SE.
 
@@ -96,14 +107,13 @@ def chance(shift: float, se: float, df: float, *, low: float, high: float, side:
     is free. Of df < 1 there is no interval, and the chance is 0.
     """
     import numpy as np
-    from scipy.stats import chi2, norm, t
+    from scipy.stats import norm
 
     if df < 1:
         return 0.0
     if se == 0:
         return float(low < shift < high)
-    places = (np.arange(CELLS) + 0.5) / CELLS
-    half = t.ppf(1 - side, df) * np.sqrt(chi2.ppf(places, df) / df)  # in standard errors
+    half = _half_widths(side, df)
     inside = norm.cdf((high - shift) / se - half) - norm.cdf((low - shift) / se + half)
     return float(np.clip(inside, 0, 1).mean())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import io
 import statistics
 from collections.abc import Sequence
@@ -63,13 +64,10 @@ def contents(found: Results, said: Comparison, tests: Sequence[Pair], sheets_dir
             **measured, **pictures, "report.html": html.encode()}
 
 
-def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: dict[str, bytes],
-         sheets: dict[str, bytes], likeness: Sequence[dict] = (),
-         memory: Memory | None = None, explained: Explained | None = None) -> str:
-    """The whole report as one HTML page that needs no other file."""
+@functools.cache
+def _template(path: Path):
+    """A file as a jinja2.Template, compiled once."""
     import jinja2
-
-    from lungkit.compare import dose, instrument  # read all that is compared: --help must not
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
                                      trim_blocks=True, lstrip_blocks=True,
@@ -79,10 +77,18 @@ def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: d
         "metric_words": scores.metric_words,
         "base64": lambda content: base64.b64encode(content).decode("ascii")}
     environment.tests |= {"accuracy": scores.is_accuracy, "on_grid": scores.on_grid}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return environment.from_string(path.read_text(encoding="utf-8"))
+
+
+def page(found: Results, said: Comparison, tests: Sequence[Pair], *, pictures: dict[str, bytes],
+         sheets: dict[str, bytes], likeness: Sequence[dict] = (),
+         memory: Memory | None = None, explained: Explained | None = None) -> str:
+    """The whole report as one HTML page that needs no other file."""
+    from lungkit.compare import dose, instrument  # read all that is compared: --help must not
+
     score, split = scores.parts(said.metric)
     counts = sorted({arm.n for arm in said.arms})
-    return template.render(
+    return _template(TEMPLATE).render(
         found=found, said=said, tests=tests, tables=tables, pictures=pictures, sheets=sheets,
         likeness=alike.table(list(likeness)), nuclei=alike.nuclei_table(list(likeness)),
         memory=memory or Memory(), memories=memories,

@@ -68,16 +68,23 @@ def write_arm(results, arm, quality, **changed):
             "groups_given": "csv"}, arrays, {})
 
 
-def compare(tmp_path, *more):
-    return wilcoxon_test.main([str(tmp_path / "results"), "--output", str(tmp_path / "comparison"),
-                               "--margin", "0.1", *more])
+def compare(tmp_path, *more, results=None):
+    return wilcoxon_test.main([str(results or tmp_path / "results"), "--output",
+                               str(tmp_path / "comparison"), "--margin", "0.1", *more])
+
+
+@pytest.fixture(scope="module")
+def better_and_worse(tmp_path_factory):
+    """Results of real and of an arm that finds less. Read only."""
+    results = tmp_path_factory.mktemp("arms") / "results"
+    for arm, quality in (("real", 0.9), ("mix", 0.4)):
+        write_arm(results, arm, quality)
+    return results
 
 
 @pytest.mark.parametrize("metric", NAMES)
-def test_an_arm_that_finds_less_is_lower_for_new_patients(metric, tmp_path):
-    for arm, quality in (("real", 0.9), ("mix", 0.4)):
-        write_arm(tmp_path / "results", arm, quality)
-    assert compare(tmp_path, "--metric", metric) == 0
+def test_an_arm_that_finds_less_is_lower_for_new_patients(metric, better_and_worse, tmp_path):
+    assert compare(tmp_path, "--metric", metric, results=better_and_worse) == 0
     found = json.loads((tmp_path / "comparison/comparison.json").read_text())
     assert found["level"] == "B" and found["groups_per_class"] == {"foreground": 12}
     [pair] = found["pairs"]
