@@ -98,8 +98,8 @@ def once(function):
         pixels = hashlib.sha256(image.tobytes()).digest()
         key = pixels, image.shape, image.dtype.str, *sorted(options.items())
         if key not in known:
-            known[key] = function(image, **options)
-            for value in vars(known[key]).values():
+            known[key] = found = function(image, **options)
+            for value in (found, *getattr(found, "__dict__", {}).values()):
                 if hasattr(value, "setflags"):
                     value.setflags(write=False)
         return known[key]
@@ -121,22 +121,25 @@ def once_a_pair(function):
 
 @pytest.fixture(scope="session")
 def finders() -> dict:
-    """What finds nuclei, signatures and how two of these agree: once, however many modules ask."""
+    """What finds nuclei, tumour, signatures and how two of these agree: once, whoever asks."""
     from lungkit.audit import registration, signature
+    from lungkit.histology import tumour_map
     from lungkit.nuclei import detect
 
     return {"describe": once(signature.describe), "detect_nuclei": once(detect.detect_nuclei),
-            "register": once_a_pair(registration.register)}
+            "register": once_a_pair(registration.register),
+            "tumour_mask": once(tumour_map.tumour_mask)}
 
 
 @contextlib.contextmanager
 def finding(finders: dict):
     """The stages find by `finders`."""
     from lungkit.audit import leaks, memorised, registration, signature
+    from lungkit.histology import tiles
     from lungkit.nuclei import detect, instanseg
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (detect, instanseg, leaks, memorised, registration, signature):
+        for module in (detect, instanseg, leaks, memorised, registration, signature, tiles):
             for name, finder in finders.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, finder)
@@ -145,9 +148,9 @@ def finding(finders: dict):
 
 @pytest.fixture(scope="module")
 def found_once(finders):
-    """Nuclei and signatures: of each image they are found once in the modules that use this.
+    """Nuclei, tumour and signatures: of each image found once in the modules that use this.
 
-    For tests that run a stage over the same images again and again. That both depend on the image
+    For tests that run a stage over the same images again and again. That all depend on the image
     alone is held where they are tested.
     """
     with finding(finders):
