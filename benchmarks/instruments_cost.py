@@ -37,7 +37,7 @@ def cpu_of(*command: str) -> float:
 def cold(place: Path, *of_runs: list[str]):
     """Yield each, when nothing that was worked out for another is left."""
     for some in of_runs:
-        for left in [*place.glob("datasets/.*.cache/*/*"), *place.glob("datasets/*/fidelity.json")]:
+        for left in [*place.glob("*/.*.cache/*/*"), *place.glob("*/*/fidelity.json")]:
             left.unlink()
         yield some
 
@@ -61,7 +61,7 @@ def main() -> None:
     memorised.summary(audit, [row.label for row in drawn.rows], matches)
     of_audit = time.process_time() - start
 
-    arms = [f"{arm}-{number}" for number in range(ARMS)]
+    arms = [f"{place}/again-{number}/{ARM}" for number in range(ARMS)]  # a name is the folder's
     for path in arms:
         shutil.copytree(arm, path)
     of_one, of_all = (cpu_of("-m", "lungkit.tools.fidelity", "--real", real, "--device", "cpu",
