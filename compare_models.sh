@@ -154,17 +154,18 @@ find_datasets() {	# sets names: the datasets there are, of DATASETS where it is 
 	local manifest name
 	names=()
 	for manifest in "$first"/*/dataset.json; do
-		name=$(basename "$(dirname "$manifest")")
+		name=${manifest%/dataset.json} name=${name##*/}
 		[[ ! -f $manifest || (-n $DATASETS && " $DATASETS " != *" $name "*) ]] || names+=("$name")
 	done
 }
 
 # A control or a mixture is trained as an arm is, and is none: plan and families are of arms alone.
 find_arms() {	# sets arms, of names
-	local name
+	local name others paths=("${names[@]/#/$first/}")
 	arms=()
+	others=$'\n'$(grep -lsE '"(control|mix)": *[{]' /dev/null "${paths[@]/%//dataset.json}" || true)$'\n'
 	for name in "${names[@]}"; do
-		grep -qsE '"(control|mix)": *[{]' "$first/$name/dataset.json" || arms+=("$name")
+		[[ $others == *$'\n'"$first/$name/dataset.json"$'\n'* ]] || arms+=("$name")
 	done
 }
 

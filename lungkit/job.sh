@@ -11,14 +11,17 @@ job=job			# the script's name in messages
 run_dir=''		# the run, and ...
 log_dir=''		# ... each stage's log; set by the script
 MAX_RESTARTS=${MAX_RESTARTS:-100}
-slots=1 threads=1 share=1 gpus=() prefix=()	# set by share_out
+slots=1 threads=1 share=1 gpus=() gpus_in='' prefix=()	# set by share_out
 here=(0)		# the replicates that this job makes, by find_replicates
 child_pids=()		# the stages running now, by slot; '' is a free one
 stop_signal=''		# the signal that asked for an end, if any
 stop_at=0		# ... and when it came
 STOP_SEC=110		# a stage that has not stopped so long after the warning is killed: Slurm
 			# gives 180 at least, of which asking for the requeue may need 60
-job_id=${LUNGKIT_JOB:-$(date +%s).${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}.$$}	# of the outermost script
+said_dir='' said=0		# what the stages of this job say: a folder, and how many files in it
+idle=''			# a descriptor on which nothing ever comes, by which a shell waits without a fork
+printf -v job_id '%(%s)T.%s' -1 "${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}.$$"
+job_id=${LUNGKIT_JOB:-$job_id}	# of the outermost script
 job_start=${job_id%%.*}
 
 say() { printf '%s: %s\n' "$job" "$*" >&2; }
@@ -42,7 +45,7 @@ only_rank_0() {
 # What the first start of a run decided holds for the later ones, wherever they come to run.
 # An empty file is none: a full disk or a power cut left it. A disk that takes nothing ends nothing here.
 kept() {	# kept NAME [VALUE]: print it; VALUE is kept where nothing is yet
-	local place=$run_dir/decided/$1 own=$run_dir/decided/$1.$job_id
+	local place=$run_dir/decided/$1 own=$run_dir/decided/$1.$job_id lines
 	if [[ ! -s $place && -n ${2:-} ]]; then
 		{
 			mkdir -p "$run_dir/decided" && printf '%s\n' "$2" >"$own" &&
@@ -51,7 +54,7 @@ kept() {	# kept NAME [VALUE]: print it; VALUE is kept where nothing is yet
 			rm -f "$own"
 		} 2>/dev/null || true
 	fi
-	[[ -s $place ]] && cat "$place" || printf '%s\n' "${2:-}"
+	[[ -s $place ]] && mapfile -t lines <"$place" && printf '%s\n' "${lines[@]}" || printf '%s\n' "${2:-}"
 }
 
 keep_threads() {	# keep_threads NAME: from here on results depend on them
@@ -119,7 +122,7 @@ find_replicates() {
 	fi
 	[[ $REPLICATES =~ ^[1-9][0-9]{0,2}$ ]] || bad_option "REPLICATES is '$REPLICATES': expected a whole number from 1 to 999"
 	if [[ -z $task ]]; then
-		mapfile -t here < <(seq 0 "$((REPLICATES - 1))")
+		for ((task = 0; task < REPLICATES; task++)); do here[task]=$task; done
 	elif ((task < REPLICATES)); then
 		here=("$task")
 	else
@@ -171,7 +174,7 @@ run_tasks() {	# every task, then the table of all, where none is left to others 
 
 cores() {	# that this job may use, by affinity, by a container's quota and by the allocation
 	local count quota period given=''
-	count=$(env -u OMP_NUM_THREADS nproc)
+	count=$(unset OMP_NUM_THREADS && nproc)
 	[[ -z ${SLURM_JOB_ID:-} ]] || given=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-}}
 	[[ ! $given =~ ^[1-9][0-9]*$ ]] || ((count = given < count ? given : count))
 	if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [[ $quota != max ]]; then
@@ -180,12 +183,14 @@ cores() {	# that this job may use, by affinity, by a container's quota and by th
 	printf '%s\n' "$((count > 0 ? count : 1))"
 }
 
-find_gpus() {	# sets gpus=(0 1 ...), as CUDA_VISIBLE_DEVICES spells them
-	local device visible=()
-	gpus=()
+find_gpus() {	# sets gpus=(0 1 ...), as CUDA_VISIBLE_DEVICES spells them; asked once in one environment
+	local device visible=() where=$PATH:${CUDA_VISIBLE_DEVICES-all}
+	[[ $where != "$gpus_in" ]] || return 0
+	gpus=() gpus_in=$where
 	command -v nvidia-smi >/dev/null || return 0
-	mapfile -t gpus < <(timeout -k 5 30 nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null |
-		grep -E '^[0-9]+$' || true)
+	while IFS= read -r device; do
+		[[ ! $device =~ ^[0-9]+$ ]] || gpus+=("$device")
+	done < <(timeout -k 5 30 nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
 	[[ -n ${CUDA_VISIBLE_DEVICES+set} && ${#gpus[@]} -gt 0 ]] || return 0
 	IFS=', ' read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
 	gpus=()
@@ -287,6 +292,7 @@ set_up() {
 run_stages() {
 	local count=$1 k status=0 ended all
 	shift
+	[[ -n $idle ]] || { exec {idle}<> <(:); } 2>/dev/null || idle=0
 	child_pids=()
 	while :; do
 		for ((k = 0; k < count; k++)); do
@@ -310,42 +316,66 @@ run_stages() {
 		fi
 		all=${child_pids[*]}
 		[[ -n ${all// /} ]] || break
-		sleep 0.2
+		pause
 	done
 	[[ $status -ne 0 || $# -eq 0 ]] || status=75	# stopped before all were started
 	return "$status"
 }
 
-own_file() {	# for what one stage of this job says; not where the run lies, whose disk may be full
-	mktemp "${TMPDIR:-/tmp}/lungkit.XXXXXX" 2>/dev/null || mktemp /tmp/lungkit.XXXXXX 2>/dev/null ||
-		mktemp "$log_dir/.said.XXXXXX"
+pause() {	# a signal's handler speaks from within: nothing of it is silenced here
+	if ((idle > 0)); then
+		read -rt 0.2 -u "$idle" || (($? > 128)) || idle=0
+	else
+		sleep 0.2
+	fi
+}
+
+make_said_dir() {	# not where the run lies, whose disk may be full
+	said_dir=$(mktemp -d "${TMPDIR:-/tmp}/lungkit.XXXXXX" 2>/dev/null || mktemp -d /tmp/lungkit.XXXXXX 2>/dev/null ||
+		mktemp -d "$log_dir/.said.XXXXXX")
+	trap 'rm -rf "$said_dir"' EXIT
 }
 
 start_stage() {	# start_stage SLOT NAME
 	local k=$1 name=$2 command=() stdout='' log=$log_dir/${2// /-}.log own settings
 	stage_command "$name"
-	child_names[k]=$name child_logs[k]=$log child_starts[k]=$(date +%s) child_echo[k]='' child_own[k]=''
+	child_names[k]=$name child_logs[k]=$log child_echo[k]='' child_own[k]=''
+	printf -v "child_starts[$k]" '%(%s)T' -1
 	if [[ -z $log ]]; then
 		"${command[@]}" &
 		child_pids[k]=$!
 		return
 	fi
-	own=$(own_file)
+	[[ -d $said_dir ]] || make_said_dir
+	own=${said_dir:+$said_dir/$((++said))}	# its own: an orphan of another stage may still speak
 	child_own[k]=$own
+	: >"$own"
 	settings=("OMP_NUM_THREADS=$threads")
 	((${#prefix[@]} > 0 || ${#gpus[@]} == 0)) || settings+=("CUDA_VISIBLE_DEVICES=${gpus[k % ${#gpus[@]}]}")
-	env "${settings[@]}" "${prefix[@]}" "${command[@]}" >>"${stdout:-$own}" 2>>"$own" &
+	{
+		export "${settings[@]}"
+		exec "${prefix[@]}" "${command[@]}"
+	} >>"${stdout:-$own}" 2>>"$own" &
 	child_pids[k]=$!
-	# Show what it says, and add it to the log, which other jobs may write to as well. The stage
-	# itself writes to a file: a reader that a signal ends would take it along.
-	(
-		trap '' USR2 TERM INT
-		tail -c +1 -s 0.2 --pid="${child_pids[k]}" -f "$own" | while IFS= read -r line || [[ -n $line ]]; do
-			[[ $name == options\ * ]] || printf '[%s] %s\n' "$name" "$line" >&2
-			printf '%s\n' "$line" 2>/dev/null || true	# its disk may be full
-		done >>"$log"
-	) &
+	show "$name" "${child_pids[k]}" <"$own" >>"$log" &
 	child_echo[k]=$!
+}
+
+# Show what a stage says, and add it to the log, which other jobs may write to as well. The stage itself
+# writes to a file: a reader that a signal ends would take it along.
+show() {	# show NAME PID: its lines, from the standard input to the standard output, until it has ended
+	local line begun='' alive=yes
+	trap '' USR2 TERM INT
+	while [[ -n $alive ]]; do
+		kill -0 "$2" 2>/dev/null || alive=''	# what it said before is read all the same
+		while IFS= read -r line || [[ -z $alive && -n $begun$line ]]; do
+			[[ $1 == options\ * ]] || printf '[%s] %s\n' "$1" "$begun$line" >&2
+			printf '%s\n' "$begun$line" 2>/dev/null || true	# its disk may be full
+			begun='' line=''
+		done
+		begun+=$line
+		[[ -z $alive ]] || pause
+	done
 }
 
 end_stage() {	# end_stage SLOT: 0, 75 or the stage's failure, which is told in one line
@@ -358,11 +388,13 @@ end_stage() {	# end_stage SLOT: 0, 75 or the stage's failure, which is told in o
 	[[ -n $log ]] || return "$status"	# it has told of itself
 	[[ $name != options\ * || $status -ne 1 ]] || status=0	# there is no data yet to be checked
 	[[ ! $name =~ ^((cnn|unet).*)\ [0-9]+$ ]] || name=${BASH_REMATCH[1]}	# one line for all that share the work
-	{ printf '%s\t%s\t%s\t%s\t%s\n' "$job_id" "$name" "${child_starts[k]}" "$(date +%s)" "$status" \
+	{ printf '%s\t%s\t%s\t%(%s)T\t%s\n' "$job_id" "$name" "${child_starts[k]}" -1 "$status" \
 		>>"$log_dir/timings.tsv"; } 2>/dev/null || true
-	last=$(grep -v '^[[:space:]]*$' "$own" | tail -n 1 || true)
-	! grep -qiE 'oom[_-]kill' "$own" || oom=yes
-	rm -f "$own"
+	if ((status != 0 && status != 75)); then
+		last=$(grep -v '^[[:space:]]*$' "$own" | tail -n 1 || true)
+		! grep -qiE 'oom[_-]kill' "$own" || oom=yes
+	fi
+	{ : >"$own"; } 2>/dev/null || true	# of no more use
 	if ((status == 0 || status == 75)); then
 		return "$status"
 	elif [[ $status -eq 137 || -n $oom ]]; then	# its last line has nothing to do with it
@@ -378,6 +410,7 @@ end_stage() {	# end_stage SLOT: 0, 75 or the stage's failure, which is told in o
 
 # Seconds in which each stage ran, once where several processes shared it: in this job, and in all so far.
 print_timings() {
+	local now
 	say "seconds by stage (this run / with the runs before it)"
 	sort -t $'\t' -k 3,3n "$log_dir/timings.tsv" | awk -F '\t' -v id="$job_id" '
 		{
@@ -395,7 +428,8 @@ print_timings() {
 			}
 			for (k = 1; k <= count; k++) printf "  %-28s %7d / %7d\n", order[k], now[order[k]], all[order[k]]
 		}' >&2
-	printf '  %-28s %7d\n' 'in all' "$(($(date +%s) - job_start))" >&2
+	printf -v now '%(%s)T' -1
+	printf '  %-28s %7d\n' 'in all' "$((now - job_start))" >&2
 }
 
 # ---------------------------------------------------------------- signals and the end
@@ -420,7 +454,7 @@ pass_signal_on() {	# pass_signal_on SLOT
 
 # begin_job: call once the options are checked; afterwards every way out is end_job.
 begin_job() {
-	mkdir -p "$log_dir" || { fault "cannot make $log_dir: set RUN to a place that can be written"; exit 1; }
+	[[ -d $log_dir ]] || mkdir -p "$log_dir" || { fault "cannot make $log_dir: set RUN to a place that can be written"; exit 1; }
 	trap 'note_signal USR2' USR2
 	trap 'note_signal TERM' TERM
 	trap 'note_signal INT' INT

@@ -33,7 +33,8 @@ while (($# > 0)); do
 	shift
 done
 case $name in
-	*_seg.py) mkdir -p "$output"; echo '{}' >"$output/dataset.json"
+	*_seg.py) [[ -d $output ]] || mkdir -p "$output"
+		echo '{}' >"$output/dataset.json"
 		[[ $name != controls* ]] || echo '{"control": {}}' >"$output/dataset.json"
 		[[ $name != mix* ]] || echo '{"mix": {}}' >"$output/dataset.json"
 		[[ $name != voronoi* ]] || : >"$output/image_features.csv" ;;
@@ -139,7 +140,7 @@ class Project:
         job = (ROOT / "lungkit/job.sh").read_text()
         self.quota_path = folder / "cpu.max"
         (self.path / "lungkit/job.sh").write_text(
-            job.replace("/sys/fs/cgroup/cpu.max", f"'{self.quota_path}'").replace(" 0.2", " 0.02")
+            job.replace("/sys/fs/cgroup/cpu.max", f"'{self.quota_path}'").replace(" 0.2", " 0.005")
             .replace("in 5 10 15 30 0", "in 0 0 0 0 0"))
         (self.path / "setup_env.sh").write_text(SETUP_ENV)
         for arm in (*ARMS, "layout"):
@@ -148,8 +149,9 @@ class Project:
                            "scontrol": SCONTROL, "nproc": "#!/bin/bash\necho 8\n"}.items():
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
+        # a test to which the number of trainings matters gives WORKERS
         self.env = {"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(folder), "LC_ALL": "C",
-                    "CALLS": str(self.calls_path), "RUN": str(self.run_dir)}
+                    "CALLS": str(self.calls_path), "RUN": str(self.run_dir), "WORKERS": "1"}
 
     def bash(self, *words: object, cwd: Path | None = None, **settings: object):
         """Run `bash words...` with no setting of the scripts but these; RUN is `run_dir`."""
@@ -183,6 +185,12 @@ class Project:
 
     def forget(self) -> None:
         self.calls_path.unlink(missing_ok=True)
+
+    def decide(self, **values: object) -> None:
+        """Keep what a first start of the run decides."""
+        (self.run_dir / "decided").mkdir(parents=True, exist_ok=True)
+        for name, value in values.items():
+            (self.run_dir / "decided" / name).write_text(f"{value}\n")
 
     def leave_records(self) -> None:
         """From now on the stand-ins of the trainings leave a record of every repeat asked for."""

@@ -55,7 +55,7 @@ def test_what_a_site_exports_changes_nothing(settings, project):
     (project.path / "scripts").mkdir()
     result = project.bash("compare_models.sh", 2, "--dry-run", **settings)
     assert result.returncode == 0, result.stderr
-    result = project.bash("compare_models.sh", 2, **settings)
+    result = project.bash("compare_models.sh", 2, FIDELITY=0, **settings)
     assert result.returncode == 0, result.stderr
     if "BASH_ENV" not in settings:  # what bash itself read before the script's first line
         assert result.stdout == "the verdict\n"
@@ -77,6 +77,15 @@ def test_the_gpus_are_those_that_cuda_sees(devices, gpus, project):
     settings = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
     result = project.job("find_gpus; echo ${gpus[*]}", GPUS="0 1", **settings)
     assert result.stdout.strip() == gpus
+
+
+def test_the_gpus_are_asked_for_once_in_one_environment(project, tmp_path):
+    smi = tmp_path / "tools/nvidia-smi"
+    smi.write_text(smi.read_text() + 'echo asked >>"$CALLS"\n')
+    result = project.job("find_gpus; find_gpus; echo ${gpus[*]}; export CUDA_VISIBLE_DEVICES=1; "
+                         "find_gpus; echo ${gpus[*]}", GPUS="0 1")
+    assert result.stdout.splitlines() == ["0 1", "1"]
+    assert project.calls_path.read_text().split() == ["asked", "asked"]
 
 
 @pytest.mark.parametrize(("value", "threads", "warned"), [
@@ -276,8 +285,10 @@ def test_a_job_shows_its_own_verdict(project):
 @pytest.mark.parametrize("status", [1, 75])
 def test_without_a_verdict_none_is_left(status, project):
     project.make_datasets("real", "diffusion")
-    assert project.compare(2).returncode == 0
-    assert project.compare(2, FAULTS=f"wilcoxon_test.py*--sheets*={status}").returncode == status
+    (project.run_dir / "logs").mkdir()
+    (project.run_dir / "logs/verdict.txt").write_text("the verdict\n")
+    assert project.compare(2, FIDELITY=0,
+                           FAULTS=f"wilcoxon_test.py*--sheets*={status}").returncode == status
     assert not list((project.run_dir / "logs").glob("verdict*"))
 
 
@@ -389,14 +400,14 @@ def test_a_run_goes_on_with_its_preset_whatever_the_node_shows(first, later, pre
     if (first, run) == ({"PRESET": "full"}, ""):
         preset = "demo"  # its name tells: another run
     (project.path / "images").mkdir()
-    faults = {"INPUT": "images", "ARMS": "voronoi", "FAULTS": "tumor*=1", "RUN": run}
+    faults = {"INPUT": "images", "ARMS": "voronoi", "FAULTS": "voronoi*=2", "RUN": run, "JOBS": 1}
     for settings in (first, later):
         project.forget()
-        assert project.pipeline(**faults, **settings).returncode == 1
-    tumor, = project.calls("tumor")
-    assert tumor.option("--preset") == preset
+        assert project.pipeline(**faults, **settings).returncode == 2
+    voronoi, = project.calls("voronoi")
+    assert voronoi.option("--preset") == preset
     if not run:
-        assert tumor.option("--output").endswith(f"runs/images-{preset}/datasets/real")
+        assert voronoi.option("--output").endswith(f"runs/images-{preset}/datasets/voronoi")
 
 
 def make_real(folder, side: int) -> None:
@@ -419,10 +430,11 @@ def test_images_that_were_made_tell_the_preset_before_the_node_does(begun, gpus,
         if what != "real":
             (folder / "decided").mkdir(parents=True)
             (folder / "decided/preset_by_node").write_text(f"{name}\n")
-    project.pipeline(INPUT="images", RUN="", GPUS=gpus, ARMS="voronoi", FAULTS="tumor*=1")
-    tumor, *_ = project.calls("tumor")
-    assert tumor.option("--preset") == preset
-    assert tumor.option("--output").endswith(f"runs/images-{preset}/datasets/real")
+    project.pipeline(INPUT="images", RUN="", GPUS=gpus, ARMS="voronoi", JOBS=1,
+                     FAULTS="tumor*=1 voronoi*=2")
+    first, = [call for call in project.calls() if call.words[0] == "python"]
+    assert first.option("--preset") == preset
+    assert f"/runs/images-{preset}/datasets/" in first.option("--output")
 
 
 @pytest.mark.parametrize(("side", "gpus", "preset"), [
@@ -451,8 +463,9 @@ def test_a_preset_asked_for_replaces_one_by_which_nothing_was_made(is_made, pres
     ("cnn_classify.py*--seed?0?=1", {"device", "threads", "threads_cnn"})])
 def test_what_the_node_offers_is_kept_once_bytes_depend_on_it(fault, kept, project):
     assert project.pipeline(ARMS="voronoi", GPUS="0", FAULTS=fault).returncode in (1, 2)
-    found = {path.name for path in (project.run_dir / "decided").iterdir()}
-    assert found == {"preset", "preset_by_node", "modality"} | kept
+    found = {path.name: path.read_text() for path in (project.run_dir / "decided").iterdir()}
+    assert set(found) == {"preset", "preset_by_node", "modality"} | kept
+    assert "device" not in found or (found["device"], found["threads"]) == ("cuda\n", "8\n")
 
 
 def test_a_comparison_has_the_preset_of_its_run(project):
@@ -468,9 +481,8 @@ def test_a_comparison_has_the_preset_of_its_run(project):
     ({"SLURM_GPUS_ON_NODE": 0, "SLURM_JOB_GPUS": "0"}, 0), ({}, 0)])
 def test_a_node_with_a_broken_driver_does_not_train_on_its_cpu(slurm, status, project):
     project.make_datasets("real", "diffusion")
-    assert project.compare(2, GPUS="0").returncode == 0
-    project.forget()
-    result = project.compare(2, **slurm, **BATCH)
+    project.decide(device="cuda")
+    result = project.compare(2, FIDELITY=0, **slurm, **BATCH)
     assert result.returncode == status, result.stderr
     assert "nvidia-smi shows none on" in result.stderr or "warning: the run was begun on a GPU" in (
         result.stderr)
@@ -521,20 +533,17 @@ def allocation(tasks: int, cores: int) -> dict:
     {"OMP_NUM_THREADS": 2}])
 def test_the_generators_of_a_run_have_one_number_of_threads(later, project):
     project.make_datasets("real")
-    threads = set()
-    for settings in (allocation(1, 8), later):
-        project.forget()
-        assert project.pipeline(ARMS="diffusion", FAULTS="diffusion_seg.py*--seed?0?=1",
-                                **settings).returncode == 1
-        threads |= {call.threads for call in project.calls("diffusion", dry=False)}
-    assert threads == {"4"}
+    project.decide(threads=4)
+    assert project.pipeline(ARMS="diffusion", FAULTS="diffusion_seg.py*--seed?0?=1",
+                            **later).returncode == 1
+    assert {call.threads for call in project.calls("diffusion", dry=False)} == {"4"}
 
 
 @pytest.mark.parametrize(("settings", "processes"), [
     ({}, 8), (allocation(1, 3), 3), (allocation(2, 3), 6), (allocation(4, 1), 4)])
 def test_a_training_on_a_cpu_has_one_thread_in_every_allocation(settings, processes, project):
     project.make_datasets("real", "diffusion")
-    assert project.compare(9, **settings).returncode == 0
+    assert project.compare(9, WORKERS="", FIDELITY=0, **settings).returncode == 0
     trained = project.calls("cnn", dry=False)
     assert {call.threads for call in trained} == {"1"} and len(trained) == processes
     assert {"--cpus-per-task=1" in call.words for call in project.calls("srun")} <= {True}

@@ -132,9 +132,9 @@ def test_a_variable_reaches_every_stage_it_concerns(script, name, request):
 
 @pytest.fixture(scope="module")
 def ct(tmp_path_factory) -> Project:
-    """A pipeline of simulated scans, in folds."""
+    """A pipeline of simulated scans, of one fold."""
     project = Project(tmp_path_factory.mktemp("ct"))
-    assert project.pipeline(MODALITY="ct", FOLDS=3, RUN="ct").returncode == 0
+    assert project.pipeline(MODALITY="ct", FOLDS=3, REPLICATES=1, RUN="ct").returncode == 0
     return project
 
 
@@ -209,8 +209,8 @@ def read_by(script: str) -> set[str]:
     code = re.sub(r"(^|\s)#.*", "", code)
     named = set(re.findall(r"\$\{?!?([A-Z][A-Z_]*)\b", code))
     return {name for name in named if not name.startswith(("SLURM_", "BASH_", "LUNGKIT_"))} - {
-        "PWD", "ENVIRONMENT", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HOSTNAME", "SECONDS",
-        "STOP_SEC", "TMPDIR"}
+        "PWD", "PATH", "ENVIRONMENT", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HOSTNAME",
+        "SECONDS", "STOP_SEC", "TMPDIR"}
 
 
 @pytest.mark.parametrize(("script", "table"), [
@@ -255,7 +255,8 @@ def test_without_input_the_sample_is_made_first(project):
 def test_ct_is_another_maker_of_real_and_has_arms_of_its_own(project):
     (project.path / "scans").mkdir()
     result = project.pipeline(MODALITY="ct", INPUT="scans", TASK="slice-grade", SEED=3,
-                              CT_OPTIONS="--min-readers 2", LAYOUT_OPTIONS="--render labels")
+                              CT_OPTIONS="--min-readers 2", LAYOUT_OPTIONS="--render labels",
+                              FIDELITY=0)
     assert result.returncode == 0, result.stderr
     made, = project.calls("ct")
     assert [made.option(f"--{name}") for name in ("input", "output", "view", "labels", "seed",
@@ -296,7 +297,7 @@ def test_a_run_of_ct_goes_on_as_it_was_begun(project):
     first = {"MODALITY": "ct", "TASK": "crop-grade"}
     assert project.pipeline(**first, FAULTS="ct*=1").returncode == 1
     project.forget()
-    assert project.pipeline().returncode == 0
+    assert project.pipeline(FAULTS="diffusion_seg.py*=1").returncode == 1
     made, = project.calls("ct", dry=False)
     assert made.option("--labels") == "grade" and not project.calls("tumor")
     for other in ({"MODALITY": "tissue"}, {"TASK": "crop-binary"}):
@@ -353,7 +354,7 @@ def test_every_arm_passes_a_dry_run_before_the_first_is_made(project):
 
 def test_arms_are_those_named(project):
     (project.path / "mri_seg.py").touch()
-    assert project.pipeline(ARMS="mri voronoi", JOBS=1).returncode == 0
+    assert project.pipeline(ARMS="mri voronoi", JOBS=1, FIDELITY=0).returncode == 0
     called = [call.stage for call in project.calls(dry=False)]
     assert [name for name in called if name in (*ARMS, "mri")] == ["mri", "voronoi"]
     test, = project.calls("test", dry=False)
@@ -368,7 +369,7 @@ def test_arms_are_those_named(project):
     ("nuclei_classify.py*=1", 1, "test"), ("wilcoxon_test.py*=1", 1, "nothing")])
 def test_the_first_failure_is_the_jobs_status_and_its_end(
         fault, exit_status, never_started, project):
-    result = project.pipeline(ARMS="voronoi", FAULTS=fault)
+    result = project.pipeline(ARMS="voronoi", FIDELITY=0, FAULTS=fault)
     assert result.returncode == exit_status, result.stderr
     assert not project.calls(never_started, dry=False)
     assert bool(errors(result)) == (exit_status != 75) and result.stdout == ""
@@ -383,6 +384,7 @@ def test_trainings_at_a_time(project):
                                          ({"WORKERS": 9}, 8, "1"),
                                          ({"GPUS": "0 1"}, 2, "4"),
                                          ({"OMP_NUM_THREADS": 5}, 8, "5")]:
+        settings = {"WORKERS": "", "FIDELITY": 0, **settings}
         project.forget()
         shutil.rmtree(project.run_dir / "decided", ignore_errors=True)
         assert project.compare(4, **settings).returncode == 0
@@ -400,7 +402,7 @@ def test_trainings_at_a_time(project):
 def test_the_datasets_compared(settings, names, project):
     project.make_datasets("real", "voronoi", "diffusion")
     (project.run_dir / "datasets/half_made").mkdir()
-    assert project.compare(2, **settings).returncode == 0
+    assert project.compare(2, FIDELITY=0, **settings).returncode == 0
     test, = project.calls("test", dry=False)
     first = test.words.index("--datasets") + 1
     assert test.words[first:test.words.index("--repeats")] == names
@@ -497,17 +499,15 @@ def test_sheets_and_checks_are_of_what_is_new(project):
         (project.run_dir / f"sheets/{name}.png").touch()
         os.utime(project.run_dir / f"sheets/{name}.png", (sheet_sec, sheet_sec))
         os.utime(project.run_dir / f"datasets/{name}/dataset.json", (dataset_sec, dataset_sec))
-    done = project.run_dir / "results/voronoi/replicate_000"
-    done.mkdir(parents=True)
-    (done / "repeat_0001.json").touch()
+    for name, repeat in (("voronoi", 0), ("voronoi", 1), ("real", 0)):
+        folder = project.run_dir / f"results/{name}/replicate_000"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"repeat_{repeat:04d}.json").touch()
     assert project.compare(2).returncode == 0
     sheet, = project.calls("contact_sheet")
     assert sheet.option("--dataset") == str(project.run_dir / "datasets/real")
     assert len(project.calls("cnn", dry=True)) == 1
-    for name, repeat in (("voronoi", 0), ("real", 0), ("real", 1)):
-        folder = project.run_dir / f"results/{name}/replicate_000"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"repeat_{repeat:04d}.json").touch()
+    (project.run_dir / "results/real/replicate_000/repeat_0001.json").touch()
     project.forget()
     assert project.compare(2).returncode == 0  # both have all that is asked for
     assert not project.calls("cnn", dry=True)
@@ -562,7 +562,7 @@ def test_an_allocation_is_shared_out_by_srun(project):
     project.make_datasets("real", "diffusion")
     slurm = {"SLURM_JOB_ID": 9, "SLURM_NTASKS": 4, "SLURM_JOB_NUM_NODES": 2,
              "SLURM_CPUS_PER_TASK": 3, "SLURM_MEM_PER_NODE": 9000, "SLURM_GPUS_ON_NODE": 2}
-    assert project.compare(8, **slurm, GPUS="0 1").returncode == 0
+    assert project.compare(8, **slurm, GPUS="0 1", WORKERS="").returncode == 0
     assert len(project.calls("cnn", dry=False)) == 4
     assert {call.threads for call in project.calls("cnn")} == {"3"}
     assert {tuple(call.words[1:call.words.index("python")]) for call in project.calls("srun")} == {
@@ -684,12 +684,15 @@ def test_a_stage_killed_by_the_stop_is_no_failure(project):
     assert result.returncode == 128 + signal.SIGKILL and len(errors(result)) == 1
 
 
-def test_a_stages_output_goes_to_its_log_and_is_shown(project):
+def test_a_stages_output_goes_to_its_log_and_is_shown(project, tmp_path):
+    """Each line once, though it comes in pieces, and the last without an end."""
+    (tmp_path / "tmp").mkdir()
     result = project.job(
         f"{STAGES} begin_job; echo old >logs/a.log; run_stages 1 a; print_timings",
-        a="echo new >&2")
-    assert (project.run_dir / "logs/a.log").read_text() == "old\nnew\n"
-    assert "[a] new" in result.stderr and "old" not in result.stderr
+        a="printf ne >&2; sleep 0.05; printf 'w\\n last'", TMPDIR=tmp_path / "tmp")
+    assert (project.run_dir / "logs/a.log").read_text() == "old\nnew\n last\n"
+    assert result.stderr.startswith("[a] new\n[a]  last\n") and "old" not in result.stderr
+    assert not list((tmp_path / "tmp").iterdir())
     assert re.search(r"^  a +\d+ / +\d+$", result.stderr, re.MULTILINE)
 
 
