@@ -38,13 +38,22 @@ def make_ct(project: Project, *names: str, labels: str = "binary") -> None:
     path.write_text(json.dumps(manifest, indent=2))
 
 
-@pytest.mark.parametrize(("settings", "started"), [
-    ({}, BOTH), ({"BASELINE": "all"}, BOTH), ({"BASELINE": "size"}, ["size"]),
-    ({"BASELINE": ""}, []),
-    ({"TASK": "slice-grade"}, BOTH), ({"TASK": "crop-presence"}, []),
-    ({"TASK": "slice-presence"}, [])])
-def test_ct_has_the_ruler_and_the_nodule_but_where_a_size_is_the_class(project, settings, started):
-    assert project.pipeline(MODALITY="ct", ARMS="layout", **settings).returncode == 0
+def test_a_run_of_ct_is_compared_with_its_baselines(project):
+    assert project.pipeline(MODALITY="ct", ARMS="layout", FIDELITY=0).returncode == 0
+    assert sorted(baselines(project)) == sorted(BOTH)
+    assert compared(project) == ["layout", "real", *BOTH]
+
+
+@pytest.mark.parametrize(("task", "asked", "started"), [
+    ("crop-binary", {"BASELINE": "all"}, BOTH), ("crop-binary", {"BASELINE": "size"}, ["size"]),
+    ("crop-binary", {"BASELINE": ""}, []), ("slice-grade", {}, BOTH), ("crop-presence", {}, []),
+    ("slice-presence", {}, [])])
+def test_ct_has_the_ruler_and_the_nodule_but_where_a_size_is_the_class(project, task, asked,
+                                                                       started):
+    project.make_datasets("real", "layout")
+    project.decide(modality="ct", task=task)
+    assert project.compare(2, "--dry-run", **asked).returncode == 0
+    assert project.compare(2, FIDELITY=0, **asked).returncode == 0
     assert sorted(baselines(project)) == sorted(started)
     assert compared(project) == ["layout", "real", *started]
     plan, = project.calls("plan", dry=False)
@@ -56,7 +65,8 @@ def test_ct_has_the_ruler_and_the_nodule_but_where_a_size_is_the_class(project, 
 
 def test_each_replicate_of_ct_has_its_own_ruler(project):
     project.leave_records()
-    assert project.pipeline(MODALITY="ct", REPLICATES=2, BASELINE="size").returncode == 0
+    assert project.pipeline(MODALITY="ct", ARMS="layout", REPLICATES=2, BASELINE="size",
+                            FIDELITY=0).returncode == 0
     calls = project.calls("nuclei", dry=False)
     assert [(call.option("--replicate"), call.option("--seed")) for call in calls] == [
         ("0", "0"), ("1", "1000")]

@@ -11,6 +11,7 @@ import pytest
 
 from standins import ARMS, Project
 
+QUICK = {"REPEATS": 2, "FIDELITY": 0}
 PLANNED = sorted(["real", *ARMS])
 EARLY = {"LUNGKIT_JOB": "1.0.0.1", "LUNGKIT_EARLY": 1, "LUNGKIT_ARMS": " ".join(ARMS), "WORKERS": 1}
 
@@ -35,9 +36,9 @@ def test_all_arms_are_planned_and_those_there_are_trained_on(tmp_path):
     assert project.calls("nuclei", dry=False) and not project.calls("test", dry=False)
 
 
-def test_the_comparison_after_it_has_the_same_plan_and_all_arms(tmp_path):
+def test_the_comparison_after_it_has_the_same_plan_and_all_arms_and_only_then(tmp_path):
     project = Project(tmp_path)
-    result = project.pipeline(REPEATS=2, JOBS=2)
+    result = project.pipeline(JOBS=2, WORKERS=2, **QUICK)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "the verdict\n"
     early, last = project.calls("plan", dry=False)
@@ -48,6 +49,9 @@ def test_the_comparison_after_it_has_the_same_plan_and_all_arms(tmp_path):
     assert {"real"} <= first <= set(PLANNED) and others and all(
         each == set(PLANNED) for each in others)
     assert len(project.calls("test", dry=False)) == 1
+    project.forget()  # what is made already is not trained on early
+    assert project.pipeline(JOBS=2, **QUICK).returncode == 0
+    assert len(project.calls("plan", dry=False)) == 1
 
 
 def test_what_fails_in_it_ends_the_job_with_its_line(tmp_path):
@@ -62,16 +66,8 @@ def test_what_fails_in_it_ends_the_job_with_its_line(tmp_path):
     {"JOBS": 2, "MIX": "real:0.5"}], ids=str)
 def test_where_no_core_is_idle_nothing_begins_early(settings, tmp_path):
     project = Project(tmp_path)
-    result = project.pipeline(REPEATS=2, **settings)
+    result = project.pipeline(ARMS="prompt voronoi", BASELINE="", **QUICK, **settings)
     assert result.returncode == 0, result.stderr
-    assert len(project.calls("plan", dry=False)) == 1
-
-
-def test_what_is_made_already_is_not_trained_on_early(tmp_path):
-    project = Project(tmp_path)
-    assert project.pipeline(REPEATS=2, JOBS=2).returncode == 0
-    project.forget()
-    assert project.pipeline(REPEATS=2, JOBS=2).returncode == 0
     assert len(project.calls("plan", dry=False)) == 1
 
 

@@ -115,6 +115,20 @@ def test_the_tests_requirements_cannot_move_the_pins(checkout):
     assert checkout.set_up().returncode == 0 and checkout.calls == []
 
 
+def test_what_is_foreign_is_not_deleted(checkout, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    result = checkout.set_up(VENV=mine)
+    assert result.returncode == 1 and "is no Python environment" in result.stderr
+    assert result.stderr.count("error:") == 1 and (mine / "thesis.txt").exists()
+    (mine / "pyvenv.cfg").write_text("")  # someone's environment: moved aside
+    result = checkout.set_up(VENV=mine)
+    assert result.returncode == 0, result.stderr
+    aside, = tmp_path.glob("mine.old-*")
+    assert (aside / "thesis.txt").read_text() == "years of work"
+
+
 @pytest.mark.parametrize("fault", ["-m pip", "-m venv"])
 def test_a_failed_install_is_not_used(fault, checkout):
     result = checkout.set_up(FAULT=fault)

@@ -9,7 +9,7 @@ import pytest
 from standins import Project
 
 TASKS = "crop-binary slice-grade"
-SMALL = {"MODALITY": "ct", "TASKS": TASKS, "REPEATS": 2}
+SMALL = {"MODALITY": "ct", "TASKS": TASKS, "REPEATS": 2, "FIDELITY": 0}
 
 
 def error(result) -> str:
@@ -69,13 +69,14 @@ def test_by_default_the_arm_is_layout_and_the_score_is_weighted_auprc(ran):
 
 
 def test_a_run_of_tasks_knows_them_and_is_compared_as_one(again):
-    stopped = again.compare(4, FAULTS="*cnn_classify.py*slice-grade/results*=75", BASELINE="")
+    quick = {"BASELINE": "", "FIDELITY": 0}
+    stopped = again.compare(4, FAULTS="*cnn_classify.py*slice-grade/results*=75", **quick)
     assert stopped.returncode == 75 and "run the same command again" in stopped.stderr
     assert not again.calls("tasks")
     other = again.pipeline(TASKS="crop-grade")
     assert other.returncode == 2 and f"was begun with '{TASKS}'" in error(other)
     again.forget()
-    result = again.compare(4, BASELINE="")
+    result = again.compare(4, **quick)
     assert result.returncode == 0 and "the table" in result.stdout, result.stderr
     assert {call.option("--repeats") for call in again.calls("cnn", dry=False)} == {"4"}
     assert {call.option("--results") for call in again.calls("cnn", dry=False)} == {
@@ -111,8 +112,8 @@ def test_a_run_that_was_stopped_in_its_first_task_is_known_by_its_directory(tmp_
     project = Project(tmp_path)
     stopped = project.pipeline(**SMALL, FOLDS=3, FAULTS="*ct_seg.py*--view?crop*=75", BASELINE="")
     assert stopped.returncode == 75 and not project.calls("layout", dry=False)
-    result = project.pipeline(REPEATS=2, BASELINE="")
-    assert result.returncode == 0 and "the table" in result.stdout, result.stderr
+    result = project.pipeline(BASELINE="", FAULTS="layout_seg.py*demo?=1")
+    assert result.returncode == 1 and project.calls("layout", dry=False), result.stderr
     assert {call.option("--fold") for call in project.calls("ct", dry=False)
             if call.option("--view") == "slice"} == {"1/3", "2/3", "3/3"}
 
