@@ -692,7 +692,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 
 def test_killed_and_rerun_gives_the_same_files(tmp_path):
-    tree = make_results(tmp_path / "r", repeats=20)
+    tree = make_results(tmp_path / "r", repeats=8)
     assert compared_by(tree, "--output", tmp_path / "whole") == 0
     out = tmp_path / "c"
     signal_when(fork(lambda: compared_by(tree, "--output", out)), lambda: any(out.glob("*.csv")))
@@ -728,14 +728,20 @@ def make_png(folder):
     return folder / "sheet.png"
 
 
-def test_plot_is_a_picture_with_every_dataset(tmp_path):
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> Path:
+    """A comparison of the usual results. Read only."""
+    root = tmp_path_factory.mktemp("compared")
+    assert compared_by(make_results(root / "r"), "--output", root / "c") == 0
+    return root / "c"
+
+
+def test_plot_is_a_picture_with_every_dataset(compared):
     from matplotlib.image import imread
 
     from lungkit.compare import figures
 
-    tree = make_results(tmp_path / "r")
-    assert compared_by(tree, "--output", tmp_path / "c") == 0
-    picture = imread(tmp_path / "c/accuracy_boxplot.png")[..., :3]
+    picture = imread(compared / "accuracy_boxplot.png")[..., :3]
     for colour in figures.COLOURS[:3]:  # real first, then the others
         rgb = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
         columns = np.where((np.abs(picture - rgb).max(-1) < 0.02).any(0))[0]
@@ -746,17 +752,15 @@ def test_plot_is_a_picture_with_every_dataset(tmp_path):
     assert figures._spread([1, 2, 1]) == pytest.approx([-0.0275, 0, 0.0275])
 
 
-def test_page_renders_in_a_browser(tmp_path):
+def test_page_renders_in_a_browser(compared, tmp_path):
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip("no Chromium: apt-get install chromium, to look at the page as a browser does")
-    out = tmp_path / "c"
-    assert compared_by(make_results(tmp_path / "r"), "--output", out) == 0
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000",
                "--window-size=400,1400", f"--user-data-dir={tmp_path / 'profile'}"]
     probe = tmp_path / "probe.html"  # the page, and a line that measures it
-    probe.write_text((out / "report.html").read_text().replace("</body>", """<script>
+    probe.write_text((compared / "report.html").read_text().replace("</body>", """<script>
         addEventListener('load', () => { document.title = JSON.stringify({
             images: [...document.images].map(i => i.naturalWidth),
             overflow: document.documentElement.scrollWidth - innerWidth,
