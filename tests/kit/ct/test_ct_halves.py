@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import ct_seg
-from lungkit.ct import plan
+from lungkit.ct import plan, truth
 from lungkit.run.faults import Fault
 
 
@@ -51,3 +51,10 @@ def test_a_half_is_another_dataset_and_all_of_them_is_what_it_was(tmp_path):
 
     assert "half" not in decided()
     assert decided("--half", "2") == decided() | {"half": 2}
+
+
+def test_a_patient_counts_in_a_split_for_every_nodule_whatever_the_task():
+    nodules = [SimpleNamespace(grade=grade, label=label) for grade, label in (
+        (3.0, None), (1.5, None), (None, "adenocarcinoma"), (None, None))]
+    assert truth.strata(nodules) == ["grade 3", "grade 2", "adenocarcinoma", truth.NODULE]
+    assert truth.strata([]) == ["none"]
