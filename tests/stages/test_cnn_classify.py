@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -585,10 +587,15 @@ def test_waiting_ends_at_a_signal(real, tmp_path, monkeypatch):
 
 
 def test_two_processes_share_and_one_survives_the_others_kill(pool, real, tmp_path):
-    directory = tmp_path / "shared" / "pool" / "replicate_000"
-    killed, other = [fork(lambda: classify(pool, real, tmp_path / "shared", repeats="3", steps=20))
-                     for _ in range(2)]
-    assert signal_when(killed, lambda: len(list(directory.glob(".*.lock"))) == 2) \
+    directory, holds = tmp_path / "shared" / "pool" / "replicate_000", tmp_path / "holds"
+
+    def share(*, stuck: bool) -> int:
+        if stuck:  # in its first training, until it is killed
+            cnn_classify.train = lambda *_, **__: (holds.touch(), time.sleep(240))
+        return classify(pool, real, tmp_path / "shared", repeats="3", steps=20)
+
+    killed, other = [fork(partial(share, stuck=stuck)) for stuck in (True, False)]
+    assert signal_when(killed, lambda: holds.exists() and list(directory.glob("repeat_*.json"))) \
         == -signal.SIGKILL
     assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
     assert classify(pool, real, tmp_path / "alone", repeats="3", steps=20) == 0
