@@ -219,7 +219,7 @@ def identity(how: dict, input_dir: Path) -> dict:
 
     files = (folder / name for folder, names in walk(input_dir) for name in names)
     return dict(sorted({
-        **{name: value for name, value in how.items()
+        **{name: sorted({*value}) if name == "all_slices" else value for name, value in how.items()
            if name != "fold" and (name, value) != ("half", None)},
         **{name: cli.file_sha256(how[name], "--" + name.replace("_", "-"))
            for name in ("diagnoses", "images", "nodules", "patients", "split_from")},

@@ -99,7 +99,7 @@ class Known:
         return number % self.number, number * self.symmetries // len(self.flat)
 
     def correlate(self, asked: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
-        """Of thumbnails [Q, D] with all rows, float32 [Q, symmetries * N].
+        """Of thumbnails [Q, D] with all rows, float32 [Q, symmetries * T * N].
 
         apart: bool [Q, N], images that are left out: -1.
         """

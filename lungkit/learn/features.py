@@ -24,7 +24,7 @@ from lungkit.learn.cnns import OF_TORCHVISION, load_weights, without_head
 from lungkit.run.faults import BadOptions, check_stop
 from lungkit.run.files import sha256, sha256_file
 
-RECIPE = 1
+RECIPE = 2
 BATCH_SIZE = 4        # ours: of 16 what is between two layers leaves a CPU's cache
 CHUNK = 2048          # ours: images a file; what a kill loses is the chunk under way
 

@@ -262,7 +262,8 @@ def test_presence_has_as_much_healthy_lung_without_a_nodule(lidc_tree, tmp_path)
             assert row.extra["nodule_id"] == ""
 
 
-def test_all_slices_of_the_splits_asked_for_are_there_for_figures_by_volume(lidc_tree, tmp_path):
+def test_all_slices_of_the_splits_asked_for_are_there_for_figures_by_volume(
+        lidc_tree, tmp_path, capsys):
     assert made(lidc_tree, tmp_path / "real", "--view", "slice", "--labels", "presence",
                 "--all-slices", "val", "test") == 0
     data = open_dataset(tmp_path / "real")
@@ -274,6 +275,9 @@ def test_all_slices_of_the_splits_asked_for_are_there_for_figures_by_volume(lidc
         assert (sorted(each) == list(range(12))) == (split != "train")
     for row in data.select("test"):
         assert (row.label == "nodule") == bool((data.mask("nodule", row) > 0).any())
+    assert made(lidc_tree, tmp_path / "real", "--view", "slice", "--labels", "presence",
+                "--all-slices", "test", "val", "test") == 0
+    assert "already complete" in capsys.readouterr().out
 
 
 def test_irrelevant_findings_are_masked_and_slices_that_show_them_are_named(tmp_path):
