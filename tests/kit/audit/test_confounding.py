@@ -239,6 +239,11 @@ def test_colour_alone_tells_lc25000_apart():
         "trivial statistics predict the class"}
 
 
+def test_a_draw_of_groups_that_lacks_a_class_says_nothing():
+    right, apart = np.array([True, True, False]), np.array([0, 1, 1])
+    assert confounding._interval(right, apart, apart, 2, np.random.default_rng(0)) == [0.75, 0.75]
+
+
 def test_a_large_slide_counts_by_its_tiles():
     """Ten slides of one tile and one of 96: the dataset is one specimen, whatever the files say."""
     slides = calm(12)

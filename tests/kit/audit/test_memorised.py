@@ -111,6 +111,11 @@ def test_a_turned_copy_that_has_no_corners_is_found_all_the_same_and_a_stranger_
     assert [match.how for match in found] == [ALIKE] * 8 + [""] * 20
     assert [match.of for match in found[:8]] == [names(i) for i in range(8)]
     assert {match.turns for match in found[:8]} == {(1,)}
+    everything, least = known.turned
+    assert everything.flat.shape == (8 * 7 * 20, memorised.ALIKE_PX**2)  # of -15 to 15 degrees
+    assert np.array_equal(everything.flat[:20], memorised.thumbnails(
+        (memorised.turn(image, -15) for image in soft(20)), memorised.ALIKE_PX))
+    assert least > known.threshold  # turned, strangers come closer
 
 
 def test_of_half_of_one_and_half_of_another_both_are_named(asked):

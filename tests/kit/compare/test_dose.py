@@ -6,12 +6,13 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import wilcoxon_test as stage
-from lungkit.compare import conclude, dose
+from lungkit.compare import conclude, dose, figures
 from lungkit.compare.pairs import compare
 from lungkit.compare.results import read_results
 from lungkit.compare.set_aside import set_aside
@@ -49,6 +50,14 @@ def test_the_points_are_real_real_reduced_and_the_arms_alone_and_beside_real(ric
     assert all(each.low < each.mean < each.high and each.n == 5 for each in points)
     assert all(each.level == "B" and each.difference_low < each.difference < each.difference_high
                for each in points if each.dataset != "real")
+
+
+def test_of_equal_numbers_of_images_every_interval_is_seen(rich, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_png", lambda figure: drawn.append(figure.axes[0]) or b"")
+    figures.dose_png(SimpleNamespace(curve=rich[0], metric="accuracy_real"))
+    places = [line.get_xdata()[0] for line in drawn[0].lines if line.get_marker() == "None"]
+    assert len(places) == len(set(places)) == len(rich[0])
 
 
 def test_an_image_is_worth_what_the_curve_of_real_says_or_a_bound(rich):

@@ -162,6 +162,11 @@ def test_a_kill_leaves_the_parts_that_are_whole(data, small, monkeypatch):
     assert len(files_of(data)) == 2
 
 
+def test_no_normalisation_is_left_to_be_worked_out(lite0):
+    from torch.nn import BatchNorm2d
+    assert not [each for each in lite0.network.modules() if isinstance(each, BatchNorm2d)]
+
+
 def test_what_decides_the_features_is_said(lite0):
     assert lite0.identity == {"network": "tf_efficientnet_lite0", "recipe": features.RECIPE,
                               "weights_sha256": sha256_file(pretrained.weights_path())}

@@ -283,6 +283,14 @@ def test_outlines_scatter_around_the_nodule_by_about_a_pixel():
     assert 0.3 < np.std(found) / spacing < 1.5
 
 
+def test_a_nodule_that_is_made_round_is_a_ball_of_its_diameter():
+    drawn = nodules.draw_nodule(np.random.default_rng(1), 5, Law(), "isolated", (0, 0, 0), 12.0)
+    found = nodules.rounded(dataclasses.replace(drawn, cavity=0.4, elongation=0.3))
+    assert (found.radius_mm, found.elongation, found.lobulation, found.spiculation,
+            found.cavity) == (6.0, 0, 0, 0, 0)
+    assert not found.weights.any() and len(found.spicules) == 0
+
+
 def test_a_round_nodule_is_outlined_as_the_ball_that_its_section_is_the_middle_of():
     grid = Grid(40, 0.8, 28, 1.25, 1.25, (0.0, 0.0, 0.0))
     for diameter in np.linspace(3.3, 25, 60):

@@ -175,6 +175,8 @@ def test_four_formats_say_of_every_nodule_the_same_place_and_boxes(
         monkeypatch.setattr(vessels, "POINTS", 40)
         write_sample(sample, formats=FORMATS, **TINY | {"num_patients": 3}, round_nodules=True)
     series_of = {case_of(scan): scan["series_uid"] for scan in scans_of(sample)}
+    assert sample == sample_dir or not set(series_of.values()) & {
+        scan["series_uid"] for scan in scans_of(sample_dir)}
     found = {folder: nodules_of(sample / folder, series_of, tmp_path)
              for folder in ("LIDC-IDRI", "LUNA16", "Task06_Lung", "Lung-PET-CT-Dx")}
     wanted = found.pop("LIDC-IDRI")

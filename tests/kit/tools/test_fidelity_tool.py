@@ -260,3 +260,9 @@ def test_what_cannot_be_compared_is_one_line(made, tmp_path, capsys):
     assert fidelity.main(["--data", str(tmp_path / "other"), "--real", str(made / "real")]) == 1
     error = capsys.readouterr().err
     assert "has classes" in error and error.count("\n") == 1
+
+
+def test_noise_is_as_many_images_as_real_compares_of_the_class_with_most():
+    train, held_out = (SimpleNamespace(features={"a": np.zeros((a, 2)), "b": np.zeros((b, 2))})
+                       for a, b in ((9, 30), (40, 12)))
+    assert fidelity.most_compared(train, held_out) == 12
