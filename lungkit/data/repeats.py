@@ -180,6 +180,7 @@ def share(directory: Path, identities: list[dict], work: Callable, *, waits: boo
             raise BadOptions(f"another process writes other results to {directory} "
                              f"({stale[min(stale)]}): use another --results")
         if not pending:
+            sweep(directory)
             return
         check_stop()
         if not any(take(directory, identity, work) for identity in pending):
@@ -209,6 +210,14 @@ def take(directory: Path, identity: dict, work: Callable) -> bool:
         return True
     finally:
         release(held, path)
+
+
+def sweep(directory: Path) -> None:
+    """Remove the locks that processes left which were killed between a record and its release."""
+    for left_over in directory.glob(".repeat_*.json.lock"):
+        path = directory / left_over.name.removeprefix(".").removesuffix(".lock")
+        if path.exists() and (held := try_lock(path)) is not None:
+            release(held, path)
 
 
 def make_all(asked: dict[Path, Repeats], train: Callable, *, dry_run: bool,

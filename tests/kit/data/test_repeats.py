@@ -140,6 +140,19 @@ def test_a_failed_repeat_is_free_for_the_next_and_what_a_kill_left_of_it_goes(tm
                                "repeat_0000.json", "repeat_0000.npz"]
 
 
+def test_locks_that_a_kill_left_beside_a_record_go_and_those_of_others_stay(tmp_path):
+    for repeat in (0, 1):
+        write(tmp_path, repeat)
+    paths = [result.repeat_path(tmp_path, repeat) for repeat in range(3)]
+    tmp_path.joinpath(f".{paths[0].name}.lock").touch()
+    held = [output.try_lock(path) for path in paths[1:]]
+    repeats.share(tmp_path, [identity(0), identity(1)], lambda _: pytest.fail("done twice"))
+    assert [name for name in there(tmp_path) if name.endswith(".lock")] == [
+        f".{path.name}.lock" for path in paths[1:]]
+    for file, path in zip(held, paths[1:]):
+        output.release(file, path)
+
+
 # ------------------------------------------------------------------ what a stage asks for
 
 def ask(results, *numbers, kind="cnn", overwrite=False, **changed):
