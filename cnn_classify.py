@@ -198,7 +198,8 @@ def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicat
     datasets = {path: open_both(path, real, results) for path in [*pending, *unasked]}
     if pending:
         torch_device = use_device(device, needed=not dry_run)
-        build_model(chosen["model"], len(datasets[pending[0]][0].classes), weights)  # bad weights
+        if weights or not dry_run:  # which may be bad, or of another model
+            build_model(chosen["model"], len(datasets[pending[0]][0].classes), weights)
         shown = "  ".join(f"{name} {value}" for name, value in settings.items())
         say(f"model {chosen['model']}  {shown}  device {torch_device}")
         for path in pending:

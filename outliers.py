@@ -155,7 +155,7 @@ def run(*, data: Path, output: Path, neighbours: int, share: float, network: str
     check_apart(data, output, option="--data")
     if not 0 < share < 0.5:
         raise faults.BadOptions(f"--share {share:g} is not between 0 and 0.5")
-    extractor = Extractor(network, weights, use_device(device, needed=not dry_run))
+    extractor = Extractor(network, weights, use_device(device, needed=False))
     options = {"data": read_manifest(data)["fingerprint"], "neighbours": neighbours,
                "share": share, "seed": seed, "features": extractor.identity, "recipe": RECIPE}
     target = Output(output, MANIFEST, options, overwrite=overwrite)
@@ -169,6 +169,7 @@ def run(*, data: Path, output: Path, neighbours: int, share: float, network: str
     if dry_run:
         print(f"{output}: would judge {len(rows)} images")
         return
+    extractor.device = use_device(device)
     features = extractor.of_split(dataset, "train")
     classes, lines = judge(dataset, images_of(dataset, features), neighbours)
     if all("too_few" in about for about in classes.values()):

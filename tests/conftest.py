@@ -24,6 +24,13 @@ if str(ROOT) not in sys.path:  # the stages are scripts in the root, not an inst
     sys.path.insert(0, str(ROOT))
 
 
+def pytest_xdist_auto_num_workers(config) -> int | None:
+    """One process more than cores: the job scripts' tests often wait for what they started."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_finish(session):
     """What is imported by now stays: the garbage collector need not look it through ever again.
 

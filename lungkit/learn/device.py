@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 
 from lungkit.run.faults import BadOptions
+
+NAME = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 def use_device(name: str, *, threads: int | None = None, needed: bool = True):
@@ -13,9 +16,14 @@ def use_device(name: str, *, threads: int | None = None, needed: bool = True):
 
     threads: None means OMP_NUM_THREADS, else every core this process may use. At a fixed
         count the same seed gives the same bytes; another count may round differently.
-    needed: False in a dry run, which may plan for a device that only another machine has.
+    needed: False in a dry run, which may plan for a device that only another machine has, and
+        where all may be complete: the name is looked at and returned, PyTorch is not imported.
     Raises BadOptions where the name means no device, or one that is needed is not here.
     """
+    if not NAME.fullmatch(name):
+        raise BadOptions(f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N")
+    if not needed:
+        return name
     import torch
 
     if threads is None:
@@ -24,14 +32,8 @@ def use_device(name: str, *, threads: int | None = None, needed: bool = True):
     torch.set_num_threads(max(1, threads))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BadOptions(f"--device {name!r} is not a device; "
-                         "use auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise BadOptions(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and needed:
+    device = torch.device(name)
+    if device.type == "cuda":
         if not torch.cuda.is_available():
             raise BadOptions(f"--device {name}: PyTorch sees no CUDA device here; use --device "
                              "cpu, or check the driver and CUDA_VISIBLE_DEVICES")

@@ -169,7 +169,7 @@ def of_dataset(dataset: Dataset, extractor: Extractor, train: Side, held_out: Si
 def run(*, data: list[Path], real: Path, per_class: int, network: str, weights: Path | None,
         device: str, dry_run: bool) -> None:
     yardstick = open_dataset(real)
-    extractor = Extractor(network, weights, use_device(device, needed=not dry_run))
+    extractor = Extractor(network, weights, use_device(device, needed=False))
     identity = {"schema": SCHEMA, "recipe": RECIPE, "real_fingerprint": yardstick.fingerprint,
                 "per_class": per_class, "features": extractor.identity,
                 "recipes": {"copies": memorised.RECIPE, "nuclei": detect.RECIPE}}
@@ -190,6 +190,7 @@ def run(*, data: list[Path], real: Path, per_class: int, network: str, weights: 
         f"datasets; {per_class} images a class at most; {extractor.name}")
     if dry_run or not pending:
         return
+    extractor.device = use_device(device)
     most = dict.fromkeys(yardstick.classes, per_class)
     train = Side(extractor, yardstick, ("train",), most, with_nuclei=False)
     held_out = Side(extractor, yardstick, ("val", "test"), most)

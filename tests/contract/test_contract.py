@@ -322,6 +322,22 @@ def test_help_is_quick_and_imports_nothing_heavy(stage):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - user_sec < 0.5
 
 
+def test_a_dry_run_that_opens_no_model_imports_no_pytorch(few_real, tmp_path):
+    """Every stage of a pipeline is asked for one before the first begins."""
+    asked = {"voronoi_seg": arguments("voronoi", few_real, tmp_path / "voronoi"),
+             "cnn_classify": ["--data", str(few_real), "--real", str(few_real), "--repeats", "2",
+                              "--results", str(tmp_path / "results")],
+             "lungkit.tools.fidelity": ["--data", str(few_real), "--real", str(few_real)],
+             "outliers": ["--data", str(few_real), "--output", str(tmp_path / "outliers")]}
+    program = ("import importlib, sys\n"
+               f"for name, given in {asked!r}.items():\n"
+               "    assert importlib.import_module(name).main([*given, '--dry-run']) == 0\n"
+               "    assert 'torch' not in sys.modules, name")
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                            check=False, cwd=ROOT)
+    assert answer.returncode == 0, answer.stderr
+
+
 REQUIRED = {"tumor_seg": "--input x --output y", "ct_seg": "--input x --output y",
             "controls_seg": "--control copy --real x --output y",
             "cnn_classify": "--data x --real x --results y --repeats 2",

@@ -238,7 +238,8 @@ def environment() -> dict[str, str]:
     """The settings that let the scripts use the environment the tests run in."""
     if bash("setup_env.sh", "--check", VENV=sys.prefix).returncode:
         pytest.skip(f"setup_env.sh did not make {sys.prefix}: run the tests by `bash tests/run`")
-    return {"VENV": sys.prefix, "FORCE": "1"}  # so few repeats can show nothing
+    # so few repeats can show nothing; what is measured beside them has tests of its own
+    return {"VENV": sys.prefix, "FORCE": "1", "FIDELITY": "0"}
 
 
 @pytest.fixture(scope="module")
