@@ -203,17 +203,19 @@ def judge_all(mutants: list[Mutant], work: Path, copies: list[Path]) -> list[tup
 def prepare(mutants: list[Mutant], work: Path, jobs: int, trusted: bool) -> list[Path]:
     """Copies of the checkout, compiled; end unless the named tests pass there untouched.
 
+    trusted: they are only collected, which compiles as well.
     From here on nothing is compiled into a file: a mutant's bytes would be taken for the next's.
     """
     first = copy_checkout(work / "copy0")
-    if not trusted:
-        tests = sorted({test for mutant in mutants if not mutant.fault() for test in mutant.tests})
-        log = work / "baseline.log"
-        code = wait(start(first, tests, log), time.monotonic() + BASELINE_LIMIT_SEC)
-        if code != 0:
-            sys.exit(f"the tests fail before anything is broken ({code}):\n"
-                     f"{log.read_text()[-4000:]}")
-        shutil.rmtree(f"{first}.tmp", ignore_errors=True)
+    tests = sorted({test for mutant in mutants if not mutant.fault() for test in mutant.tests})
+    log = work / "baseline.log"
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    code = wait(start(first, tests, log, *["--collect-only"] * trusted),
+                time.monotonic() + BASELINE_LIMIT_SEC)
+    if code != 0:
+        sys.exit(f"the tests fail before anything is broken ({code}):\n{log.read_text()[-4000:]}")
+    shutil.rmtree(f"{first}.tmp", ignore_errors=True)
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     others = [work / f"copy{number}" for number in range(1, jobs)]
