@@ -41,9 +41,10 @@ from lungkit.generate.base_model import (
     STABLE_DIFFUSION_15,
     BaseModel,
     check_base_model,
-    open_parts,
+    fingerprint,
     resolve_base_model,
 )
+from lungkit.generate.base_parts import open_parts
 from lungkit.generate.drawing import draw_images, pipeline
 from lungkit.generate.held_out import HoldOut
 from lungkit.generate.items import (
@@ -56,6 +57,7 @@ from lungkit.generate.items import (
 )
 from lungkit.generate.model_files import DIFFUSERS, check_shapes, open_part
 from lungkit.generate.prompts import Prompts, prompts_for
+from lungkit.generate.single_file import SingleFile, as_folder
 from lungkit.histology.background import tissue_mask
 from lungkit.nuclei.agreement import Nearest, asked_and_measured, layout_report
 from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
@@ -129,15 +131,17 @@ def check_controlnet(controlnet: str | None) -> Path | None:
     return Path(controlnet)
 
 
-def check_control_fits(base: Path, start: Path | None) -> None:
+def check_control_fits(base: Path | SingleFile, start: Path | None) -> None:
     """Raise BadOptions unless the ControlNet to start from, if there is one, fits the base."""
     from diffusers import ControlNetModel
 
-    folder = start or base / "controlnet"
-    if not (folder / "config.json").is_file():
+    is_file = isinstance(base, SingleFile)  # which has no ControlNet of its own
+    folder = start or (None if is_file else base / "controlnet")
+    if folder is None or not (folder / "config.json").is_file():
         return
     try:
-        parts, part = open_parts(base), open_part(folder, CONTROLNET)
+        parts = base.parts() if is_file else open_parts(base)
+        part = open_part(folder, CONTROLNET)
         unet = parts["unet"].config
         other = [key for key in ("in_channels", "cross_attention_dim", "block_out_channels",
                                  "layers_per_block") if unet.get(key) != part.config.get(key)]
@@ -290,12 +294,12 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
         raise faults.BadOptions("--real holds CT, which shows no nuclei to lay out: leave this arm "
                                 "out")
     words = prompts_for(prompts, manifest)
-    folder = resolve_base_model(options["base_model"], manifest)
+    given = resolve_base_model(options["base_model"], manifest, options["base_prediction"])
     start = check_controlnet(controlnet)
 
     def check(manifest: dict) -> None:
-        check_base_model(folder, manifest, words, context=True)
-        check_control_fits(folder, start)
+        check_base_model(given, manifest, words, context=True)
+        check_control_fits(given, start)
         check_file(nuclei_weights)
 
     arm = open_arm(
@@ -305,7 +309,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
                       "rank", "target", "controlnet_steps", "train_steps", "batch_size",
                       "learning_rate", "controlnet_learning_rate")},
                   "adapter": adapter, "prompts": words.fingerprint,
-                  "base_model": folder_fingerprint(folder),
+                  "base_model": fingerprint(given),
                   "controlnet": start and folder_fingerprint(start),
                   "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights"),
                   "nuclei_recipe": NUCLEI_RECIPE, "layout_recipe": LAYOUT_RECIPE,
@@ -320,7 +324,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
         dry_run=dry_run)
     if arm is None:
         return
-    base = BaseModel(folder, arm.device)
+    base = BaseModel(as_folder(given, arm.weights.output_dir.parent), arm.device)
     if not arm.is_trained:
         train_models(arm, base, words, controlnet=controlnet, nuclei_weights=nuclei_weights,
                      controlnet_steps=options["controlnet_steps"],

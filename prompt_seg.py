@@ -38,18 +38,14 @@ from lungkit.generate.base_model import (
     STABLE_DIFFUSION_15,
     BaseModel,
     check_base_model,
+    fingerprint,
     resolve_base_model,
 )
 from lungkit.generate.drawing import draw_images, pipeline
 from lungkit.generate.held_out import HoldOut
-from lungkit.generate.items import (
-    Arm,
-    add_generator_options,
-    draw_dataset,
-    folder_fingerprint,
-    open_arm,
-)
+from lungkit.generate.items import Arm, add_generator_options, draw_dataset, open_arm
 from lungkit.generate.prompts import Prompts, prompts_for
+from lungkit.generate.single_file import as_folder
 from lungkit.run import cli
 from lungkit.run.seeds import caption_draws
 
@@ -122,7 +118,7 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
     options = cli.fill_preset({"preset": preset, **options}, PRESETS)
     manifest = read_manifest(real)
     words = prompts_for(prompts, manifest)
-    folder = resolve_base_model(options["base_model"], manifest)
+    given = resolve_base_model(options["base_model"], manifest, options["base_prediction"])
     if ablate_prompts:
         check_ablation()
     arm = open_arm(
@@ -131,17 +127,17 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
         training={**{key: options[key] for key in ("rank", "target", "train_steps", "batch_size",
                                                    "learning_rate")},
                   "adapter": adapter, "prompts": words.fingerprint,
-                  "base_model": folder_fingerprint(folder)},
+                  "base_model": fingerprint(given)},
         sampling={"sampler": sampler, "pool": pool, **({"ablate": True} if ablate_prompts else {}),
                   **{key: options[key] for key in ("sampling_steps", "guidance_scale")}},
         model_files=lambda classes: [f"{label}/{ADAPTER_FILE}" for label in classes],
-        check=lambda manifest: check_base_model(folder, manifest, words),
+        check=lambda manifest: check_base_model(given, manifest, words),
         rule=HoldOut(options["validation_share"], options["patience"]),
         drop_copies=options["drop_copies"], device=device, overwrite=overwrite,
         dry_run=dry_run)
     if arm is None:
         return
-    base = BaseModel(folder, arm.device)
+    base = BaseModel(as_folder(given, arm.weights.output_dir.parent), arm.device)
     if not arm.is_trained:
         train_adapters(arm, base, words, kind=adapter, rank=options["rank"],
                        target=options["target"], steps=options["train_steps"],

@@ -15,6 +15,7 @@ import numpy as np
 
 from lungkit.generate.base_model import BaseModel
 from lungkit.generate.items import Arm, publish_model
+from lungkit.generate.single_file import PREDICTIONS
 from lungkit.run import cli, faults
 from lungkit.run.files import write_text
 from lungkit.run.seeds import stream
@@ -35,10 +36,13 @@ TARGET_MODULES = {
 
 def add_adapter_options(group, hyperparameters) -> None:
     """Add the options that the prompt and context arms spell alike to their two groups."""
-    group.add_argument("--base-model", metavar="ID|DIR|embedded",
-                       help="Stable Diffusion: a hub id, a folder in diffusers layout, or the "
-                            "small embedded one (default: demo embedded, full Stable "
-                            "Diffusion 1.5)")
+    group.add_argument("--base-model", metavar="ID|DIR|FILE|embedded",
+                       help="Stable Diffusion 1 or 2: a hub id, a folder in diffusers layout, one "
+                            ".safetensors file, or the small embedded one (default: demo "
+                            "embedded, full Stable Diffusion 1.5)")
+    group.add_argument("--base-prediction", choices=PREDICTIONS,
+                       help="what a .safetensors file was trained to predict, noise or velocity, "
+                            "where it does not say so itself")
     group.add_argument("--adapter", choices=ADAPTERS, default="dora",
                        help="low-rank updates of the weights, or of their direction and length")
     group.add_argument("--prompts", type=Path, metavar="JSON",

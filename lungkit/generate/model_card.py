@@ -10,6 +10,9 @@ import json
 import re
 from pathlib import Path
 
+from lungkit.run.files import read_json
+
+MADE = "single_file.json"  # of a folder made of a single file: of which
 TISSUE_BASE = "this project's embedded base model, of simulated images"
 # of each stage: its title, library and task on a hub, tags, what it is, how its parts are opened
 KINDS = {
@@ -103,4 +106,9 @@ def chosen(validation: dict | None) -> list[str]:
 def folder_name(base: Path) -> str:
     """A base model in words, by its folder; of where it lies on this machine nothing is said."""
     ours = Path(__file__).resolve().parents[2] / "assets"
-    return TISSUE_BASE if base.resolve().parent == ours else f"`{base.name}`"
+    if base.resolve().parent == ours:
+        return TISSUE_BASE
+    if (base / MADE).is_file():
+        made = read_json(base / MADE)
+        return f"`{made['name']}` (SHA-256 `{made['parameters']['sha256']}`)"
+    return f"`{base.name}`"

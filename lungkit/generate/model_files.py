@@ -25,6 +25,15 @@ AGAIN = "download it again"
 
 
 @dataclass(frozen=True)
+class Header:
+    """What a safetensors file's header says: of each tensor shape and dtype ("F16"); metadata."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Part:
     """One model of a folder in diffusers layout, whole as far as its headers tell.
 
@@ -100,6 +109,11 @@ def index_name(weights: str, variant: str | None) -> str:
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """{tensor: shape} from a safetensors file's header. Raises Fault unless the file is whole."""
+    return read_header(path).shapes
+
+
+def read_header(path: Path) -> Header:
+    """A safetensors file's header. Raises Fault unless the file is as long as it says."""
     what, size = f"{path.parent.name}/{path.name}", path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
@@ -110,15 +124,17 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             raise Fault(f"{what} is cut short in its header, at {size} bytes")
         text = file.read(length) if length <= MOST_HEADER_BYTES else b""
     try:
-        header = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        header = json.loads(text)
+        metadata = {**(header.pop("__metadata__", None) or {})}
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        found = Header({name: tuple(entry["shape"]) for name, entry in header.items()},
+                       {name: entry["dtype"] for name, entry in header.items()}, metadata)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise Fault(f"{what} is no safetensors file") from None
     if size != end:
         state = "cut short" if size < end else "longer than its header says"
         raise Fault(f"{what} is {state} ({size} of {end} bytes)")
-    return shapes
+    return found
 
 
 # ------------------------------------------------------------------ shapes
@@ -128,29 +144,39 @@ def check_shapes(part: Part, build: Callable[[], object]) -> None:
 
     build(): the untrained model, called where tensors have a shape and no content.
     """
-    import torch
-
     try:
-        with torch.device("meta"):
-            wanted = {_today(name): tuple(tensor.shape)
-                      for name, tensor in build().state_dict().items()}
+        wanted = shapes_of(build)
     except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
         raise Fault(f"{part.folder.name}/config.json describes no model ({error})") from None
-    found = {_today(name): shape for name, shape in part.shapes.items()}
+    if other := difference(part.shapes, wanted):
+        raise Fault(f"{part.folder.name} {other}: the two are not of one model; download both "
+                    "again")
+
+
+def difference(shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:
+    """What of {tensor: shape} is not as a config wants it, in words; "" where all is."""
+    found = {today(name): shape for name, shape in shapes.items()}
     if lost := sorted(set(wanted) - set(found)):
-        raise Fault(f"{part.folder.name} lacks {in_short(lost)}, which its config asks for: the "
-                    "two are not of one model; download both again")
+        return f"lacks {in_short(lost)}, which its config asks for"
     other = [name for name in sorted(wanted) if wanted[name] != found[name]]
-    if other:
-        raise Fault(f"{part.folder.name} has {other[0]} of {_by(found[other[0]])}, its config says "
-                    f"{_by(wanted[other[0]])}: the two are not of one model; download both again")
+    return (f"has {other[0]} of {_by(found[other[0]])}, its config says {_by(wanted[other[0]])}"
+            if other else "")
+
+
+def shapes_of(build: Callable[[], object]) -> dict[str, tuple[int, ...]]:
+    """{tensor: shape} of the untrained model that build() gives, without making its content."""
+    import torch
+
+    with torch.device("meta"):
+        return {today(name): tuple(tensor.shape) for name, tensor in build().state_dict().items()}
 
 
 # what attention was called before diffusers 0.12, and the prefix of CLIP before transformers 5
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def _today(name: str) -> str:
+def today(name: str) -> str:
+    """What a tensor is called by the libraries of today."""
     return re.sub(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)",
                   lambda match: match[1] + _OLD_NAMES[match[2]], name.removeprefix("text_model."))
 

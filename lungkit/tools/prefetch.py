@@ -5,6 +5,9 @@ is what is read, of weights one variant and never a pickle. Whole means: every f
 configs are of a Stable Diffusion that is trained here, every tensor has the shape that its config
 says, and the content of the weights is what the hub's own names for it say (SHA-256).
 
+A single .safetensors file is proved by its header and made the folder that it is trained from,
+beside it; its SHA-256 is printed, to be held against the one that its release names.
+
 Running the same command again fetches nothing and proves it anew.
 Exit status: 0 all whole, 1 not whole or another kind of model, 2 bad options.
 """
@@ -18,16 +21,16 @@ import sys
 from pathlib import Path
 
 from lungkit.generate.base_model import (
-    NETWORKS,
     STABLE_DIFFUSION_15,
     check_networks,
     check_schedule,
-    from_hub,
-    open_parts,
     open_tokenizer,
 )
+from lungkit.generate.base_parts import NETWORKS, open_parts
+from lungkit.generate.hub import from_hub
+from lungkit.generate.single_file import PREDICTIONS, as_folder, is_single_file, open_file
 from lungkit.run import cli
-from lungkit.run.faults import Fault
+from lungkit.run.faults import BadOptions, Fault
 from lungkit.run.files import sha256_file
 
 
@@ -46,22 +49,33 @@ def prove(folder: Path, name: str) -> int:
     return sum(math.prod(shape) for part in parts.values() for shape in part.shapes.values())
 
 
-def run(*, models: list[str]) -> None:
-    """Fetch and prove each model, and print where it lies."""
+def run(*, models: list[str], base_prediction: str | None) -> None:
+    """Fetch or make each model, prove it, and print where it lies."""
     for name in models:
-        folder = from_hub(name)
+        told = ""
         try:
+            if is_single_file(name):
+                file = open_file(Path(name), base_prediction)
+                file.parts()
+                folder = as_folder(file, file.path.absolute().parent)
+                told = f" of SHA-256 {file.sha256}"
+            else:
+                folder = from_hub(name)
             numbers = prove(folder, name)
+        except BadOptions:
+            raise
         except Fault as fault:
             raise Fault(f"{name}: {fault}") from None
-        print(f"{name}: whole, {numbers / 1e6:.0f} million numbers, in {folder}")
+        print(f"{name}{told}: whole, {numbers / 1e6:.0f} million numbers, in {folder}")
 
 
 def build_parser():
     parser = cli.stage_parser("python -m lungkit.tools.prefetch", __doc__)
-    parser.add_argument("models", nargs="*", default=[STABLE_DIFFUSION_15], metavar="ID",
-                        help="hub ids, as --base-model takes them (default: that of the preset "
-                             "full)")
+    parser.add_argument("models", nargs="*", default=[STABLE_DIFFUSION_15], metavar="ID|FILE",
+                        help="hub ids and .safetensors files, as --base-model takes them "
+                             "(default: that of the preset full)")
+    parser.add_argument("--base-prediction", choices=PREDICTIONS,
+                        help="of files that do not say themselves what they predict")
     return parser
 
 

@@ -164,8 +164,10 @@ def test_workers_are_trainings_at_a_time_of_the_pipeline_too(pipeline):
 
 def test_paths_are_meant_from_where_the_user_is(project, tmp_path):
     (tmp_path / "here/images").mkdir(parents=True)
-    (tmp_path / "here/groups.csv").touch()
-    settings = {"INPUT": "images", "GROUPS_CSV": "groups.csv", "RUN": "run", "BASE_MODEL": "images"}
+    for name in ("groups.csv", "base.safetensors"):
+        (tmp_path / "here" / name).touch()
+    settings = {"INPUT": "images", "GROUPS_CSV": "groups.csv", "RUN": "run",
+                "BASE_MODEL": "base.safetensors"}
     result = project.bash(project.path / "run_pipeline.slurm", cwd=tmp_path / "here", ARMS="prompt",
                           FAULTS="prompt_seg.py*=1", **settings)
     assert result.returncode == 1
@@ -173,7 +175,7 @@ def test_paths_are_meant_from_where_the_user_is(project, tmp_path):
     assert [tumor.option(name) for name in ("--input", "--groups", "--output")] == \
         [str(tmp_path / "here" / name) for name in ("images", "groups.csv", "run/datasets/real")]
     assert {call.option("--base-model") for call in project.calls("prompt")} == {
-        str(tmp_path / "here/images")}
+        str(tmp_path / "here/base.safetensors")}
 
 
 def test_only_what_was_asked_is_passed(project):

@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 
 from arms import arguments, main_of
-from lungkit.generate import base_model, model_files
-from lungkit.generate.base_model import (
-    BASE_MODEL_DIR,
-    check_base_model,
-    needed_files,
-    resolve_base_model,
-)
+from lungkit.generate import base_model, base_parts, model_files
+from lungkit.generate.base_model import BASE_MODEL_DIR, check_base_model, resolve_base_model
+from lungkit.generate.hub import needed_files
 from lungkit.generate.prompts import Prompts
 from lungkit.run.faults import BadOptions
 
@@ -172,7 +168,7 @@ def test_a_base_whose_weights_are_not_those_of_its_configs_is_refused(case, base
         check(base)
 
 
-@pytest.mark.parametrize("missing", base_model.PARTS)
+@pytest.mark.parametrize("missing", base_parts.PARTS)
 def test_a_folder_without_a_part_is_no_base_model(missing, base):
     (base / missing).rename(base / "away")
     with pytest.raises(BadOptions, match=f"{missing} missing"):
@@ -224,11 +220,12 @@ def test_weights_of_another_form_are_loaded_as_they_are(change, base):
         assert all(value.dtype == torch.float32 for value in weights.values())
         for name, value in getattr(one, part).state_dict().items():
             assert torch.equal(value, weights[name]), name
+    assert other.load_unet().dtype == torch.float32  # merged into, and copied to a ControlNet
 
 
 def test_attention_of_the_oldest_autoencoders_is_known_by_its_old_names():
     names = ("query", "key", "value", "proj_attn")
-    assert [model_files._today(f"encoder.mid_block.attentions.0.{name}.weight")
+    assert [model_files.today(f"encoder.mid_block.attentions.0.{name}.weight")
             for name in names] == [f"encoder.mid_block.attentions.0.{name}.weight"
                                    for name in ("to_q", "to_k", "to_v", "to_out.0")]
 
