@@ -63,12 +63,18 @@ def content(directory: Path) -> dict[str, bytes]:
             if path.is_file() and path.name != "progress.jsonl"}
 
 
-def fork(call: Callable[[], int]) -> int:
-    """Run `call` in a forked process, as cheap as a new one is dear with torch; return its pid."""
+def fork(call: Callable[[], int], stderr: Path | None = None) -> int:
+    """Run `call` in a forked process, as cheap as a new one is dear with torch; return its pid.
+
+    stderr: of what it says. Who reads that while it runs needs a file: pytest's capture empties its
+    own after each reading, and with it what was said in between.
+    """
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         try:
+            if stderr:
+                sys.stderr = open(stderr, "w", buffering=1)
             os._exit(call())
         except BaseException:
             traceback.print_exc()

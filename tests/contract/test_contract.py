@@ -292,18 +292,16 @@ def test_ended_in_training_and_while_writing_and_run_again_gives_the_same_bytes(
 
 
 @once_a_script
-def test_a_second_writer_waits_names_the_first_and_stops_at_a_signal(arm, real_path, tmp_path,
-                                                                     capfd):
+def test_a_second_writer_waits_names_the_first_and_stops_at_a_signal(arm, real_path, tmp_path):
     from lungkit.run.output import lock
 
-    output, said = tmp_path / "datasets" / arm, []
+    output, said = tmp_path / "datasets" / arm, tmp_path / "said"
     models = tmp_path / "models" / arm
     with lock(models if arm in GENERATORS else output):
-        pid = fork(lambda: main_of(arm)(given(arm, real_path, output)))
-        assert signal_when(pid, lambda: said.append(capfd.readouterr().err)
-                           or "being written by another process" in "".join(said),
-                           signal.SIGTERM) == 75
-    assert f"pid {os.getpid()}" in "".join(said) and not output.exists()
+        pid = fork(lambda: main_of(arm)(given(arm, real_path, output)), said)
+        assert signal_when(pid, lambda: said.exists() and "being written by another process"
+                           in said.read_text(), signal.SIGTERM) == 75
+    assert f"pid {os.getpid()}" in said.read_text() and not output.exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)
