@@ -357,6 +357,17 @@ def test_thumbnails_link_what_has_too_few_features_in_every_turn_and_flip():
     assert siblings.plain_copies([without_features(blank)] * 2) == []
 
 
+def test_what_has_too_few_features_is_found_among_others_by_its_thumbnail():
+    rng = np.random.default_rng(1)
+    one, *different = (cv2.GaussianBlur(rng.integers(0, 256, (48, 48), dtype=np.uint8), (0, 0), 3)
+                       for _ in range(3))
+    turned = np.ascontiguousarray(np.rot90(one))
+    asked, others = [[without_features(thumb) for thumb in side]
+                     for side in ((different[0], one), (different[1], turned))]
+    assert siblings.copies_among(asked, others) == {1: 1}
+    assert siblings.copies_among([*asked, asked[1]], others[:1]) == {}  # not among themselves
+
+
 def test_groups_are_joined_through_others_and_named_by_their_first(monkeypatch):
     pairs = (5, 3), (7, 8), (8, 3), (2, 7)
     monkeypatch.setattr(siblings, "plain_copies", lambda signatures: pairs)
