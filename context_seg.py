@@ -8,10 +8,11 @@ statistics (--layouts sampled): where tissue is, and nuclei in it; or a training
 taken (--layouts training); never a test image's. What was asked of an image is measured in it.
 
 Reads:  REAL (a dataset of tumor_seg.py), its train split only, a tenth of it, by group, to choose
-        the weights by; the base model; the prompt file.
+        the weights by, and where asked guidance and steps; the base model; the prompt file.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images) and the
         layouts drawn as masks/nuclei and masks/tissue; MODEL/controlnet for from_pretrained,
-        MODEL/<class>/ for load_lora_weights, MODEL/layouts.npz (the measured training layouts).
+        MODEL/<class>/ for load_lora_weights, MODEL/layouts.npz (the measured training layouts);
+        with --choose-guidance or --choose-steps OUTPUT/choice.json.
 
 Zhang et al. 2023, arXiv:2302.05543 (ControlNet); Hu et al. 2021, arXiv:2106.09685 (LoRA); Liu et
 al. 2024, arXiv:2402.09353 (DoRA); Illian et al. 2008, Statistical Analysis and Modelling of
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,7 @@ from lungkit.generate.items import (
 )
 from lungkit.generate.model_files import DIFFUSERS, check_shapes, open_part
 from lungkit.generate.prompts import Prompts, prompts_for
+from lungkit.generate.sampling_choice import add_choice_options, choose, ways_of
 from lungkit.generate.single_file import SingleFile, as_folder
 from lungkit.histology.background import tissue_mask
 from lungkit.nuclei.agreement import Nearest, asked_and_measured, layout_report
@@ -236,9 +239,12 @@ def training_layouts(arm: Arm) -> tuple[list[Layout], dict[str, list[Layout]]]:
     return layouts, by_class
 
 
-def drawings(arm: Arm, base: BaseModel, words: Prompts, *, mode: str, sampler: str, steps: int,
-             guidance_scale: float, nuclei_weights: Path | None):
-    """draw_for(label): draw(items), each over its own layout with its class's adapter alone."""
+def drawings(arm: Arm, base: BaseModel, words: Prompts, *, mode: str, sampler: str,
+             nuclei_weights: Path | None):
+    """draw_for(label): draw(items, steps=, guidance_scale=), each over its own layout.
+
+    With its class's adapter alone.
+    """
     from lungkit.learn.device import freeze
 
     size, seed, folder = arm.data.image_size, arm.draws, arm.weights.output_dir
@@ -262,7 +268,7 @@ def drawings(arm: Arm, base: BaseModel, words: Prompts, *, mode: str, sampler: s
         statistics, nearest = PointStatistics(own, size), Nearest(own, size)
         pipe = pipeline(base, sampler, adapter_dir=folder / label, controlnet=control)
 
-        def draw(items):
+        def draw(items, *, steps: int, guidance_scale: float):
             drawn = [layout_for(item.index, seed, mode, statistics, own) for item in items]
             maps = np.stack([structure_map(layout, size) for layout in drawn])
             captions = [words.context_caption(label, caption_draws(seed, item.index),
@@ -295,7 +301,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
                                 "out")
     words = prompts_for(prompts, manifest)
     given = resolve_base_model(options["base_model"], manifest, options["base_prediction"])
-    start = check_controlnet(controlnet)
+    start, ways = check_controlnet(controlnet), ways_of(options)
 
     def check(manifest: dict) -> None:
         check_base_model(given, manifest, words, context=True)
@@ -314,8 +320,7 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
                   "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights"),
                   "nuclei_recipe": NUCLEI_RECIPE, "layout_recipe": LAYOUT_RECIPE,
                   "batches": BATCHES},
-        sampling={"sampler": sampler, "pool": pool, "layouts": layouts,
-                  **{key: options[key] for key in ("sampling_steps", "guidance_scale")}},
+        sampling={"sampler": sampler, "pool": pool, "layouts": layouts, **ways.as_setting()},
         model_files=lambda classes: ["layouts.npz", "controlnet/config.json",
                                      f"controlnet/{DIFFUSERS}.safetensors",
                                      *(f"{label}/{ADAPTER_FILE}" for label in classes)],
@@ -332,11 +337,11 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
                      kind=adapter, rank=options["rank"], target=options["target"],
                      steps=options["train_steps"], batch_size=options["batch_size"],
                      learning_rate=options["learning_rate"])
-    draw_dataset(arm, drawings(arm, base, words, mode=layouts, sampler=sampler,
-                               steps=options["sampling_steps"],
-                               guidance_scale=options["guidance_scale"],
-                               nuclei_weights=nuclei_weights),
-                 batch_size=16, report=lambda records: layout_report(
+    draw_for = drawings(arm, base, words, mode=layouts, sampler=sampler,
+                        nuclei_weights=nuclei_weights)
+    how, told = choose(arm, ways, draw_for)
+    draw_dataset(arm, lambda label: partial(draw_for(label), **how), batch_size=16,
+                 report=lambda records: told | layout_report(
                      records, training_layouts(arm)[1], arm.data.image_size))
 
 
@@ -346,6 +351,7 @@ def build_parser() -> argparse.ArgumentParser:
     hyperparameters = parser.add_argument_group("Hyperparameters (default: by preset)")
     add_generator_options(group, hyperparameters)
     add_adapter_options(group, hyperparameters)
+    add_choice_options(hyperparameters)
     group.add_argument("--controlnet", metavar="DIR",
                        help="ControlNet to start from (default: the base model's own where it has "
                             "one, else a copy of its UNet)")

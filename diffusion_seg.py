@@ -6,10 +6,10 @@ their latents given the class, in batches that hold all classes alike; new laten
 classifier-free guidance and decoded.
 
 Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only, a tenth of it, by
-        group, to choose the weights by.
+        group, to choose the weights by, and where asked guidance and steps.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
         MODEL/{vae,unet,scheduler}, each opened by diffusers' from_pretrained; loss.csv in what was
-        trained.
+        trained; with --choose-guidance or --choose-steps OUTPUT/choice.json.
 
 Rombach et al. 2022, arXiv:2112.10752 (latent diffusion); Ho & Salimans 2022, arXiv:2207.12598
 (guidance); Hang et al. 2023, arXiv:2303.09556 (min-SNR weighting); Lin et al. 2023,
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lungkit.data.manifest import read_manifest
@@ -39,6 +40,7 @@ from lungkit.generate.items import (
     publish_model,
 )
 from lungkit.generate.model_files import DIFFUSERS, Part, check_shapes, open_part
+from lungkit.generate.sampling_choice import add_choice_options, choose, ways_of
 from lungkit.run import cli, faults
 
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
@@ -242,8 +244,8 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
         publish_model(arm, losses)
 
 
-def drawing(arm: Arm, *, sampler_name: str, steps: int, guidance_scale: float):
-    """draw(items) of the trained model, whatever their class."""
+def drawing(arm: Arm, *, sampler_name: str):
+    """draw(items, steps=, guidance_scale=) of the trained model, whatever their class."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 
     folder = arm.weights.output_dir
@@ -251,7 +253,7 @@ def drawing(arm: Arm, *, sampler_name: str, steps: int, guidance_scale: float):
     unet = UNet2DModel.from_pretrained(folder / "unet").to(arm.device).eval()
     schedule = DDPMScheduler.from_pretrained(folder / "scheduler")
 
-    def draw(items):
+    def draw(items, *, steps: int, guidance_scale: float):
         images = sample_images(unet, vae, schedule, items, classes=arm.data.classes,
                                sampler_name=sampler_name, steps=steps, seed=arm.draws,
                                device=arm.device, guidance_scale=guidance_scale)
@@ -315,7 +317,7 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
         "widths", "train_steps", "batch_size", "learning_rate")}
     of_autoencoder = {key: options[key] for key in (
         "autoencoder_steps", "autoencoder_batch_size")}
-    sampling = {key: options[key] for key in ("sampling_steps", "guidance_scale")}
+    ways = ways_of(options)
     trained_here = autoencoder == "train"
     arm = open_arm(
         "diffusion_seg", real=real, output=output, model=model, seed=seed, parts="model",
@@ -323,7 +325,7 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
                   "batches": BATCHES,
                   "autoencoder": "train" if trained_here
                   else folder_fingerprint(find_autoencoder(autoencoder, manifest).folder)},
-        sampling={"sampler": sampler, "pool": pool, **sampling},
+        sampling={"sampler": sampler, "pool": pool, **ways.as_setting()},
         model_files=lambda classes: [f"{part}/{name}" for part in ("vae", "unet") for name in (
             "config.json", f"{DIFFUSERS}.safetensors")] + ["scheduler/scheduler_config.json"],
         check=lambda manifest: check_sizes(manifest, autoencoder, preset, widths),
@@ -334,9 +336,9 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
         return
     if not arm.is_trained:
         train_model(arm, autoencoder=autoencoder, preset=preset, **training, **of_autoencoder)
-    draw = drawing(arm, sampler_name=sampler, steps=options["sampling_steps"],
-                   guidance_scale=options["guidance_scale"])
-    draw_dataset(arm, lambda label: draw, batch_size=32)
+    draw = drawing(arm, sampler_name=sampler)
+    how, told = choose(arm, ways, lambda label: draw)
+    draw_dataset(arm, lambda label: partial(draw, **how), batch_size=32, report=lambda _: told)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -360,6 +362,7 @@ def build_parser() -> argparse.ArgumentParser:
                                  help="images of a step of the diffusion model")
     hyperparameters.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
                                  help="peak")
+    add_choice_options(hyperparameters)
     cli.add_common(parser, presets=PRESETS)
     return parser
 

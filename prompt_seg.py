@@ -7,9 +7,11 @@ technique, view, window, size, density, margin, surroundings). Images are drawn 
 captions, away from the class's negative prompt. Each is drawn with alone.
 
 Reads:  REAL (a dataset of tumor_seg.py or ct_seg.py), its train split only, a tenth of it, by
-        group, to choose the weights by; the base model; the prompt file.
+        group, to choose the weights by, and where asked guidance and steps; the base model; the
+        prompt file.
 Writes: OUTPUT, a dataset with counts like REAL (--pool K: K times the training images);
         MODEL/<class>/pytorch_lora_weights.safetensors for diffusers' load_lora_weights;
+        with --choose-guidance or --choose-steps OUTPUT/choice.json;
         with --ablate OUTPUT/ablation.csv, of which real's val images are opened too, to say how
         good its classifier is.
 
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from lungkit.data.manifest import read_manifest
@@ -45,6 +48,7 @@ from lungkit.generate.drawing import draw_images, pipeline
 from lungkit.generate.held_out import HoldOut
 from lungkit.generate.items import Arm, add_generator_options, draw_dataset, open_arm
 from lungkit.generate.prompts import Prompts, prompts_for
+from lungkit.generate.sampling_choice import add_choice_options, choose, ways_of
 from lungkit.generate.single_file import as_folder
 from lungkit.run import cli
 from lungkit.run.seeds import caption_draws
@@ -76,22 +80,24 @@ def train_adapters(arm: Arm, base: BaseModel, words: Prompts, *, batch_size: int
         train_each_class(arm, base, loss_for, **how)
 
 
-def painter_of(label: str, arm: Arm, base: BaseModel, *, sampler: str, steps: int,
-               guidance_scale: float):
-    """paint(items, captions, negative) with a class's adapter, fused into a copy of the base."""
+def painter_of(label: str, arm: Arm, base: BaseModel, *, sampler: str):
+    """paint(items, captions, negative, steps=, guidance_scale=) with a class's adapter.
+
+    It is fused into a copy of the base.
+    """
     pipe = pipeline(base, sampler, adapter_dir=arm.weights.output_dir / label)
-    return lambda items, captions, negative: draw_images(
+    return lambda items, captions, negative, *, steps, guidance_scale: draw_images(
         pipe, captions, [negative] * len(items), [item.index for item in items], seed=arm.draws,
         image_size=arm.data.image_size, steps=steps, guidance_scale=guidance_scale)
 
 
 def drawing_of(label: str, arm: Arm, words: Prompts, paint):
-    """draw(items) of one class by its `painter_of`."""
+    """draw(items, steps=, guidance_scale=) of one class by its `painter_of`."""
     seed = arm.draws
 
-    def draw(items):
+    def draw(items, **how):
         captions = [words.caption(label, caption_draws(seed, item.index)) for item in items]
-        images = paint(items, captions, words.negative(label))
+        images = paint(items, captions, words.negative(label), **how)
         return images, [{"seed": f"{seed}:{item.index}", "source": "prompt", "prompt": caption}
                         for item, caption in zip(items, captions, strict=True)]
     return draw
@@ -119,6 +125,7 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
     manifest = read_manifest(real)
     words = prompts_for(prompts, manifest)
     given = resolve_base_model(options["base_model"], manifest, options["base_prediction"])
+    ways = ways_of(options)
     if ablate_prompts:
         check_ablation()
     arm = open_arm(
@@ -129,7 +136,7 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
                   "adapter": adapter, "prompts": words.fingerprint,
                   "base_model": fingerprint(given)},
         sampling={"sampler": sampler, "pool": pool, **({"ablate": True} if ablate_prompts else {}),
-                  **{key: options[key] for key in ("sampling_steps", "guidance_scale")}},
+                  **ways.as_setting()},
         model_files=lambda classes: [f"{label}/{ADAPTER_FILE}" for label in classes],
         check=lambda manifest: check_base_model(given, manifest, words),
         rule=HoldOut(options["validation_share"], options["patience"]),
@@ -144,11 +151,18 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
                        batch_size=options["batch_size"], learning_rate=options["learning_rate"])
 
     def painter(label: str):
-        return painter_of(label, arm, base, sampler=sampler, steps=options["sampling_steps"],
-                          guidance_scale=options["guidance_scale"])
+        return painter_of(label, arm, base, sampler=sampler)
 
-    draw_dataset(arm, lambda label: drawing_of(label, arm, words, painter(label)), batch_size=16,
-                 report=(lambda _: ablate(arm, words, painter)) if ablate_prompts else None)
+    def draw_for(label: str):
+        return drawing_of(label, arm, words, painter(label))
+
+    how, told = choose(arm, ways, draw_for)
+
+    def report(_: list[dict]) -> dict:
+        return told | (ablate(arm, words, lambda label: partial(painter(label), **how))
+                       if ablate_prompts else {})
+
+    draw_dataset(arm, lambda label: partial(draw_for(label), **how), batch_size=16, report=report)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -157,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     hyperparameters = parser.add_argument_group("Hyperparameters (default: by preset)")
     add_generator_options(group, hyperparameters)
     add_adapter_options(group, hyperparameters)
+    add_choice_options(hyperparameters)
     group.add_argument("--ablate", action="store_true", dest="ablate_prompts",
                        help="draw some images of bare class names and without negative prompts "
                             "too, and say in ablation.csv how often a classifier of real images "

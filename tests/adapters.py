@@ -144,11 +144,12 @@ class FakeLatents:
 
 # long: the stand-ins are closures over the record
 def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
-            lose: str | None = None) -> Record:
+            lose: str | None = None, chosen: dict | None = None) -> Record:
     """Run `<arm>_seg.py` on stand-ins.
 
     blind: real's val and test images are deleted as soon as the dataset has been checked.
     lose: a file of the finished model, deleted when the base model is opened.
+    chosen: what a stand-in of `choose` says to draw with, {steps, guidance_scale}.
     """
     record = Record(root)
     name = f"{arm}_seg"
@@ -229,6 +230,8 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
             stand_ins["get_controlnet"] = lambda base, source: Control(source)
         if blind:
             patch.setattr("lungkit.generate.items.open_dataset", open_blind)
+        if chosen:
+            stand_ins["choose"] = lambda arm, ways, draw_for: (chosen, {"choice": chosen})
         for attribute, stand_in in stand_ins.items():
             patch.setattr(f"{name}.{attribute}", stand_in)
         record.status = importlib.import_module(name).main(

@@ -64,10 +64,13 @@ def made(request, real, prompts, tmp_path_factory):
 of_training = pytest.mark.parametrize("made", ["sampled"], indirect=True)
 
 
+CHOSEN = {"steps": 3, "guidance_scale": 7.0}
+
+
 @pytest.fixture(scope="module")
 def plain(real, tmp_path_factory):
-    """The arm by its usual options. Read only."""
-    return run_arm("context", real, tmp_path_factory.mktemp("plain"))
+    """The arm by its usual options, but for what was chosen to draw with. Read only."""
+    return run_arm("context", real, tmp_path_factory.mktemp("plain"), chosen=CHOSEN)
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +300,12 @@ def test_a_row_tells_the_words_of_the_layout_that_its_image_was_drawn_from(
         assert row.prompt == drawn.prompt == expected
         assert row.seed == f"{drawn.seed}:{int(row.stem)}"
         assert row.source == f"context, {made.mode} layout"
+
+
+def test_a_set_is_drawn_with_what_was_chosen_and_says_so(plain):
+    assert {(drawn.steps, drawn.guidance_scale) for drawn in plain.images_drawn()} == {(3, 7.0)}
+    manifest = open_dataset(plain.output).manifest
+    assert manifest["choice"] == CHOSEN and "layouts" in manifest
 
 
 def test_guidance_steps_and_size_reach_the_drawing(made):

@@ -281,8 +281,11 @@ def test_drawing_starts_at_the_last_step_from_unit_noise_of_the_seed_and_the_ind
 
 # ------------------------------------------------------------------ the stage
 
-def watch(real, root, seed: int, *more: str) -> SimpleNamespace:
-    """Run the stage without training and with images of one grey a class; what it asked for."""
+def watch(real, root, seed: int, *more: str, chosen: dict | None = None) -> SimpleNamespace:
+    """Run the stage without training and with images of one grey a class; what it asked for.
+
+    chosen: what a stand-in of `choose` says to draw with.
+    """
     calls = SimpleNamespace(trained=[], drawn=[], output=root / "datasets" / "diffusion",
                             model=root / "models" / "diffusion")
 
@@ -299,17 +302,22 @@ def watch(real, root, seed: int, *more: str) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungkit.learn.loop.train", train)
         patch.setattr("diffusion_seg.sample_images", sample_images)
+        if chosen:
+            patch.setattr("diffusion_seg.choose", lambda *_: (chosen, {"choice": chosen}))
         calls.code = main_of("diffusion")(arguments(
             "diffusion", real, calls.output, "--seed", str(seed), *more))
     return calls
+
+
+CHOSEN = {"steps": 3, "guidance_scale": 7.0}
 
 
 @pytest.fixture(scope="module")
 def watched(few_real, tmp_path_factory):
     return [watch(few_real, tmp_path_factory.mktemp(f"seed{seed}"), seed,
                   "--autoencoder", "train", "--pool", "2", "--validation-share", "0.5",
-                  "--learning-rate", "0.003", "--guidance-scale", "1.25")
-            for seed in (0, 1)]
+                  "--learning-rate", "0.003", "--guidance-scale", "1.25", chosen=chosen)
+            for seed, chosen in ((0, None), (1, CHOSEN))]
 
 
 def test_no_training_or_drawing_of_any_seed_shares_random_numbers(watched):
@@ -335,6 +343,13 @@ def test_the_options_given_are_those_trained_and_drawn_with(watched):
     assert autoencoder["steps"] == 600 and autoencoder["ema_decay"] > 0.99
     assert {(call["steps"], call["guidance_scale"], call["sampler_name"])
             for call in watched[0].drawn} == {(2, 1.25, "dpm")}
+
+
+def test_a_set_is_drawn_with_what_was_chosen_and_says_so(watched):
+    usual, chosen = watched
+    assert {(call["steps"], call["guidance_scale"]) for call in chosen.drawn} == {(3, 7.0)}
+    assert open_dataset(chosen.output).manifest["choice"] == CHOSEN
+    assert "choice" not in open_dataset(usual.output).manifest
 
 
 def test_each_image_is_filed_under_the_class_it_was_drawn_for(watched, few_real):

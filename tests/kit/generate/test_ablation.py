@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lungkit.generate import ablation
 from lungkit.generate.prompts import Prompts
 from lungkit.run.seeds import caption_draws
 
+CHOSEN = {"steps": 3, "guidance_scale": 7.0}
 WIDE = np.eye(3).repeat(100, axis=1)  # told apart in spite of the penalty
 
 
@@ -38,13 +40,17 @@ class Stub:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """prompt_seg.py with --ablate: prompts show their class, bare names the first class."""
+    """prompt_seg.py with --ablate: prompts show their class, bare names the first class.
+
+    And with --choose-guidance, whose choice is CHOSEN.
+    """
     root = tmp_path_factory.mktemp("ablate")
     real, prompts = write_real(root / "real"), write_prompts(root / "p.json")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablation, "Extractor", Stub)
         patch.setattr(ablation, "as_real", lambda images, channels: images)
         patch.setattr("prompt_seg.check_ablation", lambda: None)
+        patch.setattr("lungkit.learn.features.Extractor", Stub)
         measure = ablation.measure
 
         def measured(arm, words, painter):
@@ -59,7 +65,8 @@ def made(tmp_path_factory):
                 return painted
             return measure(arm, words, shows)
         patch.setattr(ablation, "measure", measured)
-        record = run_arm("prompt", real, root, "--prompts", str(prompts), "--ablate", "--pool", "2")
+        record = run_arm("prompt", real, root, "--prompts", str(prompts), "--ablate", "--pool", "2",
+                         "--choose-guidance", "1", "7", chosen=CHOSEN)
     assert record.status == 0
     return record, Prompts(prompts)
 
@@ -100,6 +107,17 @@ def test_the_table_and_the_manifest_say_how_often_the_class_meant_is_known(made)
     assert {split for parent in found["parents"] for splits in parent["splits"].values()
             for split in splits} == {"train"}
     assert Stub.asked == ["train", "val"], "test is nobody's to judge by"
+
+
+def test_what_was_chosen_draws_the_set_and_decides_it_and_not_its_model(made):
+    record, _ = made
+    drawn = {(call.options["steps"], call.options["guidance_scale"]) for call in record.drawn}
+    assert drawn == {(3, 7.0)}
+    manifest = open_dataset(record.output).manifest
+    assert manifest["choice"] == CHOSEN
+    assert manifest["parameters"]["choose_guidance"] == [1.0, 7.0]
+    assert "choose_guidance" not in json.loads((record.model / "model.json").read_text())[
+        "parameters"]
 
 
 def test_without_it_nothing_is_judged_and_no_option_is_said(tmp_path):
