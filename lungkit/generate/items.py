@@ -330,8 +330,12 @@ def check_divisible(image_size: int, divisor: int) -> None:
 
 
 def folder_fingerprint(directory: Path) -> str:
-    """`quick_fingerprint` of the weights and settings of a model folder."""
+    """`quick_fingerprint` of the weights and settings of a model folder.
+
+    What is hidden there is not its own: a folder made of a single file lies beside that.
+    """
     paths = [path for path in listed(directory, "**/*")
-             if path.suffix in (".json", ".txt", ".safetensors") and path.is_file()]
+             if path.suffix in (".json", ".txt", ".safetensors") and path.is_file()
+             and not any(part.startswith(".") for part in path.relative_to(directory).parts)]
     return quick_fingerprint(((path.relative_to(directory).as_posix(), path) for path in paths),
                              sample_bytes=65536)

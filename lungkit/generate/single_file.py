@@ -145,15 +145,16 @@ def open_file(path: Path, prediction: str | None = None) -> SingleFile:
     """
     if not path.is_file():
         raise Fault("there is no such file")
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if path.suffix in PICKLED or start[:2] == b"PK" or start[:1] == b"\x80":
-        raise Fault("it is a pickle, which can run code when loaded: give the .safetensors of the "
-                    "same release")
+    pickled = ("it is a pickle, which can run code when loaded: give the .safetensors of the same "
+               "release")
+    if path.suffix in PICKLED:
+        raise Fault(pickled)
     try:
         header = read_header(path)
     except Fault as fault:
-        raise Fault(f"{fault}: {AGAIN}") from None
+        with open(path, "rb") as file:  # only now: a header's length may begin with these bytes
+            is_pickle = file.read(2).startswith((b"PK", b"\x80"))
+        raise Fault(pickled if is_pickle else f"{fault}: {AGAIN}") from None
     if what := refusal(header):
         raise Fault(f"it holds {what}: {GIVE}")
     family = family_of(header.shapes)
@@ -288,10 +289,12 @@ def write_network(base: SingleFile, name: str, folder: Path) -> None:
     with safe_open(base.path, framework="pt") as file:
         made = translate(name, {key: file.get_tensor(source)
                                 for key, source in base.sources(name).items()}, base.family)
-    write_json(folder / name / "config.json", base.family[name])
+    config_path = folder / name / "config.json"
+    write_json(config_path, base.family[name])
     with atomic_path(path) as hidden:
         save_file({key: made[key].contiguous() for key in wanted}, hidden,
                   metadata={"format": "pt"})
+        hidden.chmod(config_path.stat().st_mode)  # safetensors lets nobody else of a group read it
 
 
 def write_settings(base: SingleFile, folder: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from arms import arguments, fork, main_of
 from lungkit.generate import single_file
 from lungkit.generate.base_model import BaseModel, check_base_model, fingerprint, resolve_base_model
+from lungkit.generate.items import folder_fingerprint
 from lungkit.generate.model_card import folder_name
 from lungkit.generate.prompts import Prompts
 from lungkit.generate.single_file import MADE, as_folder, open_file, predicted
@@ -42,8 +43,8 @@ def unet_name(name: str, depth: int = 2) -> str:
     elif match := re.match(r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.*)", name):
         name = f"input_blocks.{(int(match[1]) + 1) * (depth + 1)}.0.op.{match[2]}"
     elif match := re.match(r"up_blocks\.(\d+)\.upsamplers\.0\.conv\.(.*)", name):
-        # the tiny UNet has attention in its last block alone, which is not enlarged any more
-        name = f"output_blocks.{int(match[1]) * (depth + 1) + depth}.1.conv.{match[2]}"
+        after = 2 if int(match[1]) else 1  # the first block has no attention before it
+        name = f"output_blocks.{int(match[1]) * (depth + 1) + depth}.{after}.conv.{match[2]}"
     resnet = () if "transformer_blocks" in name else (
         (r"\.norm1\.", ".in_layers.0."), (r"\.norm2\.", ".out_layers.0."))
     return substituted(
@@ -96,9 +97,10 @@ def tiny(number: int) -> dict:
     """The configs of a release with few and narrow layers, its own kinds of layer kept."""
     family = json.loads(single_file.FAMILIES[number - 1].read_text())
     family["unet"] |= {
-        "block_out_channels": [32, 64], "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "norm_num_groups": 8,
-        "cross_attention_dim": 32 * number, "attention_head_dim": 4 if number == 1 else [4, 8]}
+        "block_out_channels": [16, 16, 32], "norm_num_groups": 8,
+        "down_block_types": [*2 * ["CrossAttnDownBlock2D"], "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", *2 * ["CrossAttnUpBlock2D"]],
+        "cross_attention_dim": 32 * number, "attention_head_dim": 4 if number == 1 else [2, 2, 4]}
     family["vae"] |= {
         "block_out_channels": [8, 16], "norm_num_groups": 4,
         "down_block_types": 2 * ["DownEncoderBlock2D"], "up_block_types": 2 * ["UpDecoderBlock2D"]}
@@ -190,6 +192,7 @@ def test_names_are_those_of_the_releases(models):
             "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": 2,
             "model.diffusion_model.middle_block.2.out_layers.3.weight": 4,
             "model.diffusion_model.output_blocks.2.1.conv.weight": 4,
+            "model.diffusion_model.output_blocks.5.2.conv.weight": 4,
             "model.diffusion_model.time_embed.2.bias": 1,
             "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight": 4,
             "first_stage_model.encoder.mid.attn_1.proj_out.weight": 4,
@@ -201,9 +204,12 @@ def test_a_file_is_made_a_folder_once_and_keeps_its_precision(given, tmp_path, m
     from safetensors.torch import load_file
 
     write(given, {name: tensor.half() for name, tensor in load_file(given).items()})
+    before = folder_fingerprint(given.parent)
     folder = as_folder(open_file(given), tmp_path / "models")
+    assert folder_fingerprint(given.parent) == before
     assert {str(tensor.dtype) for tensor in load_file(
         folder / "unet/diffusion_pytorch_model.safetensors").values()} == {"torch.float16"}
+    assert len({path.stat().st_mode for path in folder.glob("*/*")}) == 1  # a group's to read
     monkeypatch.setattr(single_file, "write_network", None)
     assert as_folder(open_file(given), tmp_path / "other") == folder
     assert not (tmp_path / "models").exists()
@@ -326,8 +332,12 @@ def test_prefetch_makes_the_folder_beforehand_and_says_the_files_sum(given, tmp_
 
 # ------------------------------------------------------------------ known by the header
 
-def header_file(path: Path, shapes: dict, *, dtype: str = "F16", **metadata: str) -> Path:
-    """A safetensors file of these shapes, as long as it should be and without content."""
+def header_file(path: Path, shapes: dict, *, dtype: str = "F16", length_from: int = 0,
+                **metadata: str) -> Path:
+    """A safetensors file of these shapes, as long as it should be and without content.
+
+    length_from: the least byte of its header's length, 0: as it comes.
+    """
     end, entries = 0, {"__metadata__": metadata} if metadata else {}
     for name, shape in shapes.items():
         size = 2
@@ -336,6 +346,7 @@ def header_file(path: Path, shapes: dict, *, dtype: str = "F16", **metadata: str
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(entries).encode()
+    text += b" " * ((length_from - len(text)) % 256 if length_from else 0)
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(path, 8 + len(text) + end)
     return path
@@ -404,6 +415,11 @@ def test_what_is_no_safetensors_file_is_refused(name, content, words, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(BadOptions, match=f"--base-model .*{name}: .*{words}"):
         resolve_base_model(str(tmp_path / name), TISSUE)
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path):
+    path = header_file(tmp_path / "a.safetensors", WHOLE, length_from=0x80)
+    assert path.read_bytes()[:1] == b"\x80" and open_file(path).family["name"].endswith(" 1")
 
 
 def test_the_dry_run_says_it_in_one_line_and_writes_nothing(few_real, tmp_path, capfd):
