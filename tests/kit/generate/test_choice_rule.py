@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -114,3 +115,11 @@ def test_figures_are_of_pairs_with_the_given_one(sides):
     assert (given.p_label, given.p_kid) == (None, None)
     assert (alike.p_label, alike.p_kid) == (sign_test(8, 3), 0.5)
     assert near.p_label == 1 and near.p_kid < 0.001 and near.kid == values[2].mean() < given.kid
+
+
+def test_what_varies_in_both_alike_is_no_doubt_which_is_nearer():
+    rng = np.random.default_rng(0)
+    both, each = rng.normal(size=HALVES), 0.02 * rng.normal(size=HALVES)
+    halves = np.stack([both, both - 0.1 + each], axis=1)[..., None]
+    _, nearer = figures_of(np.ones((2, 8), bool), np.array([[0.5], [0.4]]), halves)
+    assert nearer.p_kid == pytest.approx(NormalDist().cdf(-0.1 / each.std()), rel=1e-6)
