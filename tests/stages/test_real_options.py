@@ -219,6 +219,17 @@ def test_every_option_that_decides_a_tile_is_remembered(made, tree, capsys, name
     assert f"{name}: " in capsys.readouterr().err
 
 
+def test_a_csv_of_groups_is_known_by_what_it_says(tmp_path):
+    def identity(name: str, text: str) -> dict:
+        (tmp_path / name).write_text(text)
+        return tumor_seg.identity({"groups": str(tmp_path / name), "group_regex": None,
+                                   "fold": None}, tiles.Recipe(Cut(32)), [])
+
+    one, same, other = (identity(name, f"path,group\na/0.png,{group}\n")
+                        for name, group in (("one", 1), ("same", 1), ("other", 2)))
+    assert one == same and one != other
+
+
 @pytest.mark.parametrize("options", [["--workers", 2], ["--preset", "full"], ["--groups", "auto"],
                                      ["--dry-run"]])
 def test_options_that_decide_no_tile_leave_it_complete(made, tree, capsys, options):
