@@ -17,11 +17,13 @@ from lungkit.generate.sampling_choice import (
     FILE,
     FIRST,
     KEPT,
+    MOST_HELD,
     PER_CLASS,
     RECIPE,
     Sampling,
     choose,
     edge_of,
+    spread,
     ways_of,
 )
 from lungkit.run.faults import BadOptions, Stopped
@@ -179,6 +181,13 @@ def test_nothing_is_drawn_or_written_unless_it_is_asked_for(chosen):
 def test_where_the_largest_scale_is_best_it_is_said_that_none_larger_was_tried(
         chosen, candidates, words):
     assert edge_of(chosen, candidates) == words
+
+
+def test_of_many_held_out_images_some_that_lie_evenly_are_looked_at():
+    assert spread([4, 7, 9]).tolist() == [4, 7, 9] and spread([]).tolist() == []
+    some = spread(list(range(0, 4 * MOST_HELD, 2)))
+    assert len(some) == MOST_HELD and (some[0], some[-1]) == (0, 4 * MOST_HELD - 2)
+    assert set(np.diff(some)) <= {4, 6}
 
 
 # ------------------------------------------------------------------ options
