@@ -115,7 +115,7 @@ def test_one_process_has_one_thread_of_opencv_and_gives_the_others_back():
 
 def test_a_worker_leaves_signals_to_its_parent():
     """Ctrl-C reaches every process of the terminal, and Slurm's warning may."""
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2]
+    numbers = [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT]
     with mapper(2) as mapped:
         assert list(mapped(signal_itself, numbers, chunk=1)) == numbers
         assert list(mapped(threads_of_opencv, [0, 0], chunk=1)) == [1, 1]
