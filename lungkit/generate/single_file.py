@@ -218,8 +218,8 @@ def predicted(path: Path, metadata: dict, family: dict, asked: str | None) -> st
         raise Fault(f"it is a {family['name']} and does not say what it predicts: give "
                     "--base-prediction epsilon (2.x base, of 512 px) or v_prediction (of 768 px)")
     if not (said or asked):
-        say(f"{path.name} is a {family['name']} and taken to predict {family['predicts']}: "
-            "--base-prediction says otherwise")
+        say(f"{path.name} is a {family['name']} and taken to predict {family['predicts']}: where "
+            "it does not, give --base-prediction")
     return said or asked or family["predicts"]
 
 
@@ -262,8 +262,8 @@ def as_folder(base: Path | SingleFile, models_dir: Path) -> Path:
                             f"again from {base.path.name}") from None
             return place
     place = beside if os.access(beside.parents[1], os.W_OK) else in_run
-    say(f"{base.path.name}: {base.family['name']}, {base.prediction}"
-        f"{', its averaged weights' if base.is_averaged else ''}: made a folder once, {place}")
+    say(f"{base.path.name}: {base.family['name']} that predicts {base.prediction}"
+        f"{', its averaged weights' if base.is_averaged else ''}: once made a folder, {place}")
     output = Output(place, MADE, {"recipe": RECIPE, "prediction": base.prediction,
                                   "sha256": base.sha256})
     with output.writing() as folder:
