@@ -174,8 +174,14 @@ class Output:
             yield self.work_dir
 
     def publish(self, manifest: dict) -> None:
-        """Write the manifest last and rename `work_dir` to the output's own name."""
-        write_json(self.work_dir / self.manifest_name, {**manifest, "parameters": self.options})
+        """Write the manifest last and rename `work_dir` to the output's own name.
+
+        Weights may then be read by whom the umask lets read: safetensors writes for its user alone.
+        """
+        manifest_path = self.work_dir / self.manifest_name
+        write_json(manifest_path, {**manifest, "parameters": self.options})
+        for weights in self.work_dir.rglob("*.safetensors"):
+            weights.chmod(manifest_path.stat().st_mode)
         old = self.output_dir.parent / f".{self.output_dir.name}.old"
         if self.output_dir.exists():
             if old.exists():

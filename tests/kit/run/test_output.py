@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,24 @@ def test_what_saves_something_new_says_so(save, is_progress, tmp_path, monkeypat
     monkeypatch.setenv("LUNGKIT_SAVED", str(said))
     save(tmp_path / "here")
     assert said.exists() == is_progress
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_published_weights_are_read_by_whom_the_umask_lets(umask, mode, tmp_path):
+    """By a group that shares a run: safetensors writes its files for their user alone."""
+    from safetensors.numpy import save_file
+
+    before = os.umask(umask)
+    try:
+        output = Output(tmp_path / "model", "model.json", {})
+        with output.writing() as work_dir:
+            (work_dir / "unet").mkdir()
+            save_file({"x": np.zeros(1)}, work_dir / "unet/weights.safetensors")
+            output.publish({})
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").rglob("*.*")}
+    assert modes == {mode}
 
 
 def test_a_job_whose_place_to_be_told_is_gone_is_no_obstacle(tmp_path, monkeypatch):
