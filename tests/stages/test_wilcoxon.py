@@ -497,6 +497,17 @@ def test_a_signal_ends_it_with_75_and_nothing_written(tmp_path, no_pictures, mon
     assert compared_by(tree, "--output", out) == 0
 
 
+def test_a_stop_is_heeded_between_pairs(monkeypatch):
+    """Of many arms and repeats the intervals take minutes."""
+    from lungkit.run import faults
+
+    heeded = []
+    monkeypatch.setattr(faults, "check_stop", lambda: heeded.append(True))
+    compare({name: [0.5, 0.6, 0.7] for name in "abcd"}, metric="accuracy", unit="repeat",
+            alpha=0.05, margin=0.02)
+    assert len(heeded) == 6
+
+
 def test_two_do_not_write_one_comparison(tmp_path, no_pictures, capsys, monkeypatch):
     from lungkit.run import faults, output
 
