@@ -289,12 +289,10 @@ def write_network(base: SingleFile, name: str, folder: Path) -> None:
     with safe_open(base.path, framework="pt") as file:
         made = translate(name, {key: file.get_tensor(source)
                                 for key, source in base.sources(name).items()}, base.family)
-    config_path = folder / name / "config.json"
-    write_json(config_path, base.family[name])
+    write_json(folder / name / "config.json", base.family[name])
     with atomic_path(path) as hidden:
         save_file({key: made[key].contiguous() for key in wanted}, hidden,
                   metadata={"format": "pt"})
-        hidden.chmod(config_path.stat().st_mode)  # safetensors lets nobody else of a group read it
 
 
 def write_settings(base: SingleFile, folder: Path) -> None:
