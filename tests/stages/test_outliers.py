@@ -66,6 +66,7 @@ def data(sample_dir, tmp_path_factory):
 
 def texture(extractor, dataset, split):
     """In the network's place: of an image a few statistics, float32 [N, 8]."""
+    assert extractor.device != "auto", "where the network runs is not known yet"
     found = []
     for row in dataset.select(split):
         grey = dataset.image(row).mean(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 from zlib import crc32
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from lungkit.data.dataset import open_dataset
 from lungkit.data.writer import DatasetWriter
+from lungkit.generate import sampling_choice
 from lungkit.generate.held_out import HoldOut
 from lungkit.generate.items import Arm
 from lungkit.generate.sampling_choice import (
@@ -102,10 +104,10 @@ def chosen(real, tmp_path, monkeypatch):
     """chosen(painter, options, share): (how, told, folder) of `choose`."""
     monkeypatch.setattr("lungkit.learn.features.Extractor", Stub)
 
-    def call(painter: Painter, share: float = 0.34, name: str = "set", **options):
+    def call(painter: Painter, share: float = 0.34, name: str = "set", rule=None, **options):
         ways = ways_of({**OPTIONS, **options})
         target = Output(tmp_path / name, "dataset.json", ways.as_setting())
-        arm = Arm("x_seg", real, [], target, None, True, "cpu", 0, rule=HoldOut(share))
+        arm = Arm("x_seg", real, [], target, None, True, "cpu", 0, rule=rule or HoldOut(share))
         return *choose(arm, ways, painter), target.work_dir
     return call
 
@@ -167,6 +169,23 @@ def test_where_too_few_are_held_out_what_is_given_stays_and_nothing_is_drawn(sha
     how, told, _ = chosen(painter, share)
     assert how == GIVEN.how() and not painter.asked
     assert "fewer than 2" in told["choice"]["because"]
+
+
+def test_one_class_with_too_few_held_out_is_enough_that_nothing_is_judged(chosen, real):
+    labels = [row.label for row in real.select("train")]
+    held = {place for place, label in enumerate(labels) if label == "a"} | {labels.index("b")}
+    painter = Painter()
+    how, told, _ = chosen(painter, rule=SimpleNamespace(choose=lambda data, seed: held))
+    assert how == GIVEN.how() and not painter.asked
+    assert told["choice"]["because"].startswith("1 train images of b are held out")
+
+
+def test_the_spread_of_kid_is_that_over_whole_groups(chosen, monkeypatch):
+    seen, distances = [], sampling_choice.distances
+    monkeypatch.setattr(sampling_choice, "distances", lambda reference, groups, drawn:
+                        seen.extend(groups) or distances(reference, groups, drawn))
+    chosen(Painter())
+    assert len(seen) == 2 and all(name.startswith("train ") for own in seen for name in own)
 
 
 def test_nothing_is_drawn_or_written_unless_it_is_asked_for(chosen):

@@ -246,7 +246,8 @@ def torch(monkeypatch):
     ("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 2, "cuda"),
     ("cuda:1", 2, "cuda:1"), ("cuda:2", 2, "only 2 CUDA devices"),
     ("cuda", 0, "sees no CUDA device"),
-    ("gpu", 0, "is not a device"), ("meta", 0, "is not a device")])
+    ("gpu", 0, "is not a device"), ("meta", 0, "is not a device"), ("cpux", 0, "is not a device"),
+    ("cuda:", 2, "is not a device"), ("cuda:-1", 2, "is not a device")])
 def test_a_device_is_there_or_a_bad_option(name, devices, expected, torch):
     torch.cuda_devices = devices
     if " " in expected:

@@ -16,6 +16,7 @@ from lungkit.learn import pretrained
 from lungkit.learn.features import Extractor
 from lungkit.nuclei import detect, statistics
 from lungkit.nuclei.detect import FIELD_UM, Nuclei
+from lungkit.run.faults import Fault
 from lungkit.run.output import Output
 from lungkit.tools import fidelity
 
@@ -94,6 +95,19 @@ def measure(root, *names, more=()):
 
 def found(root, name):
     return json.loads((root / name / fidelity.FILE).read_text())
+
+
+def test_the_network_runs_where_device_says(made, monkeypatch):
+    places = []
+
+    def side(extractor, *of, **more):
+        places.append(extractor.device)
+        raise Fault("enough is known")
+
+    monkeypatch.setattr(fidelity, "Side", side)
+    monkeypatch.setattr(fidelity, "use_device",
+                        lambda name, needed=True: f"{name}, {'in use' if needed else 'by name'}")
+    assert measure(made, "same", more=["--per-class", "7"]) == 1 and places == ["cpu, in use"]
 
 
 def test_an_arm_like_real_lies_at_the_floor_and_noise_at_the_ceiling(made):
