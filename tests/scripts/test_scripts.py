@@ -23,7 +23,7 @@ from standins import Project
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(  # every shell script, wherever it lies
     path.relative_to(ROOT).as_posix()
-    for folder in (".", ".ci", "benchmarks", "docs", "lungkit", "tests")
+    for folder in (".", ".ci", "benchmarks", "docs", "lungkit", "tests", "tests/mutants")
     for path in (ROOT / folder).iterdir() if path.is_file()
     and re.match(rb"#!.*\b(ba)?sh\n|# shellcheck shell=", path.read_bytes()))
 SETTINGS = """INPUT GROUPS_CSV RUN PRESET REPEATS SEED BASE_MODEL ADAPTER POOL ARMS JOBS WORKERS

@@ -37,6 +37,7 @@ UNDECIDED = Estimate("B", 0.004, 0.01, 20.0, -0.016, 0.024, -0.013, 0.021, 0.9, 
     (PRIMARY, {"p_equivalent_holm": 0.01, "p_not_worse_holm": 0.01}, "equivalent"),
     # said only where nothing else is shown
     (PRIMARY, {"smallest_margin": 0.02}, "out of reach at this n"),
+    (PRIMARY, {"smallest_margin": 0.03}, "out of reach at this n"),
     (PRIMARY, {"smallest_margin": 0.5, "p_difference_holm": 0.01}, "better"),
     # that it does as well is said of 29 trainings and more, that it does better or worse of any
     *((PRIMARY, {**which, "num_trainings": count}, word) for which, words in [
@@ -57,6 +58,21 @@ def test_which_word_is_said_of_which_numbers(family, changed, word):
 def of(difference, se=0.01, df=20.0, level="B"):
     return decide.estimate(level, Mean(difference, se, df, 0, 0, 0), alpha=0.05, margin=0.02,
                            n_arm=40, n_against=40, num_trainings=40)
+
+
+@pytest.mark.parametrize("difference", [-0.015, 0.003, 0.015])
+def test_the_numbers_of_an_estimate_are_those_of_students_t(difference):
+    from scipy.stats import t
+
+    found, se, df = of(difference), 0.01, 20
+    above, below = t.sf((difference + 0.02) / se, df), t.cdf((difference - 0.02) / se, df)
+    half, half_equivalence = (t.ppf(share, df) * se for share in (0.975, 0.95))
+    assert [found.p_difference, found.p_not_worse, found.p_equivalent] == pytest.approx(
+        [2 * t.sf(abs(difference) / se, df), above, max(above, below)])
+    assert [found.low, found.high, found.low_equivalence, found.high_equivalence] == pytest.approx([
+        difference - half, difference + half, difference - half_equivalence,
+        difference + half_equivalence])
+    assert found.smallest_margin == pytest.approx(half_equivalence)
 
 
 def test_holm_is_over_the_family_and_for_each_test():
