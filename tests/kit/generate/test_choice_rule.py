@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lungkit.audit.fidelity import HALVES, Compared, discrepancy
+from lungkit.generate import choice_rule
 from lungkit.generate.choice_rule import (
     Figures,
     decide,
@@ -98,6 +99,18 @@ def test_halves_are_of_the_same_images_of_every_candidate_and_of_whole_groups(si
     assert apart > 0 and of_groups[:, 0].mean() > of_images[:, 0].mean()
 
 
+def test_a_half_holds_half_of_the_groups_and_of_the_images_and_the_first_is_the_whole(
+        sides, monkeypatch):
+    masks = []
+    monkeypatch.setattr(choice_rule, "discrepancies", lambda compared, some, others:
+                        masks.append((some, others)) or np.zeros(len(some)))
+    distances(*sides)
+    some, others = masks[0]  # of the first class: 10 images of 5 groups, and 12 drawn
+    assert some[0].all() and others[0].all() and len(some) == len(others) == 1 + HALVES
+    assert set(some[1:].sum(1)) == {2 * 2} and set(others[1:].sum(1)) == {6}
+    assert some[1:].any(0).all() and others[1:].any(0).all()
+
+
 def test_without_four_groups_in_every_class_no_spread_is_known(sides):
     reference, groups, drawn = sides
     values, halves = distances(reference, [groups[0], np.array(list("aaabbbcc"))], drawn)
@@ -115,6 +128,15 @@ def test_figures_are_of_pairs_with_the_given_one(sides):
     assert (given.p_label, given.p_kid) == (None, None)
     assert (alike.p_label, alike.p_kid) == (sign_test(8, 3), 0.5)
     assert near.p_label == 1 and near.p_kid < 0.001 and near.kid == values[2].mean() < given.kid
+
+
+def test_of_three_candidates_each_stands_beside_the_given_one_alone():
+    right = np.zeros((3, 10), bool)
+    right[0, :4] = right[1, 2:7] = right[2, :9] = True
+    found = figures_of(right, np.array([[0.1, 0.3], [0.5, 0.5], [0.9, 0.7]]), None)
+    assert [(each.n, each.right) for each in found] == [(10, 4), (10, 5), (10, 9)]
+    assert [each.kid for each in found] == pytest.approx([0.2, 0.5, 0.8])
+    assert [each.p_label for each in found] == [None, sign_test(3, 2), sign_test(5, 0)]
 
 
 def test_what_varies_in_both_alike_is_no_doubt_which_is_nearer():
