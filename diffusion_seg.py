@@ -97,7 +97,7 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
             which = int(torch.randint(symmetries, (1,), generator=generator))
             batch = orient(to_model_range(images[picks.numpy()], autoencoder.config.in_channels),
                            which, symmetries).to(device)
-            with autocast(device, on_tiles=True):
+            with autocast(device, on_cpu=True):
                 posterior = autoencoder.encode(batch).latent_dist
                 noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
                 decoded = autoencoder.decode(posterior.mean + posterior.std * noise).sample.float()
@@ -156,7 +156,7 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
             batch = (latents.draw(picks, which, generator) * scale).to(device)
             dropped = torch.rand(batch_size, generator=generator) < CLASS_DROPOUT
             classes = torch.where(dropped, num_classes, labels[picks]).to(device)
-            with autocast(device, on_tiles=True):
+            with autocast(device, on_cpu=True):
                 return denoising_loss(
                     lambda noisy, t: unet(noisy, t, class_labels=classes).sample, schedule, batch,
                     generator)
@@ -186,7 +186,7 @@ def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sam
     latents = torch.stack(noise).to(device) * solver.init_noise_sigma
     wanted = torch.tensor([classes.index(item.label) for item in items], device=device)
     none = torch.full_like(wanted, len(classes))
-    with torch.no_grad(), autocast(device, on_tiles=True):
+    with torch.no_grad(), autocast(device, on_cpu=True):
         for t in solver.timesteps:
             inputs = solver.scale_model_input(latents, t)
             if guidance_scale == 1:

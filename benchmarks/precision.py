@@ -5,8 +5,9 @@ Reads   nothing, or with --real a real dataset.
 Prints  CPU milliseconds of one thread in either precision, least of ROUNDS taken in turns, and the
         ratio; with --real the accuracies of --repeats CNNs of the same seeds in either.
 
-Only a CPU with tiles (AMX) gains: lungkit.learn.device.has_tiles. What draws, encodes and trains
-CNNs and the UNet from scratch multiplies in bfloat16 there, what trains adapters does not.
+Only a CPU with tiles (AMX) or AVX-512 BF16 gains: lungkit.learn.device.has_bfloat16. What draws,
+encodes and trains CNNs and the UNet from scratch multiplies in bfloat16 there, what trains adapters
+does not.
 
     OMP_NUM_THREADS=1 python benchmarks/precision.py --real runs/demo/datasets/real \\
         | tee benchmarks/precision.txt
@@ -41,8 +42,15 @@ CAPTION = "haematoxylin and eosin, adenocarcinoma of the lung"
 ROUNDS, BATCH, STEPS = 4, 16, 20
 
 
-def set_tiles(used: bool) -> None:
-    device.has_tiles = lambda: used
+def kind() -> str:
+    """What this CPU multiplies bfloat16 by."""
+    import torch
+
+    return "tiles (AMX)" if torch.cpu._is_amx_tile_supported() else "vectors (AVX-512 BF16)"
+
+
+def set_precision(used: bool) -> None:
+    device.has_bfloat16 = lambda: used
 
 
 def time_both(what: str, work) -> None:
@@ -50,7 +58,7 @@ def time_both(what: str, work) -> None:
     taken: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(ROUNDS):
         for used in taken:
-            set_tiles(used)
+            set_precision(used)
             start = time.process_time()
             work(used)
             taken[used].append(1000 * (time.process_time() - start))
@@ -108,7 +116,7 @@ def compare_accuracies(real: Path, repeats: int) -> None:
 
     found = {}
     for used in (False, True):
-        set_tiles(used)
+        set_precision(used)
         with tempfile.TemporaryDirectory() as folder, \
                 contextlib.redirect_stdout(io.StringIO()):  # a line a training
             status = cnn_classify.main(["--data", str(real), "--real", str(real), "--results",
@@ -133,10 +141,10 @@ def main() -> int:
     parser.add_argument("--real", type=Path, metavar="DIR", help="a real dataset to train CNNs on")
     parser.add_argument("--repeats", type=int, default=20, metavar="N")
     options = parser.parse_args()
-    if not device.has_tiles():
-        print("this CPU has no tiles: all is in float32")
+    if not device.has_bfloat16():
+        print("this CPU does not multiply bfloat16 itself: all is in float32")
         return 1
-    print(f"one thread of a CPU with tiles (AMX); least of {ROUNDS} rounds, CPU time")
+    print(f"one thread of a CPU with {kind()}; least of {ROUNDS} rounds, CPU time")
     device.use_device("cpu", threads=1)
     time_all()
     if options.real:

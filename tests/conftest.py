@@ -13,7 +13,7 @@ from pathlib import Path
 
 # before any library reads them: one thread gives the same bytes everywhere, and no test asks a hub
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["LUNGKIT_PRECISION"] = "float32"  # and the same on CPUs of two kinds (test_tiles.py)
+os.environ["LUNGKIT_PRECISION"] = "float32"  # and the same on CPUs of two kinds (test_precision.py)
 os.environ["OPENCV_FOR_THREADS_NUM"] = "1"  # a forked test would wait for threads it has not got
 os.environ["HF_HUB_OFFLINE"] = "1"
 

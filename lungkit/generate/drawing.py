@@ -56,7 +56,7 @@ def draw_images(pipe, prompts: list[str], negatives: list[str], indices: list[in
                 "controlnet_conditioning_scale": control_scale}
     elif pipe.scheduler.config.get("rescale_betas_zero_snr"):
         more = {"guidance_rescale": 0.7}  # Lin et al. 2023, section 3.4
-    with torch.no_grad(), autocast(torch.device(pipe.unet.device), on_tiles=True):
+    with torch.no_grad(), autocast(torch.device(pipe.unet.device), on_cpu=True):
         images = pipe(prompt=prompts, negative_prompt=negatives, height=image_size,
                       width=image_size, num_inference_steps=steps,
                       guidance_scale=guidance_scale, output_type="np",

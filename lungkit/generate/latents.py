@@ -52,7 +52,7 @@ class Latents:
                 parts = []
                 for first in range(0, len(images), batch_size):
                     batch = to_model_range(images[first:first + batch_size], channels, device)
-                    with autocast(device, on_tiles=True):
+                    with autocast(device, on_cpu=True):
                         posterior = autoencoder.encode(orient(batch, which, symmetries)).latent_dist
                     parts.append((posterior.mean.half().cpu(), posterior.std.half().cpu()))
                 means.append(torch.cat([mean for mean, _ in parts]))

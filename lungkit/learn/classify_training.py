@@ -118,7 +118,7 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries
         true, share = labels[index], 1
         if mix:
             batch, partner, share = mix(step, batch)
-        with autocast(device, on_tiles=are_images(images)):
+        with autocast(device, on_cpu=are_images(images)):
             said = forward(batch)
             loss = loss_of(said, true)
             if share != 1:
@@ -183,7 +183,7 @@ def predict(model, images, device=None, turns: Sequence[int] = (0,),
             batch, said = bring(batch, device), []
             for which in turns:
                 turned = orient(batch, which, symmetries, axes=(1, 2)) if which else batch
-                with autocast(device, on_tiles=are_images(images)):
+                with autocast(device, on_cpu=are_images(images)):
                     logits = model(as_inputs(turned, scale, shift))
                 said.append(logits.float().softmax(1))
             parts.append(torch.stack(said).mean(0))

@@ -48,22 +48,23 @@ def _number(name: str) -> int | None:
     return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
 
 
-def autocast(device, *, on_tiles: bool = False):
+def autocast(device, *, on_cpu: bool = False):
     """Products in bfloat16 on a GPU; on a CPU in float32.
 
-    on_tiles: in bfloat16 also on a CPU that multiplies it in tiles. Drawing, encoding and most
-    trainings gain there (benchmarks/precision.txt), those of adapters do not.
+    on_cpu: in bfloat16 also on a CPU that has instructions for it. Drawing, encoding and most
+    trainings gain there (benchmarks/precision.txt), those of adapters little.
     """
     import torch
 
-    enabled = device.type == "cuda" or (on_tiles and has_tiles())
+    enabled = device.type == "cuda" or (on_cpu and has_bfloat16())
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 @cache
-def has_tiles() -> bool:
-    """Whether this CPU multiplies bfloat16 in tiles (AMX); in others it is slower than float32.
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself, in tiles (AMX) or vectors (AVX-512 BF16).
 
+    In others it is slower than float32.
     LUNGKIT_PRECISION=float32 in the environment says no: for the same bytes on nodes of two kinds.
     """
     import torch
@@ -71,7 +72,8 @@ def has_tiles() -> bool:
     asked = os.environ.get("LUNGKIT_PRECISION", "")
     if asked not in ("", "float32"):
         raise BadOptions(f"LUNGKIT_PRECISION is {asked!r}: expected float32, or not set")
-    return not asked and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    return not asked and any(getattr(torch.cpu, name, bool)() for name in (
+        "_is_amx_tile_supported", "_is_avx512_bf16_supported"))
 
 
 def frozen_dtype(device):
@@ -99,4 +101,4 @@ def device_name(device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return "cpu, products in bfloat16" if has_tiles() else "cpu"
+    return "cpu, products in bfloat16" if has_bfloat16() else "cpu"

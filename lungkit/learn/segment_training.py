@@ -223,7 +223,7 @@ def known_loss(loss_of: Callable, logits: Tensor, truth: Tensor) -> Tensor:
 
 def _step(model, optimizer, batch: tuple[Tensor, Tensor], loss_of: Callable, device) -> Tensor:
     inputs, truth = batch
-    with autocast(device, on_tiles=True):
+    with autocast(device, on_cpu=True):
         logits = model(inputs)
     loss = known_loss(loss_of, logits, truth)
     optimizer.zero_grad(set_to_none=True)
@@ -259,7 +259,7 @@ def probabilities(model: nn.Module, images: Tensor, patch_size: int, flips: Sequ
 def _mean_over(model: nn.Module, images: Tensor, flips: Sequence[tuple]) -> Tensor:
     said = 0
     for axes in flips:
-        with autocast(images.device, on_tiles=True):
+        with autocast(images.device, on_cpu=True):
             logits = model(as_network_sees(images.flip(axes)))
         said = said + logits.float().sigmoid()[:, 0].flip(axes)
     return said / len(flips)
@@ -310,7 +310,7 @@ def mean_loss(model: nn.Module, pairs: Pairs, images: np.ndarray, loss_of: Calla
     most = max(1, EVAL_PIXELS // pairs.masks[0].numel())
     total = 0.0
     for index in torch.from_numpy(images).to(pairs.images.device).split(most):
-        with autocast(device, on_tiles=True):
+        with autocast(device, on_cpu=True):
             logits = model(as_network_sees(pairs.inputs(index, device)))
         total += float(known_loss(loss_of, logits, pairs.truth(index, device))) * len(index)
     return total / len(images)

@@ -165,7 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=cli.positive_int, default=1500, metavar="INT",
                         help="training steps of the whole network")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
-                        help="of products; bf16 is faster on a GPU and on a CPU with AMX")
+                        help="of products; bf16 is faster on a GPU, and on a CPU with AMX or "
+                             "AVX-512 BF16")
     cli.add_common(parser)
     return parser
 

@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="images of a step of the UNet (default: 16)")
     parser.add_argument("--precision", choices=("fp32", "bf16"),
                         help="of CT: of products in training; bf16 is faster on a GPU and on a CPU "
-                             "with AMX (default: fp32)")
+                             "with AMX or AVX-512 BF16 (default: fp32)")
     cli.add_common(parser)
     return parser
 

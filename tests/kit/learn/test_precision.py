@@ -140,16 +140,16 @@ IN_A_FOLDER = [train_from_scratch, train_autoencoder]
 
 
 @pytest.mark.parametrize("work", [*FASTER, train_head, train_adapter], ids=lambda w: w.__name__)
-def test_products_are_in_bfloat16_where_tiles_make_them_faster(work, base, monkeypatch):
+def test_products_are_in_bfloat16_where_they_are_faster(work, base, monkeypatch):
     for there in (False, True):
-        monkeypatch.setattr(device, "has_tiles", lambda there=there: there)
+        monkeypatch.setattr(device, "has_bfloat16", lambda there=there: there)
         assert work(base) == {torch.bfloat16 if there and work in FASTER else torch.float32}
 
 
 @pytest.mark.parametrize("work", IN_A_FOLDER, ids=lambda w: w.__name__)
 def test_the_model_from_scratch_is_trained_so_too(work, base, monkeypatch, tmp_path):
     for there in (False, True):
-        monkeypatch.setattr(device, "has_tiles", lambda there=there: there)
+        monkeypatch.setattr(device, "has_bfloat16", lambda there=there: there)
         (tmp_path / str(there)).mkdir()
         assert work(base, tmp_path / str(there)) == {torch.bfloat16 if there else torch.float32}
 
@@ -157,20 +157,29 @@ def test_the_model_from_scratch_is_trained_so_too(work, base, monkeypatch, tmp_p
 def test_a_result_says_what_its_products_were_in(monkeypatch):
     named = []
     for there in (False, True):
-        monkeypatch.setattr(device, "has_tiles", lambda there=there: there)
+        monkeypatch.setattr(device, "has_bfloat16", lambda there=there: there)
         named.append(device.device_name(CPU))
     assert named == ["cpu", "cpu, products in bfloat16"]
 
 
 @pytest.mark.parametrize(("asked", "there", "used"), [
-    ("", True, True), ("", False, False), ("float32", True, False)])
-def test_tiles_are_used_where_they_are_unless_float32_is_asked_for(asked, there, used, monkeypatch):
+    ("", ["amx_tile", "avx512_bf16"], True), ("", ["avx512_bf16"], True), ("", ["amx_tile"], True),
+    ("", [], False), ("float32", ["amx_tile", "avx512_bf16"], False)])
+def test_bfloat16_is_used_where_a_cpu_has_it_unless_float32_is_asked_for(asked, there, used,
+                                                                        monkeypatch):
     monkeypatch.setenv("LUNGKIT_PRECISION", asked)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: there, raising=False)
-    assert device.has_tiles.__wrapped__() is used
+    for name in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in there,
+                            raising=False)
+    assert device.has_bfloat16.__wrapped__() is used
+
+
+@pytest.mark.parametrize("name", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def test_pytorch_still_says_what_a_cpu_has(name):
+    assert getattr(torch.cpu, name)() in (True, False)
 
 
 def test_a_precision_that_is_none_is_one_line(monkeypatch):
     monkeypatch.setenv("LUNGKIT_PRECISION", "half")
     with pytest.raises(BadOptions, match="LUNGKIT_PRECISION is 'half': expected float32"):
-        device.has_tiles.__wrapped__()
+        device.has_bfloat16.__wrapped__()
