@@ -32,7 +32,7 @@ def estimate(level: str, mean: Mean, *, alpha: float, margin: float, n_arm: int,
     low, high = mean.interval(1 - alpha)
     low_equivalence, high_equivalence = mean.interval(1 - 2 * alpha)
     above, below = mean.p_above(-margin), 1 - mean.p_above(margin)
-    p_difference = min(1.0, 2 * min(mean.p_above(0), 1 - mean.p_above(0)))
+    p_difference = 2 * min(mean.p_above(0), 1 - mean.p_above(0))
     return Estimate(
         level, mean.value, mean.se, mean.df, low, high, low_equivalence, high_equivalence, above,
         above, p_difference, p_difference, max(above, below), max(above, below), p_sign_flip,
