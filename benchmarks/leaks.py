@@ -3,6 +3,7 @@
   python benchmarks/leaks.py                            simulated tiles
   LC25000=DIR python benchmarks/leaks.py                real ones, too (DIR holds groups.csv)
   python benchmarks/leaks.py --sizes                    seconds only
+  python benchmarks/leaks.py --slices DIR               whole slices of CT, a dataset of ct_seg.py
 
 leak      lungkit.audit.leaks: test images of which an arm of fresh tiles and one changed copy of
           each was found to hold a copy
@@ -27,8 +28,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lungkit.audit import copies, signature  # noqa: E402
+from lungkit.audit import copies, leaks, signature  # noqa: E402
+from lungkit.audit.detail import detail_agreement  # noqa: E402
+from lungkit.audit.registration import register  # noqa: E402
 from lungkit.compare.rank_sum import wilson_interval  # noqa: E402
+from lungkit.data.dataset import open_dataset  # noqa: E402
+from lungkit.data.png import three_channels  # noqa: E402
 from lungkit.phantom.paint import CLASSES, draw_tile  # noqa: E402
 
 SIZES = (64, 224)
@@ -105,12 +110,26 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "re-stained": restain,
 }
 
+SLICE_CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    **{what: CHANGES[what] for what in list(CHANGES)[1:-1]},
+    "half the pixels": lambda image: cv2.resize(
+        cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+        image.shape[1::-1], interpolation=cv2.INTER_CUBIC),
+    "another window": lambda image: np.uint8(np.clip((image - 30.0) * 1.4, 0, 255)),
+    "noise": lambda image: np.uint8(np.clip(
+        image + np.random.default_rng(0).normal(0, 8, image.shape[:2])[..., None], 0, 255)),
+}
+
 
 # ------------------------------------------------------------------ rates
 
 def rate(hits: int, n: int) -> str:
     low, high = wilson_interval(hits / n, n)
     return f"{100 * hits / n:6.1f} ({100 * low:4.1f}-{100 * high:5.1f})"
+
+
+def copies_among(asked: list, others: list) -> dict[int, int]:
+    return {i: j for i, j, _ in copies.registered_among(asked, others)}
 
 
 def measure(name: str, images: list[np.ndarray]) -> None:
@@ -121,12 +140,45 @@ def measure(name: str, images: list[np.ndarray]) -> None:
     print(f"\n{name}, n {half}\n{'%':28}{'leak':>20}")
     for what, change in CHANGES.items():
         changed = [np.ascontiguousarray(change(image)) for image in asked]
-        found = copies.copies_among(
+        found = copies_among(
             asked_signatures, fresh_signatures + list(map(signature.describe, changed)))
         right = sum(found.get(i) == half + i for i in range(half))
         print(f"{what:28}{rate(right, half):>20}", flush=True)
-    leaks = len(copies.copies_among(asked_signatures, fresh_signatures))
-    print(f"{'fresh':28}{rate(leaks, half):>20}", flush=True)
+    flagged = len(copies_among(asked_signatures, fresh_signatures))
+    print(f"{'fresh':28}{rate(flagged, half):>20}", flush=True)
+
+
+def measure_slices(path: Path) -> None:
+    """Whole slices: details of strangers that register well, and of changed copies."""
+    real = open_dataset(path)
+    draw = np.random.default_rng(0)
+
+    def some(rows: list, number: int) -> list[np.ndarray]:
+        chosen = draw.choice(len(rows), min(number, len(rows)), replace=False)
+        return [three_channels(real.image(rows[i])) for i in chosen]
+
+    tested = some(real.select("test"), 150)
+    trained = some(leaks.training_rows(real), 1200)
+    asked, others = ([signature.describe(each) for each in part] for part in (tested, trained))
+    print(f"\n{len(tested)} test and {len(trained)} training slices of {real.image_size} px\n"
+          f"{'agreement, details: median (least, most)':56}{'said to be copies':>18}", flush=True)
+
+    def show(what: str, pairs: list[tuple[np.ndarray, np.ndarray]], agreement: list[float]) -> None:
+        details = [detail_agreement(*pair) for pair in pairs]
+        said = sum(a >= leaks.SLICE_AGREEMENT and d >= leaks.SLICE_DETAIL
+                   for a, d in zip(agreement, details))
+        print(f"{what:24}" + "  ".join(f"{np.median(each):.2f} ({min(each):.2f}, {max(each):.2f})"
+                                       for each in (agreement, details))
+              + f"{rate(said, len(pairs)):>24}", flush=True)
+
+    found = list(copies.registered_among(asked, others, least_agreement=0.9))
+    show("strangers from 0.90", [(tested[i], trained[j]) for i, j, _ in found],
+         [agreement for *_, agreement in found])
+    for what, change in SLICE_CHANGES.items():
+        changed = [np.ascontiguousarray(change(image)) for image in tested[:40]]
+        show(what, list(zip(tested, changed)),
+             [register(one, signature.describe(other)).agreement
+              for one, other in zip(asked, changed)])
 
 
 def measure_seconds(size: int, number: int) -> None:
@@ -144,7 +196,7 @@ def measure_seconds(size: int, number: int) -> None:
     start = time.process_time()
     signatures = [list(map(signature.describe, each)) for each in (test, trained)]
     middle = time.process_time()
-    found = copies.copies_among(*signatures)
+    found = copies_among(*signatures)
     end = time.process_time()
     print(f"{number} x {number} images of {size} px: signatures {middle - start:.1f} s, search "
           f"{end - middle:.1f} s of one core; {len(found)} fresh ones flagged", flush=True)
@@ -157,8 +209,13 @@ def main() -> None:
                         metavar="DIR", help="default: the environment variable LC25000")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, choices=SIZES,
                         metavar="PX", help="of the rates (default: all)")
+    parser.add_argument("--slices", type=Path, metavar="DIR",
+                        help="a dataset of whole slices of CT: these alone")
     args = parser.parse_args()
     cv2.setNumThreads(1)
+    if args.slices:
+        measure_slices(args.slices)
+        return
     for size in args.sizes:
         if args.lc25000:
             measure(f"LC25000, one image a source tile, {size} px",

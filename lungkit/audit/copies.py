@@ -85,16 +85,6 @@ def find_pairs(signatures: list[Signature], mapped: Callable = in_this_process, 
             yield *pair, result
 
 
-def copies_among(asked: list[Signature], others: list[Signature],
-                 mapped: Callable = in_this_process, *,
-                 least_agreement: float = LEAST_AGREEMENT) -> dict[int, int]:
-    """The image of `others` that each image asked about is a copy of, where one was found."""
-    found: dict[int, int] = {}
-    for i, j, _ in registered_among(asked, others, mapped, least_agreement=least_agreement):
-        found.setdefault(i, j)
-    return found
-
-
 def registered_among(asked: list[Signature], others: list[Signature],
                      mapped: Callable = in_this_process, *,
                      least_agreement: float = LEAST_AGREEMENT

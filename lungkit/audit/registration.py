@@ -5,7 +5,7 @@ Feeds tumor_seg.RECIPE: raise it when this gives other bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Registration:
     agreement: float   # correlation of the thumbnails where they overlap: -1 to 1, the least of
     #                    the whole's and the median block's, which a mark on both does not raise
     overlap: float     # share of the image that shows less tissue which the other shows too
+    # [2, 3], from one's pixels to the other's, both at their working sizes
+    affine: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
     def are_copies(self) -> bool:
@@ -59,7 +61,7 @@ def register(one: Signature, other: Signature) -> Registration:
     inliers, affine = max(fits, key=lambda fit: fit[0])
     if inliers < LEAST_INLIERS:
         return Registration(inliers, 0.0, 0.0)
-    return Registration(inliers, *_compare(one, other, affine))
+    return Registration(inliers, *_compare(one, other, affine), affine)
 
 
 def _fit(p: np.ndarray, q: np.ndarray, mirrored: bool) -> tuple[int, np.ndarray | None]:

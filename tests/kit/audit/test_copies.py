@@ -364,8 +364,8 @@ def test_what_has_too_few_features_is_found_among_others_by_its_thumbnail():
     turned = np.ascontiguousarray(np.rot90(one))
     asked, others = [[without_features(thumb) for thumb in side]
                      for side in ((different[0], one), (different[1], turned))]
-    assert siblings.copies_among(asked, others) == {1: 1}
-    assert siblings.copies_among([*asked, asked[1]], others[:1]) == {}  # not among themselves
+    assert [pair[:2] for pair in siblings.registered_among(asked, others)] == [(1, 1)]
+    assert not list(siblings.registered_among([*asked, asked[1]], others[:1]))  # nor themselves
 
 
 def test_groups_are_joined_through_others_and_named_by_their_first(monkeypatch):
