@@ -86,10 +86,13 @@ class Ours:
     def __init__(self, options, drawn: list, device) -> None:
         import torch
 
-        from lungkit.learn.segment_training import Pairs
+        from lungkit.data.mask_items import Item
+        from lungkit.learn.segment_training import Pairs, lesions_of
 
         images, masks = (np.stack(each) for each in zip(*drawn))
         self.options, self.device, self.masks = options, device, masks.astype(np.uint8)
+        self.lesions = lesions_of([Item("", "", (i,), None, None) for i in range(len(masks))],
+                                  self.masks)
         self.pairs = Pairs(torch.from_numpy(images[..., None]).to(device),
                            torch.from_numpy(self.masks).to(device),
                            torch.arange(len(drawn), device=device)[:, None])
@@ -99,9 +102,9 @@ class Ours:
 
         options = self.options
         plan = training.plan_batches(
-            np.arange(len(self.masks)), self.masks, steps=options.steps,
-            batch_size=options.batch_size, oversample=1 / 3, patch_size=options.image_size,
-            symmetries=8, rng=np.random.default_rng(0))
+            np.arange(len(self.masks)), self.lesions, steps=options.steps,
+            batch_size=options.batch_size, oversample=1 / 3, size=options.image_size,
+            patch_size=options.image_size, symmetries=8, rng=np.random.default_rng(0))
         return training.batches(self.pairs, plan, options.image_size, self.device)
 
     def make_batches(self) -> None:

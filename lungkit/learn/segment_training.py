@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lungkit.data.mask_items import Item
 from lungkit.data.segment_choice import WHITE
-from lungkit.data.segment_scores import IGNORED
+from lungkit.data.segment_scores import IGNORED, components
 from lungkit.learn import segment_augment
 from lungkit.learn.device import autocast
 from lungkit.learn.loop import Losses, RandomStates, fetch_finite, learning_rate_at, loop
@@ -78,30 +78,51 @@ def as_network_sees(images: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------ what every step sees
 
-def plan_batches(drawn: np.ndarray, masks: np.ndarray, *, steps: int, batch_size: int,
-                 oversample: float, patch_size: int, symmetries: int,
+def lesions_of(items: Sequence[Item], masks: np.ndarray) -> list[np.ndarray]:
+    """What is shown equally often: a lesion of a volume, all foreground of an image.
+
+    masks: uint8 [N, S, S]. Returns the voxels of each, int64 [n]: place of the image x S x S +
+    pixel.
+    """
+    found = []
+    for item in items:
+        shown = masks[list(item.images)]
+        labels = shown if item.slices is None else components(shown)[0]
+        voxels = np.flatnonzero(labels)
+        voxels = voxels[np.argsort(labels.flat[voxels], kind="stable")]
+        slices, pixels = np.divmod(voxels, shown[0].size)
+        voxels_of = np.split(np.array(item.images)[slices] * shown[0].size + pixels,
+                             np.flatnonzero(np.diff(labels.flat[voxels])) + 1)
+        found += voxels_of if len(voxels) else []
+    return found
+
+
+def plan_batches(drawn: np.ndarray, lesions: Sequence[np.ndarray], *, steps: int, batch_size: int,
+                 oversample: float, size: int, patch_size: int, symmetries: int,
                  rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Draw all that a training sees beforehand, so that a resumed step sees the same.
 
-    drawn: int [M], the images trained on; masks: uint8 [N, S, S]. The first round(batch x
-    oversample) of each batch show foreground: an image that has some, and a patch around a pixel
-    of it; the others go through all images in epochs. Returns index int64 [steps, batch], centre
-    float32 [steps, batch, 2] and `segment_augment.draw_moves`.
+    drawn: int [M], the images trained on; lesions: of `lesions_of`, of images of `size`. The first
+    round(batch x oversample) of each batch show a patch around a voxel of a lesion, each lesion as
+    often as any other, however many slices it crosses; the others go through all images in epochs.
+    Returns index int64 [steps, batch], centre float32 [steps, batch, 2] and
+    `segment_augment.draw_moves`.
     """
     forced = round(batch_size * oversample)
     free = steps * (batch_size - forced)
     order = [rng.permutation(drawn) for _ in range(math.ceil(free / len(drawn)))]
-    shown = [int(i) for i in drawn if masks[i].any()]
-    index = np.concatenate([
-        rng.choice(shown, (steps, forced)),
-        np.concatenate(order)[:free].reshape(steps, -1) if free else np.empty((steps, 0), int)], 1)
-    size, half = masks.shape[1], patch_size / 2
+    lesions = [each[np.isin(each // size**2, drawn)] for each in lesions]
+    lesions = [each for each in lesions if len(each)]
+    numbers = np.array([len(each) for each in lesions])
+    chosen = rng.integers(len(lesions), size=(steps, forced))
+    voxel = np.concatenate(lesions)[np.cumsum(numbers)[chosen] - 1 - (
+        rng.random((steps, forced)) * numbers[chosen]).astype(int)]
+    index = np.concatenate([voxel // size**2, np.concatenate(order)[:free].reshape(steps, -1)
+                            if free else np.empty((steps, 0), int)], 1)
+    half = patch_size / 2
     centre = rng.uniform(half, size - half, (steps, batch_size, 2))
-    if patch_size < size:
-        for place in np.ndindex(steps, forced):
-            pixels = np.flatnonzero(masks[int(index[place])])
-            row, column = divmod(int(pixels[rng.integers(len(pixels))]), size)
-            centre[place] = np.clip((column + 0.5, row + 0.5), half, size - half)
+    row, column = np.divmod(voxel % size**2, size)
+    centre[:, :forced] = np.clip(np.stack([column, row], -1) + 0.5, half, size - half)
     moves = segment_augment.draw_moves((steps, batch_size), symmetries, rng)
     return {"index": index.astype(np.int64), "centre": centre.astype(np.float32), **moves}
 

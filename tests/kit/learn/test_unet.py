@@ -10,6 +10,7 @@ import torch
 
 import unet_segment
 from lungkit.data import segment_scores
+from lungkit.data.mask_items import Item
 from lungkit.learn import segment_augment, segment_training, unet
 from lungkit.run import faults
 
@@ -203,7 +204,12 @@ def masks_with(shown, number=10, size=16):
 def drawn_plan(**given):
     options = {"steps": 50, "batch_size": 6, "oversample": 1 / 3, "patch_size": 16,
                "symmetries": 8, "rng": np.random.default_rng(0)} | given
-    return segment_training.plan_batches(np.arange(10), masks_with([1, 4]), **options)
+    lesions = segment_training.lesions_of(images(10), masks_with([1, 4]))
+    return segment_training.plan_batches(np.arange(10), lesions, size=16, **options)
+
+
+def images(number):
+    return [Item(str(i), "", (i,), None, None) for i in range(number)]
 
 
 def test_the_first_of_each_batch_show_foreground_the_others_are_epochs():
@@ -212,6 +218,27 @@ def test_the_first_of_each_batch_show_foreground_the_others_are_epochs():
     free = index[:, 2:].ravel()
     assert all(sorted(free[begin:begin + 10]) == list(range(10)) for begin in range(0, 200, 10))
     assert (np.isin(drawn_plan(oversample=0.0)["index"], [1, 4]).mean()) == pytest.approx(0.2)
+
+
+def test_each_lesion_is_shown_as_often_as_any_other_in_all_of_its_slices():
+    masks = np.zeros((10, 16, 16), np.uint8)
+    masks[2:8, 1:9, 1:9], masks[5, 12:14, 12] = 1, 1     # one through six slices, one of two pixels
+    volume = Item("", "", (*range(9, 0, -1),), (*range(9),), None)
+    lesions = segment_training.lesions_of([volume, images(1)[0]], masks)
+    assert sorted(map(len, lesions)) == [2, 6 * 64]
+    assert sorted(np.concatenate(lesions)) == np.flatnonzero(masks).tolist()
+    drawn = np.arange(10)
+    plan = {"steps": 300, "batch_size": 4, "oversample": 0.5, "size": 16, "patch_size": 4,
+            "symmetries": 1}
+    rng = np.random.default_rng(0)
+    found = segment_training.plan_batches(drawn, lesions, rng=rng, **plan)
+    index, centre = found["index"][:, :2], found["centre"][:, :2]
+    small = (centre > 10).all(-1)
+    assert 0.45 < small.mean() < 0.55 and set(index[small]) == {5}
+    assert (np.bincount(index[~small], minlength=8)[2:8] > 20).all()
+    assert len(np.unique(centre[~small], axis=0)) > 40
+    found = segment_training.plan_batches(drawn[:5], lesions, rng=rng, **plan)  # without the small
+    assert set(found["index"][:, :2].ravel()) == {2, 3, 4}
 
 
 def test_a_patch_of_foreground_is_around_a_pixel_of_it():
