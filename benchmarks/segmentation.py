@@ -123,7 +123,8 @@ def given(options, name: str, *ours: object) -> list:
     """Options of a recipe's training; ours: of ours alone."""
     if name != "ours":
         return []
-    return [*ours, *(["--steps", options.steps] if options.steps else [])]
+    return [*ours, *(["--steps", options.steps] if options.steps else []),
+            *(["--widths", *options.widths] if options.widths else [])]
 
 
 # ------------------------------------------------------------------ simulated chests
@@ -249,6 +250,8 @@ def main() -> None:
     parser.add_argument("--msd", type=Path, metavar="H5", help="val_patches.h5")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--steps", type=int, metavar="INT", help="of ours (the demo preset's)")
+    parser.add_argument("--widths", type=int, nargs="+", metavar="CHANNELS",
+                        help="of ours (the demo preset's)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         work = options.work or Path(made)
