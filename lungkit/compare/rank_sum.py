@@ -114,14 +114,12 @@ def _lowest_kept_shift(a, b, alpha: float, grid: float) -> float:
     points = points[np.concatenate([[True], np.diff(points) > TIE_TOLERANCE])]
 
     def kept(place: int) -> bool:
-        """Odd places are the points, even ones the gaps below, between and above them."""
+        """Odd places are the points, even ones the gaps below and between them."""
         index = place // 2
         if place % 2:
             shift = points[index]
         elif place == 0:
             shift = points[0] - 1
-        elif index == len(points):
-            shift = points[-1] + 1
         else:
             shift = (points[index - 1] + points[index]) / 2
         return rank_sum_test(a - shift, b).p_greater > alpha / 2

@@ -122,6 +122,13 @@ def test_up_to_200_values_are_exact(num_b, exact):
     assert (test.p_less == pytest.approx(golden, rel=1e-9)) == exact
 
 
+def test_values_that_are_all_tied_tell_nothing():
+    with np.errstate(all="raise"):
+        equal = rank_sum.rank_sum_test([0.5] * 4, [0.5] * 5)
+    assert (equal.p_greater, equal.p_less, equal.p_two_sided, equal.p_smallest) == (1, 1, 1, 1)
+    assert equal.exact and equal.u == 10
+
+
 def test_above_200_values_the_smallest_p_is_that_of_complete_separation():
     low, high = np.arange(150) / 1000, 0.5 + np.arange(150) / 1000
     apart, mixed = rank_sum.rank_sum_test(low, high), rank_sum.rank_sum_test(
