@@ -18,6 +18,8 @@ import numpy as np
 from lungkit.data.dataset import Row
 from lungkit.run.faults import Fault, several
 
+MOST_DRAWS, DRAW_STEP = 100, 1009  # ours; a step apart, for seed + 1 is another search's first
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -34,30 +36,45 @@ def group_names(rows: Sequence[Row]) -> np.ndarray:
 
 def grouped_folds(labels: np.ndarray, groups: np.ndarray, classes: Sequence[str], folds: int,
                   seed: int) -> list[Fold]:
-    """`folds` folds of the images; no group is on both sides of one.
+    """`folds` folds of the images; no group is on both sides of one, no side lacks a class.
 
-    labels: int [N], into classes; groups: str [N]. Raises Fault where a class has fewer groups than
-    there are folds, or a side of a fold lacks a class.
+    labels: int [N], into classes; groups: str [N]. Of few groups a division may leave a class out
+    on a side: it is drawn again. Raises Fault where a class has fewer groups than there are folds,
+    or MOST_DRAWS divisions leave one out.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     numbers = [len(np.unique(groups[labels == k])) for k in range(len(classes))]
     few = [f"{label} has {number}" for label, number in zip(classes, numbers) if number < folds]
     if few:
         raise Fault(f"{folds} folds need as many groups of every class in train: {several(few)}: "
                     f"give --folds {max(2, min(numbers))} or images of more groups")
+    for draw in range(MOST_DRAWS):
+        found = _divide(labels, groups, folds, seed + DRAW_STEP * draw)
+        lack = _lack(found, labels, classes)
+        if not lack:
+            return found
+    raise Fault(f"{lack}, nor has any of {MOST_DRAWS} divisions all classes on both sides: its "
+                "groups lie unevenly: give fewer --folds or images of more groups")
+
+
+def _divide(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     # which divides by class and group alone: the images themselves are not needed
     divided = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
         np.zeros(len(labels)), labels, groups)
-    found = [Fold(np.sort(trained), np.sort(held_out)) for trained, held_out in divided]
+    return [Fold(np.sort(trained), np.sort(held_out)) for trained, held_out in divided]
+
+
+def _lack(found: Sequence[Fold], labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Which classes the first uneven fold lacks, in words; empty where none does."""
     for number, fold in enumerate(found, 1):
         for images, side in ((fold.held_out, "holds out"), (fold.trained, "trains on")):
             there = set(labels[images].tolist())
             if lacking := [label for k, label in enumerate(classes) if k not in there]:
                 only = " (one class only)" if len(there) == 1 else ""
-                raise Fault(f"fold {number} of {folds} {side} no image of {several(lacking)}{only}:"
-                            " its groups lie unevenly: give another --seed or fewer --folds")
-    return found
+                return (f"fold {number} of {len(found)} {side} no image of {several(lacking)}"
+                        f"{only}")
+    return ""
 
 
 # ------------------------------------------------------------------ scores and choice

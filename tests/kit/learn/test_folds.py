@@ -39,10 +39,21 @@ def test_a_class_of_fewer_groups_than_folds_is_named_with_what_would_do():
         folds.grouped_folds(labels, groups, CLASSES, 5, seed=0)
 
 
+def test_a_division_that_leaves_a_class_out_is_drawn_again():
+    labels, groups = np.repeat([0, 1, 2], 6), np.array([*"282265003737227700"])
+    for seed in range(5):  # the first division leaves one out of 0, 1 and 2
+        found = folds.grouped_folds(labels, groups, ["a", "b", "c"], 3, seed)
+        for fold in found:
+            assert not set(groups[fold.trained]) & set(groups[fold.held_out])
+            assert {*labels[fold.trained]} == {*labels[fold.held_out]} == {0, 1, 2}
+        assert sorted(np.concatenate([fold.held_out for fold in found])) == list(range(18))
+
+
 def test_a_fold_that_lacks_a_class_is_a_fault():
     labels = np.repeat([0, 1], [19, 8])
     groups = np.repeat([*"vwxyxyz"], [7, 6, 3, 3, 1, 4, 3])
-    with pytest.raises(Fault, match=r"fold 1 of 3 holds out no image of b \(one class only\)"):
+    with pytest.raises(Fault, match=r"fold 1 of 3 holds out no image of b \(one class only\), nor "
+                                    "has any of 100 divisions .*: give fewer --folds"):
         folds.grouped_folds(labels, groups, CLASSES, 3, seed=0)
 
 
