@@ -51,6 +51,7 @@ SCHEMA, RECIPE = "lungkit.outliers/1", 1  # raise RECIPE when other distances or
 MANIFEST = "outliers.json"
 SHARE = 0.01          # ours: of ordinary images so many are shown for nothing
 SHOWN = 8             # of each class on the sheet
+FEWEST = 3            # images of which there is a picture of who is near whom
 MOST_DRAWN = 600      # images in the embeddings: t-SNE of so many takes seconds
 COLUMNS = ("file_name", "label", "group", "flagged", "p", "measure", "nearest", "distance",
            "quantile", *(f"p_{name}" for name in outliers.MEASURES))
@@ -166,6 +167,9 @@ def run(*, data: Path, output: Path, neighbours: int, share: float, network: str
     rows = dataset.select("train")
     say(f"outliers: found {len(rows)} training images of {len(dataset.classes)} classes in {data}; "
         f"neighbours {neighbours}, share {share:g}, {extractor.name}")
+    if len(rows) < FEWEST:
+        raise faults.Fault(f"{data}: {len(rows)} training images are too few to lie near one "
+                           f"another: {FEWEST} are needed; give more images")
     if dry_run:
         print(f"{output}: would judge {len(rows)} images")
         return
@@ -173,9 +177,9 @@ def run(*, data: Path, output: Path, neighbours: int, share: float, network: str
     features = extractor.of_split(dataset, "train")
     classes, lines = judge(dataset, images_of(dataset, features), neighbours)
     if all("too_few" in about for about in classes.values()):
-        raise faults.Fault(f"{data}: no class has {outliers.FEWEST} training images of more than "
-                           f"{neighbours} groups: nothing says what is usual; give more images, "
-                           "or less --neighbours")
+        say(f"outliers: warning: no class of {data} has {outliers.FEWEST} training images of more "
+            f"than {neighbours} groups: nothing says what is usual; give more images, or less "
+            "--neighbours")
     flag(classes, lines, share)
     lines.sort(key=lambda line: (line.get("p", 2), line["file_name"]))
     write(target, dataset, dict(zip([row.file_name for row in rows], features)), classes, lines,
@@ -192,7 +196,8 @@ def write(target: Output, dataset: Dataset, features: dict, classes: dict, lines
         for line in lines]
     with target.writing() as folder:
         files.write_text(folder / "outliers.csv", table_csv(shown))
-        files.write_bytes(folder / "outliers.png", encode_png(sheet(dataset, lines)))
+        if any("p" in line for line in lines):
+            files.write_bytes(folder / "outliers.png", encode_png(sheet(dataset, lines)))
         files.write_bytes(folder / "embedding.png", embeddings(dataset, features, lines, seed))
         target.publish({"schema": SCHEMA, "dataset": dataset.name, "classes": classes,
                         "dataset_fingerprint": dataset.fingerprint})

@@ -64,7 +64,8 @@ def read(folders: Sequence[Path], found) -> Explained:
                         "this run's")
         setattr(said, name.partition(".")[0], content)
         said.pictures[name] = {caption: (folder / picture).read_bytes()
-                               for picture, caption in PICTURES[name].items()}
+                               for picture, caption in PICTURES[name].items()
+                               if (folder / picture).is_file()}
     return said
 
 

@@ -138,7 +138,6 @@ def test_again_it_is_complete_and_other_options_are_refused(data, made, capsys, 
 
 @pytest.mark.parametrize(("more", "code", "said"), [
     (["--share", "0.5"], 2, "--share 0.5 is not between 0 and 0.5"),
-    (["--neighbours", "14"], 1, "no class has 20 training images of more than 14 groups"),
     (["--output", "REAL/x"], 2, "and --data")])
 def test_bad_options_are_one_line_and_write_nothing(data, tmp_path, capsys, monkeypatch, more,
                                                     code, said):
@@ -164,6 +163,31 @@ def test_grey_images_are_judged_and_a_class_of_too_few_is_not(tmp_path, monkeypa
     assert [line["label"] for line in lines if not line["p"]] == ["b"] * 4
     assert all(line["nearest"].startswith("train/a/") and not line["p_label"]
                for line in lines[:22]), "nothing says how near a class of four is"
+
+
+def test_where_no_class_has_enough_images_it_is_said_and_nothing_is_flagged(
+        data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Extractor, "of_split", texture)
+    call = ["--data", str(data.path), "--output", str(tmp_path / "out"), "--neighbours", "14"]
+    assert outliers.main(call) == 0
+    said = capsys.readouterr()
+    assert "no class of" in said.err and "20 training images of more than 14 groups" in said.err
+    assert said.out.count(": too few to say") == len(data.classes)
+    lines = lines_of(tmp_path / "out")
+    assert len(lines) == len(data.select("train"))
+    assert not any(line["p"] or line["flagged"] for line in lines)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "outliers.json", "outliers.csv", "embedding.png"}
+    assert outliers.main(call) == 0 and "already complete" in capsys.readouterr().out
+
+
+def test_two_images_are_too_few_for_anything(tmp_path, capsys):
+    image = np.zeros((16, 16, 3), np.uint8)
+    data = write_dataset(tmp_path / "real", {(split, label): [(image, f"{split} {label}")]
+                                             for split in ("train", "val", "test")
+                                             for label in "ab"})
+    assert outliers.main(["--data", str(data.path), "--output", str(tmp_path / "out")]) == 1
+    assert "2 training images are too few" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_flagged_images_are_in_the_embeddings_and_no_more_than_asked():

@@ -58,6 +58,12 @@ def test_tables_say_flagged_and_expected_and_where_the_maps_point(tree, folders)
     assert explained.outlier_table(nothing) is explained.map_table(nothing) is None
 
 
+def test_a_picture_that_was_not_made_is_left_out(tree, folders):
+    (folders[0] / "outliers.png").unlink()
+    said = explained.read(folders, read_results(tree))
+    assert list(said.pictures["outliers.json"].values()) == [b"picture embedding.png"]
+
+
 @pytest.mark.parametrize(("name", "key", "words"), [
     ("outliers", "dataset_fingerprint", "of other images than the results"),
     ("explain", "real_fingerprint", "of other images than the results"),
