@@ -34,10 +34,21 @@ BASELINE=${BASELINE-all}		# classical baselines: nuclei, on the nuclei's feature
 FIDELITY=${FIDELITY-1}			# 0: do not measure how like real each arm's images are, nor show it
 					# and which are copies of training images
 SEGMENT=${SEGMENT:-}			# 1: also train N U-Nets on each dataset with masks of nodules, or else of
-					# tumour, and compare them by Dice where two have them: RUN/segment
+					# tumour, and compare them by Dice where two have them: RUN/segment; where
+					# only real has some, two U-Nets, for nothing is compared
+OUTLIERS=${OUTLIERS:-}			# 1: also look for outliers among real's training images: RUN/outliers
+SCREEN=${SCREEN:-}			# 1: also try networks on folds of real's training images, and say which is
+					# enough; it decides nothing here: RUN/searches/screen
+TUNE=${TUNE:-}				# N: also try N settings of the CNN on such folds: RUN/searches/tune
+TUNED=${TUNED:-}			# 1: train all CNNs of the run with what TUNE found, which is then first
+EXPLAIN=${EXPLAIN:-}			# 1: also keep a CNN of real (RUN/kept) and show where it looks: RUN/explain
 WORKERS=${WORKERS:-}			# trainings at a time (one per Slurm task, GPU or core)
 CNN_OPTIONS=${CNN_OPTIONS:-}		# more options of cnn_classify.py, e.g. "--steps 500"
 UNET_OPTIONS=${UNET_OPTIONS:-}		# more options of unet_segment.py, e.g. "--steps 1000"
+OUTLIERS_OPTIONS=${OUTLIERS_OPTIONS:-}	# of outliers.py, e.g. "--share 0.05"
+SCREEN_OPTIONS=${SCREEN_OPTIONS:-}	# of cnn_search.py screen, e.g. "--weights imagenet --mode both"
+TUNE_OPTIONS=${TUNE_OPTIONS:-}		# of cnn_search.py tune, e.g. "--search learning_rate augment"
+EXPLAIN_OPTIONS=${EXPLAIN_OPTIONS:-}	# of cnn_explain.py, e.g. "--mask nuclei"
 TEST_OPTIONS=${TEST_OPTIONS:-}		# more options of wilcoxon_test.py, e.g. "--alpha 0.01"
 MAX_RESTARTS=${MAX_RESTARTS:-100}	# requeues by this job itself before it gives up
 # and those of setup_env.sh: VENV PYTHON MODULES TORCH_INDEX_URL
@@ -91,7 +102,17 @@ repeats=${1:-$([[ $PRESET == demo ]] && echo 6 || echo 30)}
 check_positive N "$repeats"
 ((repeats > 1)) || bad_option "N is 1: a rank-sum test needs two or more repeats, and ten pairs need 6 to be significant"
 check_replicates CNN_OPTIONS UNET_OPTIONS
-[[ ${SEGMENT:-0} =~ ^[01]$ ]] || bad_option "SEGMENT is '$SEGMENT': expected 1, or nothing"
+for name in SEGMENT OUTLIERS SCREEN TUNED EXPLAIN; do
+	[[ ${!name:-0} =~ ^[01]$ ]] || bad_option "$name is '${!name}': expected 1, or nothing"
+done
+[[ -z $TUNE ]] || check_positive TUNE "$TUNE"
+best=$run_dir/searches/tune/best.json
+[[ ${TUNED:-0} == 0 ]] || ((REPLICATES == 1)) ||
+	bad_option "TUNED: settings are chosen on replicate 0's training images, of patients that other replicates test on: they are for a run of one replicate, not of $REPLICATES"
+[[ ${TUNED:-0} == 0 || -n $TUNE || -f $best ]] ||
+	bad_option "TUNED: there is no $best yet: say by TUNE how many settings are to be tried"
+[[ ${EXPLAIN:-0} == 0 || ! $CNN_OPTIONS =~ (^|[[:space:]])--frozen([[:space:]]|$) ]] ||
+	bad_option "EXPLAIN: CNN_OPTIONS holds --frozen, and a head on frozen features has no map of its own"
 [[ -z $WORKERS ]] || check_positive WORKERS "$WORKERS"
 check_positive MAX_RESTARTS "$MAX_RESTARTS"
 [[ $SEED =~ ^[0-9]+$ ]] || bad_option "SEED is '$SEED': expected a whole number"
@@ -102,6 +123,10 @@ cd "$project"
 
 read -ra cnn_options <<<"$CNN_OPTIONS"
 read -ra unet_options <<<"$UNET_OPTIONS"
+read -ra outliers_options <<<"$OUTLIERS_OPTIONS"
+read -ra screen_options <<<"$SCREEN_OPTIONS"
+read -ra tune_options <<<"$TUNE_OPTIONS"
+read -ra explain_options <<<"$EXPLAIN_OPTIONS"
 read -ra test_options <<<"$TEST_OPTIONS"
 plan_options=()	# what of them is planned
 for ((k = 0; k < ${#test_options[@]}; k++)); do
@@ -116,6 +141,13 @@ baseline=()	# further rows, where their features are at hand
 names=(real)
 arms=(real)	# of these, all that are no control and no mixture
 masked=()	# of the arms, those with masks such as real's, where SEGMENT=1
+looks=()	# what is asked about real's images beside, of the run itself alone
+if ((here[0] == 0)); then
+	[[ ${OUTLIERS:-0} == 0 ]] || looks+=(outliers)
+	[[ ${SCREEN:-0} == 0 ]] || looks+=(screen)
+	[[ -z $TUNE ]] || looks+=(tune)
+	[[ ${EXPLAIN:-0} == 0 ]] || looks+=(kept explain)
+fi
 
 # ---------------------------------------------------------------- what is started
 
@@ -184,9 +216,9 @@ choose_planned() {	# sets baseline, planned and planned_too: arms and baselines,
 	fi
 }
 
-find_masked() {	# sets masked, of arms
+find_masked() {	# sets masked, of arms, and unets: how many are trained on each
 	local kind name
-	masked=()
+	masked=() unets=$repeats
 	[[ ${SEGMENT:-0} == 1 ]] || return 0
 	for kind in nodule tumour; do
 		! says "\"$kind\": *\"(binary|labels)\"" || break
@@ -195,10 +227,11 @@ find_masked() {	# sets masked, of arms
 	for name in "${arms[@]}"; do
 		! grep -qsE "\"$kind\": *\"(binary|labels)\"" "$first/$name/dataset.json" || masked+=("$name")
 	done
+	((${#masked[@]} > 1)) || unets=2	# two say how far trainings are apart
 }
 
 stage_command() {	# sets what run_stages starts
-	local stage replicate root seed name features=real shown=()
+	local stage replicate root seed name features=real shown=() quick=()
 	read_name "$1"
 	name=${stage#* }
 	case $stage in
@@ -207,11 +240,30 @@ stage_command() {	# sets what run_stages starts
 		check*) stage_command "$(named "$name" "$replicate")"; command+=(--dry-run) ;;
 		cnn*)	# identical processes share the trainings between them
 			command=(python cnn_classify.py --data "${names[@]/#/$root/datasets/}" --real "$root/datasets/real"
-				--results "$run_dir/results" --repeats "$repeats" --replicate "$replicate" --preset "$PRESET"
-				--seed "$seed" ${MODEL:+--model "$MODEL"} "${cnn_options[@]}") ;;
+				--results "$run_dir/results" --repeats "$repeats") ;;&
+		kept)	# the same network as the first of real's, whose weights are not
+			command=(python cnn_classify.py --data "$root/datasets/real" --real "$root/datasets/real"
+				--results "$run_dir/kept" --repeats 1 --keep-weights) ;;&
+		cnn* | kept)
+			command+=(--replicate "$replicate" --preset "$PRESET" --seed "$seed" ${MODEL:+--model "$MODEL"})
+			[[ ${TUNED:-0} == 0 || ! -f $best ]] || command+=(--settings "$best")
+			command+=("${cnn_options[@]}") ;;
+		outliers) command=(python outliers.py --data "$root/datasets/real" --output "$run_dir/outliers"
+				--seed "$seed" "${outliers_options[@]}") ;;
+		explain) command=(python cnn_explain.py --data "$root/datasets/real" --results "$run_dir/kept"
+				--output "$run_dir/explain" --seed "$seed" "${explain_options[@]}") ;;
+		screen)	# to train all of a larger network takes minutes a fold without a GPU
+			[[ $PRESET == full ]] || quick=(--folds 3 --mode features)
+			command=(python cnn_search.py screen --data "$root/datasets/real" --output "$run_dir/searches/screen"
+				--preset "$PRESET" --seed "$seed" "${quick[@]}" "${screen_options[@]}") ;;
+		tune)	# one process: which settings a trial has depends on those that are known by then
+			[[ $PRESET == full ]] || quick=(--folds 3 --steps 100)
+			command=(python cnn_search.py tune --data "$root/datasets/real" --output "$run_dir/searches/tune"
+				--preset "$PRESET" --seed "$seed" ${MODEL:+--model "$MODEL"} --trials "$TUNE"
+				"${quick[@]}" "${tune_options[@]}") ;;
 		unet*)	# as these
 			command=(python unet_segment.py --data "${masked[@]/#/$root/datasets/}" --real "$root/datasets/real"
-				--results "$run_dir/segment/results" --repeats "$repeats" --replicate "$replicate"
+				--results "$run_dir/segment/results" --repeats "$unets" --replicate "$replicate"
 				--preset "$PRESET" --seed "$seed" "${unet_options[@]}") ;;
 		nuclei | size | nodule)
 			[[ $stage != nuclei ]] || features=voronoi
@@ -260,7 +312,7 @@ check_stages() {	# check_stages NAME...
 		stage_command "$name"
 		status=0
 		said=$("${command[@]}" 2>&1 >/dev/null) || status=$?
-		if ((status == 2)) || { ((status != 0)) && [[ $name =~ cnn|unet && -f $first/real/dataset.json ]]; }; then
+		if ((status == 2)) || { ((status != 0)) && [[ $name =~ cnn|unet|outliers|screen|tune && -f $first/real/dataset.json ]]; }; then
 			fault "$name failed (exit $status): $(tail -n 1 <<<"$said")"
 			exit "$status"
 		fi
@@ -281,7 +333,7 @@ if [[ -n $dry_run ]]; then
 		find_masked
 	fi
 	((${#masked[@]} == 0)) || checks+=("$(named 'check unet' "${here[0]}")")
-	check_stages "${checks[@]}" 'check test'
+	check_stages "${checks[@]}" "${looks[@]/#/check }" 'check test'
 	read -ra names <<<"${DATASETS:-real ${LUNGKIT_ARMS:-} ${names[*]}}"	# also those to be made
 	find_arms
 	choose_planned
@@ -323,12 +375,14 @@ all=$((repeats * ${#names[@]} * ${#here[@]}))
 [[ -n $early ]] || find_masked	# the U-Nets' plan is of all arms
 dry_run=yes check_stages 'check test'	# METRIC and TEST_OPTIONS are used after all trainings
 [[ ${FIDELITY:-0} == 0 ]] || check_stages 'check fidelity'
+[[ -n $early ]] || check_stages "${looks[@]/#/check }"
 
 # ---------------------------------------------------------------- N trainings of each
 
 is_complete() {	# is_complete NAME REPLICATE [ROOT]: whether its N results are there
-	local k path
-	for ((k = repeats - 1; k >= 0; k--)); do
+	local k path most=$repeats
+	[[ ${3:-results} == results ]] || most=$unets
+	for ((k = most - 1; k >= 0; k--)); do
 		printf -v path '%s/%s/%s/replicate_%03d/repeat_%04d.json' "$run_dir" "${3:-results}" "$1" "$2" "$k"
 		[[ -f $path ]] || return 1
 	done
@@ -355,6 +409,13 @@ kept device "$device" >/dev/null
 keep_threads threads_cnn
 say "$repeats trainings on each of ${#names[@]} datasets (${names[*]}) of ${#here[@]} replicate(s), $slots at a time with $threads thread(s) each"
 stages=()
+for name in "${looks[@]}"; do
+	if [[ $name == tune && ${TUNED:-0} == 1 ]]; then
+		run_stages 1 tune || end_job $?
+	elif [[ -z $early && $name != explain ]]; then	# of what is kept here
+		stages+=("$name")
+	fi
+done
 for r in "${here[@]}"; do
 	[[ -n $early || ${FIDELITY:-0} == 0 ]] || stages+=("$(named fidelity "$r")")	# beside the trainings
 	for name in "${baseline[@]}"; do stages+=("$(named "$name" "$r")"); done
@@ -363,14 +424,15 @@ done
 run_stages "$slots" "${stages[@]}" || end_job $?
 [[ -z $early ]] || end_job 0
 
+stages=()
+[[ " ${looks[*]} " != *' explain '* ]] || stages+=(explain)
 if ((${#masked[@]} > 0)); then
-	say "$repeats U-Nets on each of ${#masked[@]} datasets with masks (${masked[*]})"
-	stages=()
+	say "$unets U-Nets on each of ${#masked[@]} datasets with masks (${masked[*]})"
 	for r in "${here[@]}"; do
 		for ((k = 1; k <= slots; k++)); do stages+=("$(named unet "$r") $k"); done
 	done
-	run_stages "$slots" "${stages[@]}" || end_job $?
 fi
+run_stages "$slots" "${stages[@]}" || end_job $?
 
 missing=()	# of the other tasks of a job array
 for ((r = 0; r < REPLICATES && ${#here[@]} < REPLICATES; r++)); do

@@ -145,6 +145,15 @@ check_replicates() {	# check_replicates VARIABLE...
 
 is_of_tasks() { [[ $1 =~ ^(task|images)\ of\ [a-z]+-[a-z]+$ || $1 == tasks ]]; }	# is_of_tasks NAME
 
+is_view_before() {	# is_view_before TASK: whether an earlier task of the run shows the same view
+	local name
+	for name in "${tasks[@]}"; do
+		[[ $name != "$1" ]] || return 1
+		[[ ${name%%-*} != "${1%%-*}" ]] || return 0
+	done
+	return 1
+}
+
 task_command() {	# task_command NAME: sets what run_stages starts, of tasks and task_script
 	if [[ $1 == tasks ]]; then
 		stdout=/dev/null	# tasks.txt is shown
@@ -152,6 +161,7 @@ task_command() {	# task_command NAME: sets what run_stages starts, of tasks and 
 	else
 		log=''	# it has logs of its own
 		command=(env "LUNGKIT_JOB=$job_id" TASKS= "RUN=$run_dir/${1#* of }" "TASK=${1#* of }" "${task_script[@]}")
+		! is_view_before "${1#* of }" || command=(env SEGMENT= "${command[@]}")
 		[[ $1 != images* ]] || command=(env LUNGKIT_UNTIL=images "${command[@]}")
 	fi
 }

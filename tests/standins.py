@@ -38,6 +38,9 @@ case $name in
 		[[ $name != controls* ]] || echo '{"control": {}}' >"$output/dataset.json"
 		[[ $name != mix* ]] || echo '{"mix": {}}' >"$output/dataset.json"
 		[[ $name != voronoi* ]] || : >"$output/image_features.csv" ;;
+	cnn_search.py) mkdir -p "$output" && echo '{}' >"$output/best.json" ;;
+	outliers.py) mkdir -p "$output" && echo '{}' >"$output/outliers.json" ;;
+	cnn_explain.py) mkdir -p "$output" && echo '{}' >"$output/explain.json" ;;
 	wilcoxon_test.py) echo "the verdict"
 		mkdir -p "$output" && echo '{}' >"$output/comparison.json" ;;
 esac

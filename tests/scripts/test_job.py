@@ -29,6 +29,7 @@ def errors(result) -> list[str]:
 
 # ------------------------------------------------------------------ what reaches which stage
 
+LOOKS = ("OUTLIERS", "SCREEN", "TUNE", "EXPLAIN")
 # variable: its value, and (stage, option, value) that must be seen of it; "*" is every stage's
 PIPELINE = {
     "MODALITY": ("tissue", []),
@@ -66,12 +67,16 @@ PIPELINE = {
     "BASELINE": ("nuclei", [("nuclei", "--features", "{cwd}/elsewhere/datasets/voronoi"),
                             ("nuclei", "--baseline", "nuclei")]),
     "UNET_OPTIONS": ("--of-unet x", []),
+    **{f"{name}_OPTIONS": (f"--of-{name.lower()} x", []) for name in LOOKS},
     **{name: (value, [("setup_env", name, value)]) for name, value in ENVIRONMENT.items()},
 }
 # held by tests of their own
+ASKED = "test_what_is_asked_for_is_done"
 ELSEWHERE = {"MODALITY": "test_ct_is_another_maker", "TASK": "test_ct_is_another_maker",
              "TASKS": "test_each_task_is_a_run", "SEGMENT": "test_unets_are_trained_on",
              "UNET_OPTIONS": "test_unets_are_trained_on",
+             **{name: ASKED for each in LOOKS for name in (each, f"{each}_OPTIONS")},
+             "TUNED": "test_what_was_found_is_what_all_cnns_are_trained_with",
              "ARMS": "test_arms_are_those_named", "WORKERS": "test_trainings_at_a_time",
              "MAX_RESTARTS": "test_a_stopped_job", "FORCE": "test_a_plan_that_is_refused",
              "SAMPLE_OPTIONS": "test_without_input_the_sample_is_made_first",
@@ -84,9 +89,11 @@ COMPARISON = {
                           ("test", "--sheets", "{cwd}/elsewhere/sheets")]),
     "DATASETS": ("real voronoi", []),
     "FIDELITY": ("0", []),
-    "SEGMENT": ("0", []),
+    **{name: ("0", []) for name in ("SEGMENT", "OUTLIERS", "SCREEN", "EXPLAIN", "TUNED")},
+    "TUNE": ("", []),
     **{name: PIPELINE[name] for name in ("PRESET", "MODEL", "METRIC", "MARGIN", "FORCE", "BASELINE",
                                          "WORKERS", "CNN_OPTIONS", "UNET_OPTIONS", "TEST_OPTIONS",
+                                         *(f"{name}_OPTIONS" for name in LOOKS),
                                          "REPLICATES", "MAX_RESTARTS", *ENVIRONMENT)},
     "PRESET": ("full", [("cnn", "--preset", "full")]),
     "SEED": ("41", [("cnn", "--seed", "41"), ("nuclei", "--seed", "41")]),
@@ -220,7 +227,8 @@ def read_by(script: str) -> set[str]:
 def test_what_is_documented_is_what_is_read_and_tested(script, table):
     by_stage = {f"{name.upper()}_OPTIONS" for name in (
         "sample", "tumor", "ct", "layout", "controls", "mix", *ARMS)}
-    inherited = {*ENVIRONMENT, *({"BASELINE", "CNN_OPTIONS", "TEST_OPTIONS", "UNET_OPTIONS"}
+    inherited = {*ENVIRONMENT, *({"BASELINE", "CNN_OPTIONS", "TEST_OPTIONS", "UNET_OPTIONS",
+                                  *(f"{name}_OPTIONS" for name in LOOKS)}
                                  | by_stage if script == "run_pipeline.slurm" else ())}
     assert documented(script) == read_by(script) | inherited
     tested = set(table) | (by_stage if script == "run_pipeline.slurm" else set())

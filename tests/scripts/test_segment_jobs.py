@@ -57,9 +57,11 @@ def test_unets_are_trained_on_what_has_masks_such_as_real_s_and_compared_by_dice
     assert {line.split("\t")[1] for line in timings} >= {"cnn", "unet", "segment-plan"}
 
 
-def test_real_alone_is_trained_on_and_nothing_is_compared(project):
+def test_real_alone_is_trained_on_twice_and_nothing_is_compared(project):
     make(project, real={"tumour": "binary"}, voronoi={"nuclei": "labels"})
-    result = project.compare(2, **SMALL)
+    project.leave_records()
+    result = project.compare(5, **SMALL)
+    assert {call.option("--repeats") for call in project.calls("unet")} == {"2"}
     assert result.returncode == 0 and "only real has masks such as real's" in result.stderr
     assert {call.option("--data") for call in project.calls("unet", dry=False)} == {
         str(project.run_dir / "datasets/real")}
@@ -80,6 +82,17 @@ def test_the_last_task_of_an_array_compares_when_all_unets_are_there(project):
     shutil.rmtree(project.run_dir / "segment/results/prompt/replicate_001")
     result = project.compare(2, SLURM_ARRAY_TASK_ID=0, **array)
     assert "replicate(s) 1 are not" in result.stderr and not project.calls("test", dry=False)
+
+
+def test_a_task_of_an_array_asks_of_real_alone_two_unets(project):
+    make(project, real={"nodule": "binary"}, layout={})
+    shutil.copytree(project.run_dir / "datasets", project.run_dir / "replicates/001/datasets")
+    project.leave_records()
+    for task in (0, 1):
+        result = project.compare(5, SLURM_ARRAY_TASK_ID=task, SLURM_JOB_ID=7,
+                                 SLURM_ARRAY_TASK_MAX=1, **SMALL)
+        assert result.returncode == 0, result.stderr
+    assert len(project.calls("test", dry=False)) == 1
 
 
 def test_a_stopped_unet_stops_the_job_to_be_resumed(project):
@@ -113,3 +126,24 @@ def test_what_begins_early_leaves_the_plan_of_the_unets_to_when_all_arms_are_the
                              LUNGKIT_ARMS="diffusion prompt", **SMALL)
     assert result.returncode == 0 and project.calls("cnn", dry=False), result.stderr
     assert len(project.calls("plan", dry=False)) == 1 and not project.calls("unet")
+
+
+def test_of_several_tasks_the_first_of_each_view_is_segmented(tmp_path):
+    project = Project(tmp_path)
+    tasks = ["crop-binary", "crop-grade", "slice-grade", "slice-binary"]
+    project.decide(tasks=" ".join(tasks))
+    for task in tasks:
+        real = project.run_dir / task / "datasets/real"
+        for name in ("real", "layout"):
+            (real.parent / name).mkdir(parents=True)
+            (real.parent / name / "dataset.json").write_text(
+                json.dumps({"masks": {"nodule": "binary"}}))
+    result = project.compare(2, SEGMENT=1, OUTLIERS=1, BASELINE="", FIDELITY=0)
+    assert result.returncode == 0, result.stderr
+    assert {call.option("--results") for call in project.calls("unet", dry=False)} == {
+        str(project.run_dir / task / "segment/results") for task in ("crop-binary", "slice-grade")}
+    assert len(project.calls("outliers", dry=False)) == 4
+    project.forget()
+    alone = project.compare(2, SEGMENT=1, BASELINE="", FIDELITY=0,
+                            RUN=project.run_dir / "crop-grade")
+    assert alone.returncode == 0 and project.calls("unet", dry=False), "asked for by itself"
