@@ -12,7 +12,8 @@ Prints  the verdict
 The map is Grad-CAM++ of the class that the network says (Chattopadhay et al. 2018,
 lungkit/learn/grad_cam.py), of its last feature map with --places or more places a side. Scored are
 maps of images with both foreground and background in a mask of one kind (default: nodule or
-tumour): the share of the map inside (energy), and whether its maximum lies inside or within half a
+tumour; with --mask nuclei of a dataset without such masks the nuclei are found in the images, by
+the rules of lungkit/nuclei/detect.py): the share of the map inside (energy), and whether its maximum lies inside or within half a
 place of the map (points). Beside them stand the maps of the same network with its weights shuffled,
 in several draws (Adebayo et al. 2018), one blob in the middle that is as large as the maps are on
 average, and the ceiling: the mask itself seen at the map's places. Intervals are of bootstraps by
@@ -27,6 +28,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,8 @@ from lungkit.data.result import replicate_dir
 from lungkit.learn import kept_weights
 from lungkit.learn.device import use_device
 from lungkit.learn.feature_grid import Grid
+from lungkit.nuclei import detect
+from lungkit.nuclei import masks as nuclei
 from lungkit.run import cli, faults, files
 from lungkit.run.output import Output, check_apart
 from lungkit.run.progress import say
@@ -51,6 +55,10 @@ SHUFFLES = 5          # ours: networks of shuffled weights
 WORST, RIGHT = 8, 8   # images on the sheet: the surest errors, and right ones
 MAP, SHUFFLED, BLOB, CEILING = KINDS = ("map", "shuffled", "blob", "ceiling")
 WORDS = {SHUFFLED: "those of the same network with shuffled weights", BLOB: "a blob in the middle"}
+
+
+FOUND = ("the nuclei were found in the images by rules (lungkit/nuclei/detect.py); nobody outlined "
+         "them")
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,9 @@ def scorable(data: Dataset, target: mask_items.Target | None) -> tuple[np.ndarra
     if target is None:
         return np.zeros((len(rows), size, size), bool), {
             "scored": np.array([], int), "why": "the dataset has no masks"}
-    masks, known = mask_items.load_masks(data, "test", target)
+    load = nuclei.find if finds_nuclei(target, data.manifest) else partial(
+        mask_items.load_masks, target=target)
+    masks, known = load(data, "test")
     shares = masks.mean((1, 2), dtype=float)
     scored = np.flatnonzero(known & (shares > 0) & (shares < 1))
     about = {"mask": target.kind, "labels": list(target.labels),
@@ -234,7 +244,14 @@ def find_target(manifest: dict, kind: str | None, labels: list[int],
     """Which masks; None where nothing was asked for and there are none that are usual."""
     if kind is None and not labels and not set(mask_items.USUAL) & set(manifest["masks"]):
         return None
+    if kind == nuclei.KIND:
+        return nuclei.choose(manifest, labels, where)
     return mask_items.choose(manifest["masks"], kind, labels, where)
+
+
+def finds_nuclei(target: mask_items.Target | None, manifest: dict) -> bool:
+    """Whether what maps are scored by are nuclei that nobody outlined."""
+    return target is not None and target.kind == nuclei.KIND and nuclei.are_found(manifest)
 
 
 def run(*, data: Path, results: Path, output: Path, trained_on: str | None, replicate: int,
@@ -250,8 +267,10 @@ def run(*, data: Path, results: Path, output: Path, trained_on: str | None, repl
             f"the network of {replicate_dir(results, name, replicate)} was tested on other real "
             f"images than {data} (fingerprint {record['real_fingerprint'][:12]}, here "
             f"{manifest['fingerprint'][:12]}): it may have been trained on its test images")
+    is_found = finds_nuclei(target, manifest)
     options = {"data": manifest["fingerprint"], "network": record["run"][kept_weights.SHA256],
-               "masks": target and mask_items.fingerprint(data, target.kind),
+               "masks": target and (f"found, recipe {detect.RECIPE}" if is_found
+                                    else mask_items.fingerprint(data, target.kind)),
                "target": target and target.setting(), "places": places, "shuffles": shuffles,
                "images": images, "seed": seed, "recipe": RECIPE}
     made = Output(output, MANIFEST, options, overwrite=overwrite)
@@ -276,6 +295,8 @@ def run(*, data: Path, results: Path, output: Path, trained_on: str | None, repl
     found, values = score(maps, masks, scored, groups) if len(scored) else ({"scores": None}, {})
     found = {**about, **found, "places": maps.grid.side}
     found["verdict"] = verdict(found, target.kind if target else "")
+    if is_found:
+        found |= {"nuclei_recipe": detect.RECIPE, "verdict": [*found["verdict"], FOUND]}
     with made.writing() as folder:
         files.write_text(folder / "explain.csv", table(dataset, maps, masks, scored, values))
         files.write_bytes(folder / "explain.png", picture(
@@ -306,7 +327,8 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("Maps and scores")
     group.add_argument("--mask", metavar="KIND",
                        help="kind of masks to score by (default: nodule or tumour, the first there "
-                            "is; without them nothing is scored)")
+                            "is; without them nothing is scored); nuclei where there are no masks "
+                            "of them are found in the images")
     group.add_argument("--labels", type=cli.positive_int, nargs="+", default=[], metavar="VALUE",
                        help="which label values are foreground, of masks of label values")
     group.add_argument("--places", type=cli.positive_int, default=2, metavar="INT",

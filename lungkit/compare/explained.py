@@ -92,8 +92,8 @@ def map_table(said: Explained) -> Table | None:
              for name, of in said.explain["scores"].items()]
     about = said.explain
     return Table(f"{about['model']} trained on {about['dataset']}, repeat {about['repeat']}: "
-                 f"{about['num_scored']} test images of {about['num_groups']} groups with an "
-                 f"outlined {about['mask']}", HEADS, lines)
+                 f"{about['num_scored']} test images of {about['num_groups']} groups by masks of "
+                 f"{about['mask']}", HEADS, lines)
 
 
 def _percent(value: float) -> str:

@@ -88,7 +88,9 @@ def test_what_was_found_is_what_all_cnns_are_trained_with(project):
     trained = [i for i, call in enumerate(calls) if call.stage == "cnn"]
     assert {calls[i].option("--settings") for i in trained} == {str(best)}
     assert len(searches(project, "tune")) == 1
-    assert calls.index(searches(project, "tune")[0]) < min(trained)
+    first = calls.index(searches(project, "tune")[0])
+    assert first < min(trained) and first < calls.index(project.calls("outliers", dry=False)[0]), \
+        "by itself, before anything that runs side by side"
     project.forget()  # repeats are added later by the same settings, without another search
     assert project.compare(4, TUNED=1, **SMALL).returncode == 0
     assert {call.option("--settings") for call in project.calls("cnn")} == {str(best)}

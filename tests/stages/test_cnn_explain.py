@@ -19,6 +19,8 @@ from lungkit.data.png import decode_png, encode_png
 from lungkit.data.writer import DatasetWriter
 from lungkit.learn import kept_weights
 from lungkit.learn.feature_grid import Grid
+from lungkit.nuclei import detect
+from lungkit.nuclei import masks as nuclei
 from lungkit.run.output import Output
 
 SIZE = 32
@@ -198,6 +200,98 @@ def test_without_anything_outlined_there_are_maps_and_no_scores(bright, tmp_path
     assert found["scores"] is None and why in found["verdict"][0] and len(lines) == 12
     assert decode_png((tmp_path / "out/explain.png").read_bytes()).std() > 10
 
+
+# ------------------------------------------------------------------ nuclei
+
+TISSUE, NUCLEUS = (225, 170, 200), (95, 60, 145)  # eosin, haematoxylin
+
+
+def write_tissue(path, *, forms=None, modality="he"):
+    """64 px of 64 um with nuclei of 11 um planted in the left half; and masks where forms says."""
+    rng, index, planted = np.random.default_rng(1), 0, []
+    with DatasetWriter(Output(path, "dataset.json", {}), stage="test", classes=["a", "b"],
+                       image_size=64, mask_forms=forms or {}) as writer:
+        for split, number in SPLITS:
+            for label in "ab":
+                for _ in range(number):
+                    labels = np.zeros((64, 64), np.uint8)
+                    for k, (row, column) in enumerate([(12, 10), (12, 24), (32, 17), (52, 24)]):
+                        shift = rng.integers(-3, 4, 2)
+                        away = np.indices((64, 64)) - (shift + [row, column])[:, None, None]
+                        labels[np.hypot(*away) < 5.5] = k + 1
+                    image = np.where(labels[..., None] > 0, NUCLEUS, TISSUE)
+                    image = image + rng.normal(0, 4, image.shape)
+                    masks = {kind: labels if form == "labels" else 255 * (labels > 0).astype(
+                        np.uint8) for kind, form in (forms or {}).items()}
+                    writer.add(split, label, index, np.clip(image, 0, 255).astype(np.uint8),
+                               group=f"g{index // 2}", masks=masks)
+                    planted += [labels > 0] * (split == "test")
+                    index += 1
+        writer.publish(parents=[], seed=0, modality=modality, um_per_px=1.0)
+    return open_dataset(path), np.stack(planted)
+
+
+@pytest.fixture
+def dark(bright, monkeypatch):
+    """A network that looks at what has little red: nuclei."""
+    network = Bright().eval()
+    with torch.no_grad():
+        network[0].weight[0, :, 0, 0] = torch.tensor([-1.0, 0, 0])
+        network[0].bias.fill_(-0.5)
+    monkeypatch.setattr(kept_weights, "load", lambda *_: (bright, network))
+    return bright
+
+
+def test_nuclei_that_were_planted_are_found_and_a_network_that_looks_at_them_points_there(
+        dark, tmp_path, capsys):
+    data, planted = write_tissue(tmp_path / "real")
+    dark["real_fingerprint"] = data.fingerprint
+    assert explain(data, tmp_path, tmp_path / "out", "--mask", "nuclei") == 0
+    found, lines = read(tmp_path / "out")
+    energy = found["scores"]["energy"]
+    assert energy["map"]["value"] > 0.9 and energy["blob"]["value"] < 2 * energy["by_area"]
+    assert energy["above_blob"]["more"] == "yes" and energy["ceiling"]["value"] > 0.99
+    masks, known = nuclei.find(data, "test")
+    assert known.all() and (masks & planted).sum() / (masks | planted).sum() > 0.75
+    assert energy["by_area"] == pytest.approx(planted.mean(), rel=0.3)
+    assert (found["mask"], found["num_scored"], found["nuclei_recipe"]) == ("nuclei", 12,
+                                                                            detect.RECIPE)
+    assert found["verdict"][-1] == cnn_explain.FOUND in capsys.readouterr().out
+    assert float(lines[0]["mask_share"]) == pytest.approx(masks[0].mean(), abs=1e-4)
+
+
+def test_nuclei_found_by_other_rules_are_another_output(dark, tmp_path, monkeypatch, capsys):
+    data, _ = write_tissue(tmp_path / "real")
+    dark["real_fingerprint"] = data.fingerprint
+    call = [data, tmp_path, tmp_path / "out", "--mask", "nuclei"]
+    assert explain(*call) == explain(*call) == 0
+    monkeypatch.setattr(detect, "RECIPE", detect.RECIPE + 1)
+    assert explain(*call) == 2 and "masks: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("form", "more", "share"), [
+    ("binary", [], 1), ("labels", [], 1), ("labels", ["--labels", "2"], 0.25)])
+def test_masks_of_nuclei_that_there_are_are_taken(dark, tmp_path, form, more, share):
+    data, planted = write_tissue(tmp_path / "real", forms={"nuclei": form})
+    dark["real_fingerprint"] = data.fingerprint
+    assert explain(data, tmp_path, tmp_path / "out", "--mask", "nuclei", *more) == 0
+    found, _ = read(tmp_path / "out")
+    assert found["scores"]["energy"]["by_area"] == pytest.approx(share * planted.mean(), rel=0.1)
+    assert "nuclei_recipe" not in found and cnn_explain.FOUND not in found["verdict"]
+
+
+def test_nuclei_that_cannot_be_found_are_one_line(real, bright, dark, tmp_path, capsys):
+    data, _ = write_tissue(tmp_path / "real")
+    dark["real_fingerprint"] = data.fingerprint
+    assert explain(data, tmp_path, tmp_path / "o", "--mask", "nuclei", "--labels", "1") == 2
+    assert "has no masks of nuclei" in capsys.readouterr().err.splitlines()[-1]
+    dark["real_fingerprint"] = real.fingerprint
+    assert explain(real, tmp_path, tmp_path / "o", "--mask", "nuclei") == 2
+    assert "of CT, which shows no nuclei" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "o").exists()
+
+
+# ------------------------------------------------------------------ what a score is
 
 def test_the_ceiling_is_the_mask_at_the_map_s_places():
     mask = np.zeros((1, 64, 64), bool)
