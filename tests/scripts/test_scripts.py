@@ -278,6 +278,30 @@ def test_same_command_again_makes_nothing_anew(finished, environment):
     assert before == {name: content(run_dir / name) for name in before}
 
 
+def test_what_is_asked_about_real_beside_is_shown_and_not_made_anew(finished, environment,
+                                                                    tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    settings = {"RUN": run_dir, "CNN_OPTIONS": TINY["CNN_OPTIONS"], "WORKERS": 1, "BASELINE": "",
+                "OUTLIERS": 1, "EXPLAIN": 1, "EXPLAIN_OPTIONS": "--mask nuclei --shuffles 2",
+                "TUNE": 2, "TUNE_OPTIONS": "--folds 2 --steps 2 --search learning_rate",
+                **environment}
+    first = bash("compare_models.sh", 2, **settings)
+    assert first.returncode == 0, first.stderr[-3000:]
+    page = (run_dir / "comparison/report.html").read_text()
+    assert "Where does the CNN look?" in page and "Strange training images" in page
+    made = ("results", "outliers", "explain", "kept", "searches")
+    before = {name: content(run_dir / name) for name in made}
+    assert "best.json" in " ".join(before["searches"]) and all(before.values())
+    results = before["results"] == content(finished[0] / "results")
+    again = bash("compare_models.sh", 2, **settings)
+    assert again.returncode == 0 and results, again.stderr[-3000:]
+    assert before == {name: content(run_dir / name) for name in made}
+    tuned = bash("compare_models.sh", 2, TUNED=1, **settings)
+    assert tuned.returncode == 2 and "learning_rate" in tuned.stderr, tuned.stderr[-3000:]
+    assert before["results"] == content(run_dir / "results"), "of other settings: refused"
+
+
 def test_failed_stage_is_named_with_its_last_words(finished, environment):
     run_dir, _ = finished
     result = bash("run_pipeline.slurm", RUN=run_dir, VORONOI_OPTIONS="--colour red",
