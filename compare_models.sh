@@ -253,11 +253,11 @@ stage_command() {	# sets what run_stages starts
 		explain) command=(python cnn_explain.py --data "$root/datasets/real" --results "$run_dir/kept"
 				--output "$run_dir/explain" --seed "$seed" "${explain_options[@]}") ;;
 		screen)	# to train all of a larger network takes minutes a fold without a GPU
-			[[ $PRESET == full ]] || quick=(--folds 3 --mode features)
+			[[ $PRESET == full ]] || quick=(--folds 3 --steps 100 --mode features)
 			command=(python cnn_search.py screen --data "$root/datasets/real" --output "$run_dir/searches/screen"
 				--preset "$PRESET" --seed "$seed" "${quick[@]}" "${screen_options[@]}") ;;
 		tune)	# one process: which settings a trial has depends on those that are known by then
-			[[ $PRESET == full ]] || quick=(--folds 3 --steps 100)
+			[[ $PRESET == full ]] || quick=(--folds 3 --steps 50)
 			command=(python cnn_search.py tune --data "$root/datasets/real" --output "$run_dir/searches/tune"
 				--preset "$PRESET" --seed "$seed" ${MODEL:+--model "$MODEL"} --trials "$TUNE"
 				"${quick[@]}" "${tune_options[@]}") ;;
