@@ -55,7 +55,7 @@ def test_what_is_asked_for_is_done_of_real_alone_and_before_the_page(project):
     for name in ("--seed", "--replicate", "--preset", "--model", "--of-cnn"):
         assert network.option(name) == results[0].option(name), "the same network"
     assert network.option("--repeats") == "1" and network.option("--settings") is None
-    assert not any("--settings" in call.words for call in project.calls("cnn")), "TUNED= is not said"
+    assert not any("--settings" in call.words for call in project.calls("cnn")), "not TUNED"
     stages = [call.stage for call in project.calls(dry=False)]
     assert stages.index("cnn_explain") > max(
         i for i, call in enumerate(project.calls(dry=False)) if call == network)

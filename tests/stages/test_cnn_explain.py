@@ -19,8 +19,7 @@ from lungkit.data.png import decode_png, encode_png
 from lungkit.data.writer import DatasetWriter
 from lungkit.learn import kept_weights
 from lungkit.learn.feature_grid import Grid
-from lungkit.nuclei import detect
-from lungkit.nuclei import masks as nuclei
+from lungkit.nuclei import detect, masks as nuclei
 from lungkit.run.output import Output
 
 SIZE = 32
