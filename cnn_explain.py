@@ -12,12 +12,12 @@ Prints  the verdict
 The map is Grad-CAM++ of the class that the network says (Chattopadhay et al. 2018,
 lungkit/learn/grad_cam.py), of its last feature map with --places or more places a side. Scored are
 maps of images with both foreground and background in a mask of one kind (default: nodule or
-tumour; with --mask nuclei of a dataset without such masks the nuclei are found in the images, by
-the rules of lungkit/nuclei/detect.py): the share of the map inside (energy), and whether its maximum lies inside or within half a
-place of the map (points). Beside them stand the maps of the same network with its weights shuffled,
-in several draws (Adebayo et al. 2018), one blob in the middle that is as large as the maps are on
-average, and the ceiling: the mask itself seen at the map's places. Intervals are of bootstraps by
-group; they are of this one network.
+tumour; with --mask nuclei, of a dataset without masks of them, nuclei that are found in the images
+by the rules of lungkit/nuclei/detect.py): the share of the map inside (energy), and whether its
+maximum lies inside or within half a place of the map (points). Beside them stand the maps of the
+same network with its weights shuffled, in several draws (Adebayo et al. 2018), one blob in the
+middle that is as large as the maps are on average, and the ceiling: the mask itself seen at the
+map's places. Intervals are of bootstraps by group; they are of this one network.
 
 Running the same command again resumes; a complete output is left as it is.
 Exit status: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped and resumable.
@@ -43,8 +43,7 @@ from lungkit.data.result import replicate_dir
 from lungkit.learn import kept_weights
 from lungkit.learn.device import use_device
 from lungkit.learn.feature_grid import Grid
-from lungkit.nuclei import detect
-from lungkit.nuclei import masks as nuclei
+from lungkit.nuclei import detect, masks as nuclei
 from lungkit.run import cli, faults, files
 from lungkit.run.output import Output, check_apart
 from lungkit.run.progress import say
