@@ -261,10 +261,11 @@ stage_command() {	# sets what run_stages starts
 			command=(python cnn_search.py tune --data "$root/datasets/real" --output "$run_dir/searches/tune"
 				--preset "$PRESET" --seed "$seed" ${MODEL:+--model "$MODEL"} --trials "$TUNE"
 				"${quick[@]}" "${tune_options[@]}") ;;
-		unet*)	# as these
+		unet*)	# as these; of a demo's slices it is shown parts, a quarter of the work a step
+			[[ $PRESET == full ]] || ! says '"image_size": *128\b' || quick=(--patch-size 64)
 			command=(python unet_segment.py --data "${masked[@]/#/$root/datasets/}" --real "$root/datasets/real"
 				--results "$run_dir/segment/results" --repeats "$unets" --replicate "$replicate"
-				--preset "$PRESET" --seed "$seed" "${unet_options[@]}") ;;
+				--preset "$PRESET" --seed "$seed" "${quick[@]}" "${unet_options[@]}") ;;
 		nuclei | size | nodule)
 			[[ $stage != nuclei ]] || features=voronoi
 			command=(python nuclei_classify.py --baseline "$stage" --features "$root/datasets/$features"

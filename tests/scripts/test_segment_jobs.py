@@ -84,6 +84,16 @@ def test_the_last_task_of_an_array_compares_when_all_unets_are_there(project):
     assert "replicate(s) 1 are not" in result.stderr and not project.calls("test", dry=False)
 
 
+@pytest.mark.parametrize(("preset", "size", "patch"), [
+    ("demo", 128, "64"), ("demo", 64, None), ("full", 128, None)])
+def test_of_a_demo_s_slices_unets_are_shown_parts(project, preset, size, patch):
+    make(project, real={"nodule": "binary"}, layout={})
+    path = project.run_dir / "datasets/real/dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_size": size}))
+    assert project.compare(2, PRESET=preset, **SMALL).returncode == 0
+    assert {call.option("--patch-size") for call in project.calls("unet")} == {patch}
+
+
 def test_a_task_of_an_array_asks_of_real_alone_two_unets(project):
     make(project, real={"nodule": "binary"}, layout={})
     shutil.copytree(project.run_dir / "datasets", project.run_dir / "replicates/001/datasets")
