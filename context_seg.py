@@ -76,7 +76,7 @@ from lungkit.nuclei.layouts import (
     tissue_mask_of,
 )
 from lungkit.nuclei.point_process import PointStatistics, layout_for
-from lungkit.run import cli, faults
+from lungkit.run import cli, faults, ranks
 from lungkit.run.files import write_text
 from lungkit.run.seeds import caption_draws, stream
 
@@ -171,9 +171,10 @@ def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str |
 
     data = arm.data
     with arm.weights.writing() as work_dir:
-        layouts = measure_layouts(
+        ranks.by_first(lambda: measure_layouts(
             data, work_dir / "layouts.npz",
-            finder(data, tissue_mask, nuclei_weights, str(base.device)))
+            finder(data, tissue_mask, nuclei_weights, str(base.device))) and None)
+        layouts = load_layouts(ranks.see(work_dir / "layouts.npz"))
         levels = Levels(layouts, data.image_size)
         labels = [row.label for row in data.select("train")]
         maps = np.stack([structure_map(layout, data.image_size) for layout in layouts])
@@ -212,7 +213,7 @@ def train_controlnet(arm: Arm, base: BaseModel, start: str | None, loss_with, *,
     work_dir = arm.weights.work_dir
     seed = stream("context_seg controlnet", arm.seed)
     torch.manual_seed(seed)
-    if not (work_dir / "controlnet" / "config.json").exists():
+    if not ranks.by_first((work_dir / "controlnet" / "config.json").exists):
         control = get_controlnet(base, start)
         loss_at, validation = arm.watched(loss_with(control), steps=steps)
         control.train()
@@ -221,11 +222,12 @@ def train_controlnet(arm: Arm, base: BaseModel, start: str | None, loss_with, *,
                      checkpoint_path=work_dir / "controlnet.ckpt",
                      jsonl_path=work_dir / "progress.jsonl",
                      curve_path=work_dir / ".controlnet" / "loss.csv", validation=validation)
-        control.save_pretrained(work_dir / ".controlnet")
-        write_text(work_dir / ".controlnet" / "loss.txt", repr(loss))
-        (work_dir / ".controlnet").rename(work_dir / "controlnet")
-        faults.check_stop()
-    return float((work_dir / "controlnet" / "loss.txt").read_text())
+        if ranks.is_first():
+            control.save_pretrained(work_dir / ".controlnet")
+            write_text(work_dir / ".controlnet" / "loss.txt", repr(loss))
+            (work_dir / ".controlnet").rename(work_dir / "controlnet")
+        ranks.check_stop()
+    return float(ranks.see(work_dir / "controlnet" / "loss.txt").read_text())
 
 
 # ------------------------------------------------------------------ drawing
@@ -370,7 +372,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.main(build_parser(), run, argv)
+    return cli.main(build_parser(), ranks.together(run), argv)
 
 
 if __name__ == "__main__":

@@ -41,13 +41,12 @@ from lungkit.generate.items import (
 )
 from lungkit.generate.model_files import DIFFUSERS, Part, check_shapes, open_part
 from lungkit.generate.sampling_choice import add_choice_options, choose, ways_of
-from lungkit.run import cli, faults
+from lungkit.run import cli, faults, ranks
 
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
 PRESETS = {
-    "demo": {"autoencoder": "base", "autoencoder_steps": 600,
-             "autoencoder_batch_size": 16, "widths": [64, 96, 128],
-             "train_steps": 800, "batch_size": 16, "learning_rate": 6e-4,
+    "demo": {"autoencoder": "base", "autoencoder_steps": 600, "autoencoder_batch_size": 16,
+             "widths": [64, 96, 128], "train_steps": 800, "batch_size": 16, "learning_rate": 6e-4,
              "sampling_steps": 15, "guidance_scale": 1.5},
     "full": {"autoencoder": "train", "autoencoder_steps": 20000,
              "autoencoder_batch_size": 8, "widths": [128, 256, 384],
@@ -88,22 +87,26 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
     from lungkit.generate.latents import to_model_range
     from lungkit.learn.device import autocast
     from lungkit.learn.loop import train
+    from lungkit.learn.shares import share_of
 
     def loss_over(places):
         places = torch.tensor(places)
 
         def loss_at(step, generator):
-            picks = places[torch.randint(len(places), (batch_size,), generator=generator)]
+            own, weight = share_of(batch_size)
+            picks = places[torch.randint(len(places), (batch_size,), generator=generator)][own]
             which = int(torch.randint(symmetries, (1,), generator=generator))
             batch = orient(to_model_range(images[picks.numpy()], autoencoder.config.in_channels),
                            which, symmetries).to(device)
             with autocast(device, on_cpu=True):
                 posterior = autoencoder.encode(batch).latent_dist
-                noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+                noise = torch.randn((batch_size, *posterior.mean.shape[1:]), generator=generator)
+                noise = noise[own].to(device)
                 decoded = autoencoder.decode(posterior.mean + posterior.std * noise).sample.float()
             edges = sum((decoded.diff(dim=axis) - batch.diff(dim=axis)).abs().mean()
                         for axis in (2, 3))
-            return (decoded - batch).abs().mean() + edges + 1e-6 * posterior.kl().float().mean()
+            found = (decoded - batch).abs().mean() + edges + 1e-6 * posterior.kl().float().mean()
+            return weight * found
         return loss_at
 
     loss_at, validation = (watched or unwatched(images))(loss_over, steps=steps)
@@ -141,6 +144,7 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
     from lungkit.generate.latents import Latents, denoising_loss, pick_images
     from lungkit.learn.device import autocast
     from lungkit.learn.loop import train
+    from lungkit.learn.shares import share_of
 
     latents = Latents(autoencoder, images, symmetries=symmetries)
     scale = 1 / latents.deviation()
@@ -155,11 +159,12 @@ def train_unet(unet, autoencoder, schedule, images, labels, *, num_classes: int,
             which = torch.randint(symmetries, (batch_size,), generator=generator)
             batch = (latents.draw(picks, which, generator) * scale).to(device)
             dropped = torch.rand(batch_size, generator=generator) < CLASS_DROPOUT
-            classes = torch.where(dropped, num_classes, labels[picks]).to(device)
+            share = share_of(batch_size)
+            classes = torch.where(dropped, num_classes, labels[picks])[share.own].to(device)
             with autocast(device, on_cpu=True):
                 return denoising_loss(
                     lambda noisy, t: unet(noisy, t, class_labels=classes).sample, schedule, batch,
-                    generator)
+                    generator, share)
         return loss_at
 
     loss_at, validation = (watched or unwatched(images))(loss_over, steps=steps)
@@ -224,8 +229,9 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
         losses = {}
         if autoencoder == "train":
             vae = build_autoencoder(preset, arm.data.image_size, arm.data.channels).to(device)
-            losses["autoencoder"] = train_autoencoder(
-                vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, **how)
+            with faults.cured_by("lower --autoencoder-batch-size"):
+                losses["autoencoder"] = train_autoencoder(
+                    vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, **how)
         else:
             part = find_autoencoder(autoencoder, arm.data.manifest)
             vae = AutoencoderKL.from_pretrained(part.folder, variant=part.variant,
@@ -240,7 +246,7 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
             unet, vae, schedule, images, labels, num_classes=num_classes, steps=train_steps,
             batch_size=batch_size, learning_rate=learning_rate, **how)
         for name, part in (("vae", vae), ("unet", unet), ("scheduler", schedule)):
-            part.save_pretrained(work_dir / name)
+            ranks.by_first(partial(part.save_pretrained, work_dir / name))
         publish_model(arm, losses)
 
 
@@ -315,8 +321,7 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     widths = options["widths"] = [int(width) for width in options["widths"]]
     training = {key: options[key] for key in (
         "widths", "train_steps", "batch_size", "learning_rate")}
-    of_autoencoder = {key: options[key] for key in (
-        "autoencoder_steps", "autoencoder_batch_size")}
+    of_autoencoder = {key: options[key] for key in ("autoencoder_steps", "autoencoder_batch_size")}
     ways = ways_of(options)
     trained_here = autoencoder == "train"
     arm = open_arm(
@@ -368,7 +373,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.main(build_parser(), run, argv)
+    return cli.main(build_parser(), ranks.together(run), argv)
 
 
 if __name__ == "__main__":

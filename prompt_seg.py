@@ -50,7 +50,7 @@ from lungkit.generate.items import Arm, add_generator_options, draw_dataset, ope
 from lungkit.generate.prompts import Prompts, prompts_for
 from lungkit.generate.sampling_choice import add_choice_options, choose, ways_of
 from lungkit.generate.single_file import as_folder
-from lungkit.run import cli
+from lungkit.run import cli, ranks
 from lungkit.run.seeds import caption_draws
 
 # demo: chosen on simulated tissue for the small base; full: rank 16 and 1e-4 are the customary
@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return cli.main(build_parser(), run, argv)
+    return cli.main(build_parser(), ranks.together(run), argv)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["LUNGKIT_PRECISION"] = "float32"  # and the same on CPUs of two kinds (test_precision.py)
 os.environ["OPENCV_FOR_THREADS_NUM"] = "1"  # a forked test would wait for threads it has not got
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # of the connections that tests of ranks break
 
 import pytest
 

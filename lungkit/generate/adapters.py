@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 from lungkit.generate.base_model import BaseModel
 from lungkit.generate.items import Arm, publish_model
 from lungkit.generate.single_file import PREDICTIONS
-from lungkit.run import cli, faults
+from lungkit.run import cli, faults, ranks
 from lungkit.run.files import write_text
 from lungkit.run.seeds import stream
 
@@ -91,12 +92,14 @@ def training_loss(base: BaseModel, latents, caption: Callable[[int, random.Rando
     from lungkit.data.orientations import orient
     from lungkit.generate.latents import denoising_loss, pick_images
     from lungkit.learn.device import autocast
+    from lungkit.learn.shares import share_of
 
     places = torch.arange(len(latents)) if places is None else torch.tensor(places)
     numbered = None if classes is None else torch.tensor(classes)[places]
     controls = None if maps is None else torch.from_numpy(maps).permute(0, 3, 1, 2)
 
     def loss_at(step, generator):
+        share = share_of(batch_size)
         if numbered is None:
             picks = places[torch.randint(len(places), (batch_size,), generator=generator)]
         else:
@@ -105,15 +108,16 @@ def training_loss(base: BaseModel, latents, caption: Callable[[int, random.Rando
         batch = latents.draw(picks, which, generator) * base.vae.config.scaling_factor
         draw = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
         captions = ["" if draw.random() < CAPTION_DROPOUT else caption(i, draw)
-                    for i in picks.tolist()]
+                    for i in picks.tolist()][share.own]
         control = None
         if controlnet is not None:
             control = torch.cat([orient(controls[i:i + 1], o, latents.symmetries) for i, o in
-                                 zip(picks.tolist(), which.tolist(), strict=True)])
+                                 zip(picks[share.own].tolist(), which[share.own].tolist(),
+                                     strict=True)])
             control = control.to(base.device).float() / 255
         with autocast(base.device):
             predict = denoise_with(base.unet, base.encode(captions), controlnet, control)
-            return denoising_loss(predict, base.schedule, batch.to(base.device), generator)
+            return denoising_loss(predict, base.schedule, batch.to(base.device), generator, share)
     return loss_at
 
 
@@ -149,8 +153,9 @@ def train_adapter(base: BaseModel, loss_at: Callable, *, kind: str, rank: int, t
                  curve_path=output_dir / "loss.csv", validation=validation)
     # peft's own key names throughout: the loader drops the old attention names in a mixed file
     weights = get_peft_model_state_dict(base.unet, adapter_name="class")
-    StableDiffusionPipeline.save_lora_weights(output_dir, unet_lora_layers=weights,
-                                              safe_serialization=True)
+    if ranks.is_first():
+        StableDiffusionPipeline.save_lora_weights(output_dir, unet_lora_layers=weights,
+                                                  safe_serialization=True)
     base.unet.unload_lora()
     if base.fingerprint() != before:
         raise faults.Fault(f"{what}: its training changed the base model, which later classes would"
@@ -169,7 +174,7 @@ def train_each_class(arm: Arm, base: BaseModel, loss_for: Callable[[str], Callab
     work_dir, losses = arm.weights.work_dir, dict(losses or {})
     for label in arm.data.classes:
         loss_path = work_dir / label / "loss.txt"
-        if not loss_path.exists():  # written after the adapter: present means trained
+        if not ranks.by_first(loss_path.exists):  # written after the adapter: it means trained
             loss_at, validation = arm.watched(loss_for(label), steps=steps, label=label)
             loss = train_adapter(base, loss_at, kind=kind, rank=rank, target=target,
                                  steps=steps, learning_rate=learning_rate, validation=validation,
@@ -177,7 +182,7 @@ def train_each_class(arm: Arm, base: BaseModel, loss_for: Callable[[str], Callab
                                  what=f"{kind} {label}", output_dir=work_dir / label,
                                  checkpoint_path=work_dir / f"{label}.ckpt",
                                  jsonl_path=work_dir / "progress.jsonl")
-            write_text(loss_path, repr(loss))
-        losses[label] = float(loss_path.read_text())
-        faults.check_stop()
+            ranks.by_first(partial(write_text, loss_path, repr(loss)))
+        losses[label] = ranks.by_first(lambda path=loss_path: float(path.read_text()))
+        ranks.check_stop()
     publish_model(arm, losses, base.folder)

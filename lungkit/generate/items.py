@@ -26,8 +26,8 @@ from lungkit.data.writer import DatasetWriter
 from lungkit.generate.held_out import NOTHING, HoldOut, add_validation_options
 from lungkit.generate.model_card import card
 from lungkit.generate.model_files import read_shapes
-from lungkit.learn.device import use_device
-from lungkit.run import cli, faults
+from lungkit.learn.device import by_halves, use_device
+from lungkit.run import cli, faults, ranks
 from lungkit.run.files import quick_fingerprint, read_json, write_bytes, write_text
 from lungkit.run.output import Output
 from lungkit.run.progress import Progress, say
@@ -115,11 +115,11 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
 
         sampling = {**sampling, "drop_copies": memorised.RECIPE}
     target = Output(output, MANIFEST, {**training, **sampling}, overwrite=overwrite)
-    if target.is_complete():
+    if ranks.by_first(target.is_complete):
         say(f"{stage}: {output} is already complete")
         return None
     weights = Output(model or model_dir_for(output), "model.json", training, overwrite=overwrite)
-    is_trained = weights.matches() or weights.is_complete()
+    is_trained = ranks.by_first(lambda: weights.matches() or weights.is_complete())
     if is_trained:
         require_files(weights.output_dir, *model_files(manifest["classes"]))
     check(manifest)
@@ -155,8 +155,14 @@ def require_files(model_dir: Path, *names: str) -> None:
 def publish_model(arm: Arm, losses: dict[str, float], base: Path | None = None) -> None:
     """Publish what was trained in the `work_dir` of arm.weights, with a card, without checkpoints.
 
-    base: the folder of the base model that it belongs to, None where there is none.
+    base: the folder of the base model that it belongs to, None where there is none. Of several
+    ranks the first does, and all then see it.
     """
+    ranks.by_first(partial(_publish_model, arm, losses, base))
+    ranks.see(arm.weights.output_dir / arm.weights.manifest_name)
+
+
+def _publish_model(arm: Arm, losses: dict[str, float], base: Path | None) -> None:
     from lungkit.learn.loop import VALIDATION
 
     for checkpoint in arm.weights.work_dir.glob("*.ckpt"):
@@ -225,51 +231,49 @@ def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: i
 
     if arm.device.type == "cuda":
         batch_size *= GPU_BATCHES
-    with DatasetWriter(arm.target, stage=arm.stage, classes=data.classes,
-                       image_size=data.image_size, channels=data.channels) as writer:
+    writer = DatasetWriter(arm.target, stage=arm.stage, classes=data.classes,
+                           image_size=data.image_size, channels=data.channels)
+
+    def end() -> None:
+        audited = copied.audit(writer, data, again_of if arm.drops_copies else None)
+        more = report(list(writer.records.values())) if report else {}
+        made = publish(writer, data, audited, **more)
+        print(f"{made.path}: {len(made.rows)} images of {len(made.classes)} classes "
+              f"from {arm.weights.output_dir}")
+
+    with ranks.held_by_first(writer):
         progress = Progress(f"{arm.stage.removesuffix('_seg')} images", len(arm.items),
                             done=len(writer.records))
         for label in data.classes:
             fill(writer, batches(arm.items, label, batch_size),
                  partial(draw_like_real, draw_for(label)), progress)
-        audited = copied.audit(writer, data, again_of if arm.drops_copies else None)
-        more = report(list(writer.records.values())) if report else {}
-        made = publish(writer, data, audited, **more)
-    print(f"{made.path}: {len(made.rows)} images of {len(made.classes)} classes "
-          f"from {arm.weights.output_dir}")
+        ranks.by_first(end)
 
 
 def in_parts(draw: Callable, items: list[Item]) -> tuple[np.ndarray, list[dict]]:
     """draw(items), by halves where a GPU's memory does not take them all at once."""
-    import torch
-
-    try:
-        return draw(items)
-    except torch.OutOfMemoryError:
-        if len(items) == 1:
-            raise
-    torch.cuda.empty_cache()
-    half = len(items) // 2
-    images, columns = zip(*(in_parts(draw, part) for part in (items[:half], items[half:])),
-                          strict=True)
-    return np.concatenate(images), [*columns[0], *columns[1]]
+    parts = by_halves(draw, items)
+    if len(parts) == 1:
+        return parts[0]
+    images, columns = zip(*parts, strict=True)
+    return np.concatenate(images), [each for part in columns for each in part]
 
 
 def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callable,
          progress: Progress) -> None:
-    """Draw and write every batch not yet written.
+    """Draw and write every batch not yet written; several ranks draw a batch each in turn.
 
     draw(items) returns uint8 images [B, S, S, C] and a list of per-item `DatasetWriter.add`
     keywords (prompt, masks, further columns). Raises Stopped after a signal.
     """
-    for batch in batches_to_draw:
-        if all(writer.has(item.split, item.label, item.index) for item in batch):
-            continue
-        images, columns = draw(batch)
-        for item, image, more in zip(batch, images, columns, strict=True):
-            writer.add(item.split, item.label, item.index, image, **more)
-        progress.update(len(writer.records))
-        faults.check_stop()
+    left = ranks.by_first(lambda: [batch for batch in batches_to_draw if not all(
+        writer.has(item.split, item.label, item.index) for item in batch)])
+    for batch, (images, columns) in zip(left, ranks.dealt(draw, left), strict=True):
+        if ranks.is_first():
+            for item, image, more in zip(batch, images, columns, strict=True):
+                writer.add(item.split, item.label, item.index, image, **more)
+            progress.update(len(writer.records))
+        ranks.check_stop()
 
 
 def publish(writer: DatasetWriter, real: Dataset, audited: dict, **more: object) -> Dataset:

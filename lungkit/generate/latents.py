@@ -9,13 +9,16 @@ Lu et al. 2022, arXiv:2211.01095 (DPM-Solver++).
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import torch
 
 from lungkit.data.orientations import orient
-from lungkit.learn.device import autocast
+from lungkit.learn.device import autocast, by_halves
 from lungkit.learn.pixels import as_tensor, hold
+from lungkit.learn.shares import ALL, Share
+from lungkit.run import ranks
 
 
 def to_model_range(images: np.ndarray, channels: int = 3, device="cpu") -> torch.Tensor:
@@ -38,7 +41,8 @@ class Latents:
 
     The mean and deviation are kept, not one sample: a fixed sample would freeze its noise, and
     one orientation would freeze the flips. Held as float16 [symmetries, N, C, h, w], on the
-    autoencoder's device where half of its free memory takes them.
+    autoencoder's device where half of its free memory takes them. Several ranks encode a batch each
+    in turn, and all hold all.
     """
 
     def __init__(self, autoencoder, images: np.ndarray, *, symmetries: int = 8,
@@ -47,14 +51,18 @@ class Latents:
         means, deviations = [], []
         device = next(autoencoder.parameters()).device
         channels = autoencoder.config.in_channels
+
+        def encode(which: int, some: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            batch = to_model_range(some, channels, device)
+            with autocast(device, on_cpu=True):
+                posterior = autoencoder.encode(orient(batch, which, symmetries)).latent_dist
+            return posterior.mean.half().cpu(), posterior.std.half().cpu()
+
+        batches = [images[first:first + batch_size] for first in range(0, len(images), batch_size)]
         with torch.no_grad():
             for which in range(symmetries):
-                parts = []
-                for first in range(0, len(images), batch_size):
-                    batch = to_model_range(images[first:first + batch_size], channels, device)
-                    with autocast(device, on_cpu=True):
-                        posterior = autoencoder.encode(orient(batch, which, symmetries)).latent_dist
-                    parts.append((posterior.mean.half().cpu(), posterior.std.half().cpu()))
+                work = partial(by_halves, partial(encode, which))
+                parts = [part for batch in ranks.dealt(work, batches) for part in batch]
                 means.append(torch.cat([mean for mean, _ in parts]))
                 deviations.append(torch.cat([std for _, std in parts]))
         self.mean, self.std = (hold(torch.stack(each).numpy(), device)
@@ -123,18 +131,22 @@ def min_snr_weight(scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Te
     return torch.where(snr > 0, weights, torch.ones_like(snr))
 
 
-def denoising_loss(predict, scheduler, latents: torch.Tensor, generator: torch.Generator, *,
-                   gamma: float = 5.0) -> torch.Tensor:
-    """Min-SNR weighted error of `predict(noisy, timesteps)` on scaled latents [B, C, h, w]."""
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+def denoising_loss(predict, scheduler, latents: torch.Tensor, generator: torch.Generator,
+                   share: Share = ALL, *, gamma: float = 5.0) -> torch.Tensor:
+    """Min-SNR weighted error of `predict(noisy, timesteps)` on scaled latents [B, C, h, w].
+
+    share: of the batch that is predicted; noise and times are drawn for all of it.
+    """
+    noise = torch.randn(latents.shape, generator=generator)[share.own].to(latents.device)
     timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),),
-                              generator=generator).to(latents.device)
+                              generator=generator)[share.own].to(latents.device)
+    latents = latents[share.own]
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = {"sample": lambda: latents, "epsilon": lambda: noise,
               "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
               }[scheduler.config.prediction_type]()
     error = (predict(noisy, timesteps).float() - target).square().mean((1, 2, 3))
-    return (min_snr_weight(scheduler, timesteps, gamma) * error).mean()
+    return share.weight * (min_snr_weight(scheduler, timesteps, gamma) * error).mean()
 
 
 def training_schedule():

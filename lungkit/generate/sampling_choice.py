@@ -21,7 +21,7 @@ import numpy as np
 from lungkit.audit.fidelity import ends_of, mean_of
 from lungkit.generate.choice_rule import decide, distances, figures_of
 from lungkit.generate.items import Arm, Item, as_real, in_parts
-from lungkit.run import cli
+from lungkit.run import cli, ranks
 from lungkit.run.faults import BadOptions, check_stop
 from lungkit.run.files import atomic_path, read_json, write_json
 from lungkit.run.progress import Progress, say
@@ -125,8 +125,13 @@ def choose(arm: Arm, ways: Ways, draw_for: Callable[[str], Callable]) -> tuple[d
     """What to draw the dataset with, {steps, guidance_scale}, and what its manifest says of it.
 
     draw_for(label): draw(items, steps=, guidance_scale=) of a class. What is found is kept in FILE
-    beside the images in the making, where a run that was stopped finds it again.
+    beside the images in the making, where a run that was stopped finds it again. The first of
+    several ranks chooses.
     """
+    return ranks.by_first(lambda: _choose(arm, ways, draw_for))
+
+
+def _choose(arm: Arm, ways: Ways, draw_for: Callable[[str], Callable]) -> tuple[dict, dict]:
     if len(ways.candidates) == 1:
         return ways.candidates[0].how(), {}
     with arm.target.writing() as work_dir:

@@ -26,7 +26,7 @@ from lungkit.generate.model_files import (
     shapes_of,
     today,
 )
-from lungkit.run import faults
+from lungkit.run import faults, ranks
 from lungkit.run.faults import Fault
 from lungkit.run.files import atomic_path, read_json, sha256_file, write_bytes, write_json
 from lungkit.run.output import Output
@@ -250,6 +250,10 @@ def as_folder(base: Path | SingleFile, models_dir: Path) -> Path:
     """
     if isinstance(base, Path):
         return base
+    return ranks.see(ranks.by_first(lambda: _as_folder(base, models_dir)))
+
+
+def _as_folder(base: SingleFile, models_dir: Path) -> Path:
     key = f"{RECIPE}-{base.prediction}-{base.sha256[:16]}"
     beside, in_run = (folder / f".{base.path.name}.cache" / key
                       for folder in (base.path.absolute().parent, models_dir))

@@ -88,7 +88,8 @@ def train(model, images, labels, plan: dict, *, learning_rate: float, symmetries
     import torch
     from torch.nn.functional import cross_entropy
 
-    from lungkit.learn.loop import Losses, RandomStates, loop
+    from lungkit.learn.loop import RandomStates, loop
+    from lungkit.learn.losses import Losses
 
     how = complete(settings)
     device, steps = next(model.parameters()).device, len(plan["index"])

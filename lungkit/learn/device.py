@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from lungkit.run.faults import BadOptions
@@ -94,6 +95,21 @@ def freeze(model, device):
     dtype = frozen_dtype(device)
     order = torch.preserve_format if dtype == torch.float32 else torch.channels_last
     return model.to(device, dtype, memory_format=order).requires_grad_(False).eval()
+
+
+def by_halves(work: Callable[[Sequence], object], images: Sequence) -> list:
+    """[work(images)], or of both halves, or theirs, where a GPU's memory does not take them."""
+    import torch
+
+    try:
+        return [work(images)]
+    except torch.OutOfMemoryError as error:
+        if len(images) == 1:
+            error.remedy = "make REAL with a smaller --image-size"
+            raise
+    torch.cuda.empty_cache()
+    half = len(images) // 2
+    return [*by_halves(work, images[:half]), *by_halves(work, images[half:])]
 
 
 def device_name(device) -> str:

@@ -19,8 +19,11 @@ from pathlib import Path
 import torch
 
 from lungkit.learn import checkpoints
+from lungkit.learn.losses import Losses
+from lungkit.learn.shares import averaged
 from lungkit.learn.validation import Validation, exchanged
-from lungkit.run.faults import BadOptions, Fault, check_stop, stop_requested
+from lungkit.run import ranks
+from lungkit.run.faults import BadOptions, Fault, stop_requested
 from lungkit.run.files import atomic_path, write_json, write_text
 from lungkit.run.progress import Progress, note_saved, say
 from lungkit.run.seeds import generator_for
@@ -29,56 +32,11 @@ SCHEMA = "lungkit.checkpoint/2"
 CHECKPOINT_INTERVAL_SEC = 60
 WARNING_SEC = 180  # the jobs' #SBATCH --signal
 VALIDATION = "validation.json"  # what the best weights were, beside the table of losses
-CURVE_ROWS = 500  # of a table of losses: fine enough for any plot
 SYNC_STEPS = 20  # the losses are read so often; in between a GPU is never waited for
 
 
 class Diverged(Fault):
     """A loss that is not finite: of a search a finding, of any other training a fault."""
-
-
-class Losses:
-    """The losses of every step by name; fetched from the device a few steps together."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[float]] = {}
-        self.waiting: dict[str, list[torch.Tensor]] = {}
-
-    def add(self, **losses: torch.Tensor) -> None:
-        """Note a step's losses, scalars; the same names at every step."""
-        for name, loss in losses.items():
-            self.waiting.setdefault(name, []).append(loss.detach())
-
-    def num_waiting(self) -> int:
-        return max(map(len, self.waiting.values()), default=0)
-
-    def fetch(self) -> dict[str, list[float]]:
-        """Take in the losses noted since the last call, and return them by name."""
-        new = {name: torch.stack(each).float().cpu().tolist()
-               for name, each in self.waiting.items()}
-        self.waiting.clear()
-        for name, values in new.items():
-            self.values.setdefault(name, []).extend(values)
-        return new
-
-    def last_tenth(self, name: str = "loss") -> list[float]:
-        """Those of the last tenth of the steps, one at least."""
-        values = self.values[name]
-        return values[-max(1, len(values) // 10):]
-
-    def curve(self, name: str = "loss") -> list[tuple[int, float]]:
-        """(steps done, mean loss of the steps since the row before), CURVE_ROWS at most."""
-        values = self.values[name]
-        length = max(1, -(-len(values) // CURVE_ROWS))
-        parts = [values[first:first + length] for first in range(0, len(values), length)]
-        return [(min((place + 1) * length, len(values)), sum(part) / len(part))
-                for place, part in enumerate(parts)]
-
-    def state_dict(self) -> dict:
-        return self.values
-
-    def load_state_dict(self, state: dict) -> None:
-        self.values = state
 
 
 class RandomStates:
@@ -117,11 +75,15 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
         torn: by a power cut, a full disk, a file system that lost a part.
     rates: (optimiser, its learning rate at a step), set before each step.
 
+    Of several ranks the first saves, and all look for signals together, every SYNC_STEPS.
     Raises, while stepping, Stopped after a signal, Fault when a loss is not finite; at once
     BadOptions or Fault when the checkpoint is of another training or cannot be read.
     """
     state = {**state, "losses": losses}
     first = restore(checkpoint_path, state, identity, overwrite=overwrite, what=what)
+    if any(ranks.any_of(first != ranks.by_first(lambda: first))):
+        raise Fault(f"the ranks found different checkpoints in {checkpoint_path}: run the same "
+                    "command again, with it on a file system that all nodes share")
     progress = Progress(what, total, done=first, jsonl_path=jsonl_path)
 
     def steps() -> Iterator[int]:
@@ -133,19 +95,21 @@ def loop(total: int, *, what: str, state: dict, losses: Losses, identity: dict,
             yield step
             last = step + 1 == total
             due = time.monotonic() - saved_at >= save_interval(saving_sec)
-            if losses.num_waiting() < SYNC_STEPS and not (due or last or stop_requested()):
+            urgent = ranks.number() == 1 and (due or stop_requested())
+            if losses.num_waiting() < SYNC_STEPS and not (last or urgent):
                 continue
+            due, stopping = ranks.any_of(due, stop_requested())
             new = fetch_finite(losses, what, total)
             progress.update(step + 1, **{name: sum(values) / len(values)
                                          for name, values in new.items()})
-            if due or stop_requested() or (last and save_last):
+            if due or stopping or (last and save_last):
                 saving_sec = -time.monotonic()
                 save(checkpoint_path, state, identity, step + 1, keep_earlier=keep_earlier)
                 saved_at = time.monotonic()
                 saving_sec += saved_at
                 warned = warned or warn_of_slow_saving(what, saving_sec)
                 if not last:
-                    check_stop()
+                    ranks.check_stop()
 
     return steps()
 
@@ -186,7 +150,7 @@ def earlier(path: Path) -> Path:
 def save(path: Path | None, state: dict, identity: dict, step: int, *,
          keep_earlier: bool = False) -> None:
     """Write a checkpoint after `step` steps, whole or not at all."""
-    if path is None:
+    if path is None or not ranks.is_first():
         return
     saved = {name: each.detach() if isinstance(each, torch.Tensor) else each.state_dict()
              for name, each in state.items()}
@@ -259,27 +223,26 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
           validation: Validation | None = None) -> float:
     """Minimise `loss_at(step, generator) -> scalar` over `steps`; leave the result in `parameters`.
 
-    AdamW on a warm-up and a cosine; step k draws its batch, noise and times from (seed, k) alone.
-    The result is the exponential moving average where `ema_decay` is given (Karras et al. 2024,
-    arXiv:2312.02696 on its use), else the last weights. warmup_steps: None means a twentieth of
-    `steps`, at most 500. The checkpoint belongs to the caller's unpublished directory, which
-    removes it. curve_path: a CSV of the loss by step (`Losses.curve`), the same after a kill; None:
-    none. validation: looks at what is held out; the result is then the weights that it found best,
-    and what it found lies in validation.json beside the curve. Returns the mean loss of the last
-    tenth of the steps taken. Raises as `loop` does.
+    AdamW on a warm-up and a cosine; step k draws its batch, noise and times from (seed, k) alone,
+    and ranks share it out. The result is the exponential moving average where `ema_decay` is given
+    (Karras et al. 2024, arXiv:2312.02696 on its use), else the last weights. warmup_steps: None
+    means a twentieth of `steps`, at most 500. The checkpoint belongs to the caller's unpublished
+    directory, which removes it. curve_path: a CSV of the loss by step (`Losses.curve`), the same
+    after a kill; None: none. validation: looks at what is held out; the result is then the weights
+    that it found best, and what it found lies in validation.json beside the curve. Returns the mean
+    loss of the last tenth of the steps taken. Raises as `loop` does.
     """
     from diffusers.training_utils import EMAModel
 
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     warmup_steps = min(500, max(1, steps // 20)) if warmup_steps is None else warmup_steps
-    on_gpu = parameters[0].is_cuda  # there few large kernels; on a CPU the order of sums stays
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay,
                                   betas=(0.9, 0.99), fused=True)
     state = {"parameters": torch.nn.ParameterList(parameters), "optimizer": optimizer}
     ema = None
-    if ema_decay is not None:
+    if ema_decay is not None:  # foreach: a GPU's few large kernels; a CPU's sums keep their order
         ema = state["ema"] = EMAModel(parameters, decay=ema_decay, use_ema_warmup=True,
-                                      foreach=on_gpu, inv_gamma=1.0, power=0.75)
+                                      foreach=parameters[0].is_cuda, inv_gamma=1.0, power=0.75)
     watched = {}
     if validation is not None:
         state["validation"], watched = validation, {"patience": validation.patience}
@@ -294,6 +257,7 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
         keep_earlier=True, jsonl_path=jsonl_path)
     if ema is not None:
         ema.to(parameters[0].device)  # a restored average lies on the CPU
+    loss_at = averaged(loss_at, parameters)
     for step in steps_left:
         loss = loss_at(step, generator_for(seed, step))
         update(loss, parameters, optimizer, ema)
@@ -308,7 +272,7 @@ def train(parameters: Iterable[torch.nn.Parameter], loss_at: Callable, *, what: 
         validation.restore(parameters)
     elif ema is not None:
         ema.copy_to(parameters)
-    if curve_path is not None:
+    if curve_path is not None and ranks.is_first():
         write_curve(curve_path, losses, validation)
     tail = losses.last_tenth()
     return sum(tail) / len(tail)

@@ -19,7 +19,8 @@ from lungkit.data.segment_choice import WHITE
 from lungkit.data.segment_scores import IGNORED, components
 from lungkit.learn import segment_augment
 from lungkit.learn.device import autocast
-from lungkit.learn.loop import Losses, RandomStates, fetch_finite, learning_rate_at, loop
+from lungkit.learn.loop import RandomStates, fetch_finite, learning_rate_at, loop
+from lungkit.learn.losses import Losses
 from lungkit.learn.pixels import bring
 from lungkit.run.faults import check_stop
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from lungkit.learn.shares import mean
 from lungkit.run.faults import Fault
 from lungkit.run.seeds import generator_for
 
@@ -47,7 +48,7 @@ class Validation:
         with torch.no_grad():
             found = [self.loss_at(number, generator_for(self.seed, number)).float()
                      for number in range(self.num_batches)]
-        value = float(torch.stack(found).mean())
+        value = float(mean(torch.stack(found)).mean())
         if not math.isfinite(value):
             raise Fault(f"{what}: the loss on the images held out is not finite after {step} steps:"
                         " lower --learning-rate and add --overwrite, or look at the images")

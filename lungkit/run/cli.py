@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lungkit.run import ranks
 from lungkit.run.faults import (
     BAD_OPTIONS,
     COMPLETE,
@@ -20,6 +21,7 @@ from lungkit.run.faults import (
     Fault,
     Overtaken,
     Stopped,
+    ToldByAnother,
     forget_signals,
     note_signal,
     one_line,
@@ -29,7 +31,8 @@ from lungkit.run.faults import (
 def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None) -> int:
     """Parse `argv`, call `run(**options)` and turn faults into one line and an exit status."""
     try:
-        options = vars(parser.parse_args(argv))
+        with ranks.first_speaks():
+            options = vars(parser.parse_args(argv))
     except SystemExit as end:
         return int(end.code or 0)
     previous = {}
@@ -38,21 +41,20 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
             previous[number] = signal.signal(number, note_signal)
         except ValueError:  # not the main thread: the caller owns the signals
             break
-    name = parser.prog
+    name = ranks.named(parser.prog)
     try:
         try:
             run(**options)
         except Overtaken:
             run(**options)
-    except BadOptions as fault:
-        print(f"{name}: error: {one_line(fault)}", file=sys.stderr)
-        return BAD_OPTIONS
     except Fault as fault:
         print(f"{name}: error: {one_line(fault)}", file=sys.stderr)
-        return FAILED
+        return BAD_OPTIONS if isinstance(fault, BadOptions) else FAILED
     except Stopped as stop:
         print(f"{name}: {one_line(stop)}", file=sys.stderr)
         return STOPPED
+    except ToldByAnother as told:
+        return told.status
     except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         if error.filename is None:
             raise
@@ -73,7 +75,7 @@ def main(parser: argparse.ArgumentParser, run: Callable, argv: list[str] | None)
     except Exception as error:
         if _tells_of_full_memory(error):
             print(f"{name}: error: out of memory ({one_line(str(error).partition('. ')[0])}): "
-                  f"{_what_to_lower(options)}", file=sys.stderr)
+                  f"{_what_to_do(error, options)}", file=sys.stderr)
             return FAILED
         if not _tells_of_a_full_disk(error):
             raise
@@ -107,12 +109,13 @@ def _tells_of_full_memory(error: Exception) -> bool:
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
-def _what_to_lower(options: dict) -> str:
+def _what_to_do(error: Exception, options: dict) -> str:
     names = [f"--{name.replace('_', '-')}" for name in ("batch_size", "workers", "image_size")
              if name in options]
-    if not names:
+    remedy = getattr(error, "remedy", f"lower {' or '.join(names)}" if names else "")
+    if not remedy:
         return "give this stage a machine with more"
-    return f"lower {' or '.join(names)}, or give it more (a GPU that nobody else uses, --mem)"
+    return f"{remedy}, or give it more (a GPU that nobody else uses, --mem)"
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -5,8 +5,9 @@ Exit statuses: 0 complete, 1 bad data or failed run, 2 bad options, 75 stopped a
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 COMPLETE, FAILED, BAD_OPTIONS, STOPPED = 0, 1, 2, 75
 
@@ -27,12 +28,36 @@ class Stopped(Exception):
     """A signal asked for an end and the state is saved. Exit 75: the same command resumes."""
 
 
+class ToldByAnother(Exception):
+    """This process ends with `status`, and another of the same stage says why."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@contextlib.contextmanager
+def cured_by(remedy: str) -> Iterator[None]:
+    """What `cli.main` advises where memory runs out within the block, as "lower --batch-size"."""
+    try:
+        yield
+    except Exception as error:
+        if not hasattr(error, "remedy"):  # what is further within knows better
+            error.remedy = remedy
+        raise
+
+
 _stop_signal: list[int] = []
 
 
 def stop_requested() -> bool:
     """Whether SIGTERM, SIGINT or SIGUSR2 has asked this stage to finish its item and stop."""
     return bool(_stop_signal)
+
+
+def stop_signal() -> int:
+    """The number of the signal that asked for an end; 0: none did."""
+    return _stop_signal[0] if _stop_signal else 0
 
 
 def check_stop() -> None:
@@ -45,6 +70,12 @@ def check_stop() -> None:
 def forget_signals() -> None:
     """Begin anew: no signal has come."""
     _stop_signal.clear()
+
+
+def stop_by(number: int) -> None:
+    """Take it that a signal asked for an end, which another process got."""
+    if not _stop_signal:
+        _stop_signal.append(number)
 
 
 def note_signal(number: int, _frame: object) -> None:

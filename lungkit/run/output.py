@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lungkit.run import heartbeat
+from lungkit.run import heartbeat, ranks
 from lungkit.run.faults import BadOptions, Fault, Overtaken, check_stop
 from lungkit.run.files import read_json, write_json
 from lungkit.run.progress import note_saved, say
@@ -156,7 +156,15 @@ class Output:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
-        """Hold the lock and yield `work_dir`; `overwrite` discards what other options left."""
+        """Hold the lock and yield `work_dir`; `overwrite` discards what other options left.
+
+        Of several ranks the first holds it for all.
+        """
+        with ranks.held_by_first(self._writing()):
+            yield self.work_dir
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         self.output_dir.parent.mkdir(parents=True, exist_ok=True)
         with lock(self.output_dir):
             if self.is_complete():  # asked again: there may have been another writer to wait for
@@ -171,7 +179,7 @@ class Output:
                     left.unlink()
             if not begun.exists():
                 write_json(begun, self.options)
-            yield self.work_dir
+            yield
 
     def publish(self, manifest: dict) -> None:
         """Write the manifest last and rename `work_dir` to the output's own name.

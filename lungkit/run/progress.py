@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from lungkit.run import ranks
+
 LINE_INTERVAL_SEC = 30
 
 
@@ -36,6 +38,8 @@ class Progress:
             self._show(now - self.start, numbers)
 
     def _show(self, elapsed_sec: float, numbers: dict[str, float]) -> None:
+        if not ranks.is_first():
+            return
         rate = (self.done - self.first) / max(elapsed_sec, 1e-9)
         eta_sec = (self.total - self.done) / rate if rate > 0 else 0.0
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -69,4 +73,5 @@ def note_saved() -> None:
 
 def say(message: str) -> None:
     """One line of log on standard error; standard output is for results."""
-    print(message, file=sys.stderr, flush=True)
+    if ranks.is_first():
+        print(message, file=sys.stderr, flush=True)

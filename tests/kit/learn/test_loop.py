@@ -8,7 +8,8 @@ import signal
 import pytest
 import torch
 
-from lungkit.learn.loop import Losses, RandomStates, earlier, learning_rate_at, loop, train
+from lungkit.learn.loop import RandomStates, earlier, learning_rate_at, loop, train
+from lungkit.learn.losses import Losses
 from lungkit.run import cli
 from lungkit.run.faults import BadOptions, Fault, Stopped, forget_signals
 from lungkit.run.seeds import generator_for
@@ -98,7 +99,7 @@ def test_the_loss_returned_is_the_mean_of_the_last_tenth(tmp_path):
 @pytest.mark.parametrize(("steps", "rows"), [
     (3, [(1, 0.0), (2, 1.0), (3, 2.0)]), (10, [(3, 1.0), (6, 4.0), (9, 7.0), (10, 9.0)])])
 def test_the_curve_is_the_mean_loss_of_a_few_steps_in_a_table(steps, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("lungkit.learn.loop.CURVE_ROWS", 4)
+    monkeypatch.setattr("lungkit.learn.losses.CURVE_ROWS", 4)
     weight, path = parameter(), tmp_path / "unet/loss.csv"
     train([weight], lambda step, generator: weight * 0 + step, what="loss", steps=steps, seed=0,
           learning_rate=1.0, checkpoint_path=tmp_path / "x.ckpt", curve_path=path)
