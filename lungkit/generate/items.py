@@ -215,17 +215,19 @@ def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: i
     """
     from lungkit.generate import copied
 
-    data = arm.data
+    data, kept = arm.data, {}
 
-    def draw_like_real(draw: Callable, items: list[Item]) -> tuple[np.ndarray, list[dict]]:
-        images, columns = in_parts(draw, items)
+    def draw_like_real(items: list[Item]) -> tuple[np.ndarray, list[dict]]:
+        label = items[0].label
+        if label not in kept:
+            kept.clear()  # a class at a time: what draws one may be a whole model
+            kept[label] = draw_for(label)
+        images, columns = in_parts(kept[label], items)
         return as_real(images, data.channels), columns
 
     def again_of(label: str) -> Callable[[str, int], tuple[np.ndarray, dict]]:
-        draw = draw_for(label)
-
         def draw_one(split: str, index: int) -> tuple[np.ndarray, dict]:
-            images, columns = draw_like_real(draw, [Item(index, split, label)])
+            images, columns = draw_like_real([Item(index, split, label)])
             return images[0], columns[0]
         return draw_one
 
@@ -244,9 +246,9 @@ def draw_dataset(arm: Arm, draw_for: Callable[[str], Callable], *, batch_size: i
     with ranks.held_by_first(writer):
         progress = Progress(f"{arm.stage.removesuffix('_seg')} images", len(arm.items),
                             done=len(writer.records))
-        for label in data.classes:
-            fill(writer, batches(arm.items, label, batch_size),
-                 partial(draw_like_real, draw_for(label)), progress)
+        fill(writer, [batch for label in data.classes
+                      for batch in batches(arm.items, label, batch_size)], draw_like_real, progress)
+        kept.clear()
         ranks.by_first(end)
 
 

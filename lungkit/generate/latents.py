@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -48,7 +49,6 @@ class Latents:
     def __init__(self, autoencoder, images: np.ndarray, *, symmetries: int = 8,
                  batch_size: int = 32) -> None:
         self.symmetries = symmetries
-        means, deviations = [], []
         device = next(autoencoder.parameters()).device
         channels = autoencoder.config.in_channels
 
@@ -58,15 +58,16 @@ class Latents:
                 posterior = autoencoder.encode(orient(batch, which, symmetries)).latent_dist
             return posterior.mean.half().cpu(), posterior.std.half().cpu()
 
-        batches = [images[first:first + batch_size] for first in range(0, len(images), batch_size)]
+        def work(job: tuple[int, int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            which, first = job
+            return by_halves(partial(encode, which), images[first:first + batch_size])
+
+        jobs = list(product(range(symmetries), range(0, len(images), batch_size)))
         with torch.no_grad():
-            for which in range(symmetries):
-                work = partial(by_halves, partial(encode, which))
-                parts = [part for batch in ranks.dealt(work, batches) for part in batch]
-                means.append(torch.cat([mean for mean, _ in parts]))
-                deviations.append(torch.cat([std for _, std in parts]))
-        self.mean, self.std = (hold(torch.stack(each).numpy(), device)
-                               for each in (means, deviations))
+            parts = [part for batch in ranks.dealt(work, jobs) for part in batch]
+        self.mean, self.std = (
+            hold(torch.cat(each).unflatten(0, (symmetries, len(images))).numpy(), device)
+            for each in zip(*parts, strict=True))
 
     def __len__(self) -> int:
         return self.mean.shape[1]
