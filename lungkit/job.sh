@@ -35,8 +35,10 @@ check_positive() {	# check_positive NAME VALUE
 	[[ $2 =~ ^[1-9][0-9]{0,5}$ ]] || bad_option "$1 is '$2': expected a whole number of at least 1"
 }
 
-# Under `srun -n2 bash SCRIPT` one works; its own steps overlap the one it is in.
+# Under `srun -n2 bash SCRIPT` one works; its own steps overlap the one it is in, and a generator that
+# it starts without a step waits for no other task.
 only_rank_0() {
+	unset SLURM_STEP_NUM_TASKS
 	[[ ${SLURM_STEP_ID:-} =~ ^[0-9]+$ && ${SLURM_PROCID:-0} -gt 0 ]] || return 0
 	say "rank $SLURM_PROCID has nothing to do: rank 0 shares the work out"
 	exit 0

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -305,6 +306,18 @@ def test_within_a_step_rank_0_works_and_its_steps_overlap(script, rank, works, p
     started = project.calls("srun")
     assert bool(started) == works and all("--overlap" in call.words for call in started)
     assert works or "rank 1 has nothing to do" in result.stderr and not project.calls()
+
+
+@pytest.mark.parametrize("script", ["run_pipeline.slurm", "compare_models.sh"])
+def test_what_rank_0_starts_takes_itself_for_no_rank(script, project):
+    project.make_datasets("real", "diffusion")
+    (project.run_dir / "datasets/voronoi").mkdir()
+    (project.path.parent / "tools/nvidia-smi").write_text(
+        '#!/bin/sh\necho "${SLURM_STEP_NUM_TASKS-none}" >>"$CALLS.tasks"\n')
+    result = project.bash(script, ARMS="diffusion", SLURM_JOB_ID=7, SLURM_NTASKS=2, SLURM_STEP_ID=0,
+                          SLURM_PROCID=0, SLURM_STEP_NUM_TASKS=2)
+    assert result.returncode == 0, result.stderr
+    assert set(Path(f"{project.calls_path}.tasks").read_text().split()) == {"none"}
 
 
 @pytest.mark.parametrize("pattern", [

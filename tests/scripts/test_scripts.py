@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from arms import arguments
 from lungkit.run.output import release, try_lock
 from standins import Project
 
@@ -544,3 +545,20 @@ def test_job_that_gets_nowhere_is_not_requeued(slurm, environment, request, tmp_
     wait_for(lambda: job_field(slurm, job, "JobState") in ("FAILED", "COMPLETED"))
     told = (tmp_path / "job.out").read_text()
     assert "no progress since the last start: not requeued" in told, told[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_tasks_of_a_step_are_ranks_of_one_generator_and_those_of_a_job_are_not(slurm, request,
+                                                                               tmp_path):
+    asking = f"{sys.executable} -c 'from lungkit.run import launch; import os; " \
+             "print(launch.find(os.environ).number)'"
+    out, address = tmp_path / "job.out", {"MASTER_ADDR": "127.0.0.1"}  # its nodes have names alone
+    command("sbatch", "--wait", "--ntasks=2", f"--output={out}",
+            f"--wrap={asking}; srun --ntasks=1 {asking}; srun --ntasks=2 {asking}", **slurm)
+    assert out.read_text().split() == ["1", "1", "2", "2"]
+    real, output = request.getfixturevalue("few_real"), tmp_path / "datasets" / "diffusion"
+    told = command("srun", "--ntasks=2", "--nodes=2", "--kill-on-bad-exit", sys.executable,
+                   "diffusion_seg.py", *arguments("diffusion", real, output), **address, **slurm)
+    assert told.count("12 images of 3 classes") == 1 and (output / "dataset.json").is_file()
+    assert len(list(output.glob("*/*/*.png"))) == 12
