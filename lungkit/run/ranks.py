@@ -95,7 +95,7 @@ def together(run: Callable[..., None]) -> Callable[..., None]:
         if number() == 1 or options["dry_run"]:
             return run(**options) if is_first() else None
         try:
-            join(str(options["device"]))
+            join(str(options["device"]), f"{Path(sys.argv[0]).name} {options}")
             run(**options)
         except Overtaken:  # of all ranks: `cli.main` runs all again
             raise
@@ -117,8 +117,11 @@ def together(run: Callable[..., None]) -> Callable[..., None]:
     return run_together
 
 
-def join(device: str) -> None:
-    """Meet the other ranks, and have accelerate set up the group; where that was done, nothing."""
+def join(device: str, work: str) -> None:
+    """Meet the other ranks, and have accelerate set up the group; where that was done, nothing.
+
+    work: what this rank was asked for, which all have to be.
+    """
     if _here.store is not None:
         return
     import torch
@@ -139,6 +142,7 @@ def join(device: str) -> None:
             "env://", timeout=timedelta(seconds=CONNECT_SEC)))
         _here.store = PrefixStore("lungkit", meeting)
         threading.Thread(target=watch, args=(_here.store.clone(),), daemon=True).start()
+        check_work(work)
         check_devices(f"GPU {torch.cuda.get_device_properties(local).uuid}" if on_gpu else "CPU")
         with warnings.catch_warnings():  # of threads, which use_device sets
             warnings.simplefilter("ignore")
@@ -151,10 +155,22 @@ def join(device: str) -> None:
                     "MASTER_ADDR and MASTER_PORT name another place") from None
 
 
+def of_all(what: str, own: str) -> list[str]:
+    """What each rank says of itself, by rank."""
+    _here.store.set(f"{what} {rank()}", own)
+    return [_here.store.get(f"{what} {other}").decode() for other in range(number())]
+
+
+def check_work(own: str) -> None:
+    """Raise BadOptions unless all ranks were asked for the same."""
+    if len(set(of_all("work", own))) > 1:
+        raise BadOptions(f"the {number()} tasks of this step were given different commands and are "
+                         "no ranks of one work: start each by a step of its own (srun --ntasks=1)")
+
+
 def check_devices(own: str) -> None:
     """Raise BadOptions unless all ranks are on CPUs, or each on a GPU of its own."""
-    _here.store.set(f"device/{rank()}", own)
-    devices = [_here.store.get(f"device/{other}").decode() for other in range(number())]
+    devices = of_all("device", own)
     kinds = [device.split()[0] for device in devices]
     if len(set(kinds)) > 1:
         raise BadOptions(f"rank {kinds.index('CPU')} sees no GPU and rank {kinds.index('GPU')} one:"

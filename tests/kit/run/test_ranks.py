@@ -31,6 +31,7 @@ def stage(run, *argv: str) -> int:
     """`run(**options)` as a stage whose ranks work together."""
     parser = cli.stage_parser("stage.py", "What it makes.")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--dry-run", action="store_true")
     return cli.main(parser, ranks.together(run), list(argv))
 
@@ -255,11 +256,20 @@ class Words(dict):
     (["GPU a", "CPU"], "rank 1 sees no GPU and rank 0 one")])
 def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(devices, words, monkeypatch):
     monkeypatch.setattr(ranks._here, "place", Place(0, 2))
-    monkeypatch.setattr(ranks._here, "store", Words({"device/1": devices[1].encode()}))
+    monkeypatch.setattr(ranks._here, "store", Words({"device 1": devices[1].encode()}))
     if words is None:
         return ranks.check_devices(devices[0])
     with pytest.raises(BadOptions, match=words):
         ranks.check_devices(devices[0])
+
+
+def test_tasks_of_different_commands_are_no_ranks_of_one_work(tmp_path):
+    def other_steps() -> int:
+        return stage(lambda **options: None, "--steps", os.environ["RANK"])
+
+    statuses, said = together(other_steps, 2, tmp_path)
+    line, = "".join(said).splitlines()
+    assert statuses == [2, 2] and "the 2 tasks of this step were given different commands" in line
 
 
 def test_ranks_refuse_the_name_of_one_gpu(tmp_path):
