@@ -107,6 +107,22 @@ def test_a_latent_is_that_of_its_image_in_its_orientation():
     assert len(latents) == 5
 
 
+def test_what_a_gpu_has_no_room_for_is_encoded_in_halves_and_in_order(monkeypatch):
+    images, asked = pictures(7), []
+    whole, encode = Latents(Pixels(0.5), images, symmetries=2), Pixels.encode
+
+    def encode_few(self, batch):
+        asked.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(self, batch)
+
+    monkeypatch.setattr(Pixels, "encode", encode_few)
+    latents = Latents(Pixels(0.5), images, symmetries=2)
+    assert asked == [7, 3, 4, 2, 2] * 2
+    assert torch.equal(latents.mean, whole.mean) and torch.equal(latents.std, whole.std)
+
+
 def test_a_latent_is_drawn_from_the_posterior_anew_each_time():
     latents = Latents(Pixels(0.5), pictures(1, 32))
     place = torch.zeros(1, dtype=torch.int64)

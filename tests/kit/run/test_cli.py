@@ -81,6 +81,17 @@ def test_too_little_memory_names_what_to_lower(allocate, options, cure, capsys):
     assert line.startswith("stage.py: error: out of memory (") and cure in line
 
 
+def test_too_little_memory_names_what_helps_where_that_is_known(capsys):
+    def run(**options):
+        with faults.cured_by("lower --all"), faults.cured_by("lower --this"):
+            too_large_for_the_gpu()
+
+    parser = cli.stage_parser("stage.py", "What it makes.")
+    parser.add_argument("--batch-size")
+    assert cli.main(parser, run, []) == 1
+    assert "): lower --this, or give it more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [
     ValueError("a bug"), KeyError("a bug"), OSError(errno.EPIPE, "Broken pipe"),
     FileNotFoundError("no name")])
