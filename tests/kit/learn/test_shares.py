@@ -141,11 +141,11 @@ def test_an_ended_training_goes_on_by_another_number_of_ranks(first, then, numbe
         if step == 40 and ranks.rank() == first - 1:
             os.kill(os.getpid(), number)
 
-    steps = tmp_path / "steps"
-    monkeypatch.setattr(loop, "save_interval", lambda saving_sec: 0)
+    steps, killed = tmp_path / "steps", number == signal.SIGKILL
     monkeypatch.setattr(loop, "SYNC_STEPS", 7)
+    if killed:
+        monkeypatch.setattr(loop, "save_interval", lambda saving_sec: 0)
     statuses, _ = together(lambda: training(tmp_path, end), first, tmp_path)
-    killed = number == signal.SIGKILL
     assert statuses == ([1] * (first - 1) + [-9] if killed else [75] * first)
 
     def note(step: int) -> None:

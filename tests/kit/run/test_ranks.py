@@ -106,11 +106,14 @@ def test_items_are_dealt_in_turn_and_all_have_all_in_order(count, tmp_path):
         repr([(item * 10, item % 3) for item in range(count)])}
 
 
-def test_one_holds_the_output_and_speaks_and_the_others_wait_for_it(tmp_path):
+def test_one_holds_the_output_for_all_and_speaks(tmp_path, monkeypatch):
+    monkeypatch.setattr("ranked.LIMIT_SEC", 40)
+
     def run(**options):
         output = Output(tmp_path / "out", "x.json", {})
         with output.writing() as work_dir:
             say(f"{os.getpid()} holds {work_dir.name}")
+            ranks.any_of(True)  # all are here, though one alone holds it
             if ranks.is_first():
                 assert str(os.getpid()) in (tmp_path / ".out.lock").read_text()
         ranks.by_first(lambda: output.publish({}))
@@ -231,9 +234,11 @@ def test_a_rank_that_never_comes_is_a_fault_of_all_that_are_there(tmp_path, monk
 
 
 def test_a_dry_run_is_the_first_ranks_and_words_of_the_command_line_are_told_once(tmp_path):
-    statuses, said = together(lambda: stage(lambda **options: say("planned"), "--dry-run"), 2,
-                              tmp_path)
-    assert statuses == [0, 0] and said == ["planned\n", ""]
+    def run(**options):
+        (tmp_path / f"{ranks.rank()}.planned").touch()
+
+    assert together(lambda: stage(run, "--dry-run"), 2, tmp_path)[0] == [0, 0]
+    assert [path.name for path in tmp_path.glob("*.planned")] == ["0.planned"]
     statuses, said = together(lambda: stage(lambda **options: None, "--word"), 2, tmp_path)
     assert statuses == [2, 2] and "--word" in said[0] and not said[1]
 
