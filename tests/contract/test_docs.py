@@ -32,7 +32,8 @@ OURS = ("lungkit", "tests", "docs", "benchmarks", "assets", ".ci")  # other path
 EXAMPLES = {"blur_seg.py", "--sigma"}  # what docs/adding.md builds
 # options of sbatch, hf, pytest and our bash scripts' tools
 OTHERS_OPTIONS = {"--gpus", "--gpus-per-task", "--mem", "--mem-per-cpu", "--ntasks", "--exclude",
-                  "--array", "--only", "--check", "--cpus-per-task", "--wrap"}
+                  "--array", "--only", "--check", "--cpus-per-task", "--wrap",
+                  "--kill-on-bad-exit", "--nproc-per-node"}
 
 
 def code_of(text: str) -> str:
