@@ -35,6 +35,7 @@ from lungkit.data.writer import DatasetWriter
 from lungkit.run.output import Output
 
 DRAWS = 2000
+NOTHING = "the network finds nothing"  # how a training ends that says so of val or test
 RECIPES = {"ours": [], "published": ["--recipe", "published"]}
 PATIENTS, CHEST = 128, ["--image-size", "320", "--num-slices", "48", "--workers", "2"]
 THORAX = ["--view", "slice", "--labels", "presence", "--field-mm", "320", "--image-size", "256",
@@ -42,16 +43,18 @@ THORAX = ["--view", "slice", "--labels", "presence", "--field-mm", "320", "--ima
 # of unet_segment.py: the demo preset's are for a minute
 OURS = {"thorax": ["--steps", 9000, "--widths", 16, 32, 64, 128, "--batch-size", 12,
                    "--patch-size", 64, "--neighbours", 2, "--oversample", 0.5],
-        "msd": ["--steps", 2000], "tissue": ["--steps", 2000]}
+        "msd": ["--steps", 6000, "--widths", 24, 48, 96, 192], "tissue": ["--steps", 2000]}
 FOLDS = 5
 TISSUE_PX = 64
 
 
-def run(*words: object) -> float:
-    """Run a part of the project on one thread; its processor seconds."""
+def run(*words: object) -> float | None:
+    """Run a part of the project on one thread; its processor seconds, None: it finds NOTHING."""
     before = os.times()
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True,
                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    if NOTHING in done.stderr:
+        return None
     if done.returncode:
         sys.exit(f"{words[0]} ended with {done.returncode}: {done.stderr[-600:]}")
     return sum(os.times()[2:4]) - sum(before[2:4])
@@ -109,13 +112,18 @@ def show(name: str, items: dict) -> None:
     print(f"  {name:10s}{figures}", flush=True)
 
 
-def train(folder: Path, name: str, *more: object) -> tuple[Path, str]:
-    """Train a recipe on folder/datasets/real; where its results are, and words about it."""
+def train(folder: Path, name: str, *more: object) -> tuple[Path | None, str]:
+    """Train a recipe on folder/datasets/real; where its results are, and words about it.
+
+    None where the network finds nothing, which has no results.
+    """
     real, results = folder / "datasets/real", folder / name
     held, kept = results / "real/replicate_000/repeat_0000.json", folder / f"{name}.cpu_sec"
     if not held.exists():
         spent = run("unet_segment.py", "--data", real, "--real", real, "--results", results,
                     "--repeats", 1, "--device", "cpu", *RECIPES[name], *more)
+        if spent is None:
+            return None, NOTHING
         kept.write_text(f"{spent:.0f}")
     record = json.loads(held.read_text())
     spent = f", {kept.read_text()} CPU s" if kept.exists() else ""  # of a resumed one unknown
@@ -149,6 +157,9 @@ def thorax(work: Path, options) -> None:
           + ", ".join(f"{split} {n}" for split, n in counts.items()))
     for name in options.recipes:
         results, words = train(folder, name, *given(options, name, "thorax"))
+        if results is None:
+            print(f"  {name}: {words}")
+            continue
         items = read_items([results])
         print(f"  {name}: {len(items['true'])} volumes of {len(set(items['groups']))} patients, "
               f"{items['lesions'].sum()} lesions; {words}")
@@ -160,6 +171,8 @@ def thorax(work: Path, options) -> None:
 def write_dataset(path: Path, images: np.ndarray, masks: np.ndarray, groups: list[str],
                   splits: list[str], kind: str, **more: object) -> None:
     """A dataset of uint8 [N, S, S, C] and bool [N, S, S]; its classes: whether one shows any."""
+    if (path / "dataset.json").exists():
+        return
     with DatasetWriter(Output(path, "dataset.json", {"images": len(images)}), stage="benchmark",
                        channels=images.shape[3], classes=["healthy", kind],
                        image_size=images.shape[1]) as writer:
@@ -184,17 +197,16 @@ def msd(work: Path, options) -> None:
         for fold in range(FOLDS):
             folder, tested = work / f"msd{fold}", order[fold::FOLDS]
             chosen = order[(fold + 1) % FOLDS::FOLDS]
-            if not (folder / "datasets/real/dataset.json").exists():
-                write_dataset(folder / "datasets/real", images, masks,
-                              [f"p{each}" for each in patients],
-                              ["test" if each in tested else "val" if each in chosen else "train"
-                               for each in patients], "tumour", modality="ct", um_per_px=2000.0)
+            write_dataset(folder / "datasets/real", images, masks,
+                          [f"p{each}" for each in patients],
+                          ["test" if each in tested else "val" if each in chosen else "train"
+                           for each in patients], "tumour", modality="ct", um_per_px=2000.0)
             where, words = train(folder, name, *given(options, name, "msd"))
             results.append(where)
             spent.append(words)
-        items = read_items(results)
         print(f"  {name}: {'; '.join(spent)}")
-        show(name, items)
+        if found := list(filter(None, results)):
+            show(name, read_items(found))
 
 
 # ------------------------------------------------------------------ tissue
@@ -240,7 +252,8 @@ def tissue(work: Path, options) -> None:
     for name in options.recipes:
         results, words = train(folder, name, *given(options, name, "tissue"))
         print(f"  {name}: {words}")
-        show(name, read_items([results]))
+        if results is not None:
+            show(name, read_items([results]))
 
 
 PARTS = {"thorax": thorax, "msd": msd, "tissue": tissue}
