@@ -206,7 +206,7 @@ def test_stopped_in_each_part_and_run_again_gives_the_same_bytes(built, tmp_path
     def stop() -> None:
         raise Stopped("stopped by the test")
     monkeypatch.setattr("lungkit.learn.loop.CHECKPOINT_INTERVAL_SEC", 0.0)
-    monkeypatch.setattr("lungkit.learn.loop.check_stop", stop)
+    monkeypatch.setattr("lungkit.run.ranks.check_stop", stop)
     with small_sizes():
         assert [build(tmp_path / "base") for _ in range(3)] == [75, 75, 0]
     assert content(tmp_path / "base") == content(built)

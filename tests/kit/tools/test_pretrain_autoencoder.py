@@ -96,7 +96,7 @@ def test_stopped_in_every_part_and_run_again_it_makes_the_same_autoencoder(
     assert build(tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr("lungkit.learn.loop.CHECKPOINT_INTERVAL_SEC", 0.0)
-        patch.setattr("lungkit.learn.loop.check_stop", stop)
+        patch.setattr("lungkit.run.ranks.check_stop", stop)
         assert [build(tmp_path / "parts") for _ in range(3)] == [75, 75, 0]
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {"vae", "autoencoder.json"}

@@ -148,7 +148,7 @@ def test_stopped_in_every_part_and_run_again_gives_the_same_bytes(
     def stop() -> None:
         raise Stopped("stopped by the test")
     monkeypatch.setattr("lungkit.learn.loop.CHECKPOINT_INTERVAL_SEC", 0.0)
-    monkeypatch.setattr("lungkit.learn.loop.check_stop", stop)  # asked after all steps but the last
+    monkeypatch.setattr("lungkit.run.ranks.check_stop", stop)  # asked after all steps but the last
     statuses = [build(tmp_path / "base") for _ in range(5)]
     assert statuses == [75] * 4 + [0]
     assert content(tmp_path / "base") == content(built)
