@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator  # noqa: F401  (before the ranks are forked)
+from diffusers import StableDiffusionPipeline
 
 from arms import GENERATORS, arguments, main_of
 from lungkit.data.dataset import open_dataset
@@ -77,7 +78,12 @@ def test_ranks_make_the_same_model_and_images_as_one_process(alone, few_real, tm
             return work(item)
         return dealt(working, items)
 
+    def save_by_first(*args, kept=StableDiffusionPipeline.save_lora_weights, **how):
+        assert ranks.is_first(), "another rank writes"
+        kept(*args, **how)
+
     monkeypatch.setattr(DatasetWriter, "add", add_by_first)
+    monkeypatch.setattr(StableDiffusionPipeline, "save_lora_weights", save_by_first)
     monkeypatch.setattr(ranks, "dealt", noted)
     statuses, said = together(run_of(arm, few_real, tmp_path), 2, tmp_path)
     assert statuses == [0, 0], said
