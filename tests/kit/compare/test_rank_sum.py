@@ -280,3 +280,9 @@ def test_wilson_interval_golden():
     assert rank_sum.wilson_interval(81 / 263, 263) == pytest.approx(
         (0.255288520, 0.366209577), abs=1e-8)
     assert rank_sum.wilson_interval(1, 10)[1] == pytest.approx(1)
+
+
+def test_a_smallest_p_that_equals_alpha_is_significant_and_none_is_above_one():
+    assert rank_sum.n_needed(1, rank_sum.smallest_p(4, 4)) == 4
+    assert rank_sum.n_needed(1, rank_sum.smallest_p(4, 4) * 0.999) == 5
+    assert rank_sum.smallest_p(3, 0) == 1
