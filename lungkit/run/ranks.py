@@ -149,6 +149,7 @@ def join(device: str, work: str) -> None:
             _here.device = PartialState(
                 cpu=not on_gpu, store=PrefixStore("group", meeting), rank=place.rank,
                 world_size=place.number, timeout=timedelta(seconds=TOGETHER_SEC)).device
+        of_all("joined", "")  # who leaves earlier breaks the connections of others to one another
     except DistError as error:
         raise Fault(f"the {place.number} ranks did not meet at {place.address}:{place.port} "
                     f"({str(error).splitlines()[0]}): all have to be started, and to reach it; "

@@ -7,9 +7,9 @@ import signal
 import time
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch  # before the ranks are forked: each would import it anew
-from accelerate import Accelerator  # noqa: F401
 
 from lungkit.run import cli, faults, ranks
 from lungkit.run.faults import BadOptions, Fault
@@ -104,6 +104,22 @@ def test_items_are_dealt_in_turn_and_all_have_all_in_order(count, tmp_path):
     assert together(lambda: stage(run), 3, tmp_path)[0] == [0, 0, 0]
     assert {(tmp_path / f"{rank}.found").read_text() for rank in range(3)} == {
         repr([(item * 10, item % 3) for item in range(count)])}
+
+
+def test_none_begins_before_all_are_connected(tmp_path, monkeypatch):
+    """One that had nothing to do and left broke the connections of the others to one another."""
+    def slow(*args, kept=accelerate.PartialState, **how):
+        state = kept(*args, **how)
+        if how and ranks.rank() == 1:
+            time.sleep(1)
+            (tmp_path / "connected").touch()
+        return state
+
+    def run(**options):
+        assert (tmp_path / "connected").exists()
+
+    monkeypatch.setattr(accelerate, "PartialState", slow)
+    assert together(lambda: stage(run), 3, tmp_path)[0] == [0, 0, 0]
 
 
 def test_one_holds_the_output_for_all_and_speaks(tmp_path, monkeypatch):
