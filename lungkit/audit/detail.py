@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from lungkit.audit.registration import register
-from lungkit.audit.signature import Signature, describe
+from lungkit.audit.registration import correlate_blocks, register
+from lungkit.audit.signature import at_work, describe
 
 FINE_PX = 2.0    # ours, at the working size: deviation of the Gaussian that is taken away
 BLOCKS = 8       # ours: a side, of 20 px
-FLAT = 4.0       # ours: grey levels; blocks of less deviation show noise
 ROUNDS, CLOSE = 50, 1e-4    # of the refinement, at most; when it is done
 
 
@@ -26,11 +25,10 @@ def detail_agreement(one: np.ndarray, other: np.ndarray) -> float:
     """
     import cv2
 
-    signatures = describe(one), describe(other)
-    affine = register(*signatures).affine
+    affine = register(describe(one), describe(other)).affine
     if affine is None:
         return -1.0
-    a, b = (_grey(*each) for each in zip((one, other), signatures))
+    a, b = (at_work(image).astype(np.float32) for image in (one, other))
     back = cv2.invertAffineTransform(affine).astype(np.float32)
     try:
         _, back = cv2.findTransformECC(
@@ -45,39 +43,11 @@ def detail_agreement(one: np.ndarray, other: np.ndarray) -> float:
 
     inside = cv2.warpAffine(np.ones_like(a), back, b.shape[::-1],
                             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP) > 0.99
-    found = _correlations(_fine(laid(a)), _fine(b), inside)
-    return float(np.percentile(found, 25)) if found else -1.0
-
-
-def _grey(image: np.ndarray, signature: Signature) -> np.ndarray:
-    """float32 [h, w] at the working size of its signature."""
-    import cv2
-
-    grey = image if image.ndim == 2 else cv2.cvtColor(
-        np.ascontiguousarray(image[..., :3]), cv2.COLOR_RGB2GRAY)
-    smaller = signature.size[0] < grey.shape[1]
-    return cv2.resize(grey, signature.size, interpolation=cv2.INTER_AREA if smaller
-                      else cv2.INTER_CUBIC).astype(np.float32)
+    found = correlate_blocks(_fine(laid(a)), _fine(b), inside, BLOCKS)
+    return float(np.percentile(found, 25)) if len(found) else -1.0
 
 
 def _fine(image: np.ndarray) -> np.ndarray:
     import cv2
 
     return image - cv2.GaussianBlur(image, (0, 0), FINE_PX)
-
-
-def _correlations(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> list[float]:
-    """Of every block, of which half lies inside and that is not flat in both."""
-    found = []
-    rows, columns = (np.linspace(0, side, BLOCKS + 1).astype(int) for side in a.shape)
-    for top, bottom in zip(rows, rows[1:]):
-        for left, right in zip(columns, columns[1:]):
-            block = np.s_[top:bottom, left:right]
-            if inside[block].mean() < 0.5:
-                continue
-            x, y = (each[block][inside[block]] for each in (a, b))
-            if max(x.std(), y.std()) >= FLAT:
-                x, y = x - x.mean(), y - y.mean()
-                found.append(float((x * y).sum() / max(np.sqrt((x * x).sum() * (y * y).sum()),
-                                                       1e-6)))
-    return found

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ import numpy as np
 from lungkit.audit.copies import registered_among
 from lungkit.audit.detail import detail_agreement
 from lungkit.audit.registration import LEAST_AGREEMENT
-from lungkit.audit.signature import describe
+from lungkit.audit.signature import Signature, describe
 from lungkit.data.dataset import Dataset, Row
 from lungkit.data.mask_items import shows_slices
 from lungkit.data.orientations import orient
@@ -86,13 +87,24 @@ def find_leaks(data: Dataset, real: Dataset) -> dict[str, tuple[str, str]]:
             asked[row.file_name] = describe(image)
         check_stop()
     names, tested = list(asked), {row.file_name: row for row in real.select("test")}
-    for i, j, _ in registered_among(list(asked.values()), signatures,
-                                    least_agreement=agreement_of(real)):
-        if names[i] not in found and (not of_slices(real) or detail_agreement(
-                *map(three_channels, (real.image(tested[names[i]]), data.image(trained[j])))
-                ) >= SLICE_DETAIL):
-            found[names[i]] = trained[j].file_name, COPY
+    for i, j, _ in registered_copies(
+            list(asked.values()), signatures, real,
+            lambda i, j: (real.image(tested[names[i]]), data.image(trained[j]))):
+        found.setdefault(names[i], (trained[j].file_name, COPY))
     return dict(sorted(found.items()))
+
+
+def registered_copies(asked: list[Signature], others: list[Signature], real: Dataset,
+                      images_of: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+                      ) -> Iterator[tuple[int, int, float]]:
+    """What of `registered_among` are copies in a dataset such as real: (i, j, agreement).
+
+    images_of: the two images of a pair, uint8 [S, S, C], where details decide.
+    """
+    for i, j, agreement in registered_among(asked, others, least_agreement=agreement_of(real)):
+        if not of_slices(real) or detail_agreement(
+                *map(three_channels, images_of(i, j))) >= SLICE_DETAIL:
+            yield i, j, agreement
 
 
 def agreement_of(real: Dataset) -> float:

@@ -3,7 +3,7 @@
 An image is flagged as
   same        a training image pixel by pixel, in any orientation that the dataset allows
   registered  it registers with a training image as siblings do (lungkit.audit.copies): turned,
-              cropped, shifted, re-encoded, re-stained
+              cropped, shifted, re-encoded, re-stained; of CT as leaks do (lungkit.audit.leaks)
   alike       its thumbnail correlates with a training image's: blurred, drawn again; of an image
               with too few corners to register, also with one turned by a few degrees
   blend       two training images together make its thumbnail, as half of the one and half of the
@@ -24,11 +24,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
-from lungkit.audit.copies import ENOUGH_FEATURES, registered_among
-from lungkit.audit.leaks import agreement_of, is_blank
+from lungkit.audit.copies import ENOUGH_FEATURES
+from lungkit.audit.leaks import is_blank, of_slices, registered_copies
 from lungkit.audit.signature import Signature, describe
 from lungkit.data.dataset import Dataset
 from lungkit.data.orientations import orient
@@ -36,13 +37,14 @@ from lungkit.data.png import three_channels
 from lungkit.run.faults import check_stop
 from lungkit.run.files import sha256
 
-RECIPE = 2               # raise it when others are flagged: `--drop-copies` draws others then
+RECIPE = 3               # raise it when others are flagged: `--drop-copies` draws others then
 ALIKE_PX, BLEND_PX = 8, 16  # ours: sides of the thumbnails; of 16 px a blurred copy is missed
 TURNS_DEG = range(-15, 16, 5)  # ours: between two a thumbnail still correlates by 0.996
 PERCENTILE = 99.0        # of what training images reach with those of other groups
 FIRST = 4                # ours: training images that are tried as the one part of a blend
 LEAST_PART = 0.2         # ours: of the weights of a blend's two parts
 LARGEST_SHARE = 0.02     # ours: above it the set carries a warning
+AT_ONCE = 512            # whole slices asked about at a time: 34 MB of 256 px
 MOST_IMAGES = 2000       # training images that the thresholds are set by, evenly spaced
 SAME, REGISTERED, ALIKE, BLEND = KINDS = ("same", "registered", "alike", "blend")
 
@@ -156,8 +158,8 @@ class Audit:
     """
 
     def __init__(self, real: Dataset) -> None:
-        rows, (images, _) = real.select("train"), real.load("train")
-        self.real, self.names = real, [row.file_name for row in rows]
+        self.rows, (images, _) = real.select("train"), real.load("train")
+        self.real, self.names = real, [row.file_name for row in self.rows]
         self.signatures, self.same = [], {}
         for number, image in enumerate(images):
             self.signatures.append(describe(three_channels(image)))
@@ -168,7 +170,7 @@ class Audit:
             check_stop()
         self.alike, self.blend = (Known(images, side_px, real.symmetries)
                                   for side_px in (ALIKE_PX, BLEND_PX))
-        self.groups = np.array([row.group or row.file_name for row in rows])
+        self.groups = np.array([row.group or row.file_name for row in self.rows])
         self.likeness = [found.max() for found in self.strangers(self.alike)]
         self.threshold = half_way(self.likeness)
         self.blend_threshold = half_way([blend_of(found, self.blend)[0]
@@ -191,10 +193,19 @@ class Audit:
         return known, half_way([found.max() for found in self.strangers(known)])
 
     def matches(self, images: Iterable[np.ndarray]) -> list[Match]:
-        """What each image uint8 [S, S, C] comes closest to; none is kept but as a signature.
+        """What each image uint8 [S, S, C] comes closest to.
 
-        An image's match does not depend on what else is asked about. Raises Stopped.
+        None is kept but as a signature, and of whole slices AT_ONCE. An image's match does not
+        depend on what else is asked about. Raises Stopped.
         """
+        if not of_slices(self.real):
+            return self._matches(images, [])
+        left, found = iter(images), []
+        while some := list(islice(left, AT_ONCE)):
+            found += self._matches(some, some)
+        return found
+
+    def _matches(self, images: Iterable[np.ndarray], kept: list[np.ndarray]) -> list[Match]:
         signatures, found = [], []
         for image in images:
             signatures.append(describe(three_channels(image)))
@@ -203,7 +214,8 @@ class Audit:
                          (self._alike(image, signatures[-1]), self._blend(image)))
             check_stop()
         return [one if one.how == SAME else self._best(one, *rest, copy)
-                for (one, *rest), copy in zip(found, self._registered(signatures), strict=True)]
+                for (one, *rest), copy in zip(found, self._registered(signatures, kept),
+                                              strict=True)]
 
     def _best(self, alike: Match, blend: Match | None, copy: tuple[int, float] | None) -> Match:
         """One training image, unless two together explain more."""
@@ -241,11 +253,13 @@ class Audit:
                      tuple(which for _, which in found), round(likeness, 4)
                      ) if likeness > self.blend_threshold else None
 
-    def _registered(self, signatures: list[Signature]) -> list[tuple[int, float] | None]:
+    def _registered(self, signatures: list[Signature], kept: list[np.ndarray]
+                    ) -> list[tuple[int, float] | None]:
         """Of each the training image that it agrees with best, and how well; None: with none."""
         best: list[tuple[int, float] | None] = [None] * len(signatures)
-        for i, j, agreement in registered_among(signatures, self.signatures,
-                                                least_agreement=agreement_of(self.real)):
+        for i, j, agreement in registered_copies(
+                signatures, self.signatures, self.real,
+                lambda i, j: (kept[i], self.real.image(self.rows[j]))):
             if best[i] is None or agreement > best[i][1]:
                 best[i] = j, round(agreement, 4)
         return best

@@ -114,9 +114,19 @@ def _compare(one: Signature, other: Signature, affine: np.ndarray) -> tuple[floa
     a = cv2.warpAffine(one.thumb, warp, shape).astype(np.float64)
     b = other.thumb.astype(np.float64)
     whole = _correlate(a[mask][None], b[mask][None], np.ones((1, int(mask.sum()))))[0]
-    blocks = _correlate(*(values.reshape(BLOCKS, -1, BLOCKS, THUMB_PX // BLOCKS).swapaxes(1, 2)
-                          .reshape(BLOCKS * BLOCKS, -1) for values in (a, b, mask * 1.0)))
+    blocks = correlate_blocks(a, b, mask, BLOCKS)
     return min(float(whole), float(np.median(blocks)) if len(blocks) else -1.0), overlap
+
+
+def correlate_blocks(a: np.ndarray, b: np.ndarray, mask: np.ndarray, blocks: int) -> np.ndarray:
+    """Correlations of a and b, [H, W], where the mask is, in each of `blocks` x `blocks` parts.
+
+    What is left over at the right and below is not looked at. Of blocks that are no blank.
+    """
+    height, width = (side // blocks for side in a.shape)
+    return _correlate(*(values[:blocks * height, :blocks * width].astype(np.float64)
+                        .reshape(blocks, height, blocks, width).swapaxes(1, 2)
+                        .reshape(blocks * blocks, -1) for values in (a, b, mask)))
 
 
 def _correlate(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -33,8 +33,8 @@ class Signature:
     size: tuple[int, int]  # width, height (px) of the working size
 
 
-def describe(image: np.ndarray) -> Signature:
-    """Signature of uint8 [H, W, 3] RGB or [H, W], of any size."""
+def at_work(image: np.ndarray) -> np.ndarray:
+    """The grey of uint8 [H, W, 3] RGB or [H, W], of any size, at the working size: uint8 [h, w]."""
     import cv2
 
     grey = image if image.ndim == 2 else cv2.cvtColor(
@@ -42,7 +42,14 @@ def describe(image: np.ndarray) -> Signature:
     height, width = grey.shape
     scale = WORK_PX / np.sqrt(height * width)
     size = tuple(int(np.clip(round(side * scale), 16, 8 * WORK_PX)) for side in (width, height))
-    grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def describe(image: np.ndarray) -> Signature:
+    """Signature of uint8 [H, W, 3] RGB or [H, W], of any size."""
+    import cv2
+
+    grey = at_work(image)
     thumb = cv2.resize(grey, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_AREA)
     even = grey.astype(np.float32)
     even = 128 + SPREAD / max(float(even.std()), LEAST_SPREAD) * (even - even.mean())
@@ -55,7 +62,7 @@ def describe(image: np.ndarray) -> Signature:
     root = np.sqrt(values / np.maximum(values.sum(1, keepdims=True), 1e-6))
     levels = np.uint8(np.clip(np.round(root / ROOT_STEP), 0, 15))
     places = np.array([(*p.pt, p.size, p.angle) for p in points], np.float16).reshape(-1, 4)
-    return Signature(levels[:, ::2] << 4 | levels[:, 1::2], places, thumb, size)
+    return Signature(levels[:, ::2] << 4 | levels[:, 1::2], places, thumb, grey.shape[::-1])
 
 
 def unpack(codes: np.ndarray) -> np.ndarray:

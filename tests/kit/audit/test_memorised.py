@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lungkit.audit import memorised
+from chests import chest, cropped, turned
+from lungkit.audit import leaks, memorised
 from lungkit.audit.memorised import ALIKE, BLEND, REGISTERED, SAME, Audit, Known, Match, blend_of
 from lungkit.phantom.paint import CLASSES, draw_tile
 
@@ -153,7 +154,7 @@ def test_two_originals_are_named_only_where_they_explain_more_than_one(asked, mo
 
 
 def test_the_original_that_agrees_best_is_named(monkeypatch):
-    monkeypatch.setattr(memorised, "registered_among", lambda *signatures, least_agreement: iter(
+    monkeypatch.setattr(memorised, "registered_copies", lambda *_: iter(
         [(0, 1, 0.8), (0, 2, 0.9), (0, 0, 0.7)]))
     known = Audit(real_of(coarse(3)))
     for likest, turns in ((2, (5,)), (1, (0,))):  # of another image than the likest: not known
@@ -166,14 +167,29 @@ def test_the_original_that_agrees_best_is_named(monkeypatch):
 
 def test_of_ct_only_what_agrees_as_copies_of_chests_do_is_a_copy(monkeypatch):
     least = []
-    monkeypatch.setattr(memorised, "registered_among", lambda *signatures, least_agreement:
+    monkeypatch.setattr(leaks, "registered_among", lambda *signatures, least_agreement:
                         least.append(least_agreement) or iter([]))
-    monkeypatch.setattr(memorised, "agreement_of", {"he": 0.7, "ct": 0.95}.get)
     for modality in ("he", "ct"):
-        known = Audit(real_of(coarse(3)))
-        known.real = modality
+        known = Audit(real_of(coarse(3), modality=modality))
         known.matches(coarse(1, 50))
     assert least == [0.7, 0.95]
+
+
+def test_a_slice_of_another_chest_is_no_copy_and_a_changed_one_is(monkeypatch):
+    monkeypatch.setattr(leaks, "shows_slices", lambda _: True)
+    monkeypatch.setattr(memorised, "AT_ONCE", 2)
+    train = [chest(number) for number in range(4)]
+    real = real_of(train, modality="ct", symmetries=1)
+    rows = real.select("train")
+    real.image = lambda row: train[rows.index(row)]
+    asked = [chest(8), turned(chest(1)), chest(9), chest(2), cropped(chest(3))]
+    known = Audit(real)
+    known.threshold = known.blend_threshold = 1  # thumbnails have no say here
+    found = [(match.how, match.of if match.how else ()) for match in known.matches(asked)]
+    assert found == [("", ()), (REGISTERED, names(1)), ("", ()), (SAME, names(2)),
+                     (REGISTERED, names(3))]
+    monkeypatch.setattr(leaks, "SLICE_DETAIL", -1)
+    assert {match.how for match in known.matches([chest(8), chest(9)])} == {REGISTERED}
 
 
 # ------------------------------------------------------------------ exact cases
