@@ -145,6 +145,8 @@ check_replicates() {	# check_replicates VARIABLE...
 # ---------------------------------------------------------------- several tasks
 # A run of several tasks holds a run of each, under its name, and a table of all: RUN/tasks.txt.
 
+tasks=()	# of such a run: the script that sources this one sets them
+
 is_of_tasks() { [[ $1 =~ ^(task|images)\ of\ [a-z]+-[a-z]+$ || $1 == tasks ]]; }	# is_of_tasks NAME
 
 is_view_before() {	# is_view_before TASK: whether an earlier task of the run shows the same view

@@ -268,8 +268,9 @@ def fill(writer: DatasetWriter, batches_to_draw: list[list[Item]], draw: Callabl
     draw(items) returns uint8 images [B, S, S, C] and a list of per-item `DatasetWriter.add`
     keywords (prompt, masks, further columns). Raises Stopped after a signal.
     """
-    left = ranks.by_first(lambda: [batch for batch in batches_to_draw if not all(
-        writer.has(item.split, item.label, item.index) for item in batch)])
+    left = [batches_to_draw[number] for number in ranks.by_first(lambda: [
+        number for number, batch in enumerate(batches_to_draw) if not all(
+            writer.has(item.split, item.label, item.index) for item in batch)])]
     for batch, (images, columns) in zip(left, ranks.dealt(draw, left), strict=True):
         if ranks.is_first():
             for item, image, more in zip(batch, images, columns, strict=True):

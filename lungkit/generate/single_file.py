@@ -250,7 +250,7 @@ def as_folder(base: Path | SingleFile, models_dir: Path) -> Path:
     """
     if isinstance(base, Path):
         return base
-    return ranks.see(ranks.by_first(lambda: _as_folder(base, models_dir)))
+    return ranks.see(Path(ranks.by_first(lambda: str(_as_folder(base, models_dir)))))
 
 
 def _as_folder(base: SingleFile, models_dir: Path) -> Path:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
-import pickle
 import socket
 import sys
 import threading
@@ -33,6 +33,8 @@ POLL_SEC = 0.2
 LINGER_SEC = 5       # ours: rank 0 may keep the store, and outlives the work so long for the others
 GONE = (f"another rank is gone, or was not heard for {TOGETHER_SEC // 60} minutes: look whether it "
         "was killed (out of memory?), and run the same command again to resume")
+# what rank 0 may raise for all, the narrower before the wider
+RAISED = {each.__name__: each for each in (Overtaken, BadOptions, Fault, Stopped)}
 Found, Item = TypeVar("Found"), TypeVar("Item")
 
 
@@ -257,28 +259,30 @@ def last_of_all(store) -> None:
 def by_first(work: Callable[[], Found]) -> Found:
     """work() by rank 0 as if it were alone, however long; all have what it returns, or raises.
 
-    What it returns is small and can be pickled.
+    What it returns is small and JSON holds it: it comes by an open port, and is not unpickled.
     """
     if number() == 1:
         return work()
     _here.turns += 1
     key = f"turn {_here.turns}"
-    if is_first():
-        _here.by_itself = True
-        try:
-            outcome = (work(), None)
-        except (Fault, Stopped) as error:
-            outcome = (None, error)
-        finally:
-            _here.by_itself = False
-        _here.store.set(key, pickle.dumps(outcome))
-    else:
+    if not is_first():
         while not _here.store.check([key]):
             time.sleep(POLL_SEC)
-        outcome = pickle.loads(_here.store.get(key))
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+        kind, found = json.loads(_here.store.get(key))
+        if kind is not None:
+            raise RAISED[kind](found)
+        return found
+    _here.by_itself = True
+    try:
+        found = work()
+    except tuple(RAISED.values()) as error:
+        kind = next(name for name, each in RAISED.items() if isinstance(error, each))
+        _here.store.set(key, json.dumps([kind, str(error)]))
+        raise
+    finally:
+        _here.by_itself = False
+    _here.store.set(key, json.dumps([None, found]))
+    return found
 
 
 @contextlib.contextmanager

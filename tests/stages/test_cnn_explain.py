@@ -241,6 +241,16 @@ def dark(bright, monkeypatch):
     return bright
 
 
+def test_an_image_in_which_no_nucleus_is_found_is_known_to_have_none(tmp_path):
+    with DatasetWriter(Output(tmp_path / "real", "dataset.json", {}), stage="test",
+                       classes=["a"], image_size=64) as writer:
+        for index, split in enumerate(("train", "val", "test")):
+            writer.add(split, "a", index, np.full((64, 64, 3), TISSUE, np.uint8))
+        writer.publish(parents=[], seed=0, modality="he", um_per_px=1.0)
+    masks, known = nuclei.find(open_dataset(tmp_path / "real"), "test")
+    assert not masks.any() and known.tolist() == [True]
+
+
 def test_nuclei_that_were_planted_are_found_and_a_network_that_looks_at_them_points_there(
         dark, tmp_path, capsys):
     data, planted = write_tissue(tmp_path / "real")

@@ -566,6 +566,16 @@ def test_scans_are_moved_and_mirrored_as_their_symmetries_allow(scans, told, tmp
     assert seen[0] == 1 and set(seen[1:]) == {((),)}
 
 
+def test_lesions_of_a_scan_are_those_of_its_slices_together(scans, told, tmp_path, monkeypatch):
+    items, call = [], segment_training.lesions_of
+    monkeypatch.setattr(segment_training, "lesions_of", lambda of, masks: items.extend(of)
+                        or call(of, masks))
+    assert segment([scans], scans, tmp_path) == 0
+    assert items and all(len(each.slices) > 1 for each in items)
+    places = sorted(i for each in items for i in each.images)
+    assert places == list(range(len(scans.select("train"))))
+
+
 def test_the_slice_shown_of_a_volume_has_foreground(scans, told, tmp_path, monkeypatch):
     shown, sheet = [], overlay.sheet
     monkeypatch.setattr(overlay, "sheet", lambda each: shown.extend(each) or sheet(each))

@@ -41,6 +41,14 @@ def test_a_changed_copy_agrees_in_detail(change):
     assert detail_agreement(colour, changed[..., 0]) > leaks.SLICE_DETAIL
 
 
+def test_what_one_does_not_show_says_nothing():
+    image = chest(3)[..., 0]
+    part = np.ascontiguousarray(image[32:-32, 32:-32])     # less than half of what is compared
+    assert min(detail_agreement(image, part), detail_agreement(part, image)) > leaks.SLICE_DETAIL
+    oblong = np.ascontiguousarray(image[24:-24])
+    assert detail_agreement(image, oblong) > leaks.SLICE_DETAIL
+
+
 def test_what_cannot_be_laid_over_does_not_agree():
     assert detail_agreement(chest(3)[..., 0], np.full((SIZE, SIZE), 7, np.uint8)) == -1
 

@@ -49,12 +49,22 @@ def test_a_division_that_leaves_a_class_out_is_drawn_again():
         assert sorted(np.concatenate([fold.held_out for fold in found])) == list(range(18))
 
 
-def test_a_fold_that_lacks_a_class_is_a_fault():
+def test_folds_drawn_again_are_those_of_no_other_seed():
+    labels, groups = np.repeat([0, 1, 2], 6), np.array([*"282265003737227700"])
+    drawn = [[tuple(fold.held_out) for fold in folds.grouped_folds(labels, groups, [*"abc"], 3, k)]
+             for k in range(4)]
+    assert len({tuple(sorted(each)) for each in drawn}) > 1, "each begins where another ends"
+
+
+def test_a_fold_that_lacks_a_class_is_a_fault(monkeypatch):
+    divide, drawn = folds._divide, []
+    monkeypatch.setattr(folds, "_divide", lambda *given: drawn.append(given) or divide(*given))
     labels = np.repeat([0, 1], [19, 8])
     groups = np.repeat([*"vwxyxyz"], [7, 6, 3, 3, 1, 4, 3])
     with pytest.raises(Fault, match=r"fold 1 of 3 holds out no image of b \(one class only\), nor "
                                     "has any of 100 divisions .*: give fewer --folds"):
         folds.grouped_folds(labels, groups, CLASSES, 3, seed=0)
+    assert len(drawn) == 100
 
 
 def test_an_image_without_a_group_is_its_own():

@@ -227,6 +227,8 @@ def test_each_lesion_is_shown_as_often_as_any_other_in_all_of_its_slices():
     lesions = segment_training.lesions_of([volume, images(1)[0]], masks)
     assert sorted(map(len, lesions)) == [2, 6 * 64]
     assert sorted(np.concatenate(lesions)) == np.flatnonzero(masks).tolist()
+    alone = segment_training.lesions_of(images(10)[5:6], masks)  # an image is one, with all it has
+    assert [each.tolist() for each in alone] == [(np.flatnonzero(masks[5]) + 5 * 256).tolist()]
     drawn = np.arange(10)
     plan = {"steps": 300, "batch_size": 4, "oversample": 0.5, "size": 16, "patch_size": 4,
             "symmetries": 1}

@@ -84,13 +84,13 @@ def test_the_first_rank_alone_does_and_all_have_what_came_of_it(tmp_path):
             with open(tmp_path / "done", "a") as file:
                 file.write(f"{ranks.rank()}")
             return 40 + inner
-        found = [ranks.by_first(work), ranks.by_first(lambda: {"path": tmp_path})]
+        found = [ranks.by_first(work), ranks.by_first(lambda: {"path": str(tmp_path)})]
         (tmp_path / f"{ranks.rank()}.found").write_text(repr(found))
 
     assert together(lambda: stage(run), 3, tmp_path)[0] == [0, 0, 0]
     assert (tmp_path / "done").read_text() == "0", "others did it, too"
     assert {(tmp_path / f"{rank}.found").read_text() for rank in range(3)} == {
-        repr([42, {"path": tmp_path}])}
+        repr([42, {"path": str(tmp_path)}])}
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 7])
@@ -225,6 +225,21 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(rank, tmp_path):
     assert statuses == [75, 75, 75] and "".join(said) == said[0]
     assert "stopped by SIGUSR2; run the same command again" in said[0]
     assert {(tmp_path / f"{each}.step").read_text() for each in range(3)} == {"5"}
+
+
+@pytest.mark.parametrize(("error", "status"), [
+    (Fault("what was found"), 1), (BadOptions("what was given"), 2)])
+def test_what_the_first_raises_ends_all_alike_and_is_told_once(error, status, tmp_path):
+    def caught(**options):
+        with pytest.raises(Fault) as raised:
+            ranks.by_first(lambda: throw(error))
+        (tmp_path / f"{ranks.rank()}.raised").write_text(repr(raised.value))
+
+    assert together(lambda: stage(caught), 2, tmp_path)[0] == [0, 0]
+    assert [(tmp_path / f"{rank}.raised").read_text() for rank in (0, 1)] == [repr(error)] * 2
+    statuses, said = together(
+        lambda: stage(lambda **options: ranks.by_first(lambda: throw(error))), 2, tmp_path)
+    assert statuses == [status] * 2 and "".join(said).count(str(error)) == 1
 
 
 def test_a_stop_while_the_first_works_alone_stops_all(tmp_path):
