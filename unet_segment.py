@@ -46,29 +46,23 @@ from lungkit.ct import scan_masks
 from lungkit.data import mask_items, overlay, result, segment_choice, segment_scores
 from lungkit.data.dataset import read_manifest
 from lungkit.data.draws import draw_images, shared_with_earlier, warnings_of
-from lungkit.data.mask_items import Target
-from lungkit.data.orientations import as_setting
 from lungkit.data.png import encode_png
 from lungkit.data.repeats import Repeats, add_options, identities, make_all, open_both, open_repeats
 from lungkit.learn.device import device_name, use_device
 from lungkit.learn.pixels import as_tensor, hold
+from lungkit.learn.segment_settings import LOSSES, OURS, PLANNED, PUBLISHED, of_dataset, settle
 from lungkit.run import cli, files, seeds
-from lungkit.run.faults import BadOptions, Fault
+from lungkit.run.faults import Fault
 from lungkit.run.progress import say
 from lungkit.run.provenance import provenance
 
-RECIPE = 3  # raise it when the training below changes: results of two recipes must not be mixed
+RECIPE = 4  # raise it when the training below changes: results of two recipes must not be mixed
 SHOWN = 12  # images outlined; of those with foreground, evenly over the split
-OURS, PUBLISHED = "ours", "published"
-LOSSES = ("dice-focal", "tversky", "bce")
 # full: ours, by the usual practice; not tuned
 PRESETS = {
     "demo": {"widths": [16, 32, 64], "steps": 300, "batch_size": 8},
     "full": {"widths": [32, 64, 128, 256, 320], "steps": 10000, "batch_size": 16},
 }
-WHOLE = {OURS: {"loss": "dice-focal", "oversample": 1 / 3, "learning_rate": 2e-3, "mirror": True},
-         PUBLISHED: {"loss": "bce", "epochs": 30, "learning_rate": 1e-4}}
-OF_OURS, OF_PUBLISHED = ("loss", "oversample", "mirror", "steps", "patch_size"), ("epochs",)
 
 
 # ------------------------------------------------------------------ one repeat
@@ -77,7 +71,7 @@ class Bench:
     """Images and masks of both datasets, decoded once, and what all repeats share."""
 
     def __init__(self, truth: dict, settings: dict, device) -> None:
-        from lungkit.learn.segment_training import Pairs
+        from lungkit.learn.segment_batches import Pairs
 
         self.truth, self.settings, self.device = truth, settings, device
         self.data, self.real = truth["train"][0], truth["real"][0]
@@ -109,7 +103,7 @@ class Bench:
         """
         import torch
 
-        from lungkit.learn.segment_training import memory_format
+        from lungkit.learn.segment_batches import memory_format
 
         start, repeat = time.monotonic(), identity["repeat"]
         key = identity["dataset"], identity["seed"], identity["replicate"]
@@ -149,26 +143,29 @@ class Bench:
 
     def train(self, model, drawn: np.ndarray, rng: np.random.Generator, **kept: object) -> float:
         """Train in place on the images `drawn`; the mean loss of the last tenth of the steps."""
-        from lungkit.learn import segment_training as training, unet
+        from lungkit.learn import segment_batches, segment_training as training, unet
+        from lungkit.learn.hard_negatives import HardNegatives
 
         settings, (data, _, masks, known) = self.settings, self.truth["train"]
         loss_of, rate = unet.LOSSES[settings["loss"]], settings["learning_rate"]
         options = {"batch_size": settings["batch_size"], "symmetries": data.symmetries,
                    "rng": rng}
         if settings["method"] == OURS:
-            lesions = training.lesions_of(mask_items.items_of(data, "train", known), masks)
-            plan = training.plan_batches(
-                drawn, lesions, steps=settings["steps"], oversample=settings["oversample"],
-                size=masks.shape[1], patch_size=settings["patch_size"], **options)
-            batch_at = training.batches(self.pairs["train"], plan, settings["patch_size"],
-                                        self.device)
+            items = mask_items.only(mask_items.items_of(data, "train", known), drawn)
+            plan = segment_batches.plan_batches(
+                drawn, segment_batches.lesions_of(items, masks), size=masks.shape[1],
+                **{name: settings[name] for name in PLANNED}, **options)
+            batch_at = segment_batches.Batches(self.pairs["train"], plan, settings["patch_size"],
+                                               self.device)
+            negatives = HardNegatives(batch_at, [items[i] for i in rng.permutation(len(items))],
+                                      what=kept["what"])
             return training.train(model, batch_at, loss_of, steps=settings["steps"],
-                                  learning_rate=rate, **kept)
-        plan = training.plan_epochs(drawn, masks, epochs=settings["epochs"], **options)
+                                  learning_rate=rate, negatives=negatives, **kept)
+        plan = segment_batches.plan_epochs(drawn, masks, epochs=settings["epochs"], **options)
+        batch_at = segment_batches.Batches(self.pairs["train"], plan, masks.shape[1], self.device)
         val = np.flatnonzero(self.truth["val"][3])
         return training.train_published(
-            model, training.batches(self.pairs["train"], plan, masks.shape[1], self.device),
-            loss_of, steps=len(plan["index"]),
+            model, batch_at, loss_of, steps=len(plan["index"]),
             steps_per_epoch=len(plan["index"]) // settings["epochs"], learning_rate=rate,
             val_loss=lambda model: training.mean_loss(model, self.pairs["val"], val, loss_of,
                                                       self.device), **kept)
@@ -248,43 +245,10 @@ def _network(channels: int, settings: dict):
 
 # ------------------------------------------------------------------ the stage
 
-def settle(how: dict) -> dict:
-    """What decides a training, of the options. Raises BadOptions where they contradict."""
-    recipe = how["recipe"]
-    others = OF_PUBLISHED if recipe == OURS else OF_OURS
-    given = [name for name in others if how[name] is not None]
-    if given:
-        named = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise BadOptions(f"{named}: not of --recipe {recipe}, whose training is fixed in that")
-    chosen = cli.fill_preset(how, PRESETS)
-    chosen = {name: WHOLE[recipe].get(name) if value is None else value
-              for name, value in chosen.items()}
-    names = ["widths", "batch_size", "learning_rate", "neighbours", "loss",
-             *(OF_OURS[1:] if recipe == OURS else OF_PUBLISHED)]
-    if recipe == OURS and 0 < chosen["batch_size"] * chosen["oversample"] <= 0.5:
-        raise BadOptions(f"--oversample {chosen['oversample']:g} of --batch-size "
-                         f"{chosen['batch_size']} is less than an image when rounded: give more")
-    return {"recipe": RECIPE, "method": recipe, "mirror": False, "patch_size": None,
-            **{name: chosen[name] for name in names}}
-
-
-def of_dataset(settings: dict, target: Target, manifest: dict) -> dict:
-    """The settings with what a dataset's images decide."""
-    size = manifest["image_size"]
-    patch_size = settings["patch_size"] or size
-    if patch_size > size:
-        raise BadOptions(f"--patch-size {patch_size}: the images have {size} px")
-    if patch_size >> (len(settings["widths"]) - 1) < 2:
-        raise BadOptions(f"--widths: {len(settings['widths'])} levels are too many for "
-                         f"{'images' if patch_size == size else 'patches'} of {patch_size} px")
-    return {**settings, "patch_size": patch_size, **target.setting(), "image_size": size,
-            **as_setting(manifest["symmetries"])}
-
-
 def run(*, data: list[Path], real: Path, results: Path, repeats: range, replicate: int,
         mask: str | None, labels: list[int], nifti: bool, preset: str, seed: int, device: str,
         overwrite: bool, dry_run: bool, **how: object) -> None:
-    settings = settle({**how, "preset": preset})
+    settings = settle({**how, "preset": preset}, PRESETS, RECIPE)
     manifests = {path: read_manifest(path) for path in (real, *data)}
     kind = mask_items.choose(manifests[real]["masks"], mask, labels, real).kind  # the yardstick's
     targets = {path: mask_items.choose(manifest["masks"], kind, labels, path)
@@ -350,6 +314,10 @@ def build_parser():
                        help="of ours: Dice with focal, Tversky or cross entropy (dice-focal)")
     group.add_argument("--oversample", type=cli.fraction, metavar="SHARE",
                        help="of ours: share of every batch that must show foreground (1/3)")
+    group.add_argument("--hard-negatives", type=cli.fraction, metavar="SHARE",
+                       help="of ours: share of every batch that shows what was found in vain in "
+                            "train after one and after two thirds of the steps (1/3 where patches "
+                            "are shown, else 0)")
     group.add_argument("--widths", type=cli.positive_int, nargs="+", metavar="CHANNELS",
                        help="channels of every level, from full size down by halves")
     group.add_argument("--patch-size", type=cli.positive_int, metavar="PX",

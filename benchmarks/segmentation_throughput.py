@@ -87,7 +87,7 @@ class Ours:
         import torch
 
         from lungkit.data.mask_items import Item
-        from lungkit.learn.segment_training import Pairs, lesions_of
+        from lungkit.learn.segment_batches import Pairs, lesions_of
 
         images, masks = (np.stack(each) for each in zip(*drawn))
         self.options, self.device, self.masks = options, device, masks.astype(np.uint8)
@@ -98,14 +98,15 @@ class Ours:
                            torch.arange(len(drawn), device=device)[:, None])
 
     def batches(self):
-        from lungkit.learn import segment_training as training
+        from lungkit.learn import segment_batches
 
         options = self.options
-        plan = training.plan_batches(
+        plan = segment_batches.plan_batches(
             np.arange(len(self.masks)), self.lesions, steps=options.steps,
-            batch_size=options.batch_size, oversample=1 / 3, size=options.image_size,
-            patch_size=options.image_size, symmetries=8, rng=np.random.default_rng(0))
-        return training.batches(self.pairs, plan, options.image_size, self.device)
+            batch_size=options.batch_size, oversample=1 / 3, hard_negatives=0.0,
+            size=options.image_size, patch_size=options.image_size, symmetries=8,
+            rng=np.random.default_rng(0))
+        return segment_batches.Batches(self.pairs, plan, options.image_size, self.device)
 
     def make_batches(self) -> None:
         batch_at = self.batches()
@@ -113,10 +114,10 @@ class Ours:
             batch_at(step)
 
     def train(self) -> None:
-        from lungkit.learn import segment_training as training, unet
+        from lungkit.learn import segment_batches, segment_training as training, unet
 
         model = new_model(self.options, self.device).to(
-            memory_format=training.memory_format(self.device))
+            memory_format=segment_batches.memory_format(self.device))
         training.train(model, self.batches(), unet.dice_focal_loss, steps=self.options.steps,
                        learning_rate=1e-3, what="ours", identity={}, checkpoint_path=None)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +220,18 @@ def items_of(data: Dataset, split: str, known: np.ndarray, *, volumes: bool = Tr
         series.setdefault(rows[i].extra["series"], []).append(i)
     return [_volume(name, sorted(of, key=lambda i: int(rows[i].extra["slice_index"])), rows, plane)
             for name, of in series.items()]
+
+
+def only(items: Sequence[Item], images: np.ndarray) -> list[Item]:
+    """The items without what is not among `images`, places int [n]; those that keep none are left
+    out."""
+    kept, found = set(images.tolist()), []
+    for item in items:
+        at = [k for k, i in enumerate(item.images) if i in kept]
+        if at:
+            found.append(replace(item, images=tuple(item.images[k] for k in at),
+                                 slices=item.slices and tuple(item.slices[k] for k in at)))
+    return found
 
 
 def _volume(name: str, places: list[int], rows: list[Row],

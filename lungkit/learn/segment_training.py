@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 
 from lungkit.data.mask_items import Item
 from lungkit.data.segment_choice import WHITE
-from lungkit.data.segment_scores import IGNORED, components
-from lungkit.learn import segment_augment
 from lungkit.learn.device import autocast
 from lungkit.learn.loop import RandomStates, fetch_finite, learning_rate_at, loop
 from lungkit.learn.losses import Losses
-from lungkit.learn.pixels import bring
+from lungkit.learn.segment_batches import Pairs, as_network_sees
 from lungkit.run.faults import check_stop
 
 WEIGHT_DECAY = 0.01
@@ -30,134 +27,6 @@ OVERLAP, BLEND = 0.5, 1 / 8 # of windows; deviation of their weights by their si
 EVAL_PIXELS = 2**20         # predicted at a time: testing must not need more memory than training
 SURELY_NOT = -20.0          # a logit: its loss and gradient are nil where background is true
 FLIPS = {8: ((), (-1,), (-2,), (-2, -1)), 2: ((), (-1,)), 1: ((),)}  # by symmetries
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The images of a split with their masks, held for the device.
-
-    images: uint8 [N, S, S, C]; masks: uint8 [N, S, S], 0 or 1; beside: int64 [N, K], which images
-    are the channels of each, itself in the middle (`mask_items.neighbours`); ignored: uint8
-    [N, S, S], 1 where the truth is unknown, or None.
-    """
-
-    images: Tensor
-    masks: Tensor
-    beside: Tensor
-    ignored: Tensor | None = None
-
-    def inputs(self, index: Tensor, device) -> Tensor:
-        """float32 [B, K x C, S, S] in 0..1 on `device`."""
-        images = bring(self.images[self.beside[index]], device)  # [B, K, S, S, C]
-        return images.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255
-
-    def truth(self, index: Tensor, device) -> Tensor:
-        """float32 [B, 1, S, S], or with `ignored` as a second channel."""
-        kinds = [self.masks] if self.ignored is None else [self.masks, self.ignored]
-        return torch.stack([bring(each[index], device) for each in kinds], 1).float()
-
-    def marked(self, images: Sequence[int]) -> np.ndarray:
-        """uint8 [n, S, S]: 1 foreground, 0 background, segment_scores.IGNORED."""
-        index = list(images)
-        true = self.masks[index].cpu().numpy()
-        return true if self.ignored is None else np.where(
-            self.ignored[index].cpu().numpy() > 0, np.uint8(IGNORED), true)
-
-
-def memory_format(device) -> torch.memory_format:
-    """How a network and its images lie in memory: channels last on a GPU.
-
-    On a CPU the gradient of GroupNorm, of two channels a group, takes seven times as long so.
-    """
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
-
-
-def as_network_sees(images: Tensor) -> Tensor:
-    """0..1 to -1..1, in `memory_format`."""
-    return (2 * images - 1).contiguous(memory_format=memory_format(images.device))
-
-
-# ------------------------------------------------------------------ what every step sees
-
-def lesions_of(items: Sequence[Item], masks: np.ndarray) -> list[np.ndarray]:
-    """What is shown equally often: a lesion of a volume, all foreground of an image.
-
-    masks: uint8 [N, S, S]. Returns the voxels of each, int64 [n]: place of the image x S x S +
-    pixel.
-    """
-    found = []
-    for item in items:
-        shown = masks[list(item.images)]
-        labels = shown if item.slices is None else components(shown)[0]
-        voxels = np.flatnonzero(labels)
-        voxels = voxels[np.argsort(labels.flat[voxels], kind="stable")]
-        slices, pixels = np.divmod(voxels, shown[0].size)
-        voxels_of = np.split(np.array(item.images)[slices] * shown[0].size + pixels,
-                             np.flatnonzero(np.diff(labels.flat[voxels])) + 1)
-        found += voxels_of if len(voxels) else []
-    return found
-
-
-def plan_batches(drawn: np.ndarray, lesions: Sequence[np.ndarray], *, steps: int, batch_size: int,
-                 oversample: float, size: int, patch_size: int, symmetries: int,
-                 rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Draw all that a training sees beforehand, so that a resumed step sees the same.
-
-    drawn: int [M], the images trained on; lesions: of `lesions_of`, of images of `size`. The first
-    round(batch x oversample) of each batch show a patch around a voxel of a lesion, each lesion as
-    often as any other, however many slices it crosses; the others go through all images in epochs.
-    Returns index int64 [steps, batch], centre float32 [steps, batch, 2] and
-    `segment_augment.draw_moves`.
-    """
-    forced = round(batch_size * oversample)
-    free = steps * (batch_size - forced)
-    order = [rng.permutation(drawn) for _ in range(math.ceil(free / len(drawn)))]
-    lesions = [each[np.isin(each // size**2, drawn)] for each in lesions]
-    lesions = [each for each in lesions if len(each)]
-    numbers = np.array([len(each) for each in lesions])
-    chosen = rng.integers(len(lesions), size=(steps, forced))
-    voxel = np.concatenate(lesions)[np.cumsum(numbers)[chosen] - 1 - (
-        rng.random((steps, forced)) * numbers[chosen]).astype(int)]
-    index = np.concatenate([voxel // size**2, np.concatenate(order)[:free].reshape(steps, -1)
-                            if free else np.empty((steps, 0), int)], 1)
-    half = patch_size / 2
-    centre = rng.uniform(half, size - half, (steps, batch_size, 2))
-    row, column = np.divmod(voxel % size**2, size)
-    centre[:, :forced] = np.clip(np.stack([column, row], -1) + 0.5, half, size - half)
-    moves = segment_augment.draw_moves((steps, batch_size), symmetries, rng)
-    return {"index": index.astype(np.int64), "centre": centre.astype(np.float32), **moves}
-
-
-def plan_epochs(drawn: np.ndarray, masks: np.ndarray, *, epochs: int, batch_size: int,
-                symmetries: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The published recipe's batches: a weighted sampler, with replacement, and whole images.
-
-    Images with and without foreground are drawn equally often, as PyTorch's WeightedRandomSampler
-    does by weights of one over their numbers.
-    """
-    steps = epochs * max(1, len(drawn) // batch_size)
-    shows = np.array([masks[i].any() for i in drawn])
-    weight = np.where(shows, 1 / max(1, shows.sum()), 1 / max(1, (~shows).sum()))
-    index = rng.choice(drawn, (steps, batch_size), p=weight / weight.sum())
-    centre = np.full((steps, batch_size, 2), masks.shape[1] / 2, np.float32)
-    moves = segment_augment.draw_moves((steps, batch_size), symmetries, rng)
-    return {"index": index, "centre": centre, **moves}
-
-
-def batches(pairs: Pairs, plan: dict[str, np.ndarray], patch_size: int, device) -> Callable:
-    """What `plan` shows at a step: a function of the step, to (inputs, truth), on `device`."""
-    held = {name: torch.from_numpy(values).to(device) for name, values in plan.items()
-            if name != "index"}
-    index = torch.from_numpy(plan["index"]).to(pairs.images.device)
-
-    def batch_at(step: int) -> tuple[Tensor, Tensor]:
-        moves = {name: values[step] for name, values in held.items()}
-        images, truth = segment_augment.place(
-            pairs.inputs(index[step], device), pairs.truth(index[step], device),
-            moves.pop("centre"), moves, patch_size)
-        return as_network_sees(segment_augment.light(images, moves)), truth
-
-    return batch_at
 
 
 # ------------------------------------------------------------------ training
@@ -183,10 +52,11 @@ class BestOnVal:
 
 
 def train(model: nn.Module, batch_at: Callable, loss_of: Callable, *, steps: int,
-          learning_rate: float, **kept: object) -> float:
+          learning_rate: float, negatives=None, **kept: object) -> float:
     """Train `model` in place: AdamW, warm-up and cosine; its weights become their moving average.
 
-    kept: how `loop` calls and keeps the training. Returns the mean loss of the last tenth.
+    negatives: a `hard_negatives.HardNegatives`, or None. kept: how `loop` calls and keeps the
+    training. Returns the mean loss of the last tenth.
     """
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -196,13 +66,16 @@ def train(model: nn.Module, batch_at: Callable, loss_of: Callable, *, steps: int
     # over a twentieth of the training, ten steps at least: ours
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / max(10, steps / 20)))
     losses = Losses()
+    looked = {} if negatives is None else {"negatives": negatives}
     steps_left = loop(
         steps, losses=losses, rates=[(optimizer, lambda step: learning_rate_at(
             step, steps, learning_rate, max(1, steps // 20)))],
         state={"model": model, "optimizer": optimizer, "average": average,
-               "random": RandomStates(device)}, **kept)
+               "random": RandomStates(device), **looked}, **kept)
     model.train()
     for step in steps_left:
+        if looked and step in negatives.due:
+            negatives.look(average.module)
         losses.add(loss=_step(model, optimizer, batch_at(step), loss_of, device))
         average.update_parameters(model)
     model.load_state_dict(average.module.state_dict())
@@ -257,15 +130,15 @@ def _step(model, optimizer, batch: tuple[Tensor, Tensor], loss_of: Callable, dev
 # ------------------------------------------------------------------ predicting
 
 @torch.inference_mode()
-def probabilities(model: nn.Module, images: Tensor, patch_size: int, flips: Sequence[tuple] = ((),)
-                  ) -> Tensor:
+def probabilities(model: nn.Module, images: Tensor, patch_size: int,
+                  flips: Sequence[tuple] = ((),), overlap: float = OVERLAP) -> Tensor:
     """Foreground's probability float32 [B, S, S] of images float32 [B, C, S, S] in 0..1.
 
-    Larger images than a patch are gone over in windows that overlap by half, blended by a Gaussian.
-    flips: axes, over which predictions are averaged, () as it is.
+    Larger images than a patch are gone over in windows that overlap by that share of their side or
+    more, blended by a Gaussian. flips: axes, over which predictions are averaged, () as it is.
     """
     size, device = images.shape[-1], images.device
-    starts = window_starts(size, patch_size)
+    starts = window_starts(size, patch_size, overlap)
     weight = blend(min(patch_size, size), device) if len(starts) > 1 else torch.ones(
         (), device=device)
     total = torch.zeros(len(images), size, size, device=device)
@@ -287,12 +160,12 @@ def _mean_over(model: nn.Module, images: Tensor, flips: Sequence[tuple]) -> Tens
     return said / len(flips)
 
 
-def window_starts(size: int, patch_size: int) -> list[int]:
-    """Where windows begin along an axis: evenly, overlapping by OVERLAP or more, up to both ends.
+def window_starts(size: int, patch_size: int, overlap: float = OVERLAP) -> list[int]:
+    """Where windows begin along an axis: evenly, overlapping by that share or more, to both ends.
     """
     if patch_size >= size:
         return [0]
-    number = math.ceil((size - patch_size) / (patch_size * (1 - OVERLAP))) + 1
+    number = math.ceil((size - patch_size) / (patch_size * (1 - overlap))) + 1
     return np.linspace(0, size - patch_size, number).round().astype(int).tolist()
 
 
@@ -304,10 +177,12 @@ def blend(patch_size: int, device) -> Tensor:
 
 
 def predict_items(model: nn.Module, pairs: Pairs, items: Sequence[Item], device, *,
-                  patch_size: int, flips: Sequence[tuple]) -> Iterator[np.ndarray]:
+                  patch_size: int, flips: Sequence[tuple], overlap: float = OVERLAP
+                  ) -> Iterator[np.ndarray]:
     """Levels uint8 of every item in turn: [n, S, S] of a volume, [S, S] of an image.
 
-    What is held is an item and a batch. Raises Stopped after a signal.
+    flips, overlap: of `probabilities`. What is held is an item and a batch. Raises Stopped after a
+    signal.
     """
     model.eval()
     order = torch.tensor([i for item in items for i in item.images])
@@ -318,7 +193,7 @@ def predict_items(model: nn.Module, pairs: Pairs, items: Sequence[Item], device,
         while len(waiting) < len(item.images):
             check_stop()
             inputs = pairs.inputs(next(chunks).to(pairs.images.device), device)
-            said = probabilities(model, inputs, patch_size, flips)
+            said = probabilities(model, inputs, patch_size, flips, overlap)
             waiting += list((said * WHITE).round().to(torch.uint8).cpu().numpy())
         levels, waiting = waiting[:len(item.images)], waiting[len(item.images):]
         yield levels[0] if item.slices is None else np.stack(levels)

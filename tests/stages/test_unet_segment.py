@@ -15,7 +15,7 @@ from lungkit.data import overlay, result
 from lungkit.data.dataset import open_dataset, parent_of
 from lungkit.data.png import decode_png, encode_png
 from lungkit.data.writer import DatasetWriter
-from lungkit.learn import segment_training
+from lungkit.learn import segment_batches, segment_training
 from lungkit.run.output import Output
 from result_trees import keys_of, keys_on_page
 
@@ -340,26 +340,37 @@ def test_repeats_are_resumed_and_end_with_the_same_bytes(real, arm, tmp_path):
     assert first["train_loss"] != second["train_loss"]
 
 
-def test_a_killed_training_goes_on_where_it_was(real, tmp_path, monkeypatch):
-    from lungkit.learn import loop
+@pytest.mark.parametrize("step", [2, 3, 4, 6], ids="stopped in step {}".format)
+def test_a_killed_training_goes_on_where_it_was(step, real, tmp_path, monkeypatch):
+    from lungkit.learn import hard_negatives, loop
     from lungkit.run import faults
 
-    options = ["--learning-rate", "0.02"]
-    assert segment([real], real, tmp_path / "whole", *options) == 0
-    stepped = []
-    step = segment_training._step
+    def found_in_vain(model, pairs, items, device, *, patch_size):
+        """A pixel of every image, by the weights: what is shown again is of the looks in turn."""
+        looks.append(len(stepped))
+        pixel = int(1e6 * model.head.weight.abs().sum()) % SIZE**2
+        return [np.array([item.images[0] * SIZE**2 + pixel]) for item in items]
 
-    def stop_at_four(*given):
+    def stop_in_step(*given):
         stepped.append(len(stepped))
-        if len(stepped) == 4:
+        if len(stepped) == stop_at:
             faults.note_signal(15, None)
-        return step(*given)
+        return take_step(*given)
 
+    options = ["--learning-rate", "0.02", "--patch-size", "16"]
+    stepped, looks, take_step, stop_at = [], [], segment_training._step, None
+    monkeypatch.setattr(hard_negatives, "found_in_vain", found_in_vain)
     monkeypatch.setattr(loop, "SYNC_STEPS", 1)
-    monkeypatch.setattr(segment_training, "_step", stop_at_four)
+    monkeypatch.setattr(segment_training, "_step", stop_in_step)
+    assert segment([real], real, tmp_path / "whole", *options) == 0
+    stop_at = len(stepped) + step
     assert segment([real], real, tmp_path / "parts", *options) == 75
     assert segment([real], real, tmp_path / "parts", *options) == 0
-    assert len(stepped) == 8 and content(tmp_path / "whole") == content(tmp_path / "parts")
+    assert len(stepped) == 16 and looks == [3, 5, 11, 13]
+    assert content(tmp_path / "whole") == content(tmp_path / "parts")
+    assert segment([real], real, tmp_path / "none", *options, "--hard-negatives", "0") == 0
+    assert read(tmp_path / "none", "real")["train_loss"] != read(tmp_path / "whole",
+                                                                 "real")["train_loss"]
 
 
 def test_it_learns_to_find_discs(real, tmp_path):
@@ -394,11 +405,16 @@ def test_the_published_recipe_is_fixed_but_for_its_size(real, told, tmp_path):
     (["--patch-size", "16"], "predict_items", "patch_size", 16),
     (["--patch-size", "16"], "plan_batches", "patch_size", 16),
     ([], "plan_batches", "oversample", 1 / 3),
+    ([], "plan_batches", "hard_negatives", 0),
+    (["--patch-size", "16"], "plan_batches", "hard_negatives", 1 / 3),
+    (["--hard-negatives", "0.25"], "plan_batches", "hard_negatives", 0.25),
+    (["--patch-size", "16", "--oversample", "0.75"], "plan_batches", "hard_negatives", 0.25),
     (["--oversample", "0.5"], "plan_batches", "oversample", 0.5)])
 def test_an_option_reaches_what_it_is_for(options, name, key, wanted, real, told, tmp_path,
                                           monkeypatch):
-    seen, call = [], getattr(segment_training, name)
-    monkeypatch.setattr(segment_training, name,
+    place = segment_batches if hasattr(segment_batches, name) else segment_training
+    seen, call = [], getattr(place, name)
+    monkeypatch.setattr(place, name,
                         lambda *given, **more: seen.append(more[key]) or call(*given, **more))
     assert segment([real], real, tmp_path, *options) == 0
     assert set(seen) == {wanted} and read(tmp_path, "real")["settings"]["method"] == "ours"
@@ -460,6 +476,10 @@ def rewrite(path, change):
     ({}, None, ["--recipe", "published"], 2, "--steps: not of --recipe published"),
     ({}, None, ["--oversample", "0.1"], 2, "less than an image when rounded"),
     ({}, None, ["--oversample", "0.125"], 2, "less than an image when rounded"),
+    ({}, None, ["--hard-negatives", "0.1"], 2, "--hard-negatives 0.1 of --batch-size 4 is less"),
+    ({}, None, ["--oversample", "0.75", "--hard-negatives", "0.5"], 2, "are more than a batch"),
+    ({}, None, ["--recipe", "published", "--steps", "1", "--hard-negatives", "0.5"], 2,
+     "--steps, --hard-negatives: not of --recipe published"),
     ({}, None, ["--patch-size", "2"], 2, "2 levels are too many for patches of 2 px"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_cannot_be_trained_on_is_one_line(given, change, options, status, words, told,
@@ -558,22 +578,31 @@ def test_no_slice_is_lost_where_few_are_predicted_at_a_time(scans, told, tmp_pat
 
 def test_scans_are_moved_and_mirrored_as_their_symmetries_allow(scans, told, tmp_path, monkeypatch):
     seen = []
-    for name, key in (("plan_batches", "symmetries"), ("predict_items", "flips")):
-        call = getattr(segment_training, name)
-        monkeypatch.setattr(segment_training, name, lambda *given, call=call, key=key, **more:
+    for place, name, key in ((segment_batches, "plan_batches", "symmetries"),
+                             (segment_training, "predict_items", "flips")):
+        call = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given, call=call, key=key, **more:
                             seen.append(more[key]) or call(*given, **more))
     assert segment([scans], scans, tmp_path) == 0
     assert seen[0] == 1 and set(seen[1:]) == {((),)}
 
 
 def test_lesions_of_a_scan_are_those_of_its_slices_together(scans, told, tmp_path, monkeypatch):
-    items, call = [], segment_training.lesions_of
-    monkeypatch.setattr(segment_training, "lesions_of", lambda of, masks: items.extend(of)
+    items, call = [], segment_batches.lesions_of
+    monkeypatch.setattr(segment_batches, "lesions_of", lambda of, masks: items.extend(of)
                         or call(of, masks))
     assert segment([scans], scans, tmp_path) == 0
     assert items and all(len(each.slices) > 1 for each in items)
     places = sorted(i for each in items for i in each.images)
     assert places == list(range(len(scans.select("train"))))
+
+
+def test_of_a_larger_pool_only_what_is_drawn_is_shown(real, arm, told, tmp_path):
+    assert segment([arm], real, tmp_path, "--steps", "40") == 0
+    drawn = set(told[0]["batch_at"].index[:, 2:].ravel().tolist())  # the free ones, in epochs
+    assert len(drawn) == read(tmp_path, "arm")["num_train_images"] == 12
+    assert set(told[0]["batch_at"].index.ravel().tolist()) == drawn
+    assert {i for item in told[0]["negatives"].items for i in item.images} == drawn
 
 
 def test_the_slice_shown_of_a_volume_has_foreground(scans, told, tmp_path, monkeypatch):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import unet_segment
-from lungkit.data import segment_scores
+from lungkit.data import mask_items, segment_scores
 from lungkit.data.mask_items import Item
-from lungkit.learn import segment_augment, segment_training, unet
+from lungkit.learn import segment_augment, segment_batches, segment_training, unet
 from lungkit.run import faults
 
 
@@ -51,12 +51,12 @@ def test_nothing_is_learnt_where_the_truth_is_unknown(name):
 
 def test_what_is_ignored_is_moved_with_the_image_and_marked_beside_the_truth():
     masks = (np.random.default_rng(0).random((3, 16, 16)) < 0.4).astype(np.uint8)
-    pairs = segment_training.Pairs(
+    pairs = segment_batches.Pairs(
         torch.from_numpy(np.repeat(255 * masks[..., None], 1, -1)), torch.from_numpy(masks),
         torch.arange(3)[:, None], torch.from_numpy(1 - masks))
     drawn = {"index": np.array([[0, 2]]), "centre": np.full((1, 2, 2), 8, np.float32),
              **plan(1, 2, matrix=False, elastic=False)}
-    _, truth = segment_training.batches(pairs, drawn, 16, torch.device("cpu"))(0)
+    _, truth = segment_batches.Batches(pairs, drawn, 16, torch.device("cpu"))(0)
     assert truth.shape == (2, 2, 16, 16) and set(truth.unique().tolist()) == {0, 1}
     assert (truth.sum(1) == 1).float().mean() > 0.95  # a tie of both is of both
     assert (pairs.marked([2]) == np.where(masks[2:] == 0, segment_scores.IGNORED, 1)).all()
@@ -90,10 +90,10 @@ def test_an_enlarged_level_is_pytorch_s_and_so_is_its_gradient(size):
 
 
 def test_a_network_lies_in_memory_as_its_device_likes_it():
-    layouts = {device: segment_training.memory_format(torch.device(device))
+    layouts = {device: segment_batches.memory_format(torch.device(device))
                for device in ("cpu", "cuda")}
     assert layouts == {"cpu": torch.contiguous_format, "cuda": torch.channels_last}
-    assert segment_training.as_network_sees(torch.rand(2, 3, 4, 4)).is_contiguous()
+    assert segment_batches.as_network_sees(torch.rand(2, 3, 4, 4)).is_contiguous()
 
 
 def test_foreground_is_rare_at_first_and_the_published_network_has_no_norms():
@@ -202,10 +202,10 @@ def masks_with(shown, number=10, size=16):
 
 
 def drawn_plan(**given):
-    options = {"steps": 50, "batch_size": 6, "oversample": 1 / 3, "patch_size": 16,
-               "symmetries": 8, "rng": np.random.default_rng(0)} | given
-    lesions = segment_training.lesions_of(images(10), masks_with([1, 4]))
-    return segment_training.plan_batches(np.arange(10), lesions, size=16, **options)
+    options = {"steps": 50, "batch_size": 6, "oversample": 1 / 3, "hard_negatives": 0.0,
+               "patch_size": 16, "symmetries": 8, "rng": np.random.default_rng(0)} | given
+    lesions = segment_batches.lesions_of(images(10), masks_with([1, 4]))
+    return segment_batches.plan_batches(np.arange(10), lesions, size=16, **options)
 
 
 def images(number):
@@ -224,22 +224,27 @@ def test_each_lesion_is_shown_as_often_as_any_other_in_all_of_its_slices():
     masks = np.zeros((10, 16, 16), np.uint8)
     masks[2:8, 1:9, 1:9], masks[5, 12:14, 12] = 1, 1     # one through six slices, one of two pixels
     volume = Item("", "", (*range(9, 0, -1),), (*range(9),), None)
-    lesions = segment_training.lesions_of([volume, images(1)[0]], masks)
+    lesions = segment_batches.lesions_of([volume, images(1)[0]], masks)
     assert sorted(map(len, lesions)) == [2, 6 * 64]
     assert sorted(np.concatenate(lesions)) == np.flatnonzero(masks).tolist()
-    alone = segment_training.lesions_of(images(10)[5:6], masks)  # an image is one, with all it has
+    alone = segment_batches.lesions_of(images(10)[5:6], masks)  # an image is one, with all it has
     assert [each.tolist() for each in alone] == [(np.flatnonzero(masks[5]) + 5 * 256).tolist()]
     drawn = np.arange(10)
-    plan = {"steps": 300, "batch_size": 4, "oversample": 0.5, "size": 16, "patch_size": 4,
-            "symmetries": 1}
+    plan = {"steps": 300, "batch_size": 4, "oversample": 0.5, "hard_negatives": 0.0, "size": 16,
+            "patch_size": 4, "symmetries": 1}
     rng = np.random.default_rng(0)
-    found = segment_training.plan_batches(drawn, lesions, rng=rng, **plan)
+    found = segment_batches.plan_batches(drawn, lesions, rng=rng, **plan)
     index, centre = found["index"][:, :2], found["centre"][:, :2]
     small = (centre > 10).all(-1)
     assert 0.45 < small.mean() < 0.55 and set(index[small]) == {5}
     assert (np.bincount(index[~small], minlength=8)[2:8] > 20).all()
     assert len(np.unique(centre[~small], axis=0)) > 40
-    found = segment_training.plan_batches(drawn[:5], lesions, rng=rng, **plan)  # without the small
+    few = mask_items.only([volume, images(1)[0]], drawn[:5])  # without the slice of the small
+    assert [each.images for each in few] == [(4, 3, 2, 1), (0,)]
+    assert [each.slices for each in few] == [(5, 6, 7, 8), None]
+    assert mask_items.only([volume], drawn[:1]) == []
+    found = segment_batches.plan_batches(drawn[:5], segment_batches.lesions_of(few, masks), rng=rng,
+                                         **plan)
     assert set(found["index"][:, :2].ravel()) == {2, 3, 4}
 
 
@@ -252,7 +257,7 @@ def test_a_patch_of_foreground_is_around_a_pixel_of_it():
 
 
 def test_the_published_sampler_draws_both_kinds_equally_often():
-    plan = segment_training.plan_epochs(np.arange(10), masks_with([1]), epochs=100, batch_size=5,
+    plan = segment_batches.plan_epochs(np.arange(10), masks_with([1]), epochs=100, batch_size=5,
                                         symmetries=1, rng=np.random.default_rng(0))
     assert plan["index"].shape == (200, 5)
     assert 0.45 < (plan["index"] == 1).mean() < 0.55
@@ -373,7 +378,7 @@ def test_a_loss_that_is_not_finite_is_a_fault_of_the_published_recipe_too(tmp_pa
 
 def test_the_val_loss_is_the_mean_over_images_however_many_are_seen_at_a_time(monkeypatch):
     images = torch.randint(0, 256, (5, 8, 8, 1), dtype=torch.uint8)
-    pairs = segment_training.Pairs(images, (images[..., 0] > 128).byte(), torch.arange(5)[:, None])
+    pairs = segment_batches.Pairs(images, (images[..., 0] > 128).byte(), torch.arange(5)[:, None])
     model, cpu, found = torch.nn.Conv2d(1, 1, 1), torch.device("cpu"), []
     for pixels in (2**20, 2 * 64):
         monkeypatch.setattr(segment_training, "EVAL_PIXELS", pixels)
@@ -381,6 +386,6 @@ def test_the_val_loss_is_the_mean_over_images_however_many_are_seen_at_a_time(mo
                                                 cpu))
     every = torch.arange(5)
     with torch.no_grad():
-        said = model(segment_training.as_network_sees(pairs.inputs(every, cpu)))
+        said = model(segment_batches.as_network_sees(pairs.inputs(every, cpu)))
     expected = float(unet.cross_entropy(said, pairs.truth(every, cpu)))
     assert found == pytest.approx([expected, expected])
