@@ -39,6 +39,13 @@ from lungkit.generate.adapters import (
     train_each_class,
     training_loss,
 )
+from lungkit.generate.autoencoder import (
+    add_decoder_options,
+    draw_by_fitted,
+    files_of,
+    fit_decoder,
+    settings_of,
+)
 from lungkit.generate.base_model import (
     STABLE_DIFFUSION_15,
     BaseModel,
@@ -46,7 +53,7 @@ from lungkit.generate.base_model import (
     fingerprint,
     resolve_base_model,
 )
-from lungkit.generate.base_parts import open_parts
+from lungkit.generate.controlnets import CONTROLNET, check_control_fits, check_controlnet
 from lungkit.generate.drawing import draw_images, pipeline
 from lungkit.generate.held_out import HoldOut
 from lungkit.generate.items import (
@@ -57,10 +64,10 @@ from lungkit.generate.items import (
     folder_fingerprint,
     open_arm,
 )
-from lungkit.generate.model_files import DIFFUSERS, check_shapes, open_part
+from lungkit.generate.model_files import DIFFUSERS, open_part
 from lungkit.generate.prompts import Prompts, prompts_for
 from lungkit.generate.sampling_choice import add_choice_options, choose, ways_of
-from lungkit.generate.single_file import SingleFile, as_folder
+from lungkit.generate.single_file import as_folder
 from lungkit.histology.background import tissue_mask
 from lungkit.nuclei.agreement import Nearest, asked_and_measured, layout_report
 from lungkit.nuclei.detect import RECIPE as NUCLEI_RECIPE
@@ -83,19 +90,20 @@ from lungkit.run.seeds import caption_draws, stream
 # chosen as in prompt_seg.py; the ControlNet's rate is that of its training in the paper's code
 # (1e-5) at full, and higher for the small one
 PRESETS = {
-    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "controlnet_steps": 80,
+    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "decoder_steps": 200,
+             "decoder_batch_size": 16, "controlnet_steps": 80,
              "train_steps": 120, "batch_size": 16, "learning_rate": 1e-3,
              "controlnet_learning_rate": 3e-4,
              "sampling_steps": 15, "guidance_scale": 2.0},
     "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
-             "controlnet_steps": 10000, "train_steps": 3000, "batch_size": 8,
+             "decoder_steps": 1000, "decoder_batch_size": 4, "controlnet_steps": 10000,
+             "train_steps": 3000, "batch_size": 8,
              "learning_rate": 1e-4, "controlnet_learning_rate": 1e-5,
              "sampling_steps": 30, "guidance_scale": 4.0},
 }
 BATCHES = "class-balanced"  # of the ControlNet; what was trained by others is not gone on with
 CONTROL_SCALE = 1.0
 MOST_MEASURED = 1200  # ours: images in which what was asked is looked for; 12 s of one core
-CONTROLNET = "ControlNetModel"
 
 
 # ------------------------------------------------------------------ training
@@ -120,52 +128,13 @@ def get_controlnet(base: BaseModel, controlnet: str | None):
         conditioning_embedding_out_channels=(16, 32, 96, 256)[:steps]).to(base.device)
 
 
-def check_controlnet(controlnet: str | None) -> Path | None:
-    """The folder --controlnet names, None if none. Raises BadOptions if it holds no whole one."""
-    if not controlnet:
-        return None
-    if not (Path(controlnet) / "config.json").is_file():
-        raise faults.BadOptions(f"--controlnet {controlnet}: no ControlNet in diffusers layout "
-                                "there")
-    try:
-        open_part(Path(controlnet), CONTROLNET)
-    except faults.Fault as fault:
-        raise faults.BadOptions(f"--controlnet {controlnet}: {fault}") from None
-    return Path(controlnet)
-
-
-def check_control_fits(base: Path | SingleFile, start: Path | None) -> None:
-    """Raise BadOptions unless the ControlNet to start from, if there is one, fits the base."""
-    from diffusers import ControlNetModel
-
-    is_file = isinstance(base, SingleFile)  # which has no ControlNet of its own
-    folder = start or (None if is_file else base / "controlnet")
-    if folder is None or not (folder / "config.json").is_file():
-        return
-    try:
-        parts = base.parts() if is_file else open_parts(base)
-        part = open_part(folder, CONTROLNET)
-        unet = parts["unet"].config
-        other = [key for key in ("in_channels", "cross_attention_dim", "block_out_channels",
-                                 "layers_per_block") if unet.get(key) != part.config.get(key)]
-        if other:
-            raise faults.Fault(f"its {other[0]} is {part.config.get(other[0])}, the base model's "
-                               f"{unet.get(other[0])}: give one made for this base")
-        steps = [len(config[key]) for config, key in (
-            (part.config, "conditioning_embedding_out_channels"),
-            (parts["vae"].config, "block_out_channels"))]
-        if steps[0] != steps[1]:
-            raise faults.Fault(f"it halves its maps {steps[0] - 1} times, the base model's "
-                               f"autoencoder {steps[1] - 1}: give one made for this base")
-        check_shapes(part, lambda: ControlNetModel.from_config(part.config))
-    except faults.Fault as fault:
-        raise faults.BadOptions(f"--controlnet {folder}: {fault}") from None
-
-
 def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str | None,
                  controlnet_steps: int, controlnet_learning_rate: float, batch_size: int,
-                 nuclei_weights: Path | None, **how: object) -> None:
-    """Measure layouts, train the ControlNet on all classes and an adapter on each; publish."""
+                 nuclei_weights: Path | None, decoder: dict[str, int], **how: object) -> None:
+    """Measure layouts, fit the decoder, train the ControlNet on all and an adapter on each class.
+
+    Publishes all that.
+    """
     from lungkit.generate.latents import Latents
     from lungkit.learn.device import freeze
 
@@ -181,12 +150,14 @@ def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str |
         context = [levels.of(layout) for layout in layouts]
         latents = Latents(base.vae, data.load("train")[0], symmetries=data.symmetries)
 
+        losses = fit_decoder(arm, base.vae, **decoder)
+
         def loss_over(places: list[int], control, **more: object):
             return training_loss(
                 base, latents, lambda i, draw: words.context_caption(labels[i], draw, context[i]),
                 batch_size=batch_size, controlnet=control, maps=maps, places=places, **more)
 
-        loss = train_controlnet(
+        losses["controlnet"] = train_controlnet(
             arm, base, controlnet, lambda control: lambda places: loss_over(
                 places, control, classes=[data.classes.index(label) for label in labels]),
             steps=controlnet_steps, learning_rate=controlnet_learning_rate)
@@ -196,7 +167,7 @@ def train_models(arm: Arm, base: BaseModel, words: Prompts, *, controlnet: str |
             own = [i for i, other in enumerate(labels) if other == label]
             return lambda places: loss_over([own[place] for place in places], control)
 
-        train_each_class(arm, base, loss_for, losses={"controlnet": loss}, **how)
+        train_each_class(arm, base, loss_for, losses=losses, **how)
 
 
 def train_controlnet(arm: Arm, base: BaseModel, start: str | None, loss_with, *, steps: int,
@@ -321,9 +292,9 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
                   "controlnet": start and folder_fingerprint(start),
                   "nuclei_weights": cli.file_sha256(nuclei_weights, "--nuclei-weights"),
                   "nuclei_recipe": NUCLEI_RECIPE, "layout_recipe": LAYOUT_RECIPE,
-                  "batches": BATCHES},
+                  "batches": BATCHES, **settings_of(options)},
         sampling={"sampler": sampler, "pool": pool, "layouts": layouts, **ways.as_setting()},
-        model_files=lambda classes: ["layouts.npz", "controlnet/config.json",
+        model_files=lambda classes: [*files_of(options), "layouts.npz", "controlnet/config.json",
                                      f"controlnet/{DIFFUSERS}.safetensors",
                                      *(f"{label}/{ADAPTER_FILE}" for label in classes)],
         check=check, rule=HoldOut(options["validation_share"], options["patience"]),
@@ -332,13 +303,15 @@ def run(*, real: Path, output: Path, model: Path | None, controlnet: str | None,
     if arm is None:
         return
     base = BaseModel(as_folder(given, arm.weights.output_dir.parent), arm.device)
+    decoder = settings_of(options)
     if not arm.is_trained:
         train_models(arm, base, words, controlnet=controlnet, nuclei_weights=nuclei_weights,
                      controlnet_steps=options["controlnet_steps"],
                      controlnet_learning_rate=options["controlnet_learning_rate"],
                      kind=adapter, rank=options["rank"], target=options["target"],
                      steps=options["train_steps"], batch_size=options["batch_size"],
-                     learning_rate=options["learning_rate"])
+                     learning_rate=options["learning_rate"], decoder=decoder)
+    draw_by_fitted(arm, base, decoder)
     draw_for = drawings(arm, base, words, mode=layouts, sampler=sampler,
                         nuclei_weights=nuclei_weights)
     how, told = choose(arm, ways, draw_for)
@@ -353,6 +326,7 @@ def build_parser() -> argparse.ArgumentParser:
     hyperparameters = parser.add_argument_group("Hyperparameters (default: by preset)")
     add_generator_options(group, hyperparameters)
     add_adapter_options(group, hyperparameters)
+    add_decoder_options(hyperparameters)
     add_choice_options(hyperparameters)
     group.add_argument("--controlnet", metavar="DIR",
                        help="ControlNet to start from (default: the base model's own where it has "

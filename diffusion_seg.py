@@ -28,6 +28,13 @@ from functools import partial
 from pathlib import Path
 
 from lungkit.data.manifest import read_manifest
+from lungkit.generate.autoencoder import (
+    add_decoder_options,
+    fit_decoder,
+    settings_of,
+    train_autoencoder,
+    unwatched,
+)
 from lungkit.generate.base_model import embedded
 from lungkit.generate.held_out import HoldOut
 from lungkit.generate.items import (
@@ -46,16 +53,17 @@ from lungkit.run import cli, faults, ranks
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
 PRESETS = {
     "demo": {"autoencoder": "base", "autoencoder_steps": 600, "autoencoder_batch_size": 16,
+             "decoder_steps": 200, "decoder_batch_size": 16,
              "widths": [64, 96, 128], "train_steps": 800, "batch_size": 16, "learning_rate": 6e-4,
              "sampling_steps": 15, "guidance_scale": 1.5},
     "full": {"autoencoder": "train", "autoencoder_steps": 20000,
-             "autoencoder_batch_size": 8, "widths": [128, 256, 384],
+             "autoencoder_batch_size": 8, "decoder_steps": 1000, "decoder_batch_size": 4,
+             "widths": [128, 256, 384],
              "train_steps": 60000, "batch_size": 64, "learning_rate": 2e-4,
              "sampling_steps": 25, "guidance_scale": 2.0},
 }
 BATCHES = "class-balanced"  # of the UNet; what was trained by others is not gone on with
 EMA_DECAY = 0.9995
-AUTOENCODER_LEARNING_RATE = 5e-4
 CLASS_DROPOUT = 0.1  # Ho & Salimans 2022, table 1: 0.1 or 0.2 are best
 
 
@@ -72,50 +80,6 @@ def build_autoencoder(preset: str, image_size: int, channels: int = 3):
                          block_out_channels=widths, layers_per_block=1, latent_channels=4,
                          norm_num_groups=groups, sample_size=image_size,
                          mid_block_add_attention=preset != "demo")
-
-
-def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed: int,
-                      work_dir: Path, device, symmetries: int = 8, watched: Callable | None = None
-                      ) -> float:
-    """Train on uint8 images [N, S, S, C]: L1 on pixels and their differences, KL weight 1e-6.
-
-    watched: as `Arm.watched`; None: all images are learnt from.
-    """
-    import torch
-
-    from lungkit.data.orientations import orient
-    from lungkit.generate.latents import to_model_range
-    from lungkit.learn.device import autocast
-    from lungkit.learn.loop import train
-    from lungkit.learn.shares import share_of
-
-    def loss_over(places):
-        places = torch.tensor(places)
-
-        def loss_at(step, generator):
-            own, weight = share_of(batch_size)
-            picks = places[torch.randint(len(places), (batch_size,), generator=generator)][own]
-            which = int(torch.randint(symmetries, (1,), generator=generator))
-            batch = orient(to_model_range(images[picks.numpy()], autoencoder.config.in_channels),
-                           which, symmetries).to(device)
-            with autocast(device, on_cpu=True):
-                posterior = autoencoder.encode(batch).latent_dist
-                noise = torch.randn((batch_size, *posterior.mean.shape[1:]), generator=generator)
-                noise = noise[own].to(device)
-                decoded = autoencoder.decode(posterior.mean + posterior.std * noise).sample.float()
-            edges = sum((decoded.diff(dim=axis) - batch.diff(dim=axis)).abs().mean()
-                        for axis in (2, 3))
-            found = (decoded - batch).abs().mean() + edges + 1e-6 * posterior.kl().float().mean()
-            return weight * found
-        return loss_at
-
-    loss_at, validation = (watched or unwatched(images))(loss_over, steps=steps)
-    # images are drawn from (seed, item) and the UNet is trained from (seed + 1, step)
-    return train(autoencoder.parameters(), loss_at, what="autoencoder", steps=steps, seed=seed + 2,
-                 learning_rate=AUTOENCODER_LEARNING_RATE, ema_decay=0.999,
-                 checkpoint_path=work_dir / "autoencoder.ckpt",
-                 jsonl_path=work_dir / "progress.jsonl", curve_path=work_dir / "vae" / "loss.csv",
-                 validation=validation)
 
 
 # ------------------------------------------------------------------ denoiser
@@ -204,16 +168,11 @@ def sample_images(unet, autoencoder, schedule, items, *, classes: list[str], sam
         return to_pixels(autoencoder.decode(latents / autoencoder.config.scaling_factor).sample)
 
 
-def unwatched(images) -> Callable:
-    """In place of `Arm.watched` where all images are learnt from and none are held out."""
-    return lambda loss_over, *, steps: (loss_over(range(len(images))), None)
-
-
 # ------------------------------------------------------------------ the stage
 
 def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], train_steps: int,
                 autoencoder_steps: int, autoencoder_batch_size: int, batch_size: int,
-                learning_rate: float) -> None:
+                learning_rate: float, decoder: dict[str, int]) -> None:
     """Train on real/train and publish MODEL/{vae,unet,scheduler}."""
     import torch
     from diffusers import AutoencoderKL
@@ -223,20 +182,22 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
     images, labels = arm.data.load("train")
     num_classes, seed, device = len(arm.data.classes), arm.draws, arm.device
     with arm.weights.writing() as work_dir:
-        how = {"seed": seed, "work_dir": work_dir, "device": device,
-               "symmetries": arm.data.symmetries, "watched": arm.watched}
+        how = {"work_dir": work_dir, "device": device, "symmetries": arm.data.symmetries,
+               "watched": arm.watched}
         torch.manual_seed(seed)
-        losses = {}
+        losses = {}  # images are drawn from (seed, item), the UNet is trained from (seed + 1, step)
         if autoencoder == "train":
             vae = build_autoencoder(preset, arm.data.image_size, arm.data.channels).to(device)
             with faults.cured_by("lower --autoencoder-batch-size"):
                 losses["autoencoder"] = train_autoencoder(
-                    vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size, **how)
+                    vae, images, steps=autoencoder_steps, batch_size=autoencoder_batch_size,
+                    seed=seed + 2, **how)
         else:
             part = find_autoencoder(autoencoder, arm.data.manifest)
             vae = AutoencoderKL.from_pretrained(part.folder, variant=part.variant,
                                                 use_safetensors=True, torch_dtype=torch.float32)
         vae.to(device).eval().requires_grad_(False)
+        losses |= fit_decoder(arm, vae, **decoder)
         torch.manual_seed(seed + 1)
         latent_size = arm.data.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
         unet = build_unet(latent_size, vae.config.latent_channels, widths, num_classes)
@@ -244,7 +205,7 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
         schedule = training_schedule()
         losses["unet"] = train_unet(
             unet, vae, schedule, images, labels, num_classes=num_classes, steps=train_steps,
-            batch_size=batch_size, learning_rate=learning_rate, **how)
+            batch_size=batch_size, learning_rate=learning_rate, seed=seed, **how)
         for name, part in (("vae", vae), ("unet", unet), ("scheduler", schedule)):
             ranks.by_first(partial(part.save_pretrained, work_dir / name))
         publish_model(arm, losses)
@@ -324,9 +285,10 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     of_autoencoder = {key: options[key] for key in ("autoencoder_steps", "autoencoder_batch_size")}
     ways = ways_of(options)
     trained_here = autoencoder == "train"
+    decoder = {} if trained_here else settings_of(options)
     arm = open_arm(
         "diffusion_seg", real=real, output=output, model=model, seed=seed, parts="model",
-        training={**training, **(of_autoencoder if trained_here else {}), "preset": preset,
+        training={**training, **(of_autoencoder if trained_here else decoder), "preset": preset,
                   "batches": BATCHES,
                   "autoencoder": "train" if trained_here
                   else folder_fingerprint(find_autoencoder(autoencoder, manifest).folder)},
@@ -340,7 +302,8 @@ def run(*, real: Path, output: Path, model: Path | None, preset: str, sampler: s
     if arm is None:
         return
     if not arm.is_trained:
-        train_model(arm, autoencoder=autoencoder, preset=preset, **training, **of_autoencoder)
+        train_model(arm, autoencoder=autoencoder, preset=preset, decoder=decoder, **training,
+                    **of_autoencoder)
     draw = drawing(arm, sampler_name=sampler)
     how, told = choose(arm, ways, lambda label: draw)
     draw_dataset(arm, lambda label: partial(draw, **how), batch_size=32, report=lambda _: told)
@@ -367,6 +330,7 @@ def build_parser() -> argparse.ArgumentParser:
                                  help="images of a step of the diffusion model")
     hyperparameters.add_argument("--learning-rate", type=cli.positive_float, metavar="RATE",
                                  help="peak")
+    add_decoder_options(hyperparameters)
     add_choice_options(hyperparameters)
     cli.add_common(parser, presets=PRESETS)
     return parser

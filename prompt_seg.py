@@ -37,6 +37,13 @@ from lungkit.generate.adapters import (
     train_each_class,
     training_loss,
 )
+from lungkit.generate.autoencoder import (
+    add_decoder_options,
+    draw_by_fitted,
+    files_of,
+    fit_decoder,
+    settings_of,
+)
 from lungkit.generate.base_model import (
     STABLE_DIFFUSION_15,
     BaseModel,
@@ -56,17 +63,19 @@ from lungkit.run.seeds import caption_draws
 # demo: chosen on simulated tissue for the small base; full: rank 16 and 1e-4 are the customary
 # values for Stable Diffusion 1.5, guidance 4 keeps the stain from over-saturating
 PRESETS = {
-    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "train_steps": 150,
+    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "decoder_steps": 200,
+             "decoder_batch_size": 16, "train_steps": 150,
              "batch_size": 16, "learning_rate": 1e-3, "sampling_steps": 15, "guidance_scale": 2.0},
     "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
-             "train_steps": 3000, "batch_size": 8, "learning_rate": 1e-4,
+             "decoder_steps": 1000, "decoder_batch_size": 4, "train_steps": 3000, "batch_size": 8,
+             "learning_rate": 1e-4,
              "sampling_steps": 30, "guidance_scale": 4.0},
 }
 
 
 def train_adapters(arm: Arm, base: BaseModel, words: Prompts, *, batch_size: int,
-                   **how: object) -> None:
-    """Train one adapter per class on that class's training images; publish MODEL."""
+                   decoder: dict[str, int], **how: object) -> None:
+    """Fit the decoder, train one adapter per class on its training images; publish MODEL."""
     from lungkit.generate.latents import Latents
 
     def loss_for(label: str):
@@ -77,7 +86,8 @@ def train_adapters(arm: Arm, base: BaseModel, words: Prompts, *, batch_size: int
             places=places)
 
     with arm.weights.writing():
-        train_each_class(arm, base, loss_for, **how)
+        losses = fit_decoder(arm, base.vae, **decoder)
+        train_each_class(arm, base, loss_for, losses=losses, **how)
 
 
 def painter_of(label: str, arm: Arm, base: BaseModel, *, sampler: str):
@@ -134,10 +144,11 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
         training={**{key: options[key] for key in ("rank", "target", "train_steps", "batch_size",
                                                    "learning_rate")},
                   "adapter": adapter, "prompts": words.fingerprint,
-                  "base_model": fingerprint(given)},
+                  "base_model": fingerprint(given), **settings_of(options)},
         sampling={"sampler": sampler, "pool": pool, **({"ablate": True} if ablate_prompts else {}),
                   **ways.as_setting()},
-        model_files=lambda classes: [f"{label}/{ADAPTER_FILE}" for label in classes],
+        model_files=lambda classes: [*files_of(options),
+                                     *(f"{label}/{ADAPTER_FILE}" for label in classes)],
         check=lambda manifest: check_base_model(given, manifest, words),
         rule=HoldOut(options["validation_share"], options["patience"]),
         drop_copies=options["drop_copies"], device=device, overwrite=overwrite,
@@ -145,10 +156,13 @@ def run(*, real: Path, output: Path, model: Path | None, adapter: str, prompts: 
     if arm is None:
         return
     base = BaseModel(as_folder(given, arm.weights.output_dir.parent), arm.device)
+    decoder = settings_of(options)
     if not arm.is_trained:
         train_adapters(arm, base, words, kind=adapter, rank=options["rank"],
                        target=options["target"], steps=options["train_steps"],
-                       batch_size=options["batch_size"], learning_rate=options["learning_rate"])
+                       batch_size=options["batch_size"], learning_rate=options["learning_rate"],
+                       decoder=decoder)
+    draw_by_fitted(arm, base, decoder)
 
     def painter(label: str):
         return painter_of(label, arm, base, sampler=sampler)
@@ -171,6 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
     hyperparameters = parser.add_argument_group("Hyperparameters (default: by preset)")
     add_generator_options(group, hyperparameters)
     add_adapter_options(group, hyperparameters)
+    add_decoder_options(hyperparameters)
     add_choice_options(hyperparameters)
     group.add_argument("--ablate", action="store_true", dest="ablate_prompts",
                        help="draw some images of bare class names and without negative prompts "

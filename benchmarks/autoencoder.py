@@ -14,7 +14,8 @@ of each patient of LIDC-IDRI.
 
 A CNN trained on source tiles of LC25000 at 64 px is asked for the class of other tiles, as they are
 and as each autoencoder gives them back: nothing that is drawn in an autoencoder's latents is likely
-to be better than the second. Three trainings.
+to be better than the second. Three trainings. --fit 100 200 300 also fits each decoder to the tiles
+of that training, as the arms do (--decoder-steps), and asks again.
 
 The deviation of the latents is at their own scaling factor, by channel; about 10 CPU minutes.
 """
@@ -34,7 +35,9 @@ import cv2
 import numpy as np
 import torch
 
+from diffusion_seg import PRESETS
 from lungkit.data.orientations import orient
+from lungkit.generate.autoencoder import train_autoencoder
 from lungkit.generate.latents import Latents, to_model_range, to_pixels
 from lungkit.learn.cnns import small_cnn
 from lungkit.learn.loop import train
@@ -162,11 +165,24 @@ def describe(vae, images: np.ndarray) -> None:
           f"noise {noise:.3f}; {encoding * 1e3:.1f} CPU ms an image of 64 px to encode")
 
 
+def fitted(vae, images: np.ndarray, steps: int) -> float:
+    """Fit the decoder of `vae` to uint8 [N, S, S, 3] as the arms do at demo; CPU seconds."""
+    before = time.process_time()
+    with tempfile.TemporaryDirectory() as place:
+        train_autoencoder(vae, images, steps=steps, seed=0, work_dir=Path(place),
+                          batch_size=PRESETS["demo"]["decoder_batch_size"],
+                          device=torch.device("cpu"), decoder_alone=True)
+    return time.process_time() - before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tissue", type=cli.directory, nargs="+", help="autoencoders of colour")
     parser.add_argument("--ct", type=cli.directory, nargs="*", default=[], help="those of grey")
+    parser.add_argument("--fit", type=cli.positive_int, nargs="*", default=[], metavar="STEPS",
+                        help="also with the decoder fitted so many steps to the LC25000 images "
+                             "that the CNN was trained on")
     options = parser.parse_args()
     torch.set_num_threads(1)
     tiles, tile_groups = simulated()
@@ -198,6 +214,14 @@ def main() -> None:
         right = np.mean([is_right(each, back, labels[held_out]) for each in networks], 0)
         print(f"  CNN on what it gives back: accuracy {with_interval(right, groups[held_out])}")
         describe(vae, shrunk(tiles, 64))
+        for steps in options.fit:
+            vae, _ = open_autoencoder(folder)
+            spent = fitted(vae, small[~held_out], steps)
+            back = given_back(vae, small[held_out])
+            right = np.mean([is_right(each, back, labels[held_out]) for each in networks], 0)
+            print(f"  decoder fitted, {steps:4} steps, {spent:.0f} CPU s: LC25000's others  64 px: "
+                  f"{with_interval(decibels(small[held_out], back), groups[held_out])} dB, "
+                  f"accuracy {with_interval(right, groups[held_out])}", flush=True)
     for folder in options.ct + options.tissue if options.ct else []:
         vae, words = open_autoencoder(folder)
         print(words)

@@ -78,6 +78,8 @@ class Record:
     detector_of: list = field(default_factory=list)
     losses: list = field(default_factory=list)  # arguments of training_loss
     trained: list = field(default_factory=list)  # of train_adapter and train, with its loss
+    fitted: list = field(default_factory=list)   # of fit_decoder, with how many were trained before
+    drawn_by: list = field(default_factory=list) # of draw_by_fitted
     pipelines: list = field(default_factory=list)
     drawn: list = field(default_factory=list)
 
@@ -190,6 +192,20 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
             training=control.training, frozen=control.frozen))
         return 0.5
 
+    def fit_decoder(arm, autoencoder, **settings):
+        record.fitted.append(SimpleNamespace(vae=autoencoder, before=len(record.trained),
+                                             settings=settings))
+        if not settings:
+            return {}
+        folder = arm.weights.work_dir / "vae"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        write_weights(folder / "diffusion_pytorch_model.safetensors", "vae")
+        return {"decoder": 0.125}
+
+    def draw_by_fitted(arm, base, settings):
+        record.drawn_by.append(settings)
+
     def pipeline(base, sampler, *, adapter_dir=None, controlnet=None):
         pipe = SimpleNamespace(adapter=read_weights(adapter_dir / LORA), control=controlnet,
                                sampler=sampler)
@@ -214,7 +230,7 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
             (record.model / lose).unlink()
         return base
 
-    base = SimpleNamespace(vae=None, unet=None, folder=None, device="cpu")
+    base = SimpleNamespace(vae="vae", unet=None, folder=None, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lungkit.generate.latents.Latents", FakeLatents)
         patch.setattr("lungkit.learn.loop.train", train)
@@ -224,7 +240,8 @@ def run_arm(arm: str, real: Path, root: Path, *more: str, blind: bool = False,
                       lambda model, device: model.requires_grad_(False).eval())
         patch.setattr("lungkit.generate.adapters.train_adapter", train_adapter)
         stand_ins = {"BaseModel": open_base, "training_loss": training_loss, "pipeline": pipeline,
-                     "draw_images": draw_images}
+                     "draw_images": draw_images, "fit_decoder": fit_decoder,
+                     "draw_by_fitted": draw_by_fitted}
         if arm == "context":
             stand_ins["tissue_mask"] = lambda image: tissue_of(number_of(image))
             stand_ins["get_controlnet"] = lambda base, source: Control(source)

@@ -11,7 +11,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-TINY_DIFFUSION = ["--train-steps", "3", "--batch-size", "4", "--sampling-steps", "2"]
+TINY_DIFFUSION = ["--train-steps", "3", "--batch-size", "4", "--sampling-steps", "2",
+                  "--decoder-steps", "2", "--decoder-batch-size", "4"]
 TINY_ADAPTER = [*TINY_DIFFUSION, "--rank", "2", "--target", "attention"]
 ARMS = {
     "voronoi": [],

@@ -49,6 +49,10 @@ LIMITS = """- Not a medical device. Nothing drawn with it shows a patient; nothi
 - That its images look real is no evidence that a classifier learns from them what it should."""
 
 
+DECODER = """Its decoder has gone on with these training images, and is what it draws by:
+`AutoencoderKL.from_pretrained("vae")`. Latents are those of the base."""
+
+
 def hub_id(folder: Path) -> str | None:
     """The hub's name of a model by its folder in the cache, None of any other folder."""
     for part in reversed(Path(folder).parts):
@@ -80,6 +84,7 @@ def card(stage: str, model: dict, data, base: Path | None) -> str:
     front = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
     return "\n".join([
         "---", *front, "---", "", f"# {title}", "", what, "", *under, f"Open it by {how}.", "",
+        *([DECODER, ""] if "decoder" in model["losses"] else []),
         "## Trained on", "",
         f"The train split, and no other, of the dataset `{data.name}`, {data.image_size} px, "
         f"{data.channels} channels, modality {data.modality or 'unknown'}, fingerprint "

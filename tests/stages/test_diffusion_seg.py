@@ -401,10 +401,24 @@ def test_an_image_of_another_model_or_draw_is_not_taken_for_this_one(
     assert f"{name}: " in capfd.readouterr().err.splitlines()[-1]
 
 
+def test_the_decoder_of_what_is_not_trained_here_is_fitted_first(few_real, tmp_path):
+    calls = watch(few_real, tmp_path, 0, "--decoder-steps", "5", "--decoder-batch-size", "3")
+    decoder, unet = calls.trained
+    assert [decoder["what"], unet["what"]] == ["decoder", "diffusion UNet"]
+    assert decoder["steps"] == 5 and decoder["seed"] != unet["seed"]
+    manifest = json.loads((calls.model / "model.json").read_text())
+    assert manifest["losses"] == {"decoder": 0.5, "unet": 0.5}
+    parameters = manifest["parameters"]
+    assert (parameters["decoder_steps"], parameters["decoder_batch_size"]) == (5, 3)
+    trained = watch(few_real, tmp_path / "train", 0, "--autoencoder", "train",
+                    "--decoder-steps", "5")
+    assert [call["what"] for call in trained.trained] == ["autoencoder", "diffusion UNet"]
+
+
 def test_the_embedded_autoencoder_is_used_as_it_is(few_real, tmp_path):
     from diffusers import AutoencoderKL
 
-    calls = watch(few_real, tmp_path, 0)
+    calls = watch(few_real, tmp_path, 0, "--decoder-steps", "0")
     assert [call["what"] for call in calls.trained] == ["diffusion UNet"]
     used = AutoencoderKL.from_pretrained(calls.model / "vae").state_dict()
     base = AutoencoderKL.from_pretrained(BASE_MODEL_DIR / "vae").state_dict()
@@ -426,7 +440,8 @@ def test_sizes_the_model_cannot_halve_are_refused(image_size, autoencoder, prese
 def test_the_embedded_autoencoder_is_that_of_the_images_modality(tmp_path, modality, channels):
     from diffusers import AutoencoderKL
 
-    calls = watch(write_real(tmp_path / "real", modality=modality, channels=channels), tmp_path, 0)
+    calls = watch(write_real(tmp_path / "real", modality=modality, channels=channels), tmp_path, 0,
+                  "--decoder-steps", "0")
     assert calls.code == 0 and [call["what"] for call in calls.trained] == ["diffusion UNet"]
     used = AutoencoderKL.from_pretrained(calls.model / "vae")
     assert used.config.in_channels == used.config.out_channels == channels

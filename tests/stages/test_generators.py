@@ -86,13 +86,16 @@ def test_an_adapter_draws_the_same_from_its_file_and_leaves_the_base_untouched(
     assert torch.isfinite(torch.cat([w.flatten() for w in weights.values()])).all()
 
 
-def test_each_class_is_drawn_with_its_own_adapter_alone(prompt_run, few_real, base):
+def test_each_class_is_drawn_with_its_own_adapter_alone(prompt_run, few_real, base, monkeypatch):
+    from lungkit.generate.autoencoder import open_autoencoder
     from lungkit.generate.drawing import draw_images, pipeline
     from lungkit.generate.prompts import Prompts
 
     dataset = open_dataset(prompt_run / "datasets" / "prompt")
     parameters = dataset.manifest["parameters"]
     words = Prompts()
+    monkeypatch.setattr(base, "vae", open_autoencoder(prompt_run / "models" / "prompt" / "vae",
+                                                      base.device))
     for label in dataset.classes:
         rows = dataset.select("train", label)
         rows += dataset.select("val", label) + dataset.select("test", label)
