@@ -96,7 +96,7 @@ PRESETS = {
              "controlnet_learning_rate": 3e-4,
              "sampling_steps": 15, "guidance_scale": 2.0},
     "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
-             "decoder_steps": 1000, "decoder_batch_size": 4, "controlnet_steps": 10000,
+             "decoder_steps": 1000, "decoder_batch_size": 8, "controlnet_steps": 10000,
              "train_steps": 3000, "batch_size": 8,
              "learning_rate": 1e-4, "controlnet_learning_rate": 1e-5,
              "sampling_steps": 30, "guidance_scale": 4.0},

@@ -57,7 +57,7 @@ PRESETS = {
              "widths": [64, 96, 128], "train_steps": 800, "batch_size": 16, "learning_rate": 6e-4,
              "sampling_steps": 15, "guidance_scale": 1.5},
     "full": {"autoencoder": "train", "autoencoder_steps": 20000,
-             "autoencoder_batch_size": 8, "decoder_steps": 1000, "decoder_batch_size": 4,
+             "autoencoder_batch_size": 8, "decoder_steps": 1000, "decoder_batch_size": 8,
              "widths": [128, 256, 384],
              "train_steps": 60000, "batch_size": 64, "learning_rate": 2e-4,
              "sampling_steps": 25, "guidance_scale": 2.0},

@@ -67,7 +67,7 @@ PRESETS = {
              "decoder_batch_size": 16, "train_steps": 150,
              "batch_size": 16, "learning_rate": 1e-3, "sampling_steps": 15, "guidance_scale": 2.0},
     "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
-             "decoder_steps": 1000, "decoder_batch_size": 4, "train_steps": 3000, "batch_size": 8,
+             "decoder_steps": 1000, "decoder_batch_size": 8, "train_steps": 3000, "batch_size": 8,
              "learning_rate": 1e-4,
              "sampling_steps": 30, "guidance_scale": 4.0},
 }

@@ -107,6 +107,7 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
     check(manifest of real): raises BadOptions or Fault where the arm cannot draw such images.
     drop_copies: draw images anew that are copies. rule: of what is held out of the training images.
     """
+    ranks.check_batches(training)
     manifest = read_manifest(real)
     training = {**training, **rule.as_setting(), "seed": seed, "real": manifest["fingerprint"],
                 **as_setting(manifest["symmetries"])}

@@ -85,10 +85,7 @@ def first_speaks() -> Iterator[None]:
 # ------------------------------------------------------------------ set up, and ended
 
 def together(run: Callable[..., None]) -> Callable[..., None]:
-    """`run(**options)` of a stage whose ranks share one work; for `cli.main`.
-
-    A dry run is the first rank's alone.
-    """
+    """`run(**options)` of a stage whose ranks share one work; a dry run is the first's alone."""
     _here.place = find(os.environ)
     if number() > 1:  # torch's own words of a broken connection are no help
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -117,6 +114,14 @@ def together(run: Callable[..., None]) -> Callable[..., None]:
         leave()
         return None
     return run_together
+
+
+def check_batches(settings: dict) -> None:
+    """Raise BadOptions where a batch, by its size in `settings`, has no image for some ranks."""
+    for name, size in settings.items():
+        if name.endswith("batch_size") and size < number():
+            raise BadOptions(f"--{name.replace('_', '-')} {size}: {number()} ranks share each batch"
+                             f" and need an image each: give {number()} or more, or start fewer")
 
 
 def join(device: str, work: str) -> None:

@@ -138,6 +138,15 @@ def test_a_set_that_a_kill_left_unfinished_is_finished_by_another_number_of_rank
     assert [row.sha256 for row in one.rows] == [row.sha256 for row in other.rows]
 
 
+def test_a_batch_with_no_image_for_some_ranks_is_refused(few_real, tmp_path):
+    for number, name in enumerate(("--batch-size", "--decoder-batch-size")):
+        folder = tmp_path / str(number)
+        statuses, said = together(run_of("prompt", few_real, folder, name, "1"), 2, folder)
+        assert statuses == [2, 2]
+        line, = [line for each in said for line in each.splitlines() if "error" in line]
+        assert f"{name} 1: 2 ranks share each batch" in line and not list(folder.glob("models/*"))
+
+
 # ------------------------------------------------------------------ out of memory
 
 def full(*args: object, **how: object):
