@@ -90,13 +90,13 @@ from lungkit.run.seeds import caption_draws, stream
 # chosen as in prompt_seg.py; the ControlNet's rate is that of its training in the paper's code
 # (1e-5) at full, and higher for the small one
 PRESETS = {
-    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "decoder_steps": 200,
+    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "decoder_steps": 0,
              "decoder_batch_size": 16, "controlnet_steps": 80,
              "train_steps": 120, "batch_size": 16, "learning_rate": 1e-3,
              "controlnet_learning_rate": 3e-4,
              "sampling_steps": 15, "guidance_scale": 2.0},
     "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
-             "decoder_steps": 1000, "decoder_batch_size": 8, "controlnet_steps": 10000,
+             "decoder_steps": 0, "decoder_batch_size": 8, "controlnet_steps": 10000,
              "train_steps": 3000, "batch_size": 8,
              "learning_rate": 1e-4, "controlnet_learning_rate": 1e-5,
              "sampling_steps": 30, "guidance_scale": 4.0},

@@ -63,11 +63,11 @@ from lungkit.run.seeds import caption_draws
 # demo: chosen on simulated tissue for the small base; full: rank 16 and 1e-4 are the customary
 # values for Stable Diffusion 1.5, guidance 4 keeps the stain from over-saturating
 PRESETS = {
-    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "decoder_steps": 200,
+    "demo": {"base_model": "embedded", "rank": 16, "target": "all", "decoder_steps": 0,
              "decoder_batch_size": 16, "train_steps": 150,
              "batch_size": 16, "learning_rate": 1e-3, "sampling_steps": 15, "guidance_scale": 2.0},
     "full": {"base_model": STABLE_DIFFUSION_15, "rank": 16, "target": "attention",
-             "decoder_steps": 1000, "decoder_batch_size": 8, "train_steps": 3000, "batch_size": 8,
+             "decoder_steps": 0, "decoder_batch_size": 8, "train_steps": 3000, "batch_size": 8,
              "learning_rate": 1e-4,
              "sampling_steps": 30, "guidance_scale": 4.0},
 }

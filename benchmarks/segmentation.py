@@ -37,12 +37,13 @@ from lungkit.run.output import Output
 DRAWS = 2000
 NOTHING = "the network finds nothing"  # how a training ends that says so of val or test
 RECIPES = {"ours": [], "published": ["--recipe", "published"]}
-PATIENTS, CHEST = 128, ["--image-size", "320", "--num-slices", "48", "--workers", "2"]
+PATIENTS, CHEST = 288, ["--image-size", "320", "--num-slices", "48", "--workers", "2"]
 THORAX = ["--view", "slice", "--labels", "presence", "--field-mm", "320", "--image-size", "256",
-          "--slices-per-nodule", "3", "--all-slices", "train", "val", "test"]
+          "--slices-per-nodule", "3", "--all-slices", "train", "val", "test", "--symmetries", "2",
+          "--fold", "1/10"]
 # of unet_segment.py: the demo preset's are for a minute
-OURS = {"thorax": ["--steps", 9000, "--widths", 16, 32, 64, 128, "--batch-size", 12,
-                   "--patch-size", 64, "--neighbours", 2, "--oversample", 0.5],
+OURS = {"thorax": ["--steps", 10000, "--widths", 16, 32, 64, 128, "--batch-size", 12,
+                   "--patch-size", 64, "--neighbours", 2, "--oversample", 0.4],
         "msd": ["--steps", 6000, "--widths", 24, 48, 96, 192], "tissue": ["--steps", 2000]}
 FOLDS = 5
 TISSUE_PX = 64

@@ -1,9 +1,9 @@
 """The autoencoder under every latent: one trained here, or one whose decoder goes on with real.
 
-What an arm draws is never better than what its decoder gives back of a real image. A decoder that
-has not seen the stain, light and sharpness of these slides gives them back in its own, and a CNN
-that is trained on such images looks for them in vain. The encoder is left alone: latents stay what
-they were, and so UNets, adapters and ControlNets of the base fit as before.
+A decoder that has not seen the stain, light and sharpness of these slides gives them back in its
+own. The encoder is left alone: latents stay what they were, and so UNets, adapters and ControlNets
+of the base fit as before. Whether what is drawn is better for it is another matter: a UNet that
+knows latents of other images means them as their decoder did (docs/training.md, with figures).
 """
 
 from __future__ import annotations
