@@ -196,8 +196,7 @@ def test_the_options_reach_the_training(made):
 @of_training
 def test_the_losses_are_kept_with_the_model(made):
     manifest = json.loads((made.model / "model.json").read_text())
-    assert manifest["losses"] == {"decoder": 0.125, "controlnet": 0.5,
-                                  **dict.fromkeys(COUNTS, 0.25)}
+    assert manifest["losses"] == {"controlnet": 0.5, **dict.fromkeys(COUNTS, 0.25)}
     assert manifest["parents"][0]["splits"]["train"] == ["train"]
 
 
