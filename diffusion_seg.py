@@ -49,6 +49,7 @@ from lungkit.generate.items import (
 from lungkit.generate.model_files import DIFFUSERS, Part, check_shapes, open_part
 from lungkit.generate.sampling_choice import add_choice_options, choose, ways_of
 from lungkit.run import cli, faults, ranks
+from lungkit.run.files import write_text
 
 # widths, steps and rates are ours, chosen on simulated tissue; min-SNR gamma 5 is Hang et al.'s
 PRESETS = {
@@ -206,7 +207,12 @@ def train_model(arm: Arm, *, autoencoder: str, preset: str, widths: list[int], t
         losses["unet"] = train_unet(
             unet, vae, schedule, images, labels, num_classes=num_classes, steps=train_steps,
             batch_size=batch_size, learning_rate=learning_rate, seed=seed, **how)
-        for name, part in (("vae", vae), ("unet", unet), ("scheduler", schedule)):
+        parts = {"unet": unet, "scheduler": schedule}
+        if decoder:  # a fitted vae is there, but for the factor of its latents
+            ranks.by_first(partial(write_text, work_dir / "vae/config.json", vae.to_json_string()))
+        else:
+            parts["vae"] = vae
+        for name, part in parts.items():
             ranks.by_first(partial(part.save_pretrained, work_dir / name))
         publish_model(arm, losses)
 

@@ -88,6 +88,7 @@ def train_autoencoder(autoencoder, images, *, steps: int, batch_size: int, seed:
 
     trained = [autoencoder.decoder, autoencoder.post_quant_conv] if decoder_alone \
         else [autoencoder]
+    trained = [part for part in trained if part is not None]  # some have no convolution between
     autoencoder.requires_grad_(False)  # what is not trained is gone through without a graph
     for part in trained:
         part.requires_grad_(True)

@@ -107,7 +107,6 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
     check(manifest of real): raises BadOptions or Fault where the arm cannot draw such images.
     drop_copies: draw images anew that are copies. rule: of what is held out of the training images.
     """
-    ranks.check_batches(training)
     manifest = read_manifest(real)
     training = {**training, **rule.as_setting(), "seed": seed, "real": manifest["fingerprint"],
                 **as_setting(manifest["symmetries"])}
@@ -123,6 +122,8 @@ def open_arm(stage: str, *, real: Path, output: Path, model: Path | None, traini
     is_trained = ranks.by_first(lambda: weights.matches() or weights.is_complete())
     if is_trained:
         require_files(weights.output_dir, *model_files(manifest["classes"]))
+    else:
+        ranks.check_batches(training)
     check(manifest)
     data = open_dataset(real)
     items = plan_items(data.counts, data.classes, sampling["pool"])

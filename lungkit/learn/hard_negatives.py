@@ -58,8 +58,9 @@ class HardNegatives:
         self.show(kept + found)
 
     def show(self, regions: list[np.ndarray]) -> None:
-        self.regions = regions
+        """Show these; of none, what was shown stays, and is what a resumed training shows."""
         if regions:
+            self.regions = regions
             self.batches.show_again(regions)
 
     def state_dict(self) -> dict:

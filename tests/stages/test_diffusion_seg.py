@@ -415,6 +415,22 @@ def test_the_decoder_of_what_is_not_trained_here_is_fitted_first(few_real, tmp_p
     assert [call["what"] for call in trained.trained] == ["autoencoder", "diffusion UNet"]
 
 
+def test_a_fitted_autoencoder_is_not_written_over(few_real, tmp_path, monkeypatch):
+    """What a second save left torn would be taken for whole by the next run."""
+    from diffusers import AutoencoderKL
+
+    save, folders = AutoencoderKL.save_pretrained, []
+    monkeypatch.setattr(AutoencoderKL, "save_pretrained", lambda self, folder, *args, **more: (
+        folders.append(folder.name), save(self, folder, *args, **more)))
+    calls = watch(few_real, tmp_path, 0, "--decoder-steps", "5")
+    assert calls.code == 0 and folders == [".vae"]
+    left = watch(few_real, tmp_path / "none", 0, "--decoder-steps", "0")
+    assert left.code == 0 and folders == [".vae", "vae"]
+    scale = calls.drawn[0]["scale"]  # of real's latents, known only after the fit
+    assert scale == left.drawn[0]["scale"]
+    assert scale != AutoencoderKL.load_config(BASE_MODEL_DIR / "vae")["scaling_factor"]
+
+
 def test_the_embedded_autoencoder_is_used_as_it_is(few_real, tmp_path):
     from diffusers import AutoencoderKL
 

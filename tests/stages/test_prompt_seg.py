@@ -9,10 +9,13 @@ from random import Random
 import numpy as np
 import pytest
 
+import context_seg
+import prompt_seg
 from adapters import COUNTS, LORA, run_arm, write_prompts, write_real
 from arms import content, main_of
 from lungkit.data.dataset import open_dataset
 from lungkit.generate.prompts import Prompts
+from lungkit.run.faults import BadOptions
 
 pytestmark = pytest.mark.usefixtures("found_once")
 
@@ -132,9 +135,29 @@ def test_the_decoder_is_fitted_once_and_drawn_by(arm, real, tmp_path):
     shutil.rmtree(record.output)
     again = run_arm(arm, real, tmp_path / "fit", *given)  # of a finished model
     assert again.status == 0 and not again.fitted and again.drawn_by == [settings]
-    none = run_arm(arm, real, tmp_path / "none")  # unless asked it stays as it is
+    none = run_arm(arm, real, tmp_path / "none", "--decoder-steps", "0")
     assert none.status == 0 and none.drawn_by == [{}] and none.fitted[0].settings == {}
     assert not (none.model / "vae").exists()
+
+
+def test_who_trains_nothing_needs_no_image_of_each_batch(real, tmp_path, monkeypatch):
+    """More ranks than a batch has images may draw from a finished model, or find all complete."""
+    def refuse(settings):
+        raise BadOptions("ranks share each batch")
+
+    record = run_arm("prompt", real, tmp_path / "run")
+    monkeypatch.setattr("lungkit.run.ranks.check_batches", refuse)
+    assert run_arm("prompt", real, tmp_path / "run").status == 0
+    shutil.rmtree(record.output)
+    assert run_arm("prompt", real, tmp_path / "run").status == 0 and record.output.is_dir()
+    assert run_arm("prompt", real, tmp_path / "other").status == 2
+
+
+@pytest.mark.parametrize("preset", ["demo", "full"])
+@pytest.mark.parametrize("arm", [prompt_seg, context_seg])
+def test_unless_asked_the_decoder_stays_as_it_is(arm, preset):
+    """Their bases know latents of other images: docs/training.md."""
+    assert arm.PRESETS[preset]["decoder_steps"] == 0
 
 
 @pytest.mark.parametrize("arm", ["prompt", "context"])

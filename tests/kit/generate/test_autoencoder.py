@@ -161,3 +161,15 @@ def test_grey_images_are_given_back_by_an_autoencoder_of_colour(tmp_path):
     autoencoder.fit_decoder(arm_of(tmp_path, images), vae, **STEPS)
     three = np.repeat(images, 3, -1)
     assert error_of(vae, three) < 0.8 * error_of(untouched, three)
+
+
+def test_a_decoder_without_a_convolution_before_it_is_fitted_too(tmp_path):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, mid_block_add_attention=False,
+                        down_block_types=("DownEncoderBlock2D",),
+                        up_block_types=("UpDecoderBlock2D",), use_quant_conv=False,
+                        use_post_quant_conv=False)
+    before = vae.decoder.conv_in.weight.detach().clone()
+    assert autoencoder.fit_decoder(arm_of(tmp_path, pictures()), vae, **STEPS).keys() == {"decoder"}
+    assert not torch.equal(vae.decoder.conv_in.weight, before)

@@ -153,6 +153,21 @@ def test_what_was_found_comes_back_on_resuming():
     assert torch.equal(batches.index, resumed.index)
 
 
+def test_where_a_later_look_finds_nothing_what_is_shown_comes_back_on_resuming():
+    pairs = pairs_of({1: [(5, 5)], 4: [(9, 2)]}, {})
+    first, batches = negatives_of(pairs, images(), steps=300, oversample=0.0)
+    first.look(Bright())
+    shown = batches.index.clone()
+    pairs.images[:] = 0
+    first.look(Bright())
+    assert torch.equal(batches.index, shown)
+    second, resumed = negatives_of(pairs, images(), steps=300, oversample=0.0)
+    assert not torch.equal(resumed.index, shown)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(resumed.index, shown)
+    assert torch.equal(resumed.held["centre"], batches.held["centre"])
+
+
 def test_a_training_looks_by_the_average_of_its_weights(monkeypatch):
     looks = []
 
