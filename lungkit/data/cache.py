@@ -43,9 +43,10 @@ def map_rows(dataset: Path, fingerprint: str, name: str, shape: tuple[int, ...],
              rows: Iterable[np.ndarray], *, what: str, why: str, dtype=np.uint8) -> np.ndarray:
     """What is worked out of a dataset row by row, of `shape` and `dtype`, kept in `<name>.npy`.
 
-    rows: as many as shape[0] says, asked for only where no file holds them yet. what: is done, as
-    the progress calls it. why: a file is needed, for the fault. Mapped, not to be written to.
-    Raises as `map_split` does.
+    fingerprint: the dataset's own, whatever else decides the rows; that belongs into the name, as
+    of caches by another fingerprint none is kept. rows: as many as shape[0] says, asked for only
+    where no file holds them yet. what: is done, as the progress calls it. why: a file is needed,
+    for the fault. Mapped, not to be written to. Raises as `map_split` does.
     """
     places = [folder / f"{name}.npy" for folder in folders(dataset, fingerprint)]
     for path in places:

@@ -8,7 +8,9 @@ import pytest
 from lungkit.data import cache, mask_items
 from lungkit.data.dataset import open_dataset
 from lungkit.data.mask_items import Target
+from lungkit.data.png import encode_png
 from lungkit.data.writer import DatasetWriter
+from lungkit.nuclei import statistics
 from lungkit.run.faults import Fault
 from lungkit.run.output import Output
 
@@ -117,6 +119,28 @@ def test_large_masks_are_mapped_and_the_same(scans, monkeypatch):
     mapped, again = mask_items.load_masks(scans, "test", Target("nodule"))
     assert np.array_equal(small, mapped) and not mapped.flags.writeable
     assert known.all() and again.all() and small.sum() == 2 * len(known)
+
+
+def test_what_is_kept_of_a_dataset_stays_whatever_else_is_kept_of_it(scans, monkeypatch):
+    monkeypatch.setattr(cache, "IN_MEMORY_BYTES", 1)
+    readings = (lambda: scans.load("test")[0],
+                lambda: mask_items.load_masks(scans, "test", Target("nodule"))[0],
+                lambda: mask_items.load_masks(scans, "val", Target("nodule", (255,)))[0],
+                lambda: statistics.of_rows(scans, scans.select("val"), "val"))
+    first = [np.array(reading()) for reading in readings]
+    monkeypatch.setattr(cache, "build", lambda path, *_, **__: pytest.fail(f"{path} is gone"))
+    for reading, was in zip(readings, first):
+        assert np.array_equal(reading(), was, equal_nan=was.dtype.kind == "f")
+
+
+def test_masks_that_were_changed_are_read_anew(scans, monkeypatch):
+    monkeypatch.setattr(cache, "IN_MEMORY_BYTES", 1)
+    before, _ = mask_items.load_masks(scans, "test", Target("nodule"))
+    row = scans.select("test")[0]
+    path = scans.mask_path("nodule", row)
+    path.write_bytes(encode_png(255 - scans.mask("nodule", row)))
+    after, _ = mask_items.load_masks(scans, "test", Target("nodule"))
+    assert np.array_equal(after[0], 1 - before[0]) and np.array_equal(after[1:], before[1:])
 
 
 def test_missing_slices_and_tests_without_a_healthy_image_are_said(scans):
