@@ -137,6 +137,19 @@ def tversky_loss(logits: Tensor, true: Tensor, *, false_positive: float = FALSE_
     return 1 - both / (both + false_positive * vain + false_negative * missed).clamp_min(least)
 
 
+def image_dice_loss(logits: Tensor, true: Tensor) -> Tensor:
+    """1 - soft Dice of each image that shows foreground, the mean of these; 0 where none does.
+
+    So that a small lesion counts as much as a large one, which it does not over the whole batch.
+    """
+    said, true = logits.float().sigmoid().flatten(1), true.flatten(1)
+    size = true.sum(1)
+    score = 2 * (said * true).sum(1) / (said.sum(1) + size).clamp_min(
+        torch.finfo(torch.float32).tiny)
+    shows = size > 0
+    return ((1 - score) * shows).sum() / shows.sum().clamp_min(1)
+
+
 def focal_loss(logits: Tensor, true: Tensor) -> Tensor:
     """Cross entropy, less of what is told well: mean of (1 - p of the truth)^GAMMA x -log p."""
     entropy = functional.binary_cross_entropy_with_logits(logits.float(), true, reduction="none")
@@ -147,9 +160,15 @@ def dice_focal_loss(logits: Tensor, true: Tensor) -> Tensor:
     return dice_loss(logits, true) + focal_loss(logits, true)
 
 
+def image_dice_focal_loss(logits: Tensor, true: Tensor) -> Tensor:
+    """Half the Dice is of the batch, which images without foreground count in, half of each."""
+    return (dice_loss(logits, true) + image_dice_loss(logits, true)) / 2 + focal_loss(logits, true)
+
+
 def cross_entropy(logits: Tensor, true: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits.float(), true)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "dice-focal": dice_focal_loss, "tversky": tversky_loss, "bce": cross_entropy}
+    "dice-focal": dice_focal_loss, "image-dice-focal": image_dice_focal_loss,
+    "tversky": tversky_loss, "bce": cross_entropy}

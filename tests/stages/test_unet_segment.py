@@ -11,11 +11,11 @@ import pytest
 
 import unet_segment
 import wilcoxon_test
-from lungkit.data import overlay, result
+from lungkit.data import overlay, result, segment_choice
 from lungkit.data.dataset import open_dataset, parent_of
 from lungkit.data.png import decode_png, encode_png
 from lungkit.data.writer import DatasetWriter
-from lungkit.learn import segment_batches, segment_training
+from lungkit.learn import segment_batches, segment_training, unet
 from lungkit.run.output import Output
 from result_trees import keys_of, keys_on_page
 
@@ -190,7 +190,7 @@ def test_threshold_and_components_are_chosen_on_val(real, told, tmp_path, monkey
     from lungkit.data import segment_choice
     asked = []
 
-    def choose(predicted, *grid):
+    def choose(predicted, *grid, **more):
         asked.append([true.sum() for _, true in predicted])
         return segment_choice.Choice(0.99, 10**6, 0.5, 0.0)
 
@@ -205,7 +205,9 @@ def test_the_page_names_all_that_a_record_holds(real, arm, told, tmp_path):
     assert segment([arm], real, tmp_path) == 0
     keys = keys_of(read(tmp_path, "arm"))
     assert keys - set.union(*pages) == set()
-    assert pages[2] - keys - set(result.SCORES["segment"]) == {"settings.epochs"}
+    assert pages[2] - keys - set(result.SCORES["segment"]) == {
+        "settings.epochs", "settings.most_false_positives", "lesion_sensitivity_val",
+        "false_positives_val"}
 
 
 # ------------------------------------------------------------------ volumes
@@ -274,7 +276,7 @@ def test_val_that_lacks_slices_is_chosen_by_image_by_image(scans, told, tmp_path
         return [replace(item, images=item.images[::2], slices=item.slices[::2])
                 if split == "val" and item.slices else item for item in found]
 
-    def note(predicted, *grid):
+    def note(predicted, *grid, **more):
         asked.append([true.ndim for _, true in predicted])
         return segment_choice.Choice(0.5, 0, 1.0, 0.0)
 
@@ -386,6 +388,18 @@ def test_results_of_other_options_are_refused(real, told, tmp_path, capfd):
     assert [each["loss"] for each in told] == ["dice_focal_loss", "tversky_loss"]
 
 
+@pytest.mark.parametrize(("options", "wanted"), [
+    ([], "dice-focal"), (["--patch-size", "32"], "dice-focal"),
+    (["--patch-size", "16"], "image-dice-focal"),
+    (["--patch-size", "16", "--loss", "dice-focal"], "dice-focal"),
+    (["--loss", "image-dice-focal"], "image-dice-focal"), (["--loss", "bce"], "bce")])
+def test_where_patches_are_shown_each_counts_unless_told_otherwise(options, wanted, real, told,
+                                                                   tmp_path):
+    assert segment([real], real, tmp_path, *options) == 0
+    assert read(tmp_path, "real")["settings"]["loss"] == wanted
+    assert told[0]["loss"] == unet.LOSSES[wanted].__name__
+
+
 def test_the_published_recipe_is_fixed_but_for_its_size(real, told, tmp_path):
     arguments = ["--data", str(real.path), "--real", str(real.path), "--results", str(tmp_path),
                  "--repeats", "1", "--recipe", "published", "--batch-size", "4"]
@@ -418,6 +432,20 @@ def test_an_option_reaches_what_it_is_for(options, name, key, wanted, real, told
                         lambda *given, **more: seen.append(more[key]) or call(*given, **more))
     assert segment([real], real, tmp_path, *options) == 0
     assert set(seen) == {wanted} and read(tmp_path, "real")["settings"]["method"] == "ours"
+
+
+def test_lesions_of_val_are_chosen_by_where_it_is_asked_for(real, told, tmp_path, monkeypatch):
+    seen, choose = [], segment_choice.choose
+    monkeypatch.setattr(segment_choice, "choose", lambda *given, **more: seen.append(more) or
+                        choose(*given, **more))
+    assert segment([real], real, tmp_path / "dice") == 0
+    assert segment([real], real, tmp_path / "lesions", "--most-false-positives", "1.5") == 0
+    assert seen == [{"most_false_positives": None}, {"most_false_positives": 1.5}]
+    plain, asked = read(tmp_path / "dice", "real"), read(tmp_path / "lesions", "real")
+    assert "most_false_positives" not in plain["settings"]
+    assert asked["settings"]["most_false_positives"] == 1.5
+    assert 0 <= asked["lesion_sensitivity_val"] <= 1 and asked["false_positives_val"] >= 0
+    assert asked.keys() - plain.keys() == {"lesion_sensitivity_val", "false_positives_val"}
 
 
 def test_the_widths_are_those_of_the_network():
@@ -480,6 +508,9 @@ def rewrite(path, change):
     ({}, None, ["--oversample", "0.75", "--hard-negatives", "0.5"], 2, "are more than a batch"),
     ({}, None, ["--recipe", "published", "--steps", "1", "--hard-negatives", "0.5"], 2,
      "--steps, --hard-negatives: not of --recipe published"),
+    ({}, None, ["--recipe", "published", "--most-false-positives", "1"], 2,
+     "--steps, --most-false-positives: not of --recipe published"),
+    ({}, None, ["--most-false-positives", "-1"], 2, "-1"),
     ({}, None, ["--patch-size", "2"], 2, "2 levels are too many for patches of 2 px"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_cannot_be_trained_on_is_one_line(given, change, options, status, words, told,

@@ -57,6 +57,48 @@ def test_of_nearly_equal_dice_the_one_with_fewest_false_positives_is_taken(monke
     assert choose(items).least == 0
 
 
+def scans(speck=40):
+    """Three volumes with a large lesion, its rim less likely, and a small one of 3 voxels.
+
+    In the second 3 voxels are found in vain, in the third `speck`.
+    """
+    found = []
+    for in_vain in (0, 3, speck):
+        true, levels = np.zeros((4, 60, 60), bool), np.zeros((4, 60, 60), np.uint8)
+        levels[1:3, 4:26, 4:26] = 100
+        true[1:3, 5:25, 5:25] = True
+        true[2, 40, 30:33] = True
+        levels[true] = 255
+        levels[0].flat[40 * 60:40 * 60 + in_vain] = 255
+        found.append((levels, true))
+    return found
+
+
+@pytest.mark.parametrize(("most", "least", "sensitivity", "false_positives"), [
+    (None, 64, 0.5, 0), (0, 64, 0.5, 0), (0.5, 64, 0.5, 0), (0.7, 0, 1, 2 / 3), (9, 0, 1, 2 / 3)])
+def test_the_most_lesions_within_what_may_be_found_in_vain(most, least, sensitivity,
+                                                           false_positives):
+    chosen = choose(scans(), most_false_positives=most)
+    assert (chosen.least, chosen.sensitivity) == (least, sensitivity)
+    assert chosen.false_positives == pytest.approx(false_positives)
+    assert chosen.threshold > 100 / 255, "of as many lesions the best Dice"
+
+
+def test_where_none_has_so_few_the_fewest_in_vain_are_taken():
+    chosen = choose(scans(speck=300), most_false_positives=0)
+    assert (chosen.least, chosen.sensitivity) == (4, 0.5)
+    assert chosen.false_positives == pytest.approx(1 / 3)
+
+
+def test_a_lesion_is_found_by_the_largest_component_that_lies_in_it():
+    true, levels = np.zeros((9, 9), bool), np.zeros((9, 9), np.uint8)
+    true[1:8, 2] = True
+    levels[1, 2] = levels[4:8, 2] = 255      # of 1 and of 4 voxels, one lesion
+    chosen = [choose([(levels, true)], ((0.5,), (least,)), 0) for least in (0, 4)]
+    assert [each.sensitivity for each in chosen] == [1, 1]
+    assert choose([(levels, true)], ((0.5,), (0, 8)), 0).sensitivity == 1
+
+
 def test_what_is_said_of_ignored_findings_is_not_chosen_by():
     plain, doubtful = val(), [(levels.copy(), true.astype(np.uint8)) for levels, true in val()]
     for levels, marked in doubtful:

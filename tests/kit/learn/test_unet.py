@@ -133,6 +133,25 @@ def test_a_batch_without_foreground_has_a_finite_gradient():
         assert torch.isfinite(value.detach()) and torch.isfinite(logits.grad).all()
 
 
+def test_a_small_lesion_counts_as_a_large_one_and_an_empty_image_for_nothing():
+    true = torch.zeros(3, 1, 8, 8)
+    true[0, 0, 1, 1] = 1                # one pixel, and nearly an image; the last shows nothing
+    true[1, 0, :7] = 1
+    sure = torch.full_like(true, -20.0)
+    for missed in (0, 1):
+        logits = torch.where(true > 0, 20.0, sure)
+        logits[missed] = -20
+        assert float(unet.image_dice_loss(logits, true)) == pytest.approx(0.5, abs=1e-4)
+        batch = float(unet.dice_loss(logits, true))
+        assert batch < 0.02 if missed == 0 else batch > 0.9
+        assert float(unet.image_dice_focal_loss(logits, true)) == pytest.approx(
+            (0.5 + batch) / 2 + float(unet.focal_loss(logits, true)), abs=1e-4)
+    assert float(unet.image_dice_loss(sure, torch.zeros_like(true))) == 0
+    logits = torch.logit(torch.tensor([0.9, 0.6])).view(1, 1, 1, 2)
+    assert float(unet.image_dice_loss(logits, torch.tensor([[[[1.0, 0]]]]))) == pytest.approx(
+        1 - 2 * 0.9 / (1.5 + 1))
+
+
 # ------------------------------------------------------------------ augmentation
 
 def pair(size=32):
