@@ -84,6 +84,18 @@ def test_the_most_lesions_within_what_may_be_found_in_vain(most, least, sensitiv
     assert chosen.threshold > 100 / 255, "of as many lesions the best Dice"
 
 
+@pytest.mark.parametrize(("slack", "threshold"), [(None, 0.4), (0, 0.1)])
+def test_a_lesion_of_hundreds_is_not_worth_a_poor_dice(slack, threshold, monkeypatch):
+    """One of 225 lesions is found only where all others are found with a rim."""
+    if slack is not None:
+        monkeypatch.setattr(segment_choice, "FOUND_SLACK", slack)
+    true, levels = np.zeros((90, 90), bool), np.zeros((90, 90), np.uint8)
+    true[2::6, 2::6] = True
+    levels[2::6, 2::6] = 255
+    levels[2::6, 3::6] = levels[2, 2] = 100
+    assert choose([(levels, true)], most_false_positives=0).threshold == threshold
+
+
 def test_where_none_has_so_few_the_fewest_in_vain_are_taken():
     chosen = choose(scans(speck=300), most_false_positives=0)
     assert (chosen.least, chosen.sensitivity) == (4, 0.5)
