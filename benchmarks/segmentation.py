@@ -43,8 +43,7 @@ THORAX = ["--view", "slice", "--labels", "presence", "--field-mm", "320", "--ima
           "--fold", "1/10"]
 # of unet_segment.py: the demo preset's are for a minute
 OURS = {"thorax": ["--steps", 10000, "--widths", 16, 32, 64, 128, "--batch-size", 12,
-                   "--patch-size", 64, "--neighbours", 2, "--oversample", 0.4,
-                   "--most-false-positives", 0.8],  # of val: room for one of test
+                   "--patch-size", 64, "--neighbours", 2, "--oversample", 0.4],
         "msd": ["--steps", 6000, "--widths", 24, 48, 96, 192], "tissue": ["--steps", 2000]}
 FOLDS = 5
 TISSUE_PX = 64

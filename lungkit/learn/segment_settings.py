@@ -12,7 +12,7 @@ from lungkit.run.faults import BadOptions
 
 OURS, PUBLISHED = "ours", "published"
 LOSSES = ("dice-focal", "image-dice-focal", "tversky", "bce")
-WHOLE = {OURS: {"oversample": 1 / 3, "learning_rate": 2e-3, "mirror": True},
+WHOLE = {OURS: {"loss": "dice-focal", "oversample": 1 / 3, "learning_rate": 2e-3, "mirror": True},
          PUBLISHED: {"loss": "bce", "epochs": 30, "learning_rate": 1e-4}}
 PLANNED = "steps", "oversample", "hard_negatives", "patch_size"  # decide what ours is shown
 OF_OURS, OF_PUBLISHED = ("loss", "mirror", *PLANNED, "most_false_positives"), ("epochs",)
@@ -70,9 +70,6 @@ def of_dataset(settings: dict, target: Target, manifest: dict) -> dict:
                          f"{'images' if patch_size == size else 'patches'} of {patch_size} px")
     found = {**settings, "patch_size": patch_size, **target.setting(), "image_size": size,
              **as_setting(manifest["symmetries"])}
-    shows_patches = patch_size < size
     if found.get("hard_negatives", HARD) is None:  # whole images show all of their background
-        found["hard_negatives"] = min(HARD, 1 - found["oversample"]) if shows_patches else 0.0
-    if found["loss"] is None:  # of patches few show a lesion, and most a small one
-        found["loss"] = "image-dice-focal" if shows_patches else "dice-focal"
+        found["hard_negatives"] = min(HARD, 1 - found["oversample"]) if patch_size < size else 0.0
     return found
