@@ -10,9 +10,9 @@ msd     tumour patches of the Medical Segmentation Decathlon, --msd val_patches.
 tissue  tumour of simulated tissue by its own truth, beside the tumour map of tumor_seg.py
 
 Each recipe (without --recipes the published one too, which of the thorax takes hours) trains on the
-same images, on one thread or OMP_NUM_THREADS; ours with the options of OURS. Intervals are 95 %
-over patients of test: patients drawn again 2000 times, one training, so that what another training
-would give is not in them. --work keeps what is made, and resumes.
+same images, on one thread; ours with the options of OURS. Intervals are 95 % over patients of test:
+patients drawn again 2000 times, one training, so that what another training would give is not in
+them. --work keeps what is made, and resumes.
 """
 
 from __future__ import annotations
@@ -50,13 +50,10 @@ TISSUE_PX = 64
 
 
 def run(*words: object) -> float | None:
-    """Run a part of the project, on one thread unless OMP_NUM_THREADS says otherwise.
-
-    Returns its processor seconds, or None: it finds NOTHING.
-    """
+    """Run a part of the project on one thread; its processor seconds, None: it finds NOTHING."""
     before = os.times()
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True,
-                          text=True, env={"OMP_NUM_THREADS": "1", **os.environ}, check=False)
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     if NOTHING in done.stderr:
         return None
     if done.returncode:
@@ -139,8 +136,7 @@ def given(options, name: str, part: str) -> list:
     """Options of a recipe's training; those of the command line are of ours alone."""
     if name != "ours":
         return []
-    return [*OURS[part], *(["--steps", options.steps] if options.steps else []),
-            *(["--widths", *options.widths] if options.widths else [])]
+    return [*OURS[part], *options.options]
 
 
 # ------------------------------------------------------------------ simulated chests
@@ -270,9 +266,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, metavar="DIR")
     parser.add_argument("--msd", type=Path, metavar="H5", help="val_patches.h5")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--steps", type=int, metavar="INT", help="of ours (those of OURS)")
-    parser.add_argument("--widths", type=int, nargs="+", metavar="CHANNELS",
-                        help="of ours (those of OURS or the demo preset's)")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], metavar="OPTION",
+                        help="the last: options of unet_segment.py, of ours, after those of OURS")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         work = options.work or Path(made)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lungkit.ct.crops import along
-from lungkit.ct.studies import Scan
 from lungkit.data.dataset import Dataset, Row
 from lungkit.data.mask_items import Item, shows_slices
 from lungkit.data.repeats import Repeats
@@ -23,6 +23,9 @@ from lungkit.formats import metaimage, nifti
 from lungkit.formats.volumes import Geometry, Turn, canonical
 from lungkit.run.faults import BadOptions, Fault
 from lungkit.run.files import read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from lungkit.ct.studies import Scan
 
 NAME = "scans.json"
 

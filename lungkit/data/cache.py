@@ -9,6 +9,7 @@ built again. Whoever comes while another builds waits.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -40,15 +41,18 @@ def map_split(dataset: Path, fingerprint: str, split: str, shape: tuple[int, ...
 
 
 def map_rows(dataset: Path, fingerprint: str, name: str, shape: tuple[int, ...],
-             rows: Iterable[np.ndarray], *, what: str, why: str, dtype=np.uint8) -> np.ndarray:
+             rows: Iterable[np.ndarray], *, what: str, why: str, dtype=np.uint8,
+             version: str = "") -> np.ndarray:
     """What is worked out of a dataset row by row, of `shape` and `dtype`, kept in `<name>.npy`.
 
-    fingerprint: the dataset's own, whatever else decides the rows; that belongs into the name, as
-    of caches by another fingerprint none is kept. rows: as many as shape[0] says, asked for only
-    where no file holds them yet. what: is done, as the progress calls it. why: a file is needed,
-    for the fault. Mapped, not to be written to. Raises as `map_split` does.
+    fingerprint: the dataset's own: of caches by another none is kept. version: what else the rows
+    are made of, a digest, part of the file's name; of a name one version is kept. rows: as many as
+    shape[0] says, asked for only where no file holds them yet. what: is done, as the progress calls
+    it. why: a file is needed, for the fault. Mapped, not to be written to. Raises as `map_split`
+    does.
     """
-    places = [folder / f"{name}.npy" for folder in folders(dataset, fingerprint)]
+    file_name = f"{name}.{version}.npy" if version else f"{name}.npy"
+    places = [folder / file_name for folder in folders(dataset, fingerprint)]
     for path in places:
         if (mapped := map_file(path, shape, dtype)) is not None:
             return mapped
@@ -59,7 +63,8 @@ def map_rows(dataset: Path, fingerprint: str, name: str, shape: tuple[int, ...],
         except OSError:
             continue
         if os.access(path.parent, os.W_OK) and (is_beside(path) or is_private(*path.parents[:2])):
-            return build(path, shape, rows, dtype=dtype, what=what)
+            return build(path, shape, rows, dtype=dtype, what=what,
+                         older=f"{glob.escape(name)}.*.npy" if version else "")
     raise Fault(f"{why} and its cache cannot be written, or others could write it too, in all "
                 f"of {', '.join(str(path.parent) for path in places)}: set TMPDIR to a folder with "
                 "room for it")
@@ -97,8 +102,11 @@ def map_file(path: Path, shape: tuple[int, ...], dtype=np.uint8) -> np.ndarray |
 
 
 def build(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray], *, dtype,
-          what: str) -> np.ndarray:
-    """Write the file, unless another process does so meanwhile, and map it."""
+          what: str, older: str) -> np.ndarray:
+    """Write the file, unless another process does so meanwhile, and map it.
+
+    older: pattern of the names of its other versions, which are deleted, or "".
+    """
     waiting = False
     while (held := try_lock(path)) is None:
         if not waiting:
@@ -109,7 +117,7 @@ def build(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray], *, dty
     try:
         if (mapped := map_file(path, shape, dtype)) is not None:
             return mapped
-        forget_others(path)
+        forget_others(path, older)
         size = np.prod(shape) * np.dtype(dtype).itemsize
         say(f"{what}: {shape[0]} images, {size / 2**20:.1f} MB, once into {path}")
         progress = Progress(what, shape[0])
@@ -134,8 +142,10 @@ def build(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray], *, dty
     return mapped
 
 
-def forget_others(path: Path) -> None:
+def forget_others(path: Path, older: str) -> None:
     """Delete what killed builds left of this file, and caches of older makings of the dataset."""
+    for version in path.parent.glob(older) if older else ():
+        version.unlink(missing_ok=True)
     for left in path.parent.glob(f".{path.stem}.*.tmp*"):
         left.unlink(missing_ok=True)
     if is_beside(path):  # of no other dataset

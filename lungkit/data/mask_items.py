@@ -120,9 +120,9 @@ def load_masks(data: Dataset, split: str, target: Target) -> tuple[np.ndarray, n
     masks = map(read, rows, known)
     if int(np.prod(shape)) <= cache.IN_MEMORY_BYTES:
         return np.stack(list(masks)), known
-    name = "-".join(["masks", fingerprint(data.path, target.kind)[:16], split, target.kind,
-                     *map(str, target.labels)])
+    name = "-".join(["masks", split, target.kind, *map(str, target.labels)])
     return cache.map_rows(data.path, data.fingerprint, name, shape, masks,
+                          version=fingerprint(data.path, target.kind),
                           what=f"decoding masks of {split}",
                           why=f"the masks of the {split} split of {data.path} are too large for "
                               "memory"), known

@@ -35,7 +35,7 @@ class Choice:
     least: int
     dice: float
     false_positives: float   # of an item, the mean
-    sensitivity: float = 0.0 # share of the lesions that is found
+    sensitivity: float       # share of the lesions that is found
 
     def mask(self, levels: np.ndarray) -> np.ndarray:
         """bool of levels uint8 [Z, Y, X] or [Y, X]."""

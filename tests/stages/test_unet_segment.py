@@ -192,7 +192,7 @@ def test_threshold_and_components_are_chosen_on_val(real, told, tmp_path, monkey
 
     def choose(predicted, *grid, **more):
         asked.append([true.sum() for _, true in predicted])
-        return segment_choice.Choice(0.99, 10**6, 0.5, 0.0)
+        return segment_choice.Choice(0.99, 10**6, 0.5, 0.0, 0.5)
 
     monkeypatch.setattr(segment_choice, "choose", choose)
     assert segment([real], real, tmp_path) == 1  # so large a component is nowhere
@@ -278,7 +278,7 @@ def test_val_that_lacks_slices_is_chosen_by_image_by_image(scans, told, tmp_path
 
     def note(predicted, *grid, **more):
         asked.append([true.ndim for _, true in predicted])
-        return segment_choice.Choice(0.5, 0, 1.0, 0.0)
+        return segment_choice.Choice(0.5, 0, 1.0, 0.0, 1.0)
 
     monkeypatch.setattr(segment_choice, "choose", note)
     assert segment([scans], scans, tmp_path / "whole") == 0
@@ -507,7 +507,7 @@ def rewrite(path, change):
      "--steps, --hard-negatives: not of --recipe published"),
     ({}, None, ["--recipe", "published", "--most-false-positives", "1"], 2,
      "--steps, --most-false-positives: not of --recipe published"),
-    ({}, None, ["--most-false-positives", "-1"], 2, "-1"),
+    ({}, None, ["--most-false-positives", "-1"], 2, "-1 is not at least 0"),
     ({}, None, ["--patch-size", "2"], 2, "2 levels are too many for patches of 2 px"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_cannot_be_trained_on_is_one_line(given, change, options, status, words, told,

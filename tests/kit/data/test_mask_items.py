@@ -133,14 +133,15 @@ def test_what_is_kept_of_a_dataset_stays_whatever_else_is_kept_of_it(scans, monk
         assert np.array_equal(reading(), was, equal_nan=was.dtype.kind == "f")
 
 
-def test_masks_that_were_changed_are_read_anew(scans, monkeypatch):
+def test_masks_that_were_changed_are_read_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "IN_MEMORY_BYTES", 1)
-    before, _ = mask_items.load_masks(scans, "test", Target("nodule"))
-    row = scans.select("test")[0]
-    path = scans.mask_path("nodule", row)
-    path.write_bytes(encode_png(255 - scans.mask("nodule", row)))
-    after, _ = mask_items.load_masks(scans, "test", Target("nodule"))
+    data = make_dataset(tmp_path / "real")
+    before, _ = mask_items.load_masks(data, "test", Target("nodule"))
+    row = data.select("test")[0]
+    data.mask_path("nodule", row).write_bytes(encode_png(255 - data.mask("nodule", row)))
+    after, _ = mask_items.load_masks(data, "test", Target("nodule"))
     assert np.array_equal(after[0], 1 - before[0]) and np.array_equal(after[1:], before[1:])
+    assert len(list(tmp_path.glob(".real.cache/*/*.npy"))) == 1, "the older ones are kept"
 
 
 def test_missing_slices_and_tests_without_a_healthy_image_are_said(scans):
