@@ -102,7 +102,7 @@ def map_file(path: Path, shape: tuple[int, ...], dtype=np.uint8) -> np.ndarray |
 
 
 def build(path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray], *, dtype,
-          what: str, older: str) -> np.ndarray:
+          what: str, older: str = "") -> np.ndarray:
     """Write the file, unless another process does so meanwhile, and map it.
 
     older: pattern of the names of its other versions, which are deleted, or "".
